@@ -1,0 +1,37 @@
+# The two commands of the README are `make demo` and `make test`; the rest are their parts.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# Everything stays inside the checkout: no pip cache in the home directory.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir
+RUFF := $(BIN)/ruff --quiet
+
+.PHONY: demo test lint venv lock clean
+
+demo: venv
+	$(BIN)/mlops-ray run configs/factory_load.yaml
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(RUFF) format --check .
+	$(RUFF) check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements.lock
+	$(PIP) install --quiet --no-deps --editable .
+	touch $@
+
+# Needs uv. The lock is for Python 3.11 and holds hashes and no index address.
+lock:
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --no-header --quiet --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache *.egg-info

@@ -1,0 +1,891 @@
+"""The project file: one YAML file as frozen, typed models.
+
+An unknown key is an error that names the nearest known one, with file and line. A file holds only what
+differs from the defaults that stand here. `load` is the only way in.
+"""
+
+import importlib.resources
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from mlops_ray.errors import ConfigError, did_you_mean
+from mlops_ray.expressions import compile_sql
+from mlops_ray.schema import Column, ColumnType, Rule, Schema, Severity
+
+MICROSECONDS = {
+    "us": 1,
+    "ms": 1_000,
+    "s": 1_000_000,
+    "m": 60_000_000,
+    "h": 3_600_000_000,
+    "d": 86_400_000_000,
+    "w": 604_800_000_000,
+}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+
+
+def parse_duration(text: str) -> int:
+    """A duration in microseconds; a day is 24 hours.
+
+    >>> parse_duration("1h"), parse_duration("7d") // 1_000_000
+    (3600000000, 604800)
+    """
+    match = _DURATION.fullmatch(str(text).strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a duration; write e.g. 15m, 24h, 7d")
+    return round(float(match[1]) * MICROSECONDS[match[2]])
+
+
+def _parse_share(value: object) -> float:
+    if isinstance(value, str) and value.strip().endswith("%"):
+        return float(value.strip()[:-1]) / 100
+    if isinstance(value, int | float):
+        return float(value)
+    raise ValueError(f"{value!r} is not a share; write e.g. 2% or 0.02")
+
+
+def _checked_sql(text: str) -> str:
+    try:
+        compile_sql(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Duration = Annotated[int, BeforeValidator(parse_duration, json_schema_input_type=str)]
+Share = Annotated[float, BeforeValidator(_parse_share, json_schema_input_type=float | str)]
+Sql = Annotated[str, AfterValidator(_checked_sql)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
+#: At most so many in so long, e.g. `1/7d`.
+Rate = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?(s|m|h|d|w)$")]
+
+
+class Model(BaseModel):
+    """Frozen, and an unknown key is an error that names the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unknown_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or cls.model_config.get("extra") != "forbid":
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for key in data:
+            if key not in known:
+                hint = did_you_mean(str(key), known)
+                raise PydanticCustomError(
+                    "unknown_key", "unknown key '{key}'{hint}", {"key": str(key), "hint": hint}
+                )
+        return data
+
+
+def _wrong(message: str, *at: str) -> PydanticCustomError:
+    """An error of a place below the model that finds it."""
+    return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
+
+
+def _exactly_one(model: BaseModel, names: tuple[str, ...]) -> None:
+    given = [name for name in names if getattr(model, name) is not None]
+    if len(given) != 1:
+        raise ValueError(
+            f"say exactly one of {', '.join(names)}" + (f", not {' and '.join(given)}" * bool(given))
+        )
+
+
+# ---------------------------------------------------------------- sources
+
+
+class Csv(Model):
+    """How a CSV file is written. `names` are the columns of a file without a header."""
+
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    quote: str = Field('"', max_length=1)
+    decimal: str = Field(".", min_length=1, max_length=1)
+    encoding: str = "utf-8"
+    names: Names | None = None
+    skip_rows: int = Field(0, ge=0)
+
+
+class JsonLines(Model):
+    """One JSON object a line."""
+
+
+class Parquet(Model):
+    """Apache Parquet."""
+
+
+class Excel(Model):
+    """One sheet of a workbook; the first unless named."""
+
+    sheet: str | None = None
+
+
+class Delta(Model):
+    """A Delta table."""
+
+
+class Format(Model):
+    """One of the formats that can be read, with its options."""
+
+    csv: Csv | None = None
+    jsonl: JsonLines | None = None
+    parquet: Parquet | None = None
+    excel: Excel | None = None
+    delta: Delta | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: Any) -> Any:
+        return {data: {}} if isinstance(data, str) else data
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, tuple(type(self).model_fields))
+        return self
+
+
+class File(Model):
+    """A file among several that make one table, where it differs from the others."""
+
+    path: str
+    format: Format | None = None
+    rename: dict[str, str] = {}
+
+
+class SqlQuery(Model):
+    """A query and the database it runs on."""
+
+    connection: str
+    query: str
+
+
+class Unpivot(Model):
+    """Columns other than `keep` become rows of (`names`, `values`)."""
+
+    keep: Names
+    names: str
+    values: str
+
+
+class EventTime(Model):
+    """When a row was true: a column, several (`columns`, with `granularity`), or the order of rows."""
+
+    column: str | None = None
+    columns: Names | None = None
+    granularity: Literal["day", "hour", "minute"] | None = None
+    order: bool = False
+    every: Duration | None = None
+    format: str | None = None
+    unit: Literal["s", "ms", "us", "ns"] | None = None
+    timezone: str | None = None
+    ambiguous: Literal["raise", "infer"] = "raise"
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.column is not None) + (self.columns is not None) + self.order != 1:
+            raise ValueError("say exactly one of column, columns, order")
+        if self.columns is not None and self.granularity is None:
+            raise ValueError("columns needs granularity: day, hour or minute")
+        if self.order and self.every is None:
+            raise ValueError("order needs every: the time between two rows, e.g. 30m")
+        if self.timezone is not None:
+            _check_timezone(self.timezone)
+        elif self.columns is not None or (self.format is not None and "%z" not in self.format):
+            raise ValueError("stamps without an offset need timezone, e.g. timezone: Europe/Berlin, or UTC")
+        return self
+
+
+def _check_timezone(name: str) -> None:
+    import zoneinfo
+
+    if name not in zoneinfo.available_timezones():
+        raise ValueError(f"no time zone {name!r}{did_you_mean(name, zoneinfo.available_timezones())}")
+
+
+Aggregation = Literal[
+    "count", "sum", "mean", "min", "max", "std", "first", "last", "distinct_count", "quantile"
+]
+
+
+class Resample(Model):
+    """Aggregates over intervals of `every`; each is stamped with the interval's end."""
+
+    every: Duration
+    columns: dict[str, Aggregation] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _columns(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "columns" in data:
+            return data
+        return {
+            "every": data.get("every"),
+            "columns": {key: value for key, value in data.items() if key != "every"},
+        }
+
+
+class KnownAt(Model):
+    """A declared back-load: when the rows became known, instead of the time of the commit."""
+
+    column: str | None = None
+    after_event: Duration | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("column", "after_event"))
+        return self
+
+
+class ColumnSpec(Model):
+    """What the values of a column must be."""
+
+    type: ColumnType
+    required: bool = False
+    min: float | None = None
+    max: float | None = None
+    categories: tuple[str | int, ...] | None = None
+    pattern: str | None = None
+    on_fail: Severity = "reject"
+
+
+class RuleSpec(Model):
+    """A condition that a row must hold."""
+
+    name: str
+    require: Sql
+    on_fail: Severity = "reject"
+    nulls: Literal["pass", "fail"] = "pass"
+
+
+class Curated(Model):
+    """The rows that people may see."""
+
+    rows: int = Field(ge=0)
+    where: Sql | None = None
+    mask: dict[str, str] = {}
+
+
+class Policy(Model):
+    """Where a source's rows may be, and who may see them."""
+
+    allowed_regions: Names | None = None
+    machine_only: Names = ()
+    curated: Curated | None = None
+    minimum_count: int = Field(10, ge=1)
+
+
+class Source(Model):
+    """A table of rows: where it is read, what its columns are, and what must hold."""
+
+    path: tuple[File, ...] | None = None
+    sql: SqlQuery | None = None
+    format: Format = Format(csv=Csv())
+    null_values: Names = ("",)
+    true_values: Names = Schema.true_values
+    false_values: Names = Schema.false_values
+    rename: dict[str, str] = {}
+    unpivot: Unpivot | None = None
+    where: Sql | None = None
+    entity: Names = ()
+    time: Literal["none"] | None = None
+    event_time: EventTime | None = None
+    resample: Resample | None = None
+    season: Duration | None = None
+    known_at: KnownAt | None = None
+    row_id: str | None = None
+    sequence: str | None = None
+    deleted: str | None = None
+    columns: dict[str, ColumnSpec]
+    rules: tuple[RuleSpec, ...] = ()
+    policy: Policy = Policy()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _files(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and data.get("path") is not None:
+            items = data["path"] if isinstance(data["path"], list) else [data["path"]]
+            files = [{"path": item} if isinstance(item, str) else item for item in items]
+            return {**data, "path": files}
+        return data
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        _exactly_one(self, ("path", "sql"))
+        if (self.event_time is None) == (self.time is None):
+            raise ValueError("say event_time, or time: none for a table without time")
+        known = set(self.columns)
+        time_columns = set(self.event_time.columns or ()) if self.event_time else set()
+        named = {"entity": self.entity, "resample": self.resample.columns if self.resample else ()}
+        for key, names in named.items():
+            for name in names:
+                if name not in known | time_columns:
+                    hint = did_you_mean(name, known)
+                    raise _wrong(f"names {name!r}, which is not among columns{hint}", key)
+        for rule in self.rules:
+            for name in sorted(compile_sql(rule.require).columns - known):
+                hint = did_you_mean(name, known)
+                raise _wrong(f"{rule.name!r} reads {name!r}, which is no column{hint}", "rules")
+        return self
+
+    @property
+    def row_schema(self) -> Schema:
+        """The check that every row of the source goes through."""
+        columns = tuple(Column(name, **dict(spec)) for name, spec in self.columns.items())
+        rules = tuple(Rule(**dict(rule)) for rule in self.rules)
+        return Schema(columns, rules, self.true_values, self.false_values, self.null_values)
+
+
+# ---------------------------------------------------------------- features
+
+
+class ValueAt(Model):
+    """The newest value in [T - ago - tolerance, T - ago]."""
+
+    of: str
+    ago: Duration
+    tolerance: Duration = 0
+
+
+class Lag(Model):
+    """The value so many rows before, for a source that has order only."""
+
+    of: str
+    rows: int = Field(ge=1)
+
+
+class Window(Model):
+    """An aggregate over the rows with event time in (P - over, P]."""
+
+    of: str
+    agg: Aggregation
+    over: Duration
+    quantile: float | None = Field(None, ge=0, le=1)
+
+
+class Function(Model):
+    """A Python function from columns to a column, by its dotted path."""
+
+    path: str
+    inputs: Names
+
+
+class Feature(Model):
+    """One feature; exactly one of its kinds."""
+
+    latest: str | None = None
+    value_at: ValueAt | None = None
+    lag: Lag | None = None
+    window: Window | None = None
+    expr: Sql | None = None
+    function: Function | None = None
+    hour_of: str | None = None
+    weekday_of: str | None = None
+    month_of: str | None = None
+    holiday_of: str | None = None
+    country: str | None = None
+    timezone: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, FEATURE_KINDS)
+        if self.holiday_of is not None and self.country is None:
+            raise ValueError("holiday_of needs country, e.g. country: DE")
+        return self
+
+
+STORED_KINDS = ("latest", "value_at", "lag", "window")
+CALENDAR_KINDS = ("hour_of", "weekday_of", "month_of", "holiday_of")
+FEATURE_KINDS = (*STORED_KINDS, "expr", "function", *CALENDAR_KINDS)
+
+
+class View(Model):
+    """Features of a source's history, features of the request itself, or a row's own columns."""
+
+    source: str | None = None
+    features: dict[str, Feature] = {}
+    ttl: Duration | None = None
+    join_keys: dict[str, str] = {}
+    on_request: dict[str, Feature] | None = None
+    columns: Names | None = None
+    exclude: Names = ()
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("source", "on_request", "columns"))
+        for name, feature in self.features.items():
+            if all(getattr(feature, kind) is None for kind in STORED_KINDS):
+                raise ValueError(f"feature {name!r} of a source needs one of {', '.join(STORED_KINDS)}")
+        for name, feature in (self.on_request or {}).items():
+            if any(getattr(feature, kind) is not None for kind in STORED_KINDS):
+                raise ValueError(f"feature {name!r} reads history; put it into a view with a source")
+        return self
+
+
+class LabelKnown(KnownAt):
+    """When the label of a row becomes known."""
+
+
+class Target(Model):
+    """What is predicted, how far ahead, and when the truth becomes known."""
+
+    source: str
+    expr: Sql
+    horizon: Annotated[tuple[Duration, ...], BeforeValidator(_as_list)] = (0,)
+    task: Literal["regression", "classification"]
+    positive: str | int | bool | None = None
+    where: Sql | None = None
+    label_known: LabelKnown | None = None
+    known_at: Literal["event"] | None = None
+    transform: Literal["log", "log1p"] | None = None
+
+
+# ---------------------------------------------------------------- training
+
+
+class Resources(Model):
+    """What one trial, or one replica, asks of Ray."""
+
+    cpu: float = Field(1, gt=0)
+    gpu: float = Field(0, ge=0)
+
+
+class Search(Model):
+    """How far and with what the sweep searches."""
+
+    trials: int = Field(20, ge=1)
+    algorithm: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    time_limit: Duration | None = None
+    resources: Resources = Resources()
+    gpu: Literal["required", "preferred", "none"] = "none"
+    seed: int = 0
+    space: dict[str, dict[str, Any]] = {}
+
+
+class HeldOut(Model):
+    """The part of the data that only the winner sees: from a date on, or the last share."""
+
+    from_: str | None = Field(None, alias="from")
+    share: Share | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _date(cls, data: Any) -> Any:
+        # YAML reads a bare date as a date.
+        if isinstance(data, Mapping) and data.get("from") is not None:
+            return {**data, "from": str(data["from"])}
+        return data
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.from_ is None) == (self.share is None):
+            raise ValueError("say exactly one of from, share")
+        return self
+
+
+class Validation(Model):
+    """How rows are split; data with a `group` never has the group on both sides."""
+
+    by: Literal["time", "order", "random"] = "time"
+    test: HeldOut = HeldOut(share=0.2)
+    folds: int = Field(3, ge=1)
+    group: str | None = None
+    stratify: bool = False
+    replay: bool = False
+
+
+class Gate(Model):
+    """What the winner must beat, and by how much, to go on."""
+
+    better_than: tuple[Literal["naive", "champion"], ...] = ("naive", "champion")
+    by: Share = 0.0
+
+
+class ThresholdFor(Model):
+    """What a decision threshold is chosen for."""
+
+    recall: float | None = Field(None, ge=0, le=1)
+    precision: float | None = Field(None, ge=0, le=1)
+    cost: tuple[tuple[float, ...], ...] | None = None
+
+
+class Threshold(Model):
+    for_: Literal["f1", "accuracy"] | ThresholdFor = Field("f1", alias="for")
+
+
+class Imbalance(Model):
+    """Classes that are out of balance."""
+
+    weights: Literal["balanced"] | dict[str, float] | None = None
+    threshold: Threshold | None = None
+    minimum_rows: int = Field(50, ge=1)
+
+
+class OwnFamily(Model):
+    """A model family of the user's own, by the dotted path of its class."""
+
+    path: str
+
+
+class Training(Model):
+    """Which families compete, how they are searched, and what decides."""
+
+    families: tuple[str | OwnFamily, ...] = ("ridge", "xgboost")
+    search: Search = Search()
+    metric: str = "mae"
+    metrics: Names = ()
+    validation: Validation = Validation()
+    gate: Gate = Gate()
+    imbalance: Imbalance | None = None
+    minimum_rows: int = Field(100, ge=1)
+
+
+# ---------------------------------------------------------------- serving and after
+
+
+class Slo(Model):
+    p99_ms: float = Field(50, gt=0)
+    error_rate: Share = 0.001
+
+
+class Replicas(Model):
+    min: int = Field(1, ge=0)
+    max: int = Field(8, ge=1)
+
+
+class Batching(Model):
+    max_rows: int = Field(256, ge=1)
+    max_wait_ms: float = Field(2, ge=0)
+
+
+class Machine(Model):
+    """`auto`, or what one replica asks of Ray."""
+
+    machine: str = "auto"
+    cpu: float = Field(1, gt=0)
+    gpu: float = Field(0, ge=0)
+
+
+class Postprocess(Model):
+    clip: tuple[float | None, float | None] | None = None
+    function: str | None = None
+
+
+class Serving(Model):
+    """How predictions are answered."""
+
+    slo: Slo = Slo()
+    replicas: Replicas = Replicas()
+    batching: Batching = Batching()
+    resources: Machine = Machine()
+    postprocess: Postprocess = Postprocess()
+    explain: Literal["on_request", "never"] = "never"
+
+
+class Shadow(Model):
+    requests: int = Field(500, ge=0)
+    max_wait: Duration = parse_duration("10m")
+
+
+class CanaryStep(Model):
+    weight: float = Field(gt=0, le=100)
+    requests: int | None = Field(None, ge=1)
+    max_wait: Duration | None = None
+
+
+class Release(Model):
+    """How a version goes live."""
+
+    shadow: Shadow | None = None
+    canary: tuple[float | CanaryStep, ...] = ()
+    per_step: Duration = parse_duration("2m")
+    when_quiet: Literal["inconclusive", "promote"] = "inconclusive"
+    effect: float = Field(0.5, gt=0)
+    profit_gate: Literal["refuse", "report", "off"] = "report"
+
+
+class FalseAlarms(Model):
+    max: float = Field(1, gt=0)
+    per: Duration = parse_duration("90d")
+
+
+class Labels(Model):
+    delay: Duration = 0
+
+
+class Alert(Model):
+    """Where alarms go; exactly one route."""
+
+    webhook: str | None = None
+    email: str | None = None
+    log: bool | None = None
+    prometheus: bool | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("webhook", "email", "log", "prometheus"))
+        return self
+
+
+class Retrain(Model):
+    when: tuple[Literal["performance", "drift"], ...] = ("performance", "drift")
+    at_most: Rate = "1/7d"
+
+
+class Monitoring(Model):
+    """What is watched, and how many false alarms are allowed."""
+
+    window: Duration = parse_duration("1d")
+    false_alarms: FalseAlarms = FalseAlarms()
+    labels: Labels = Labels()
+    segments: Names = ()
+    alerts: tuple[Alert, ...] = ()
+    retrain: Retrain | None = None
+
+
+class Money(Model):
+    amount: float
+    currency: str = Field(pattern="^[A-Z]{3}$")
+
+
+class Cost(Model):
+    """Prices, and what a prediction is worth."""
+
+    prices: str | None = None
+    value_per_prediction: Money | None = None
+    profit_margin: Share = 0.01
+    training_life: Duration = parse_duration("30d")
+    safety: float = Field(0.7, gt=0, le=1)
+    budget: dict[str, Any] | None = None
+
+
+class Project(Model):
+    """The whole project file."""
+
+    project: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    storage: str = ".mlops"
+    tracking: str | None = None
+    online: str | None = None
+    include: Names = ()
+    sources: dict[str, Source]
+    features: dict[str, View]
+    target: Target
+    training: Training = Training()
+    serving: Serving = Serving()
+    release: Release = Release()
+    monitoring: Monitoring = Monitoring()
+    cost: Cost = Cost()
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        places: list[tuple[tuple[str, ...], str]] = [(("target", "source"), self.target.source)]
+        places += [
+            (("features", name, "source"), view.source) for name, view in self.features.items() if view.source
+        ]
+        for place, source in places:
+            if source not in self.sources:
+                raise _wrong(
+                    f"names {source!r}, which is no source{did_you_mean(source, self.sources)}", *place
+                )
+        for name, view in self.features.items():
+            for feature_name, feature in view.features.items():
+                self._check_feature(("features", name, "features", feature_name), view, feature)
+        return self
+
+    def _check_feature(self, place: tuple[str, ...], view: View, feature: Feature) -> None:
+        assert view.source is not None
+        columns = self.sources[view.source].columns
+        stored = feature.value_at or feature.window or feature.lag
+        of = feature.latest if stored is None else stored.of
+        if of not in columns:
+            hint = did_you_mean(str(of), columns)
+            raise _wrong(f"reads {of!r}, which is no column of {view.source!r}{hint}", *place)
+        horizon = max(self.target.horizon)
+        if feature.value_at is not None and feature.value_at.ago < horizon:
+            raise _wrong("looks past the moment of prediction: ago is shorter than the horizon", *place)
+
+    @property
+    def label_delay(self) -> int:
+        """Microseconds from a row's event time to the moment its label is known."""
+        known = self.target.label_known
+        return (known.after_event or 0) if known is not None else self.monitoring.labels.delay
+
+
+# ---------------------------------------------------------------- reading the file
+
+
+def load(path: str | Path, environ: Mapping[str, str] = os.environ) -> Project:
+    """The project that a file describes, its paths absolute.
+
+    Raises `ConfigError` in one sentence that says what is wrong and in which line.
+    """
+    file = Path(path)
+    tree, lines = _parse(file)
+    for included in _as_list(tree.get("include", [])) or []:  # type: ignore[attr-defined]
+        other, _ = _parse(file.parent / str(included))
+        for part in ("sources", "features"):
+            shared = _resolve_paths(other, (file.parent / str(included)).parent).get(part, {})
+            tree[part] = {**shared, **(tree.get(part) or {})}
+    tree = _substitute(tree, environ, file, lines)
+    try:
+        return Project.model_validate(_resolve_paths(tree, file.parent.resolve()))
+    except ValidationError as error:
+        raise _first_error(error, file, lines) from None
+
+
+def warnings(path: str | Path, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What a person should know about a file that loads: alerts that are off, in sentences."""
+    tree, _ = _parse(Path(path))
+    alerts = (tree.get("monitoring") or {}).get("alerts") or []
+    missing = [name for alert in alerts for name in _unset(alert, environ)]
+    return [f"the alert that needs ${{{name}}} is off, since {name} is not set" for name in missing]
+
+
+def _parse(file: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot read the project file {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 text (byte {error.start})", file=str(file)) from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise ConfigError(f"not YAML: {error.problem}", file=str(file), line=line) from error
+    if not isinstance(tree, dict):
+        raise ConfigError("a project file is a mapping that begins with project: NAME", file=str(file))
+    return tree, dict(_lines(node))
+
+
+def _lines(node: yaml.Node | None, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
+    """The line of every key and item."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield (*at, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*at, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield (*at, index), value.start_mark.line + 1
+            yield from _lines(value, (*at, index))
+
+
+def _first_error(error: ValidationError, file: Path, lines: Mapping[tuple[Any, ...], int]) -> ConfigError:
+    details = error.errors()
+    # A mistake inside one branch of a union is reported for every branch: the deepest place says most.
+    detail = max(details, key=lambda d: (d["type"] == "unknown_key", len(_place(d["loc"], lines))))
+    place = _place(detail["loc"], lines)
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        message = f"the key {str(detail['loc'][-1])!r} is missing"
+    if detail["type"] == "wrong":
+        place = (*place, *detail["ctx"]["at"])
+    where = ".".join(str(part) for part in place)
+    if detail["type"] == "unknown_key":
+        place = (*place, detail["ctx"]["key"])
+    line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
+    return ConfigError(f"{where}: {message}" if where else message, file=str(file), line=line)
+
+
+def _place(loc: tuple[int | str, ...], lines: Mapping[tuple[Any, ...], int]) -> tuple[Any, ...]:
+    """The part of an error's location that stands in the file (pydantic adds the names of union members)."""
+    place: tuple[Any, ...] = ()
+    for part in loc:
+        if (*place, part) in lines:
+            place = (*place, part)
+    return place
+
+
+def _unset(value: object, environ: Mapping[str, str]) -> list[str]:
+    if isinstance(value, str):
+        return [name for name in _VARIABLE.findall(value) if name not in environ]
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [name for child in children for name in _unset(child, environ)]
+
+
+def _substitute(
+    tree: dict[str, Any], environ: Mapping[str, str], file: Path, lines: Mapping[tuple[Any, ...], int]
+) -> dict[str, Any]:
+    """The tree with every `${VAR}` replaced; an alert whose variable is unset is left out."""
+
+    def walk(value: Any, at: tuple[Any, ...]) -> Any:
+        if isinstance(value, dict):
+            return {key: walk(child, (*at, key)) for key, child in value.items()}
+        if isinstance(value, list):
+            alerts = at == ("monitoring", "alerts")
+            kept = [(i, child) for i, child in enumerate(value) if not (alerts and _unset(child, environ))]
+            return [walk(child, (*at, i)) for i, child in kept]
+        if not isinstance(value, str):
+            return value
+        for name in _unset(value, environ):
+            raise ConfigError(
+                f"{'.'.join(map(str, at))}: the environment variable {name} is not set",
+                file=str(file),
+                line=lines.get(at),
+            )
+        return _VARIABLE.sub(lambda match: environ[match[1]], value)
+
+    return walk(tree, ())  # type: ignore[no-any-return]
+
+
+def resolve(path: str, base: Path) -> str:
+    """An absolute path or URL; `package://NAME/…` is a file of `mlops_ray.datasets`, else of a package.
+
+    >>> resolve("data/a.csv", Path("/project"))
+    '/project/data/a.csv'
+    >>> resolve("s3://bucket/a.csv", Path("/project"))
+    's3://bucket/a.csv'
+    """
+    if path.startswith("package://"):
+        name, _, rest = path.removeprefix("package://").partition("/")
+        own = importlib.resources.files("mlops_ray") / "datasets" / name
+        try:
+            folder = own if own.is_dir() else importlib.resources.files(name)
+        except (ModuleNotFoundError, ValueError) as error:
+            raise ConfigError(f"no data set and no installed package is called {name!r} ({path})") from error
+        return str(folder.joinpath(rest))
+    return path if "://" in path else str((base / path).absolute())
+
+
+def _resolve_paths(tree: dict[str, Any], base: Path) -> dict[str, Any]:
+    def files(path: Any) -> Any:
+        if isinstance(path, list):
+            return [files(item) for item in path]
+        if isinstance(path, dict):
+            return {**path, "path": files(path["path"])} if "path" in path else path
+        return resolve(path, base) if isinstance(path, str) else path
+
+    resolved = dict(tree)
+    resolved["storage"] = files(tree.get("storage", ".mlops"))
+    if isinstance(tree.get("sources"), dict):
+        resolved["sources"] = {
+            name: {**source, "path": files(source["path"])}
+            if isinstance(source, dict) and "path" in source
+            else source
+            for name, source in tree["sources"].items()
+        }
+    if isinstance(tree.get("cost"), dict) and tree["cost"].get("prices"):
+        resolved["cost"] = {**tree["cost"], "prices": files(tree["cost"]["prices"])}
+    return resolved

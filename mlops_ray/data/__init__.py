@@ -1,0 +1,1 @@
+"""From a raw file to rows that can be trusted."""

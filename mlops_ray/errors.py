@@ -1,0 +1,145 @@
+"""What can go wrong, in sentences.
+
+One base class: each error knows the HTTP status it answers a request with and the exit status it ends a
+command with, and its message says what happened, where, and what to do. Whatever is not a `MlopsError` is a
+defect of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+WRONG_USE = 2
+FAILED = 1
+
+
+class MlopsError(Exception):
+    """Base of all errors that a user can mend; `str(error)` is the sentence to show."""
+
+    status = 500
+    exit_status = FAILED
+
+
+class UsageError(MlopsError):
+    """A command was called wrongly."""
+
+    status = 400
+    exit_status = WRONG_USE
+
+
+class ConfigError(MlopsError):
+    """The project file says something that cannot be done.
+
+    >>> str(ConfigError("unknown key 'sorces'", file="p.yaml", line=3))
+    "p.yaml:3: unknown key 'sorces'"
+    """
+
+    exit_status = WRONG_USE
+
+    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
+        place = ":".join(str(part) for part in (file, line) if part is not None)
+        super().__init__(f"{place}: {message}" if place else message)
+
+
+class DataError(MlopsError):
+    """Data cannot be read or does not mean what the project file says.
+
+    >>> str(DataError("not a number: 'x'", file="a.csv", row=7, column="load"))
+    "a.csv, row 7, column 'load': not a number: 'x'"
+    """
+
+    def __init__(
+        self, message: str, *, file: str | None = None, row: int | None = None, column: str | None = None
+    ) -> None:
+        place = [file] if file else []
+        place += [f"row {row}"] if row is not None else []
+        place += [f"column {column!r}"] if column else []
+        super().__init__(f"{', '.join(place)}: {message}" if place else message)
+
+
+class StorageError(MlopsError):
+    """The place where state lives cannot be read or written."""
+
+
+class TrainingError(MlopsError):
+    """A model could not be trained, or is not good enough to go on."""
+
+
+class PackageError(MlopsError):
+    """A model's package is damaged, foreign, or of another version."""
+
+
+class ClusterError(MlopsError):
+    """Ray could not be started, reached or stopped."""
+
+
+class RequestError(MlopsError):
+    """A caller's request cannot be answered as it stands; subclasses fix the status."""
+
+    status = 400
+
+
+class UnauthorizedError(RequestError):
+    """No key, or one that is not known."""
+
+    status = 401
+
+
+class ForbiddenError(RequestError):
+    """The key is known, but its role does not allow this."""
+
+    status = 403
+
+
+class NotFoundError(RequestError):
+    """No such model, version or path."""
+
+    status = 404
+
+
+class MethodNotAllowedError(RequestError):
+    """The path exists, but not for this method."""
+
+    status = 405
+
+
+class TooLargeError(RequestError):
+    """The body, or the number of rows, is over the limit."""
+
+    status = 413
+
+
+class UnsupportedMediaTypeError(RequestError):
+    """The body's content type is none that we read."""
+
+    status = 415
+
+
+class InvalidRowError(RequestError):
+    """A value of a request is wrong.
+
+    >>> str(InvalidRowError("'x' is not a number", row=0, column="load"))
+    "row 0, column 'load': 'x' is not a number"
+    """
+
+    status = 422
+
+    def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
+        self.row, self.column = row, column
+        place = [f"row {row}"] if row is not None else []
+        place += [f"column {column!r}"] if column else []
+        super().__init__(f"{', '.join(place)}: {message}" if place else message)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that ends a sentence: the nearest known word, else all of them.
+
+    >>> did_you_mean("delimeter", ["delimiter", "quote"])
+    "; did you mean 'delimiter'?"
+    >>> did_you_mean("zzz", ["delimiter", "quote"])
+    '; known here: delimiter, quote'
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known here: {', '.join(names)}" if names else ""

@@ -1,0 +1,1 @@
+"""Features, right at any point in time, the same offline and online."""

@@ -1,0 +1,111 @@
+"""Who may call: keys with roles, kept hashed.
+
+A key is 256 random bits, so that one round of SHA-256 is enough to keep it: there is nothing to guess.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mlops_ray.errors import ForbiddenError, UnauthorizedError, UsageError
+from mlops_ray.storage import PRIVATE, Storage
+
+Role = Literal["predict", "label", "read", "admin"]
+FILE = "keys.json"
+#: The key that a local start makes for its own curl line.
+LOCAL = "local"
+#: A revoked key must be refused within a second.
+RELOAD_S = 0.5
+
+
+def add(storage: Storage, name: str, role: str) -> str:
+    """A new key; it is shown here and never again.
+
+    Raises `UsageError` for a name that is taken and for a role that does not exist.
+    """
+    if role not in get_args(Role):
+        raise UsageError(f"no role {role!r}; there are {', '.join(get_args(Role))}")
+    known = _read(storage)
+    if name in known:
+        raise UsageError(f"a key named {name!r} exists; revoke it first, or take another name")
+    key = secrets.token_urlsafe(32)
+    _write(storage, known | {name: {"role": role, "sha256": _digest(key)}})
+    return key
+
+
+def revoke(storage: Storage, name: str) -> None:
+    """Takes a key away; services refuse it within a second."""
+    known = _read(storage)
+    if name not in known:
+        raise UsageError(f"no key named {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+    _write(storage, {other: entry for other, entry in known.items() if other != name})
+
+
+def names(storage: Storage) -> dict[str, str]:
+    """The role of each key by its name."""
+    return {name: entry["role"] for name, entry in sorted(_read(storage).items())}
+
+
+def ensure_local(storage: Storage) -> str:
+    """The path of a file (mode 0600) with a key of role `admin` for the person at this machine."""
+    path = storage.path("local.key")
+    known = _read(storage)
+    key = path.read_text().strip() if path.exists() else ""
+    if not key or known.get(LOCAL, {}).get("sha256") != _digest(key):
+        _write(storage, {name: entry for name, entry in known.items() if name != LOCAL})
+        key = add(storage, LOCAL, "admin")
+        path.touch(mode=PRIVATE)
+        path.chmod(PRIVATE)
+        path.write_text(key + "\n")
+    return str(path)
+
+
+@dataclass
+class Keyring:
+    """The keys as a running service sees them: read again when they may have changed."""
+
+    storage: Storage
+    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _read_at: float = float("-inf")
+
+    def authorize(self, authorization: str | None, role: Role) -> str:
+        """The name of the caller, whose key comes as `Bearer KEY` and allows `role`.
+
+        `admin` allows everything. Raises `UnauthorizedError` and `ForbiddenError`.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise UnauthorizedError("a key is needed: send the header 'Authorization: Bearer KEY'")
+        digest = _digest(key.strip())
+        found = [
+            (name, entry["role"])
+            for name, entry in self._current().items()
+            if hmac.compare_digest(entry["sha256"], digest)
+        ]
+        if not found:
+            raise UnauthorizedError("the key is not known here, or was revoked")
+        name, has = found[0]
+        if has not in (role, "admin"):
+            raise ForbiddenError(f"the key {name!r} has the role {has!r}; this needs {role!r}")
+        return name
+
+    def _current(self) -> dict[str, dict[str, Any]]:
+        if time.monotonic() - self._read_at > RELOAD_S:
+            self._entries = _read(self.storage)
+            self._read_at = time.monotonic()
+        return self._entries
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _read(storage: Storage) -> dict[str, dict[str, Any]]:
+    return storage.read_json(FILE) or {}
+
+
+def _write(storage: Storage, entries: dict[str, dict[str, Any]]) -> None:
+    storage.write_json(entries, FILE, mode=PRIVATE)

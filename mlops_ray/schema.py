@@ -1,0 +1,213 @@
+"""Column types, ranges, categories and rules: one compiled check for batches and for requests.
+
+A batch of n rows and n requests of one row get the same verdicts, because both run through `Schema.check`.
+"""
+
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import polars as pl
+
+from mlops_ray.expressions import Expression, compile_sql
+
+ColumnType = Literal["float", "int", "bool", "string", "category", "datetime"]
+Severity = Literal["reject", "flag", "stop"]
+
+#: All instants are UTC microseconds.
+INSTANT = pl.Datetime("us", "UTC")
+
+DTYPES: dict[ColumnType, Any] = {
+    "float": pl.Float64,
+    "int": pl.Int64,
+    "bool": pl.Boolean,
+    "string": pl.String,
+    "category": pl.String,
+    "datetime": INSTANT,
+}
+
+#: One failed check a row: `row` is the position in the checked frame.
+FAILURES = {
+    "row": pl.UInt32,
+    "column": pl.String,
+    "rule": pl.String,
+    "value": pl.String,
+    "severity": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column and what its values must be.
+
+    `min` and `max` are inclusive. `categories`, where given, are all the values that may occur.
+    `on_fail` is the severity of range, category, pattern and missing; a value of the wrong type always
+    rejects its row.
+    """
+
+    name: str
+    type: ColumnType
+    required: bool = False
+    min: float | None = None
+    max: float | None = None
+    categories: tuple[str | int, ...] | None = None
+    pattern: str | None = None
+    on_fail: Severity = "reject"
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether the values are names or a known handful of numbers, rather than amounts."""
+        return self.type in ("category", "string", "bool") or self.categories is not None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A SQL condition over a row's columns that must hold."""
+
+    name: str
+    require: str
+    on_fail: Severity = "reject"
+    nulls: Literal["pass", "fail"] = "pass"
+
+    @cached_property
+    def expression(self) -> Expression:
+        return compile_sql(self.require)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The columns of a table and the rules that its rows keep."""
+
+    columns: tuple[Column, ...]
+    rules: tuple[Rule, ...] = ()
+    true_values: tuple[str, ...] = ("true", "True", "TRUE", "1", "yes", "Yes")
+    false_values: tuple[str, ...] = ("false", "False", "FALSE", "0", "no", "No")
+    null_values: tuple[str, ...] = ("",)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    def column(self, name: str) -> Column:
+        """The column of this name; raises `KeyError` if there is none."""
+        return next((column for column in self.columns if column.name == name), None) or _missing(name)
+
+    def check(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The frame with declared types, and every check that failed.
+
+        `frame` has the schema's columns (others are passed through untouched), as text or as values. The
+        first result has the same rows in the same order; a value of the wrong type, NaN and an infinity are
+        null in it. The second has one row a failed check, see `FAILURES`.
+
+        >>> schema = Schema((Column("load", "float", max=1.5), Column("site", "category")))
+        >>> typed, failures = schema.check(pl.DataFrame({"load": ["1", "x", "2"], "site": ["a", "a", "b"]}))
+        >>> typed["load"].to_list()
+        [1.0, None, 2.0]
+        >>> failures.select("row", "column", "rule", "value").rows()
+        [(1, 'load', 'type', 'x'), (2, 'load', 'max', '2.0')]
+        """
+        typed = frame.with_columns(self._cast(frame[column.name], column) for column in self.columns)
+        found = [failed for column in self.columns for failed in self._column_failures(frame, typed, column)]
+        found += [failed for rule in self.rules for failed in _rule_failures(typed, rule)]
+        failures = pl.concat(found) if found else pl.DataFrame(schema=FAILURES)
+        return typed, failures.sort("row", maintain_order=True)
+
+    def _cast(self, values: pl.Series, column: Column) -> pl.Series:
+        if values.dtype == pl.String:
+            values = values.replace(list(self.null_values), None) if self.null_values else values
+            if column.type == "bool":
+                return _read_bool(values, self.true_values, self.false_values)
+            if column.type in ("float", "int"):
+                values = values.str.strip_chars()
+        if column.type == "int" and values.dtype.is_float():
+            values = values.set((values != values.round(0)).fill_null(False), None)
+        if column.type in ("string", "category") and values.dtype.is_float():
+            # An id read as 7.0 must not become another id than 7.
+            whole = values.cast(pl.Int64, strict=False)
+            values = whole if bool((whole == values).all()) else values
+        typed = values.cast(DTYPES[column.type], strict=False)
+        return typed.set(~typed.is_finite().fill_null(True), None) if column.type == "float" else typed
+
+    def _column_failures(
+        self, frame: pl.DataFrame, typed: pl.DataFrame, column: Column
+    ) -> list[pl.DataFrame]:
+        raw, values = frame[column.name], typed[column.name]
+        given = raw.is_not_null()
+        if raw.dtype == pl.String and self.null_values:
+            given &= ~raw.is_in(list(self.null_values))
+        if raw.dtype.is_float():
+            given &= ~raw.is_nan().fill_null(False)
+        broken = given & values.is_null()
+        checks: list[tuple[str, pl.Series, pl.Series, Severity]] = [("type", broken, raw, "reject")]
+        if column.required:
+            checks.append(("required", ~given, raw, column.on_fail))
+        if column.min is not None:
+            checks.append(("min", values < column.min, values, column.on_fail))
+        if column.max is not None:
+            checks.append(("max", values > column.max, values, column.on_fail))
+        if column.categories is not None:
+            unseen = values.is_not_null() & ~values.is_in(list(column.categories))
+            checks.append(("category", unseen, values, column.on_fail))
+        if column.pattern is not None:
+            mismatch = ~values.cast(pl.String).str.contains(f"^(?:{column.pattern})$")
+            checks.append(("pattern", mismatch, values, column.on_fail))
+        return [
+            _failures(failed, column.name, rule, shown, severity)
+            for rule, failed, shown, severity in checks
+            if failed.any()
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads again."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The schema that `to_json` wrote."""
+        columns = tuple(
+            Column(**{**c, "categories": tuple(c["categories"]) if c["categories"] is not None else None})
+            for c in data["columns"]
+        )
+        rules = tuple(Rule(**rule) for rule in data["rules"])
+        words = {key: tuple(data[key]) for key in ("true_values", "false_values", "null_values")}
+        return cls(columns, rules, **words)
+
+
+def _missing(name: str) -> Column:
+    raise KeyError(name)
+
+
+def _read_bool(values: pl.Series, true_values: tuple[str, ...], false_values: tuple[str, ...]) -> pl.Series:
+    words = dict.fromkeys(true_values, True) | dict.fromkeys(false_values, False)
+    return values.replace_strict(words, default=None, return_dtype=pl.Boolean)
+
+
+def _rule_failures(typed: pl.DataFrame, rule: Rule) -> list[pl.DataFrame]:
+    holds = typed.select(holds=rule.expression.polars)["holds"].cast(pl.Boolean)
+    # Three-valued logic: a rule that is unknown passes unless it says otherwise.
+    failed = ~holds.fill_null(rule.nulls == "pass")
+    if not failed.any():
+        return []
+    columns = sorted(rule.expression.columns)
+    shown = typed.select(
+        shown=pl.format(", ".join(f"{name}={{}}" for name in columns), *(pl.col(n) for n in columns))
+        if len(columns) > 1
+        else pl.col(columns[0]).cast(pl.String)
+    )["shown"]
+    return [_failures(failed, columns[0] if len(columns) == 1 else None, rule.name, shown, rule.on_fail)]
+
+
+def _failures(
+    failed: pl.Series, column: str | None, rule: str, values: pl.Series, severity: Severity
+) -> pl.DataFrame:
+    rows = failed.arg_true()
+    return pl.DataFrame(
+        {
+            "row": rows.cast(pl.UInt32),
+            "column": pl.repeat(column, len(rows), dtype=pl.String, eager=True),
+            "rule": pl.repeat(rule, len(rows), dtype=pl.String, eager=True),
+            "value": values.gather(rows).cast(pl.String),
+            "severity": pl.repeat(severity, len(rows), dtype=pl.String, eager=True),
+        },
+        schema=FAILURES,
+    )

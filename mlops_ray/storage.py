@@ -1,0 +1,80 @@
+"""Where state lives: a folder, written atomically.
+
+Whatever lies under `storage` is reached through a `Storage`, so that a reader sees the old or the new file
+and never a mixture.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mlops_ray.errors import StorageError
+
+#: Files that hold secrets are readable by their owner alone.
+PRIVATE = 0o600
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The folder under which a project keeps its state."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, location: str) -> "Storage":
+        """The storage at a location, its folder made where it is missing.
+
+        Raises `StorageError` where it cannot be written.
+        """
+        if "://" in location:
+            raise StorageError(f"storage {location!r}: object stores are not supported yet; name a folder")
+        root = Path(location)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the storage folder {root}: {error.strerror}") from error
+        if not os.access(root, os.W_OK):
+            raise StorageError(f"the storage folder {root} is not writable")
+        return cls(root)
+
+    def path(self, *parts: str) -> Path:
+        """A path under the root; its parent folders are made."""
+        path = self.root.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def read_json(self, *parts: str) -> Any:
+        """The document, or `None` where there is none."""
+        try:
+            return orjson.loads(self.root.joinpath(*parts).read_bytes())
+        except FileNotFoundError:
+            return None
+        except orjson.JSONDecodeError as error:
+            raise StorageError(f"{self.root.joinpath(*parts)} is damaged: {error}") from error
+
+    def write_json(self, document: Any, *parts: str, mode: int = 0o644) -> None:
+        """Replaces the document as a whole."""
+        with replacing(self.path(*parts), mode=mode) as file:
+            file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, mode: int = 0o644) -> Iterator[Path]:
+    """A new file beside `path` that takes its place at the end, whole or not at all."""
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    new = Path(name)
+    try:
+        yield new
+        new.chmod(mode)
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)

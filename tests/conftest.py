@@ -1,0 +1,47 @@
+"""Fixtures that tests share. Ray is started once a session, and only if a test needs it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mlops_ray import config
+from mlops_ray.cluster import local
+from mlops_ray.config import Project
+from mlops_ray.storage import Storage
+
+# Ray reads these once, when the first test module imports it.
+os.environ.update(local.SETTINGS)
+
+ROOT = Path(__file__).parent.parent
+EXAMPLE = ROOT / "configs" / "factory_load.yaml"
+
+
+@pytest.fixture(scope="session")
+def example() -> Project:
+    """The project file of the README."""
+    return config.load(EXAMPLE, {})
+
+
+@pytest.fixture
+def storage(tmp_path: Path) -> Storage:
+    return Storage.open(str(tmp_path / "storage"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cluster of our own with two CPUs, connected, with Serve in HAProxy mode."""
+    folder = tmp_path_factory.mktemp("cluster")
+    before = dict(os.environ)
+    cluster = local.start(folder, cpus=2, gpus=0)
+    try:
+        local.connect(cluster)
+        yield
+    finally:
+        import ray
+
+        ray.shutdown()
+        local.stop(folder)
+        os.environ.clear()
+        os.environ.update(before)

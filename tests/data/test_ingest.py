@@ -1,0 +1,157 @@
+"""From a file to checked rows: rows in = valid + quarantine, and a clear sentence where it cannot be."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from mlops_ray.config import Project, Source
+from mlops_ray.data import ingest
+from mlops_ray.data.validate import Report, Verdict
+from mlops_ray.errors import DataError
+
+
+def source(path: Path, **changes: Any) -> Source:
+    return Source.model_validate(
+        {
+            "path": str(path),
+            "format": {"csv": {"delimiter": ";"}},
+            "entity": "site",
+            "event_time": {"column": "time", "timezone": "UTC"},
+            "columns": {
+                "site": {"type": "category", "required": True},
+                "load": {"type": "float", "min": 0, "max": 2},
+            },
+            "rules": [{"name": "steady", "require": "load < 1.5", "on_fail": "flag"}],
+            **changes,
+        }
+    )
+
+
+def verdicts(source: Source) -> list[Verdict]:
+    return [v for file in ingest.files(source, "s") for v in ingest.check_file(file, source)]
+
+
+def report(source: Source) -> Report:
+    result = Report()
+    for verdict in verdicts(source):
+        result.add(verdict)
+    return result
+
+
+DIRTY = """time;site;load
+2016-01-01 00:00;a;0.5
+2016-01-01 01:00;a;x
+2016-01-01 02:00;;0.5
+2016-01-01 03:00;a;9
+2016-13-01 03:00;a;1
+2016-01-01 04:00;a;1.7
+2016-01-01 05:00;a
+2016-01-01 06:00;b;
+"""
+
+
+def test_every_row_is_valid_or_in_quarantine_with_rule_and_value(tmp_path: Path) -> None:
+    (tmp_path / "dirty.csv").write_text(DIRTY)
+    result = report(source(tmp_path / "dirty.csv"))
+    assert (result.rows_in, result.valid, result.quarantined) == (8, 3, 5)
+    assert result.flagged_by == {"steady": 2}
+    found = pl.concat([v.quarantine for v in verdicts(source(tmp_path / "dirty.csv"))])
+    assert set(found.select("_row", "column", "rule", "value").rows()) == {
+        (2, "load", "type", "x"),
+        (3, "site", "required", ""),
+        (4, "load", "max", "9.0"),
+        (5, "time", "not_a_time", "2016-13-01 03:00"),
+        (8, None, "number_of_columns", "2 columns, not 3"),
+    }
+
+
+def test_a_wide_file_becomes_rows_and_the_quarantine_names_the_file_s_column(tmp_path: Path) -> None:
+    path = tmp_path / "wide.csv.gz"
+    path.write_bytes(gzip.compress(b"time;a;b\n2016-01-01;1;x\n2016-01-02;0,5;2\n"))
+    wide = source(
+        path,
+        format={"csv": {"delimiter": ";", "decimal": ","}},
+        unpivot={"keep": "time", "names": "site", "values": "load"},
+    )
+    (verdict,) = verdicts(wide)
+    assert verdict.valid.select("site", "load").rows() == [("a", 1.0), ("a", 0.5), ("b", 2.0)]
+    assert verdict.quarantine.select("_row", "column", "rule", "value").rows() == [(1, "b", "type", "x")]
+
+
+def test_files_without_header_other_encodings_and_globs_are_read(tmp_path: Path) -> None:
+    for index, site in enumerate(("Köln", "Zürich")):
+        (tmp_path / f"{index}.csv").write_bytes(f"2016-01-01;{site};1\n".encode("latin-1"))
+    names = {"csv": {"delimiter": ";", "encoding": "latin-1", "names": ["time", "site", "load"]}}
+    rows = pl.concat([v.valid for v in verdicts(source(tmp_path / "*.csv", format=names))])
+    assert rows["site"].to_list() == ["Köln", "Zürich"]
+
+
+def _truncated(path: Path) -> None:
+    text = "time;site;load\n" + "".join(f"2016-01-01;a;{i / 7}\n" for i in range(50_000))
+    path.write_bytes(gzip.compress(text.encode())[:-5000])
+
+
+BROKEN = {
+    "wrong delimiter": ("x.csv", lambda p: p.write_text("time,site,load\n"), "is the delimiter right?"),
+    "missing column": (
+        "x.csv",
+        lambda p: p.write_text("time;site\n2016-01-01;a\n"),
+        "columns names the column 'load', which the file does not have",
+    ),
+    "empty file": ("x.csv", lambda p: p.write_text(""), "the file is empty"),
+    "wrong encoding": (
+        "x.csv",
+        lambda p: p.write_bytes(b"time;site;load\n2016-01-01;\xfc;1\n"),
+        "not utf-8 text",
+    ),
+    "truncated": ("x.csv.gz", _truncated, "cannot be read after row"),
+    "not compressed": ("x.csv.gz", lambda p: p.write_text("time;site;load\n"), "cannot be read"),
+    "twice in header": ("x.csv", lambda p: p.write_text("time;site;site\n"), "'site' more than once"),
+    "no such file": ("x.csv", lambda p: None, "no such file"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_file_that_cannot_be_read_is_one_sentence_with_its_name(what: str, tmp_path: Path) -> None:
+    name, write, says = BROKEN[what]
+    write(tmp_path / name)
+    with pytest.raises(DataError) as error:
+        verdicts(source(tmp_path / name))
+    assert says in str(error.value)
+    assert str(tmp_path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_ambiguous_hour_stops_the_job_and_names_the_row(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("time;site;load\n2016-01-01 00:00;a;1\n2016-10-30 02:30;a;1\n")
+    local = source(tmp_path / "x.csv", event_time={"column": "time", "timezone": "Europe/Berlin"})
+    with pytest.raises(DataError, match=r"x\.csv, row 2, column 'time': ambiguous_time: '2016-10-30 02:30'"):
+        verdicts(local)
+
+
+def test_the_example_has_8784_hours_a_site_and_none_twice(example: Project) -> None:
+    rows = pl.concat([v.valid for v in verdicts(example.sources["meter"])])
+    assert rows.height == 35_136 * 21
+    assert rows.select("site", "event_time").n_unique() == rows.height
+    quarters = rows.group_by("site").agg(pl.col("event_time").sort().diff().drop_nulls().unique())
+    assert quarters["event_time"].list.len().to_list() == [1] * 21
+
+
+def test_ray_data_gives_the_same_rows_and_errors_as_one_process(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(DIRTY)
+    (tmp_path / "b.csv").write_text(DIRTY.replace("2016", "2017"))
+    dirty = source(tmp_path / "*.csv")
+    apart, together = verdicts(dirty), list(ingest.read(dirty, "s", {}))
+    assert pl.concat([v.valid for v in together if v.valid.width]).equals(
+        pl.concat([v.valid for v in apart if v.valid.width])
+    )
+    assert sum(v.rejected for v in together) == sum(v.rejected for v in apart)
+    (tmp_path / "c.csv").write_text("time,site,load\n")
+    with pytest.raises(DataError) as error:
+        list(ingest.read(dirty, "s", {}))
+    assert "c.csv" in str(error.value)
+    assert "is the delimiter right?" in str(error.value)
+    assert "\n" not in str(error.value)

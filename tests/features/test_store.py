@@ -1,0 +1,172 @@
+"""History, training set and online store agree, and no feature is younger than P."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlops_ray import config
+from mlops_ray.config import Project
+from mlops_ray.data import ingest
+from mlops_ray.errors import ConfigError, StorageError
+from mlops_ray.features import dataset
+from mlops_ray.features.definitions import FeatureSet, compile_features
+from mlops_ray.features.history import History, read_view
+from mlops_ray.features.join import point_in_time
+from mlops_ray.features.materialize import materialize
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.storage import Storage
+
+from ..conftest import EXAMPLE
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(scope="module")
+def features(example: Project) -> FeatureSet:
+    return compile_features(example)
+
+
+@pytest.fixture(scope="module")
+def raw(example: Project) -> pl.DataFrame:
+    source = example.sources["meter"]
+    files = ingest.files(source, "meter")
+    return pl.concat([v.valid for file in files for v in ingest.check_file(file, source)])
+
+
+@pytest.fixture(scope="module")
+def hourly(
+    example: Project, features: FeatureSet, raw: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory
+) -> pl.DataFrame:
+    history = History.of(tmp_path_factory.mktemp("features"), features.tables[0])
+    history.append(raw, example.sources["meter"], "first")
+    return read_view(history, features.tables[0])
+
+
+def test_a_year_has_8784_hours_for_each_site_and_none_twice(hourly: pl.DataFrame) -> None:
+    counts = hourly.group_by("site").agg(pl.len(), pl.col("event_time").n_unique().alias("unique"))
+    assert counts.select("len", "unique").unique().rows() == [(8784, 8784)]
+    assert hourly["event_time"].min() == datetime(2016, 1, 1, 0, tzinfo=UTC)
+    assert hourly["event_time"].max() == datetime(2016, 12, 31, 23, tzinfo=UTC)
+
+
+def test_an_hour_is_the_mean_of_its_quarters_and_stamped_with_its_end(
+    raw: pl.DataFrame, hourly: pl.DataFrame
+) -> None:
+    end = datetime(2016, 10, 30, 1, tzinfo=UTC)
+    quarters = raw.filter((pl.col("event_time") >= end - HOUR) & (pl.col("event_time") < end))
+    expected = quarters.group_by("site").agg(pl.col("load").mean()).sort("site")["load"].to_numpy()
+    found = hourly.filter(pl.col("event_time") == end).sort("site")["load"].to_numpy()
+    assert quarters.height == 4 * 21
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_no_feature_is_younger_than_p(example: Project, features: FeatureSet, hourly: pl.DataFrame) -> None:
+    """For 50 random P, every value after P is changed; all features up to that P stay as they were."""
+    rows = dataset.spine(example, hourly, features).drop("label")
+    generator = np.random.default_rng(7)
+    before = point_in_time(rows, {"meter": hourly}, features)
+    horizon = timedelta(microseconds=features.horizon_us)
+    for offset in generator.choice(8784 - 24, size=50, replace=False).tolist():
+        p = datetime(2016, 1, 1, tzinfo=UTC) + offset * HOUR
+        changed = hourly.with_columns(
+            pl.when(pl.col("event_time") > p)
+            .then(pl.col("load") + 1000)
+            .otherwise(pl.col("load"))
+            .alias("load")
+        )
+        # Rows around P are those that a mistake would show in first.
+        near = rows["time"].is_between(p + horizon - 40 * HOUR, p + horizon)
+        found = point_in_time(rows.filter(near), {"meter": changed}, features)
+        assert found.equals(before.filter(near)), p
+
+
+def test_the_same_commit_is_stored_once_and_a_correction_is_in_force(
+    example: Project, raw: pl.DataFrame, features: FeatureSet, tmp_path: Path
+) -> None:
+    history = History.of(tmp_path, features.tables[0])
+    source = example.sources["meter"]
+    few = raw.head(1000)
+    version = history.append(few, source, "a")
+    assert history.append(few, source, "a") == version
+    assert history.in_force().height == 1000
+    correction = few.head(1).with_columns(load=pl.lit(0.123))
+    assert history.append(correction, source, "b") == version + 1
+    in_force = history.in_force()
+    assert in_force.height == 1000
+    assert in_force.join(correction, on=["site", "event_time", "load"]).height == 1
+
+
+def test_online_at_p_equals_offline_at_p(
+    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    store = OnlineStore(storage.path("online.db"))
+    now = datetime(2016, 11, 13, 10, tzinfo=UTC)
+    known = hourly.filter(pl.col("event_time") <= now)
+    assert materialize(store, features, {"meter": known}) == now
+    asked = hourly.filter(pl.col("event_time").is_between(now, now + timedelta(hours=24))).select(
+        "site", pl.col("event_time").alias("time")
+    )
+    asked = pl.concat([asked, asked.head(1).with_columns(pl.lit("unknown").alias("site"))]).sample(
+        fraction=1, shuffle=True, seed=1
+    )
+    found, failures = store.features(features, asked)
+    assert failures.height == 0
+    assert found.equals(point_in_time(asked, {"meter": known}, features))
+    for index in (0, 7, asked.height - 1):
+        assert store.features(features, asked[index : index + 1])[0].equals(found[index : index + 1])
+
+
+def test_a_read_past_the_watermark_or_too_far_back_is_refused(
+    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    store = OnlineStore(storage.path("online.db"))
+    row = pl.DataFrame(
+        {"site": ["BL-H"], "time": [datetime(2017, 1, 1, tzinfo=UTC)]},
+        schema_overrides={"time": hourly.schema["event_time"]},
+    )
+    with pytest.raises(StorageError, match="materialise first"):
+        store.features(features, row)
+    materialize(store, features, {"meter": hourly})
+    last = datetime(2017, 1, 1, 23, tzinfo=UTC)
+    for time, rule in ((last, None), (last + HOUR, "watermark"), (last - 25 * HOUR, "too_old")):
+        _, failures = store.features(
+            features, row.with_columns(pl.lit(time).cast(row.schema["time"]).alias("time"))
+        )
+        assert failures["rule"].to_list() == ([rule] if rule else [])
+
+
+def test_a_training_set_is_the_same_again_and_its_digest_sees_every_value(
+    example: Project, features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    tables = {"meter": hourly}
+    first = dataset.build(example, features, hourly, tables, {"meter": 0}, storage)
+    again = dataset.build(example, features, hourly, tables, {"meter": 0}, storage)
+    assert first.manifest["digest"] == again.manifest["digest"]
+    assert dataset.open_set(storage, first.path.name).frame.equals(first.frame)
+    assert first.frame.null_count().sum_horizontal().item() == 0
+    changed = first.frame.with_columns(
+        label=pl.when(pl.int_range(pl.len()) == 5).then(0.5).otherwise("label")
+    )
+    assert dataset.values_digest(changed) != first.manifest["digest"]
+
+
+def test_features_survive_json_and_their_digest_is_that_of_the_definitions(
+    example: Project, features: FeatureSet
+) -> None:
+    assert FeatureSet.from_json(features.to_json()) == features
+    assert FeatureSet.from_json(features.to_json()).digest == features.digest
+    view = example.features["site_load"]
+    other = example.model_copy(
+        update={"features": {"renamed": view, "calendar": example.features["calendar"]}}
+    )
+    assert compile_features(other).digest == features.digest
+
+
+def test_a_request_cannot_read_what_it_does_not_hold(tmp_path: Path) -> None:
+    wrong = EXAMPLE.read_text().replace("hour: {hour_of: time}", "hour: {expr: lod * 2}")
+    (tmp_path / "project.yaml").write_text(wrong)
+    with pytest.raises(ConfigError, match="reads 'lod', which a request does not hold; did you mean 'load'"):
+        compile_features(config.load(tmp_path / "project.yaml", {}))

@@ -1,0 +1,97 @@
+"""The project file: what it may say, and what a mistake in it costs."""
+
+from pathlib import Path
+
+import pytest
+
+from mlops_ray import config
+from mlops_ray.errors import ConfigError
+
+from .conftest import EXAMPLE
+
+FIXTURES = Path(__file__).parent / "fixtures" / "projects"
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_projects_of_other_shapes_parse(path: Path) -> None:
+    assert config.load(path, {}).project == path.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_project_is_frozen(path: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        config.load(path, {}).project = "other"  # type: ignore[misc]
+
+
+#: What is changed, into what, and what the message says; the line is that of the change.
+MISTAKES = {
+    "delimiter: ": ("delimeter: ", "unknown key 'delimeter'; did you mean 'delimiter'?"),
+    "unpivot:": ("unpivott:", "did you mean 'unpivot'?"),
+    "horizon: 24h": ("horizon: a day", "'a day' is not a duration; write e.g. 15m, 24h, 7d"),
+    "entity: site": ("entity: sit", "names 'sit', which is not among columns; did you mean 'site'?"),
+    "of: load, ago: 1d": ("of: laod, ago: 1d", "did you mean 'load'?"),
+    "ago: 1d": ("ago: 23h", "ago is shorter than the horizon"),
+    "load < 1.4 OR": ("load <> < OR", "not a SQL expression"),
+    ", timezone: Europe/Berlin": ("", "stamps without an offset need timezone"),
+    "Europe/Berlin": ("Europe/Berln", "did you mean 'Europe/Berlin'?"),
+    "min: 0,": ("min: zero,", "sources.meter.columns.load.min"),
+    "project: factory-load": ("project: Factory Load", "project: String should match pattern"),
+    "target: {": ("targets: {", "did you mean 'target'?"),
+    "expr: load, ": ("", "the key 'expr' is missing"),
+    "source: meter,": ("source: metre,", "names 'metre', which is no source; did you mean 'meter'?"),
+}
+
+
+@pytest.mark.parametrize("right", MISTAKES)
+def test_a_mistake_in_the_file_is_one_sentence_with_its_line(right: str, tmp_path: Path) -> None:
+    wrong, says = MISTAKES[right]
+    text = EXAMPLE.read_text()
+    file = tmp_path / "project.yaml"
+    file.write_text(text.replace(right, wrong, 1))
+    line = text[: text.index(right)].count("\n") + 1
+    with pytest.raises(ConfigError) as error:
+        config.load(file, {})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{file}:{line}: ")
+
+
+def test_a_missing_file_and_broken_yaml_are_errors_that_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot read the project file .*absent\.yaml"):
+        config.load(tmp_path / "absent.yaml", {})
+    (tmp_path / "broken.yaml").write_text("project: [x\nsources: {")
+    with pytest.raises(ConfigError, match=r"broken\.yaml:\d+: not YAML"):
+        config.load(tmp_path / "broken.yaml", {})
+
+
+def test_variables_come_from_the_environment_and_an_unset_one_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "project.yaml"
+    file.write_text(EXAMPLE.read_text() + 'tracking: "${TRACKING}"\n')
+    assert config.load(file, {"TRACKING": "http://mlflow:5000"}).tracking == "http://mlflow:5000"
+    with pytest.raises(
+        ConfigError, match=r"project.yaml:\d+: tracking: the environment variable TRACKING is not set"
+    ):
+        config.load(file, {})
+
+
+def test_an_alert_whose_variable_is_unset_is_off_with_a_warning() -> None:
+    assert [alert.log for alert in config.load(EXAMPLE, {}).monitoring.alerts] == [True]
+    assert config.warnings(EXAMPLE, {}) == [
+        "the alert that needs ${ALERT_URL} is off, since ALERT_URL is not set"
+    ]
+    assert len(config.load(EXAMPLE, {"ALERT_URL": "http://x"}).monitoring.alerts) == 2
+
+
+def test_relative_paths_resolve_against_the_file_and_packages_against_their_data() -> None:
+    project = config.load(EXAMPLE, {})
+    assert project.storage == str(EXAMPLE.parent / ".mlops")
+    assert project.sources["meter"].path is not None
+    assert Path(project.sources["meter"].path[0].path).exists()
+
+
+def test_features_of_another_file_are_included(tmp_path: Path) -> None:
+    text = EXAMPLE.read_text()
+    start, end = text.index("features:"), text.index("target:")
+    (tmp_path / "shared.yaml").write_text(text[start:end])
+    (tmp_path / "project.yaml").write_text("include: shared.yaml\n" + text[:start] + text[end:])
+    assert config.load(tmp_path / "project.yaml", {}).features == config.load(EXAMPLE, {}).features

@@ -1,0 +1,75 @@
+"""One check for batches and requests."""
+
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_ray.schema import Column, Rule, Schema
+
+SCHEMA = Schema(
+    (
+        Column("load", "float", required=True, min=0, max=1.5),
+        Column("count", "int"),
+        Column("on", "bool"),
+        Column("site", "category", categories=("a", "b"), on_fail="flag"),
+        Column("code", "string", pattern=r"[A-Z]\d"),
+        Column("at", "datetime"),
+    ),
+    (Rule("small_a", "load < 1 OR site = 'b'"), Rule("known", "count > 0", nulls="fail", on_fail="flag")),
+)
+
+CELLS = {
+    "load": st.sampled_from(["0.5", "1.2", "-1", "2", "x", "", "nan", "inf", " 1 ", None]),
+    "count": st.sampled_from(["1", "0", "1.5", "x", "", None]),
+    "on": st.sampled_from(["true", "no", "maybe", None]),
+    "site": st.sampled_from(["a", "b", "c", "", None]),
+    "code": st.sampled_from(["A1", "a1", "A11", None]),
+    "at": st.just(None),
+}
+ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6)
+
+
+@given(ROWS)
+def test_a_batch_of_n_rows_gets_the_verdicts_of_n_batches_of_one(rows: list[dict[str, str | None]]) -> None:
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(SCHEMA.names, pl.String))
+    typed, failures = SCHEMA.check(frame)
+    for index in range(len(rows)):
+        one, one_failures = SCHEMA.check(frame[index : index + 1])
+        assert one.equals(typed[index : index + 1])
+        here = failures.filter(pl.col("row") == index).drop("row").rows()
+        assert sorted(map(str, here)) == sorted(map(str, one_failures.drop("row").rows()))
+
+
+@given(ROWS)
+def test_no_value_outside_its_column_s_range_passes(rows: list[dict[str, str | None]]) -> None:
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(SCHEMA.names, pl.String))
+    typed, failures = SCHEMA.check(frame)
+    rejected = set(failures.filter(pl.col("severity") == "reject")["row"])
+    for index, value in enumerate(typed["load"]):
+        if index not in rejected:
+            assert value is not None
+            assert 0 <= value <= 1.5
+
+
+def test_nan_is_missing_and_infinity_is_of_the_wrong_type() -> None:
+    frame = pl.DataFrame({"x": [float("nan"), float("inf"), 1.0]})
+    typed, failures = Schema((Column("x", "float"),)).check(frame)
+    assert typed["x"].to_list() == [None, None, 1.0]
+    assert failures.select("row", "rule").rows() == [(1, "type")]
+
+
+def test_a_fraction_is_no_integer() -> None:
+    typed, failures = Schema((Column("x", "int"),)).check(pl.DataFrame({"x": [1.0, 1.5]}))
+    assert typed["x"].to_list() == [1, None]
+    assert failures.select("row", "rule", "value").rows() == [(1, "type", "1.5")]
+
+
+def test_an_unknown_rule_passes_unless_it_says_otherwise() -> None:
+    frame = pl.DataFrame({"x": [None, 1.0]}, schema={"x": pl.Float64})
+    for nulls, rows in (("pass", [1]), ("fail", [0, 1])):
+        schema = Schema((Column("x", "float"),), (Rule("r", "x > 5", nulls=nulls),))  # type: ignore[arg-type]
+        assert schema.check(frame)[1]["row"].to_list() == rows
+
+
+def test_a_schema_survives_json() -> None:
+    assert Schema.from_json(SCHEMA.to_json()) == SCHEMA
