@@ -4,6 +4,7 @@ Everything is read as text and then cast by the schema, so that a value of the w
 goes to quarantine, and never the file; types are never guessed.
 """
 
+import contextlib
 import csv
 import glob
 import io
@@ -62,10 +63,12 @@ def read(source: Source, name: str, selector: dict[str, str]) -> Iterator[valida
         batch_size=1,
         batch_format="pyarrow",
     )
+    batches: Any = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow"))
     try:
-        batches: Iterator[Any] = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow"))
-        for batch in batches:
-            yield from map(_unpack, batch.to_pylist())
+        # Closed by us: Ray's iterator calls into the cluster when it ends, which must then still be there.
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield from map(_unpack, batch.to_pylist())
     except ray.exceptions.RayError as error:
         raise DataError(f"source {name!r}: reading failed: {_one_line(error)}") from error
 

@@ -1,0 +1,239 @@
+"""The command `mlops-ray`: parse, load the project file, call, print.
+
+Modules that import Ray are imported inside the commands: `--help` stays quick, and Ray reads its settings
+from the environment of the cluster that a command connects to.
+"""
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from mlops_ray import __version__, config, keys
+from mlops_ray.cluster import service
+from mlops_ray.config import Project
+from mlops_ray.errors import MlopsError
+from mlops_ray.storage import Storage
+
+#: What a shell expects of a command that Ctrl-C ended.
+INTERRUPTED = 130
+#: Trials that the table of a run shows.
+SHOWN_TRIALS = 8
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+key_app = typer.Typer(no_args_is_help=True, help="Keys of the endpoint.")
+app.add_typer(key_app, name="key")
+out, err = Console(), Console(stderr=True)
+
+ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
+Json = Annotated[bool, typer.Option("--json", help="One line of JSON, for machines.")]
+
+
+@app.command(epilog="Example: mlops-ray run configs/factory_load.yaml")
+def run(
+    file: ProjectFile,
+    detach: Annotated[bool, typer.Option("--detach", help="Return; `down` stops it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Everything that is needed to have the model live; only what changed is done again."""
+    project, storage = _open(file)
+    with _Terminal() as progress, service.running(project, storage, progress, detach=detach) as live:
+        progress.close()
+        if as_json:
+            _print_json(live.to_json())
+        else:
+            _print_live(live)
+        if detach:
+            return
+        if not live.ours:
+            err.print("The service ran before and goes on; `mlops-ray down` stops it.")
+            return
+        err.print("Serving until Ctrl-C.")
+        threading.Event().wait()
+
+
+@app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
+def status(file: ProjectFile, as_json: Json = False) -> None:
+    """What is live: address, versions, traffic, errors."""
+    found = service.status(*_open(file))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_status(found)
+
+
+@app.command(epilog="Example: mlops-ray down configs/factory_load.yaml")
+def down(file: ProjectFile) -> None:
+    """Stop the service and its cluster."""
+    _, storage = _open(file)
+    print("stopped" if service.down(storage) else "nothing was running")
+
+
+@app.command(epilog="Example: mlops-ray schema > project.schema.json")
+def schema() -> None:
+    """The JSON Schema of the project file, for editors."""
+    print(json.dumps(Project.model_json_schema(by_alias=True), indent=2))
+
+
+@app.command(epilog="Example: mlops-ray models configs/factory_load.yaml")
+def models(file: ProjectFile, as_json: Json = False) -> None:
+    """The registered versions and their states."""
+    from mlops_ray.cluster.pipeline import registered
+
+    project, storage = _open(file)
+    found = registered(project, storage)
+    if as_json:
+        _print_json(found)
+    else:
+        rows = [[v["version"], v["state"], v["family"], v["metrics"]["mae"], v["created_at"]] for v in found]
+        _print_table(["version", "state", "family", "mae", "created"], rows)
+
+
+@key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")
+def key_add(
+    name: str,
+    file: ProjectFile,
+    role: Annotated[str, typer.Option(help="predict, label, read or admin.")],
+    as_json: Json = False,
+) -> None:
+    """Make a key; this is the only time that it is shown."""
+    key = keys.add(_open(file)[1], name, role)
+    if as_json:
+        _print_json({"name": name, "role": role, "key": key})
+    else:
+        print(key)
+
+
+@key_app.command("revoke", epilog="Example: mlops-ray key revoke web configs/factory_load.yaml")
+def key_revoke(name: str, file: ProjectFile) -> None:
+    """Take a key away; it is refused within a second."""
+    keys.revoke(_open(file)[1], name)
+    print(f"revoked {name}")
+
+
+@key_app.command("list", epilog="Example: mlops-ray key list configs/factory_load.yaml")
+def key_list(file: ProjectFile, as_json: Json = False) -> None:
+    """The names and roles of the keys."""
+    found = keys.names(_open(file)[1])
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(["name", "role"], [list(item) for item in found.items()])
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    """A tabular model's whole life on Ray."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: errors become a sentence on stderr and an exit status."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, _interrupt)
+    try:
+        app()
+    except MlopsError as error:
+        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        err.print("stopped")
+        sys.exit(INTERRUPTED)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _open(file: Path) -> tuple[Project, Storage]:
+    project = config.load(file)
+    for warning in config.warnings(file):
+        err.print(f"note: {warning}", style="yellow", markup=False)
+    return project, Storage.open(project.storage)
+
+
+class _Terminal:
+    """Progress of a run on a terminal; on anything else, nothing."""
+
+    def __init__(self) -> None:
+        self._shown = err.is_terminal
+        self._status: Status | None = None
+        self._stage = ""
+
+    def __enter__(self) -> "_Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def begin(self, stage: str) -> None:
+        self._stage = stage
+        if self._shown:
+            self._status = err.status(f"[bold]{stage}[/bold]")
+            self._status.start()
+
+    def update(self, message: str) -> None:
+        if self._status is not None:
+            self._status.update(f"[bold]{self._stage}[/bold] {message}")
+
+    def end(self, stage: str, message: str, seconds: float | None) -> None:
+        self.close()
+        if self._shown:
+            took = "unchanged" if seconds is None else f"{seconds:.1f} s"
+            err.print(f"{stage:<18}{took:>10}  {message}", markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+
+
+def _print_json(document: Any) -> None:
+    print(json.dumps(document))
+
+
+def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row))
+    out.print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_live(live: service.Live) -> None:
+    trained = live.trained
+    trials = [[t["family"], t["state"], t["score"], t["seconds"]] for t in trained["leaderboard"]]
+    _print_table(["trial", "state", "validation", "seconds"], trials[:SHOWN_TRIALS])
+    tested = {f"{trained['family']} (winner)": trained["metrics"], **trained["baselines"]}
+    names = list(trained["metrics"])
+    _print_table(
+        ["test part", *names], [[who, *(scores[n] for n in names)] for who, scores in tested.items()]
+    )
+    for reason in trained["refused"]:
+        out.print(f"not live: {reason}", markup=False)
+    print(f"version    {live.version} of {live.model}")
+    print(f"address    {live.url}")
+    print(f"dashboard  {live.dashboard}")
+    print(f"try        {live.curl}", flush=True)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    for name in ("model", "state", "url", "dashboard", "said"):
+        if found.get(name):
+            print(f"{name:<10} {found[name]}")
+    for model in found.get("models", []):
+        print(f"{model['name']:<10} {json.dumps(model, default=str)[:300]}")

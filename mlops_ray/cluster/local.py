@@ -1,0 +1,407 @@
+"""A Ray cluster of our own on this machine: start it, find it again, stop it.
+
+Its head runs in a session of its own: it outlives the command that started it, and the terminal's Ctrl-C does
+not reach it. Every process of it carries a marker in its environment; `stop` ends those and no others. Ports
+are on loopback, and Ray's ask for a token. Two kinds listen on all addresses whatever one sets: those by which
+replicas call each other (they ask for the token), and HAProxy's metrics and statistics (they only show figures).
+"""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import logging
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import psutil
+
+from mlops_ray.errors import ClusterError
+from mlops_ray.storage import PRIVATE, replacing
+
+RECORD, TOKEN, HEAD_LOG, NAMESPACE = "cluster.json", "ray.token", "head.log", "mlops_ray"
+MARKER = "MLOPS_RAY_CLUSTER"
+LOOPBACK = "127.0.0.1"
+
+#: Where Serve's front end listens unless somebody else does.
+HTTP_PORT = 8000
+#: Each cluster takes a block of ports, so that projects run side by side: above those that Ray gives to
+#: workers by default (10002 to 19999) and below those that Linux gives to outgoing connections (32768).
+FIRST_PORT, LAST_PORT, BLOCK_PORTS = 20000, 30000, 500
+#: The port of a replica that has gone rests for 150 s, so they need many.
+REPLICA_PORTS = 200
+#: What is where in a block. HAProxy's log goes to the claim's UDP port, where nobody reads it.
+OFFSETS = {
+    "claim": 0, "gcs": 1, "dashboard": 2, "client": 3, "agent": 4, "agent_grpc": 5, "runtime_env": 6,
+    "metrics": 7, "dashboard_metrics": 8, "haproxy_stats": 9, "haproxy_metrics": 10, "fallback_http": 11,
+    "fallback_grpc": 12, "http": 13, "replicas_http": 100, "replicas_grpc": 300,
+}  # fmt: skip
+
+#: A start takes about 5 s on two free cores, and many times that on a busy machine.
+START_TIMEOUT_S = 90.0
+#: Of the time to stop, what Serve may take to let its replicas finish (about 4 s) before all is killed.
+GRACE_SHARE = 0.6
+POLL_S = 0.05
+#: On loopback an answer takes less than a millisecond, unless the machine is swamped.
+ANSWER_TIMEOUT_S = 2.0
+#: A laptop must cope: what does not fit is spilled to disk.
+OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES = 0.25, 2 * 1024**3
+#: The path of a socket may have 107 bytes, and HAProxy and Ray need up to 89 of them below the root.
+TEMP_ROOT_MAX_BYTES = 18
+LOG_LINES = 15
+
+#: What drivers, jobs and every process of a cluster must have set before they import ray.
+SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": "",  # would go before the file that RAY_AUTH_TOKEN_PATH names
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Whatever its name says: on Linux too, "0" makes Ray take 127.0.0.1 for this machine's address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
+    # By default a replica waits 30 s before it goes; HAProxy has dropped it within 1 s.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # How soon the autoscaler sees what replicas report; 10 s by default.
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    # Ray's processes set their titles; without this a title overwrites the environment, marker and all.
+    "SPT_NOENV": "1",
+}
+#: Where those of them end up that cannot be changed any more once ray, or ray.serve, is imported.
+FIXED_ON_IMPORT = {
+    ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): False,
+    ("ray.serve._private.constants", "RAY_SERVE_ENABLE_HA_PROXY"): True,
+    ("ray.serve._private.constants", "RAY_SERVE_THROUGHPUT_OPTIMIZED"): True,
+}
+#: `ray start` without the subcommands that it would import and not use, which took 1 to 2 of 6 s.
+RAY_START = """
+import sys
+unused = "ray.serve.scripts", "ray.util.state.state_cli", "ray.dashboard.modules.job.cli"
+sys.modules.update(dict.fromkeys(unused))
+from ray.scripts.scripts import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class LocalCluster:
+    """How to reach a cluster on this machine."""
+
+    marker: str
+    pid: int
+    address: str
+    dashboard: str
+    http_port: int
+    environment: dict[str, str]
+    temp_dir: str
+
+
+def start(folder: Path, *, cpus: int | None = None, gpus: int | None = None) -> LocalCluster:
+    """A new cluster, ready for drivers, jobs and Serve, recorded in `folder`: one cluster a folder.
+
+    `cpus` and `gpus` are what Ray may give away; it counts the machine's where they are not given. Raises
+    `ClusterError` where one runs or is being started already, and where Ray does not come up; then, and on
+    Ctrl-C, nothing is left behind.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
+    with _locked(folder) as ours:
+        if not ours:
+            raise ClusterError(f"a cluster of {folder} is being started already; wait for it")
+        if (running := find(folder)) is not None:
+            raise ClusterError(f"a cluster of {folder} runs, at {running.address}: use it, or stop it first")
+        stop(folder)
+        try:
+            return _start(folder, cpus, gpus)
+        except BaseException:
+            stop(folder)
+            raise
+
+
+def find(folder: Path) -> LocalCluster | None:
+    """The cluster that `folder` records, if its head lives and answers; ends what is left of a dead one."""
+    if (recorded := _read(folder)) is None:
+        return None
+    cluster, ready = recorded
+    if ready and any(process.pid == cluster.pid for process in _carrying(cluster.marker)):
+        return cluster if _answers(cluster.address) else None
+    with _locked(folder) as ours:
+        if ours:  # else it is not dead but being started
+            stop(folder)
+    return None
+
+
+def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
+    """Ends the cluster that `folder` records, also a half-started one; False if there is none.
+
+    Replicas of Serve may finish what they do, within a share of `timeout_s`. Raises `ClusterError` if a
+    process is still there when it is over.
+    """
+    if (recorded := _read(folder)) is None:
+        return False
+    cluster, deadline = recorded[0], time.monotonic() + timeout_s
+    _shut_serve_down(cluster, timeout_s * GRACE_SHARE)
+    while left := _carrying(cluster.marker):
+        if time.monotonic() > deadline:
+            raise ClusterError(f"processes of the cluster of {folder} do not end: {[p.pid for p in left]}")
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(left, timeout=POLL_S)
+    shutil.rmtree(cluster.temp_dir, ignore_errors=True)
+    (folder / TOKEN).unlink(missing_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    return True
+
+
+def connect(cluster: LocalCluster) -> None:
+    """Makes this process a driver of the cluster.
+
+    Raises `ClusterError` if the cluster does not answer, if the process is a driver of another one, and if it
+    imported ray with settings that cannot be changed any more.
+    """
+    for (module, name), value in FIXED_ON_IMPORT.items():
+        if getattr(sys.modules.get(module), name, value) != value:
+            raise ClusterError(
+                f"ray was imported before its settings were made ({name} in {module}): connect before you"
+                " import it, or put mlops_ray.cluster.local.SETTINGS into os.environ first"
+            )
+    imported = sys.modules.get("ray")
+    if imported is not None and imported.is_initialized():
+        if imported.get_runtime_context().gcs_address != cluster.address:
+            raise ClusterError("this process is connected to another cluster; call ray.shutdown() first")
+        return
+    if not _answers(cluster.address):
+        raise ClusterError(f"no cluster answers at {cluster.address}; start one")
+    os.environ.update(cluster.environment)
+    import ray
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    # Ray reads mode and token once; this process may have been a driver of another cluster before.
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        ray.init(cluster.address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.WARNING)
+    except (OSError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {error}") from error
+
+
+def _start(folder: Path, cpus: int | None, gpus: int | None) -> LocalCluster:
+    """Claims ports, runs the head and waits until it is ready; cleaning up is the caller's."""
+    marker, root = secrets.token_hex(4), tempfile.gettempdir()
+    if len(os.fsencode(root)) > TEMP_ROOT_MAX_BYTES:
+        root = "/tmp"  # noqa: S108 - the folder in it is new and private
+    temp_dir = Path(root, f"mlr-{marker}")
+    ports, claims = _claim_ports()
+    with contextlib.ExitStack() as claimed:
+        for claim in claims:
+            claimed.enter_context(claim)
+        cluster = LocalCluster(
+            marker=marker,
+            pid=0,
+            address=f"{LOOPBACK}:{ports['gcs']}",
+            dashboard=f"http://{LOOPBACK}:{ports['dashboard']}",
+            http_port=ports["http"],
+            environment=_environment(folder, temp_dir, ports),
+            temp_dir=str(temp_dir),
+        )
+        _write(folder, cluster, ready=False)
+        with replacing(folder / TOKEN, mode=PRIVATE) as file:
+            file.write_text(secrets.token_hex())
+        temp_dir.mkdir(mode=0o700)  # HAProxy's admin socket, in it, is open to all who can get to it
+        head = _run_head(cluster, _command(cluster, ports, cpus, gpus), claims)
+    _wait_until_ready(cluster, head)
+    cluster = replace(cluster, pid=head.pid)
+    _write(folder, cluster, ready=True)
+    head.returncode = 0  # it is meant to outlive us: Popen is not to warn of that
+    return cluster
+
+
+def _claim_ports() -> tuple[dict[str, int], list[socket.socket]]:
+    """Free ports by their names, ours while the sockets are open, here or in the head that inherits them."""
+    for base in range(FIRST_PORT, LAST_PORT, BLOCK_PORTS):
+        ports = {name: base + offset for name, offset in OFFSETS.items()}
+        if block := _claim(*ports.values()):
+            http = _claim(HTTP_PORT)
+            return (ports | {"http": HTTP_PORT}, [block, http]) if http else (ports, [block])
+    raise ClusterError(
+        f"no block of {BLOCK_PORTS} ports is free from {FIRST_PORT} to {LAST_PORT}; stop something"
+    )
+
+
+def _claim(*ports: int) -> socket.socket | None:
+    """The first port's UDP twin, kept from others who claim; None if one of the TCP ports is in use."""
+    claim = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        claim.bind((LOOPBACK, ports[0]))
+        for port in ports:
+            with socket.socket() as probe:
+                # As the servers do: a port is free while its last connections are being forgotten.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(("", port))
+    except OSError:
+        claim.close()
+        return None
+    return claim
+
+
+def _environment(folder: Path, temp_dir: Path, ports: dict[str, int]) -> dict[str, str]:
+    haproxy, serve = temp_dir / "ha", "RAY_SERVE_"
+    per_cluster = {
+        "RAY_AUTH_TOKEN_PATH": folder / TOKEN,
+        "DASHBOARD_METRIC_PORT": ports["dashboard_metrics"],
+        serve + "HAPROXY_CONFIG_FILE_LOC": haproxy / "haproxy.cfg",
+        serve + "HAPROXY_SOCKET_PATH": haproxy / "s",
+        serve + "HAPROXY_METRICS_SOCKET_PATH": haproxy / "m",
+        serve + "HAPROXY_SERVER_STATE_BASE": haproxy,
+        serve + "HAPROXY_SERVER_STATE_FILE": haproxy / "server-state",
+        # It cannot be switched off; a datagram for one request in a thousand costs nothing.
+        serve + "HAPROXY_LOG_TARGET": f"{LOOPBACK}:{ports['claim']} sample 1:1000",
+        serve + "HAPROXY_STATS_PORT": ports["haproxy_stats"],
+        serve + "HAPROXY_METRICS_PORT": ports["haproxy_metrics"],
+        serve + "FALLBACK_PROXY_HTTP_PORT": ports["fallback_http"],
+        serve + "FALLBACK_PROXY_GRPC_PORT": ports["fallback_grpc"],
+        serve + "DIRECT_INGRESS_MIN_HTTP_PORT": ports["replicas_http"],
+        serve + "DIRECT_INGRESS_MAX_HTTP_PORT": ports["replicas_http"] + REPLICA_PORTS,
+        serve + "DIRECT_INGRESS_MIN_GRPC_PORT": ports["replicas_grpc"],
+        serve + "DIRECT_INGRESS_MAX_GRPC_PORT": ports["replicas_grpc"] + REPLICA_PORTS,
+    }
+    return SETTINGS | {name: str(value) for name, value in per_cluster.items()}
+
+
+def _command(cluster: LocalCluster, ports: dict[str, int], cpus: int | None, gpus: int | None) -> list[str]:
+    options = {
+        "temp-dir": f"{cluster.temp_dir}/r",  # Ray opens its folder to all: ours around it stays private
+        "object-store-memory": min(
+            int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), OBJECT_STORE_MAX_BYTES
+        ),
+        "port": ports["gcs"],
+        "dashboard-host": LOOPBACK,
+        "dashboard-port": ports["dashboard"],
+        "include-dashboard": True,
+        "ray-client-server-port": ports["client"],
+        # With these four given, the node does not wait for its agents to say which ports they found.
+        "dashboard-agent-listen-port": ports["agent"],
+        "dashboard-agent-grpc-port": ports["agent_grpc"],
+        "runtime-env-agent-port": ports["runtime_env"],
+        "metrics-export-port": ports["metrics"],
+        # Any free port: a worker that is given one of a range and finds it taken dies.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        "include-log-monitor": False,  # it sends workers' output to drivers, which do not want it
+        "log-color": False,
+    }
+    options |= {name: n for name, n in {"num-cpus": cpus, "num-gpus": gpus}.items() if n is not None}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    # The monitor would add nodes, of which there are none here. -P: a ray.py in the user's folder is not Ray.
+    return [sys.executable, "-P", "-c", RAY_START, "start", "--head", "--block", "--no-monitor", *arguments]
+
+
+def _run_head(
+    cluster: LocalCluster, command: list[str], claims: list[socket.socket]
+) -> subprocess.Popen[bytes]:
+    # For jobs: the `python` of their commands is ours.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with Path(cluster.temp_dir, HEAD_LOG).open("wb") as log:
+        return subprocess.Popen(  # noqa: S603 - our own interpreter, and arguments that are ours
+            command,
+            env=inherited | cluster.environment | {"PATH": path, MARKER: cluster.marker},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[claim.fileno() for claim in claims],
+        )
+
+
+def _wait_until_ready(cluster: LocalCluster, head: subprocess.Popen[bytes]) -> None:
+    """Returns when Ray has written its address, the last step; raises `ClusterError` if it does not."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not Path(cluster.temp_dir, "r", "ray_current_cluster").exists():
+        ended = head.poll() is not None
+        if ended or time.monotonic() > deadline:
+            why = (
+                f"ended with status {head.returncode}"
+                if ended
+                else f"was not ready in {START_TIMEOUT_S:.0f} s"
+            )
+            log = Path(cluster.temp_dir, HEAD_LOG)
+            lines = (
+                log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else ["(stopped)"]
+            )
+            raise ClusterError("\n".join([f"Ray's head {why}; the end of its log:", *lines]))
+        time.sleep(POLL_S)
+
+
+def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> None:
+    """Lets replicas finish, if there are any; gives up in silence, for what does not end is killed next."""
+    # The kernel keeps 15 characters of a name.
+    if not any("ray::ServeContr" in process.info["name"] for process in _carrying(cluster.marker)):
+        return
+    headers = {"Authorization": f"Bearer {Path(cluster.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
+    dashboard = http.client.HTTPConnection(cluster.dashboard.removeprefix("http://"), timeout=timeout_s)
+    with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(dashboard):
+        dashboard.request("DELETE", "/api/serve/applications/", headers=headers)
+        dashboard.getresponse()
+
+
+def _read(folder: Path) -> tuple[LocalCluster, bool] | None:
+    """The recorded cluster, and whether it had become ready."""
+    try:
+        document = json.loads((folder / RECORD).read_bytes())
+        return LocalCluster(**document["cluster"]), document["ready"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ClusterError(f"{folder / RECORD} is damaged ({error}); delete it if no cluster runs") from error
+
+
+def _write(folder: Path, cluster: LocalCluster, *, ready: bool) -> None:
+    with replacing(folder / RECORD, mode=PRIVATE) as file:
+        file.write_text(json.dumps({"ready": ready, "cluster": asdict(cluster)}, indent=1))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Keeps starts in the folder out; False if one is going on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = True
+    except BlockingIOError:
+        ours = False
+    try:
+        yield ours
+    finally:
+        os.close(descriptor)
+
+
+def _carrying(marker: str) -> list[psutil.Process]:
+    """The processes that carry the marker, except this one; `info["name"]` is what each is called."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        with contextlib.suppress(psutil.Error, OSError):  # it has gone, or is somebody else's
+            if process.environ().get(MARKER) == marker and process.pid != os.getpid():
+                found.append(process)
+    return found
+
+
+def _answers(address: str) -> bool:
+    host, port = address.rsplit(":", 1)
+    try:
+        socket.create_connection((host, int(port)), ANSWER_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True

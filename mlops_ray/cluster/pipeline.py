@@ -1,0 +1,452 @@
+"""The stages of `run`, from raw rows to a served and monitored model.
+
+Each stage is recorded when it is whole (stages.py), so that a run continues where the one before it stopped
+and does only what changed.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from mlops_ray import __version__
+from mlops_ray.cluster.stages import Progress, Silent, Stages
+from mlops_ray.config import Project, Source
+from mlops_ray.data import counts, ingest, validate
+from mlops_ray.errors import ConfigError, DataError, TrainingError
+from mlops_ray.features import dataset
+from mlops_ray.features.dataset import TrainingSet
+from mlops_ray.features.definitions import FeatureSet, ViewTable, compile_features, view_table
+from mlops_ray.features.history import History, read_view
+from mlops_ray.features.materialize import materialize
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.policy import label_selector
+from mlops_ray.registry import package
+from mlops_ray.registry.predictor import Predictor
+from mlops_ray.registry.registry import Registry
+from mlops_ray.serving import record, release
+from mlops_ray.storage import Storage, replacing
+from mlops_ray.training import evaluate, metrics, sweep, tracking
+from mlops_ray.training.sweep import Trial
+from mlops_ray.training.task import Task
+
+#: Bytes read at a time for a file's digest.
+READ_BYTES = 1 << 20
+ONLINE = "online.db"
+
+
+@dataclass
+class Pipeline:
+    """One run over a project: its stages in their order, everything they share built here."""
+
+    project: Project
+    storage: Storage
+    progress: Progress = field(default_factory=Silent)
+
+    def __post_init__(self) -> None:
+        """Raises `ConfigError` for what cannot be run, before anything is started."""
+        refuse_unsupported(self.project)
+        self.stages = Stages(self.storage, self.progress)
+        self._preparing: threading.Thread | None = None
+        self.features: FeatureSet = compile_features(self.project)
+        _ = self.test_from
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.project.tracking or f"sqlite:///{self.storage.path('mlflow.db')}"
+
+    @cached_property
+    def registry(self) -> Registry:
+        return Registry(self.tracking_uri)
+
+    @property
+    def target_source(self) -> Source:
+        return self.project.sources[self.project.target.source]
+
+    @cached_property
+    def views(self) -> dict[str, ViewTable]:
+        """The tables that the target and the features read, by source."""
+        target = self.project.target.source
+        return {target: view_table(target, self.target_source)} | {v.source: v for v in self.features.tables}
+
+    @cached_property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        return {name: read_view(self._history(name), view) for name, view in self.views.items()}
+
+    @property
+    def test_from(self) -> datetime | None:
+        """The first target time of the test part, or `None` where a share says it.
+
+        A date is local and names the start of a row's interval; a row is stamped with its end.
+        """
+        date = self.project.training.validation.test.from_
+        if date is None:
+            return None
+        spec = self.target_source.event_time
+        zone = ZoneInfo((spec.timezone if spec else None) or "UTC")
+        try:
+            begin = datetime.fromisoformat(date)
+        except ValueError:
+            raise ConfigError(
+                f"training.validation.test.from: {date!r} is no date; write e.g. 2016-11-01"
+            ) from None
+        begin = begin if begin.tzinfo else begin.replace(tzinfo=zone)
+        resample = self.target_source.resample
+        return begin.astimezone(UTC) + timedelta(microseconds=resample.every if resample else 0)
+
+    def prepare(self) -> None:
+        """Makes the tracking database in the background: a new one takes seconds that reading can use."""
+        if self.project.tracking is None:
+            self._preparing = threading.Thread(target=self._make_database, daemon=True)
+            self._preparing.start()
+
+    def _make_database(self) -> None:
+        """A process that dies within leaves no half-made database: it is made beside and takes its place."""
+        path = self.storage.path("mlflow.db")
+        if not path.exists():
+            with replacing(path) as new:
+                new.unlink()
+                tracking.prepare(f"sqlite:///{new}", self.project.project, self._artifacts)
+
+    @property
+    def _artifacts(self) -> str | None:
+        return str(self.storage.root / "artifacts") if self.project.tracking is None else None
+
+    def _experiment(self) -> str:
+        if self._preparing is not None:
+            self._preparing.join()
+        return tracking.prepare(self.tracking_uri, self.project.project, self._artifacts)
+
+    # ------------------------------------------------------------ data
+
+    def ingest(self) -> dict[str, int]:
+        """Brings every source into its history; returns each history's version."""
+        return {name: self._ingest(name) for name in self.views}
+
+    def _ingest(self, name: str) -> int:
+        source = self.project.sources[name]
+        files = [(item.path, _file_digest(item.path)) for item in ingest.files(source, name)]
+        history = self._history(name)
+        made_from = {"table": self.views[name].table, "files": [file for _, file in files]}
+        commit = hashlib.sha256(repr(made_from).encode()).hexdigest()
+        result = self.stages.run(
+            f"ingest {name}",
+            made_from,
+            lambda: self._read(name, source, history, commit),
+            say=_say_ingest,
+            still_there=lambda _: history.has(commit),
+        )
+        return int(result["version"])
+
+    def _read(self, name: str, source: Source, history: History, commit: str) -> dict[str, Any]:
+        report, valid, quarantine = validate.Report(), [], []
+        for verdict in ingest.read(source, name, label_selector([source.policy])):
+            report.add(verdict)
+            valid += [verdict.valid] if verdict.valid.height else []
+            quarantine += [verdict.quarantine] if verdict.quarantine.height else []
+            self.progress.update(f"{report.rows_in:,} rows")
+        rejected = pl.concat(quarantine) if quarantine else pl.DataFrame(schema=validate.QUARANTINE)
+        if not valid:
+            raise _nothing_valid(name, report, rejected)
+        version = history.append(pl.concat(valid), source, commit)
+        rejected.write_parquet(self.storage.path("reports", f"quarantine-{name}.parquet"))
+        document = {"source": name, "version": version, **report.to_json()}
+        self.storage.write_json(document, "reports", f"validation-{name}.json")
+        return document
+
+    def _history(self, name: str) -> History:
+        return History.of(self.storage.path("features", "x").parent, self.views[name])
+
+    # ------------------------------------------------------------ features
+
+    def build(self, versions: dict[str, int]) -> TrainingSet:
+        """The training set over these histories, and the online store brought up to them."""
+        made_from = {
+            "features": self.features.digest,
+            "target": self.project.target.model_dump(mode="json"),
+            "tables": {name: view.table for name, view in self.views.items()},
+            "versions": versions,
+        }
+        result = self.stages.run(
+            "features",
+            made_from,
+            lambda: self._build(versions),
+            say=lambda r: f"{r['rows']:,} rows × {len(r['columns'])} features, online up to {r['watermark']}",
+            still_there=self._is_built,
+        )
+        return dataset.open_set(self.storage, result["file"])
+
+    def _build(self, versions: dict[str, int]) -> dict[str, Any]:
+        target = self.tables[self.project.target.source]
+        made = dataset.build(self.project, self.features, target, self.tables, versions, self.storage)
+        watermark = materialize(self.online(), self.features, self.tables)
+        columns = list(self.features.names)
+        return {"file": made.path.name, "rows": made.frame.height, "columns": columns, "watermark": watermark}
+
+    def _is_built(self, result: dict[str, Any]) -> bool:
+        dataset_file = self.storage.path("datasets", result["file"])
+        return dataset_file.exists() and self.storage.path(ONLINE).exists()
+
+    def online(self) -> OnlineStore:
+        return OnlineStore(self.storage.path(ONLINE))
+
+    # ------------------------------------------------------------ training
+
+    def train(self, training_set: TrainingSet) -> dict[str, Any]:
+        """Sweeps, fits and tests the winner, packs and registers it."""
+        task = self._task(training_set)
+        project = self.project
+        made_from = {
+            "data": training_set.manifest["digest"],
+            "training": project.training.model_dump(mode="json"),
+            "label_delay": project.label_delay,
+            "season": task.season_us,
+            "test_from": task.test_from,
+            "postprocess": project.serving.postprocess.model_dump(mode="json"),
+            "code": __version__,
+        }
+        return self.stages.run(
+            "train",
+            made_from,
+            lambda: self._train(task, training_set),
+            say=_say_train,
+            still_there=lambda r: self._is_registered(r["version"]),
+        )
+
+    def _task(self, training_set: TrainingSet) -> Task:
+        project, frame = self.project, training_set.frame
+        share = project.training.validation.test.share
+        begin = self.test_from
+        if begin is None and share is not None:
+            begin = frame[self.features.time].quantile(1 - share)  # type: ignore[assignment]
+        assert begin is not None
+        return Task(
+            frame=frame,
+            columns=self.features.columns,
+            keys=self.target_source.entity,
+            time=self.features.time,
+            kind=project.target.task,
+            training=project.training,
+            horizon_us=self.features.horizon_us,
+            label_delay_us=project.label_delay,
+            test_from=begin,
+            season_us=self.target_source.season,
+            postprocess=project.serving.postprocess,
+        )
+
+    def _is_registered(self, version: int) -> bool:
+        if self.project.tracking is None and not self.storage.path("mlflow.db").exists():
+            return False
+        return any(known["version"] == version for known in self.registry.versions(self.project.project))
+
+    def _train(self, task: Task, training_set: TrainingSet) -> dict[str, Any]:
+        with tracking.open_run(self.tracking_uri, self._experiment(), self.project.project) as run:
+            run.set_tags({"mlops.dataset": training_set.manifest["digest"], "mlops.code": __version__})
+            found = sweep.run(
+                task,
+                folder=self.storage.path("sweep", "x").parent,
+                label_selector=label_selector(s.policy for s in self.project.sources.values()),
+                on_progress=lambda done, total, what: self.progress.update(
+                    f"trial {done} of {total}: {what}"
+                ),
+                on_trial=run.log_trial,
+            )
+            best = found.best
+            self.progress.update(f"fitting {best.family} on all training rows")
+            fitted = evaluate.refit(task, best.family, best.params, cpus=os.cpu_count() or 1)
+            report = evaluate.test(task, fitted)
+            run.log_params({"family": best.family, **best.params})
+            run.log_metrics(report.metrics)
+            reasons = self._gate(task, report)
+            packed = self._pack(task, fitted, report, training_set)
+            version = self.registry.register(packed, name=self.project.project, run_id=run.id)
+        return {
+            "version": version,
+            "run_id": run.id,
+            "family": best.family,
+            "params": best.params,
+            "leaderboard": [_row(trial) for trial in found.leaderboard],
+            "metrics": report.metrics,
+            "baselines": report.baselines,
+            "refused": reasons,
+        }
+
+    def _gate(self, task: Task, report: evaluate.Report) -> list[str]:
+        """Why the winner must not go live; compared with the champion's answers to the same test rows."""
+        name, champion = self.project.project, None
+        version = self.registry.champion(name)
+        if version is not None:
+            champion = self._champion_metrics(task, version)
+        return evaluate.gate(report, champion, self.project.training.gate, self.project.training.metric)
+
+    def _champion_metrics(self, task: Task, version: int) -> dict[str, float] | None:
+        predictor = Predictor.load(self.registry.package_folder(self.project.project, version), None)
+        if predictor.package.feature_set.names != self.features.names:
+            # Its features are not in this training set, so that the two cannot be compared row by row.
+            return None
+        rows = task.test.held_out
+        answers = predictor.predict_features(task.frame[rows].select(self.features.names))
+        return metrics.score_all(task.labels[rows], answers)
+
+    def _pack(
+        self, task: Task, fitted: evaluate.Fitted, report: evaluate.Report, training_set: TrainingSet
+    ) -> package.Package:
+        known = task.frame[task.test.train].select(self.features.names)
+        seed = self.project.training.search.seed
+        return package.write(
+            self.storage.path("artifacts", "packages", self.project.project),
+            name=self.project.project,
+            task=self.project.target.task,
+            family=fitted.family,
+            params=fitted.params,
+            model=fitted.model,
+            encoder=fitted.encoder,
+            feature_set=self.features,
+            target=self.project.target.model_dump(mode="json"),
+            postprocess=self.project.serving.postprocess,
+            metrics=report.metrics,
+            baselines=report.baselines,
+            training_set={
+                k: training_set.manifest[k] for k in ("file", "digest", "rows", "history_versions")
+            },
+            reference=counts.reference(known, self.features.columns, seed).to_json(),
+            created_at=datetime.now(UTC),
+        )
+
+    # ------------------------------------------------------------ live
+
+    def push(self, trained: dict[str, Any]) -> int:
+        """Makes the trained version the champion if it passed the gate; returns the champion's version.
+
+        Raises `TrainingError` where it did not pass and there is no champion to stay.
+        """
+        name = self.project.project
+        with self.stages.timed("push", lambda r: r["said"]) as result:
+            champion = self.registry.champion(name)
+            if trained["refused"] and trained["version"] != champion:
+                if champion is None:
+                    raise TrainingError(f"nothing goes live: {'; '.join(trained['refused'])}")
+                result["said"] = f"version {champion} stays champion: {'; '.join(trained['refused'])}"
+            else:
+                self.registry.set_champion(name, trained["version"])
+                result["said"] = (
+                    f"version {trained['version']} is champion already"
+                    if champion == trained["version"]
+                    else f"version {trained['version']} is champion now"
+                )
+                champion = int(trained["version"])
+            record.set_champion(self.storage, name, champion, self.registry.package(name, champion))
+        return champion
+
+    def serve(self, http_port: int) -> str:
+        """Serves the champion on the connected cluster; returns the service's address."""
+        with self.stages.timed("serve", lambda r: r["said"]) as result:
+            deployed = release.deploy(self.project, self.storage, http_port=http_port)
+            started = ", ".join(deployed.started)
+            result["said"] = (
+                f"{deployed.url}: {f'started {started}' if started else 'all of it runs already'}"
+            )
+        return deployed.url
+
+    def example_request(self) -> dict[str, Any]:
+        """A row that the service can answer now: the last target time, and the first entity."""
+        bounds = self.online().bounds(self.features)
+        table = self.tables[self.project.target.source]
+        row = table.select(n for n in self.features.request.names if n in table.columns).row(0, named=True)
+        last = bounds[1] if bounds else datetime.now(UTC)
+        return {**row, self.features.time: last.isoformat()}
+
+
+def refuse_unsupported(project: Project) -> None:
+    """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
+    asks = {
+        "online: a server": project.online is not None,
+        "release.shadow and release.canary": project.release.shadow is not None
+        or bool(project.release.canary),
+        "monitoring.retrain": project.monitoring.retrain is not None,
+        "serving.explain": project.serving.explain != "never",
+        "cost.prices": project.cost.prices is not None,
+    }
+    for what, asked in asks.items():
+        if asked:
+            raise ConfigError(f"{what} is not supported yet; leave it out")
+    for name, source in project.sources.items():
+        ingest.unsupported(source, name)
+
+
+def _file_digest(path: str) -> str:
+    digest = hashlib.sha256()
+    try:
+        for block in _blocks(Path(path)):
+            digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=path) from error
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            yield block
+
+
+def _nothing_valid(name: str, report: validate.Report, rejected: pl.DataFrame) -> DataError:
+    if not report.rows_in:
+        return DataError(f"source {name!r} has no rows")
+    first = rejected.row(0, named=True)
+    return DataError(
+        f"none of the {report.rows_in:,} rows of {name!r} is valid; the first fails {first['rule']!r} with "
+        f"{first['value']!r}",
+        file=first["_file"],
+        row=first["_row"],
+        column=first["column"],
+    )
+
+
+def _say_ingest(result: dict[str, Any]) -> str:
+    flagged = sum(result["flagged_by"].values())
+    rest = f", {flagged:,} flagged" if flagged else ""
+    return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
+
+
+def _say_train(result: dict[str, Any]) -> str:
+    trials, version = len(result["leaderboard"]), result["version"]
+    return f"{trials} trials, {result['family']} wins and is registered as version {version}"
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "family": trial.family,
+        "params": dict(trial.params),
+        "score": trial.score,
+        "folds": list(trial.fold_scores),
+        "seconds": trial.seconds,
+        "state": trial.state,
+    }
+
+
+def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
+    """The registered versions of a project's model, newest first, with what their packages say."""
+    if project.tracking is None and not storage.path("mlflow.db").exists():
+        return []
+    pipeline = Pipeline(project, storage)
+    found = pipeline.registry.versions(project.project)
+    return [_version(pipeline.registry.package(project.project, v["version"]), v) for v in found]
+
+
+def _version(packed: package.Package, version: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "version": version["version"],
+        "state": version["state"],
+        "family": packed.family,
+        "metrics": packed.metrics,
+        "created_at": packed.manifest["created_at"],
+    }

@@ -1,0 +1,199 @@
+"""A project's service on this machine: brought up by `run`, looked at, taken down."""
+
+import contextlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mlops_ray import keys
+from mlops_ray.cluster import local
+from mlops_ray.cluster.local import LocalCluster
+from mlops_ray.cluster.stages import Progress, alone
+from mlops_ray.config import Project
+from mlops_ray.errors import ClusterError
+from mlops_ray.storage import Storage
+
+#: A first request may meet a replica that is still warming up.
+REQUEST_TIMEOUT_S = 30.0
+#: A status that takes longer is no status.
+STATUS_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Live:
+    """What a run ended with.
+
+    `answer` is the reply to the first request, `curl` a line that asks for it again; `ours` says whether this
+    run started the cluster.
+    """
+
+    url: str
+    model: str
+    version: int
+    dashboard: str
+    trained: dict[str, Any]
+    seconds: dict[str, float]
+    answer: dict[str, Any]
+    curl: str
+    ours: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """The line that `run --json` ends with."""
+        return {
+            "url": self.url,
+            "model": self.model,
+            "version": self.version,
+            "dashboard": self.dashboard,
+            "metrics": self.trained["metrics"],
+            "baselines": self.trained["baselines"],
+            "seconds": self.seconds,
+        }
+
+
+@contextlib.contextmanager
+def running(project: Project, storage: Storage, progress: Progress, *, detach: bool) -> Iterator[Live]:
+    """Everything that is needed to have the model live; what is unchanged is not done again.
+
+    At the end of the block the cluster is stopped if this run started it, unless `detach`; after an error or
+    Ctrl-C it is stopped in any case.
+    """
+    with contextlib.ExitStack() as held:
+        with alone(storage):
+            # Before Ray is imported: it reads its settings from the environment that a cluster brings.
+            begin = time.monotonic()
+            progress.begin("ray")
+            cluster, ours = _cluster(storage)
+            if ours:
+                held.callback(_stop, storage)
+            local.connect(cluster)
+            seconds = round(time.monotonic() - begin, 2)
+            progress.end("ray", f"cluster at {cluster.address}", seconds if ours else None)
+            live = _bring_up(project, storage, progress, cluster, ours)
+            live.seconds["ray"] = seconds
+        if detach:
+            held.pop_all()
+            _disconnect()
+        yield live
+
+
+def _cluster(storage: Storage) -> tuple[LocalCluster, bool]:
+    """The cluster of this storage, started if there is none, and whether it was."""
+    found = local.find(storage.root)
+    return (found, False) if found else (local.start(storage.root), True)
+
+
+def _bring_up(
+    project: Project, storage: Storage, progress: Progress, cluster: LocalCluster, ours: bool
+) -> Live:
+    from mlops_ray.cluster.pipeline import Pipeline
+
+    pipeline = Pipeline(project, storage, progress)
+    pipeline.prepare()
+    key_file = keys.ensure_local(storage)
+    training_set = pipeline.build(pipeline.ingest())
+    trained = pipeline.train(training_set)
+    version = pipeline.push(trained)
+    url = pipeline.serve(cluster.http_port)
+    request = pipeline.example_request()
+    with pipeline.stages.timed("first prediction", lambda r: r["said"]) as result:
+        answer = predict(url, project.project, request, storage)
+        result["said"] = f"{request} → {answer['outputs'][0]['data'][0]:.4g}"
+    return Live(
+        url=url,
+        model=project.project,
+        version=version,
+        dashboard=f"{url}/dashboard",
+        trained=trained,
+        seconds=pipeline.stages.seconds,
+        answer=answer,
+        curl=curl_line(url, project.project, request, key_file),
+        ours=ours,
+    )
+
+
+def predict(url: str, model: str, request: dict[str, Any], storage: Storage) -> dict[str, Any]:
+    """The service's reply to one row, asked for as any client would."""
+    body = json.dumps(infer_body(request)).encode()
+    headers = {"Content-Type": "application/json"}
+    return _ask(f"{url}/v2/models/{model}/infer", storage, REQUEST_TIMEOUT_S, data=body, headers=headers)
+
+
+def infer_body(request: dict[str, Any]) -> dict[str, Any]:
+    """One row in the form of the Open Inference Protocol.
+
+    >>> infer_body({"site": "a"})
+    {'inputs': [{'name': 'site', 'datatype': 'BYTES', 'shape': [1], 'data': ['a']}]}
+    """
+    return {
+        "inputs": [
+            {"name": name, "datatype": _datatype(value), "shape": [1], "data": [value]}
+            for name, value in request.items()
+        ]
+    }
+
+
+def _datatype(value: Any) -> str:
+    names = {bool: "BOOL", int: "INT64", float: "FP64"}
+    return names.get(type(value), "BYTES")
+
+
+def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> str:
+    """A line for a shell that asks the service for one prediction."""
+    body = json.dumps(infer_body(request), separators=(",", ":"))
+    return (
+        f'curl -s {url}/v2/models/{model}/infer -H "Authorization: Bearer $(cat {key_file})" '
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def status(project: Project, storage: Storage) -> dict[str, Any]:
+    """What is live: `{"state": "down"}`, or the service's address and the documents of its models."""
+    cluster = local.find(storage.root)
+    if cluster is None:
+        return {"state": "down", "model": project.project}
+    url = f"http://{local.LOOPBACK}:{cluster.http_port}"
+    try:
+        document = _ask(f"{url}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
+    except ClusterError as error:
+        return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
+    return {
+        "state": "live",
+        "model": project.project,
+        "url": url,
+        "dashboard": f"{url}/dashboard",
+        **document,
+    }
+
+
+def down(storage: Storage) -> bool:
+    """Stops the project's service and its cluster; `False` if there was none."""
+    return local.stop(storage.root)
+
+
+def _ask(url: str, storage: Storage, timeout_s: float, **request: Any) -> dict[str, Any]:
+    key = storage.path("local.key").read_text().strip()
+    headers = {"Authorization": f"Bearer {key}", **request.pop("headers", {})}
+    try:
+        wanted = urllib.request.Request(url, headers=headers, **request)  # noqa: S310 - our own http address
+        with urllib.request.urlopen(wanted, timeout=timeout_s) as reply:  # noqa: S310
+            return dict(json.loads(reply.read()))
+    except urllib.error.HTTPError as error:
+        said = error.read().decode(errors="replace")[:500]
+        raise ClusterError(f"{url} answered {error.code}: {said}") from error
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        raise ClusterError(f"{url} does not answer: {error}") from error
+
+
+def _disconnect() -> None:
+    import ray
+
+    ray.shutdown()
+
+
+def _stop(storage: Storage) -> None:
+    _disconnect()
+    local.stop(storage.root)

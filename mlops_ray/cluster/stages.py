@@ -1,0 +1,109 @@
+"""The record of a run's stages: what was done, from what, so that only what changed is done again.
+
+A stage is recorded after it is whole. Killing a run at any moment costs at most the stage that it was in.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+from mlops_ray.errors import StorageError
+from mlops_ray.storage import Storage
+
+FILE = "pipeline.json"
+LOCK = "pipeline.lock"
+
+
+class Progress(Protocol):
+    """Who watches a run: a terminal, or nobody."""
+
+    def begin(self, stage: str) -> None: ...
+
+    def update(self, message: str) -> None: ...
+
+    def end(self, stage: str, message: str, seconds: float | None) -> None:
+        """`seconds` is `None` where nothing had changed."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def begin(self, stage: str) -> None:
+        """Says nothing."""
+
+    def update(self, message: str) -> None:
+        """Says nothing."""
+
+    def end(self, stage: str, message: str, seconds: float | None) -> None:
+        """Says nothing."""
+
+
+@dataclass
+class Stages:
+    """Runs stages, skips what was done from the same input, and keeps the time of each."""
+
+    storage: Storage
+    progress: Progress = field(default_factory=Silent)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(
+        self,
+        name: str,
+        made_from: Any,
+        do: Callable[[], dict[str, Any]],
+        *,
+        say: Callable[[dict[str, Any]], str],
+        still_there: Callable[[dict[str, Any]], bool] = lambda result: True,
+    ) -> dict[str, Any]:
+        """The result of a stage, plain JSON: the recorded one where `made_from` is as it was, else a new one.
+
+        `still_there` says whether what a recorded result names exists yet; `say` puts a result into words.
+        """
+        fingerprint = digest(made_from)
+        known = (self.storage.read_json(FILE) or {}).get(name)
+        if known is not None and known["fingerprint"] == fingerprint and still_there(known["result"]):
+            self.progress.end(name, say(known["result"]), None)
+            self.seconds[name] = 0.0
+            return dict(known["result"])
+        with self.timed(name, say) as result:
+            result |= orjson.loads(orjson.dumps(do(), option=orjson.OPT_SERIALIZE_NUMPY))
+        record = self.storage.read_json(FILE) or {}
+        record[name] = {"fingerprint": fingerprint, "result": result}
+        self.storage.write_json(record, FILE)
+        return result
+
+    @contextlib.contextmanager
+    def timed(self, name: str, say: Callable[[dict[str, Any]], str]) -> Iterator[dict[str, Any]]:
+        """A stage that is done every time; its result is what the caller puts into the dictionary."""
+        begin = time.monotonic()
+        result: dict[str, Any] = {}
+        self.progress.begin(name)
+        yield result
+        self.seconds[name] = round(time.monotonic() - begin, 2)
+        self.progress.end(name, say(result), self.seconds[name])
+
+
+def digest(document: Any) -> str:
+    """SHA-256 of plain data.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@contextlib.contextmanager
+def alone(storage: Storage) -> Iterator[None]:
+    """Holds the storage for one run; raises `StorageError` if another run works on it."""
+    with storage.path(LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StorageError(f"another run works on {storage.root}; wait for it, or stop it") from None
+        yield

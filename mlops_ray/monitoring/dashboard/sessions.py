@@ -1,0 +1,58 @@
+"""Logging in to the dashboard: a key is changed for a signed cookie, which holds no key.
+
+A session ends after its time, and with the key of its holder's name.
+"""
+
+import hashlib
+import hmac
+import secrets
+import time
+from http.cookies import CookieError, SimpleCookie
+
+from mlops_ray import keys
+from mlops_ray.storage import PRIVATE, Storage
+
+COOKIE = "mlops_session"
+#: A working day; then the key is asked for again.
+LIFETIME_S = 12 * 3600
+SECRET = "session.json"  # noqa: S105 - a file's name
+READERS = ("read", "admin")
+
+
+class Sessions:
+    """Makes and checks cookies; their secret lies in the storage, so that all gateways share it."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        document = storage.read_json(SECRET)
+        if document is None:
+            document = {"secret": secrets.token_hex(32)}
+            storage.write_json(document, SECRET, mode=PRIVATE)
+        self._secret = bytes.fromhex(document["secret"])
+
+    def cookie(self, name: str, *, now: float | None = None) -> str:
+        """The value of `Set-Cookie` for the holder of the key of this name.
+
+        Scripts cannot read it, and no other site's page can make a browser send it.
+        """
+        until = int((time.time() if now is None else now) + LIFETIME_S)
+        token = f"{name.encode().hex()}.{until}"
+        attributes = f"Path=/dashboard; HttpOnly; SameSite=Strict; Max-Age={LIFETIME_S}"
+        return f"{COOKIE}={token}.{self._sign(token)}; {attributes}"
+
+    def admits(self, header: str, *, now: float | None = None) -> bool:
+        """Whether the header `Cookie` holds a session that is not over and whose key still stands."""
+        try:
+            morsel = SimpleCookie(header).get(COOKIE)
+            token, _, signature = (morsel.value if morsel else "").rpartition(".")
+            if not hmac.compare_digest(signature.encode(), self._sign(token).encode()):
+                return False
+            name, until = token.split(".")
+        except (CookieError, ValueError):
+            return False
+        if (time.time() if now is None else now) > int(until):
+            return False
+        return keys.names(self._storage).get(bytes.fromhex(name).decode()) in READERS
+
+    def _sign(self, token: str) -> str:
+        return hmac.new(self._secret, token.encode(), hashlib.sha256).hexdigest()

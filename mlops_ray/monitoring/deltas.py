@@ -1,0 +1,97 @@
+"""How counts travel from replicas to the monitor: each exactly once, while both live.
+
+A replica gathers into an outbox. What it sends carries a number and is kept until acknowledged; the monitor
+remembers the last number of each sender, so that what comes twice counts once.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mlops_ray.data.counts import Counts, CountSpec, Traffic
+
+#: The Serve application and deployment to which the deltas go.
+APPLICATION = "monitor"
+DEPLOYMENT = "Monitor"
+#: The column of the model's answers, beside those of its features.
+PREDICTION = "prediction"
+#: Answered rows are counted together: one row costs the counting almost as much as these many. They are also
+#: all that a replica keeps in memory before it counts.
+COUNTED_TOGETHER = 512
+
+
+@dataclass
+class Tally:
+    """What one version did since it was last asked: traffic, and counts of the rows that it answered."""
+
+    traffic: Traffic
+    counts: Counts
+    _uncounted: list[tuple[pl.DataFrame, npt.NDArray[np.float64]]] = field(default_factory=list)
+    _rows: int = 0
+
+    @classmethod
+    def empty(cls, specs: Sequence[CountSpec]) -> Self:
+        return cls(Traffic(), Counts.empty(specs))
+
+    def observe(self, features: pl.DataFrame, values: npt.NDArray[np.float64]) -> None:
+        """Takes in the rows of a batch: features and answers, NaN where there is none."""
+        self._uncounted.append((features, values))
+        self._rows += len(values)
+        if self._rows >= COUNTED_TOGETHER:
+            self.count()
+
+    def count(self) -> None:
+        """Counts the rows that were taken in and are not counted yet; rows without an answer are left out."""
+        batches, self._uncounted, self._rows = self._uncounted, [], 0
+        if not batches or not self.counts.specs:
+            return
+        rows = pl.concat([features for features, _ in batches])
+        rows = rows.with_columns(pl.Series(PREDICTION, np.concatenate([values for _, values in batches])))
+        self.counts.update(rows.filter(rows[PREDICTION].is_not_nan()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads again."""
+        self.count()
+        return {"traffic": self.traffic.to_json(), "counts": self.counts.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The tally that `to_json` wrote."""
+        return cls(Traffic.from_json(data["traffic"]), Counts.from_json(data["counts"]))
+
+
+@dataclass
+class Outbox:
+    """What a replica has to tell about a model; `source` names the replica for as long as it lives."""
+
+    model: str
+    source: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _tallies: dict[str, Tally] = field(default_factory=dict)
+    _sent: dict[str, Any] | None = None
+    _sequence: int = 0
+
+    def tally(self, version: str, specs: Sequence[CountSpec] = ()) -> Tally:
+        """Where a version's requests are counted now; `specs` say how, when it is a new one."""
+        if version not in self._tallies:
+            self._tallies[version] = Tally.empty(specs)
+        return self._tallies[version]
+
+    def delta(self) -> dict[str, Any] | None:
+        """The delta to send: the last one again until it is acknowledged; `None` where nothing happened."""
+        if self._sent is None and self._tallies:
+            self._sequence += 1
+            versions = {version: tally.to_json() for version, tally in self._tallies.items()}
+            self._tallies = {}
+            head = {"model": self.model, "source": self.source, "sequence": self._sequence}
+            self._sent = {**head, "versions": versions}
+        return self._sent
+
+    def acknowledge(self, sequence: int) -> None:
+        """Forgets the delta that the monitor has stored."""
+        if self._sent is not None and self._sent["sequence"] == sequence:
+            self._sent = None

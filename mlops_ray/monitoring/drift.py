@@ -1,0 +1,176 @@
+"""Does the current window look like the reference? Statistics of counts, column by column.
+
+Pure functions of `data.counts.Counts`. Drift is said only where a difference is both too large for chance,
+over all columns together, and large enough to matter.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaincc
+
+from mlops_ray.data.counts import Counts, CountSpec
+
+#: A window says nothing about a column before so many rows.
+MIN_ROWS = 50
+#: Cells that expect fewer rows than this fold into one: below it the χ² tail is not to be trusted
+#: (Cochran 1954, Biometrics 10, 417-451).
+MIN_EXPECTED = 5.0
+#: Bias-corrected PSI from which on a difference matters: a shift of about 0.14 standard deviations.
+EFFECT_FLOOR = 0.02
+#: Family-wise chance of calling drift in one look where there is none.
+ALPHA = 1e-4
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How one column of the current window differs from the reference.
+
+    `g`, its degrees of freedom and `p` are those of the likelihood-ratio test of homogeneity; `p_holm` is `p`
+    adjusted for all columns tested in the same look. `psi` and `psi_corrected` are population stability
+    indices, `js` the Jensen-Shannon distance in [0, 1]. All are `None` where `untested` says why.
+    """
+
+    column: str
+    rows: int
+    reference_rows: int
+    untested: str | None = None
+    g: float | None = None
+    degrees: int | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    psi: float | None = None
+    psi_corrected: float | None = None
+    js: float | None = None
+    drifted: bool = False
+
+
+def compare(reference: Counts, current: Counts, clock: Collection[str] = ()) -> list[Drift]:
+    """The drift of each column that both have with the same cells, in the reference's order.
+
+    `clock` are columns that only tell the time: they differ with the hour the window was open, and are not
+    tested.
+    """
+    known = dict(zip(current.specs, current.cells, strict=True))
+    found = [
+        _untested(spec, cells, known[spec], clock) or column_drift(spec, cells, known[spec])
+        for spec, cells in zip(reference.specs, reference.cells, strict=True)
+        if spec in known
+    ]
+    return _judged(found)
+
+
+def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64]) -> Drift:
+    """The statistics of one column, not yet adjusted for the others."""
+    ours, theirs = fold(reference.astype(float), current.astype(float))
+    statistic, degrees = g_test(ours, theirs)
+    index = psi(ours, theirs)
+    bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
+    return Drift(
+        column=spec.name,
+        rows=int(current.sum()),
+        reference_rows=int(reference.sum()),
+        g=statistic,
+        degrees=degrees,
+        p=float(gammaincc(degrees / 2, statistic / 2)) if degrees else 1.0,
+        psi=index,
+        psi_corrected=index - bias,
+        js=jensen_shannon(ours, theirs),
+    )
+
+
+def fold(reference: Numbers, current: Numbers) -> tuple[Numbers, Numbers]:
+    """The same counts, all cells that expect fewer than `MIN_EXPECTED` rows in the smaller sample made one.
+
+    >>> fold(np.array([900.0, 97.0, 2.0, 1.0]), np.array([90.0, 8.0, 0.0, 2.0]))
+    (array([900.,  97.,   3.]), array([90.,  8.,  2.]))
+    """
+    both = reference + current
+    expected = both * min(reference.sum(), current.sum()) / both.sum()
+    kept = expected >= MIN_EXPECTED
+    rest = ~kept & (both > 0)
+    if not rest.any():
+        return reference[kept], current[kept]
+    folded = [np.append(counts[kept], counts[rest].sum()) for counts in (reference, current)]
+    return folded[0], folded[1]
+
+
+def g_test(reference: Numbers, current: Numbers) -> tuple[float, int]:
+    """The G statistic of homogeneity of two samples, and its degrees of freedom.
+
+    G = 2 Σ O ln(O / E) over the cells of both samples, E from the pooled shares; χ² with (cells - 1) degrees
+    where they are the same (Wilks 1935, Annals of Mathematical Statistics 6, 190-196).
+    """
+    table = np.stack([reference, current])
+    expected = table.sum(axis=1, keepdims=True) * table.sum(axis=0) / table.sum()
+    terms = np.where(table > 0, table * np.log(np.where(table > 0, table, 1) / expected), 0.0)
+    return max(0.0, 2 * float(terms.sum())), table.shape[1] - 1
+
+
+def psi(reference: Numbers, current: Numbers) -> float:
+    """The population stability index Σ (p - q) ln(p / q), both with half a row added to each cell.
+
+    It is the symmetrised Kullback-Leibler divergence (Jeffreys 1946, Proc. Royal Society A 186, 453-461).
+    Where nothing differs, it is about (cells - 1)(1/n + 1/N) all the same: subtract that before judging.
+    """
+    p, q = _shares(current), _shares(reference)
+    return float(((p - q) * np.log(p / q)).sum())
+
+
+def jensen_shannon(reference: Numbers, current: Numbers) -> float:
+    """The Jensen-Shannon distance, base 2, in [0, 1] (Endres, Schindelin 2003, IEEE Trans. IT 49, 1858)."""
+    p, q = current / current.sum(), reference / reference.sum()
+    middle = (p + q) / 2
+    divergence = (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2
+    return math.sqrt(min(1.0, max(0.0, divergence)))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """The p-values adjusted for being several (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    >>> holm([0.01, 0.04, 0.02])
+    [0.03, 0.04, 0.04]
+    """
+    adjusted = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def _untested(
+    spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64], clock: Collection[str]
+) -> Drift | None:
+    rows, reference_rows = int(current.sum()), int(reference.sum())
+    if spec.name in clock:
+        return Drift(spec.name, rows, reference_rows, untested="it only tells the time")
+    if min(rows, reference_rows) < MIN_ROWS:
+        return Drift(spec.name, rows, reference_rows, untested=f"fewer than {MIN_ROWS} rows")
+    return None
+
+
+def _judged(found: list[Drift]) -> list[Drift]:
+    adjusted = iter(holm([drift.p for drift in found if drift.p is not None]))
+    return [_judge(drift, next(adjusted)) if drift.p is not None else drift for drift in found]
+
+
+def _judge(drift: Drift, p_holm: float) -> Drift:
+    drifted = p_holm < ALPHA and (drift.psi_corrected or 0.0) > EFFECT_FLOOR
+    return Drift(**{**vars(drift), "p_holm": p_holm, "drifted": drifted})
+
+
+def _shares(counts: Numbers) -> Numbers:
+    smoothed = counts + 0.5
+    shares: Numbers = smoothed / smoothed.sum()
+    return shares
+
+
+def _relative_entropy(p: Numbers, q: Numbers) -> float:
+    some = p > 0
+    return float((p[some] * np.log2(p[some] / q[some])).sum())

@@ -1,0 +1,90 @@
+"""The monitor's counts as Prometheus metrics, by the names that interfaces.md fixes."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from mlops_ray.data.counts import BATCH_ROWS, REQUEST_US
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MICROSECONDS = 1e6
+
+
+def metrics_text(snapshot: dict[str, Any], champions: dict[str, str]) -> bytes:
+    """The text that Prometheus reads; `champions` is the live version of each model."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(snapshot, champions))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, snapshot: dict[str, Any], champions: dict[str, str]) -> None:
+        self._versions = [
+            (model, version, "champion" if champions.get(model) == version else "retired", document)
+            for model, state in snapshot.items()
+            for version, document in state["versions"].items()
+        ]
+
+    def collect(self) -> Iterable[Metric]:
+        """Every metric once, with a sample for each version."""
+        yield self._requests()
+        yield self._histogram(
+            "mlops_request_seconds", "Time to answer", "request_us", REQUEST_US, MICROSECONDS
+        )
+        yield self._histogram("mlops_batch_rows", "Rows answered together", "batch_rows", BATCH_ROWS, 1.0)
+        yield self._rejected()
+        yield self._invalid()
+        yield self._drift()
+
+    def _requests(self) -> Metric:
+        family = CounterMetricFamily(
+            "mlops_requests", "Requests answered", labels=["model", "version", "role", "code"]
+        )
+        for model, version, role, document in self._versions:
+            for code, count in document["traffic"]["requests"].items():
+                family.add_metric([model, version, role, code], count)
+        return family
+
+    def _histogram(self, name: str, text: str, key: str, ends: tuple[int, ...], unit: float) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=["model", "version"])
+        for model, version, _, document in self._versions:
+            cells = document["traffic"][key]
+            buckets = list(_cumulated(ends, cells["cells"], unit))
+            family.add_metric([model, version], buckets, sum_value=cells["total"] / unit)
+        return family
+
+    def _rejected(self) -> Metric:
+        family = CounterMetricFamily(
+            "mlops_rejected", "Requests refused", labels=["model", "version", "reason"]
+        )
+        for model, version, _, document in self._versions:
+            for reason, count in document["traffic"]["rejected"].items():
+                family.add_metric([model, version, reason], count)
+        return family
+
+    def _invalid(self) -> Metric:
+        labels = ["model", "version", "column", "rule"]
+        family = CounterMetricFamily("mlops_invalid_values", "Values that failed a check", labels=labels)
+        for model, version, _, document in self._versions:
+            for column, rule, count in document["traffic"]["invalid"]:
+                family.add_metric([model, version, column, rule], count)
+        return family
+
+    def _drift(self) -> Metric:
+        """Only of the live version: a retired one has no window that moves."""
+        family = GaugeMetricFamily("mlops_drift_psi", "Bias-corrected PSI", labels=["model", "column"])
+        for model, _, role, document in self._versions:
+            for drift in document["drift"]:
+                if role == "champion" and drift["psi_corrected"] is not None:
+                    family.add_metric([model, drift["column"]], drift["psi_corrected"])
+        return family
+
+
+def _cumulated(ends: tuple[int, ...], cells: list[int], unit: float) -> Iterator[tuple[str, float]]:
+    total = 0
+    for end, count in zip([*ends, None], cells, strict=True):
+        total += count
+        yield ("+Inf" if end is None else repr(end / unit)), total

@@ -1,0 +1,79 @@
+"""The monitor: a Serve deployment that merges what replicas count, keeps it on disk, and answers questions.
+
+It stands on no request's path. What it has acknowledged is on disk, so that it can be killed at any moment.
+"""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from ray import serve
+
+from mlops_ray.errors import MlopsError
+from mlops_ray.monitoring.deltas import DEPLOYMENT
+from mlops_ray.monitoring.report import report
+from mlops_ray.monitoring.state import ModelState
+from mlops_ray.storage import Storage
+
+FOLDER = "monitor"
+#: Every replica has at most one delta on its way, every page one question.
+MAX_ONGOING_REQUESTS = 1_000
+#: How soon a dead monitor is noticed and started anew.
+HEALTH_CHECK_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class Monitor:
+    """`record` takes deltas of replicas in, `snapshot` says what they amount to."""
+
+    def __init__(self, storage_root: str, window_s: float) -> None:
+        self._storage = Storage.open(storage_root)
+        self._window_s = window_s
+        self._models = {state.model: state for state in _stored(self._storage)}
+        self._one_at_a_time = asyncio.Lock()
+
+    async def record(self, delta: dict[str, Any]) -> int:
+        """Stores a delta (`deltas.Outbox.delta`), acknowledges its number; the same again is harmless."""
+        async with self._one_at_a_time:
+            state = self._models.setdefault(delta["model"], ModelState(delta["model"]))
+            if state.receive(delta, time.time(), self._window_s):
+                await asyncio.to_thread(
+                    self._storage.write_json, state.to_json(), FOLDER, f"{state.model}.json"
+                )
+        return int(delta["sequence"])
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The document of `report`, for each model by its name."""
+        async with self._one_at_a_time:
+            return {name: report(self._storage, state) for name, state in self._models.items()}
+
+
+def deployment(storage_root: str, window_s: float, label_selector: dict[str, str]) -> serve.Application:
+    """The monitor's application; it has no route, and one replica, which merges for all."""
+    options: dict[str, Any] = {
+        "num_cpus": 0,
+        **({"label_selector": label_selector} if label_selector else {}),
+    }
+    watcher = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=1,
+        ray_actor_options=options,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        health_check_period_s=HEALTH_CHECK_S,
+        logging_config={"log_level": "WARNING", "enable_access_log": False},
+    )(Monitor)
+    return watcher.bind(storage_root, window_s)
+
+
+def _stored(storage: Storage) -> list[ModelState]:
+    """What was on disk; a damaged document is set aside with a word, it must not keep the monitor down."""
+    found = []
+    for path in sorted(storage.path(FOLDER, "x").parent.glob("[!.]*.json")):
+        try:
+            found.append(ModelState.from_json(storage.read_json(FOLDER, path.name)))
+        except (MlopsError, KeyError, TypeError, ValueError) as error:
+            logger.error("%s cannot be read (%s); counting starts anew, the file is kept beside", path, error)
+            path.replace(path.with_suffix(".damaged"))
+    return found

@@ -1,0 +1,175 @@
+"""What the monitor knows of a model: the merged counts of all replicas, by version and window.
+
+Plain state: deltas in, documents out, the time as an argument. Memory grows with columns and versions, both
+bounded, never with rows.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mlops_ray.data.counts import REQUEST_US, Counts, Histogram, Traffic
+from mlops_ray.monitoring.deltas import Tally
+from mlops_ray.monitoring.drift import MIN_ROWS
+
+FORMAT_VERSION = 1
+#: Minutes of traffic that the page draws.
+MINUTES = 120
+#: Versions of one model whose counts are kept: the newest that had traffic.
+MAX_VERSIONS = 20
+#: Seconds after which a silent sender is forgotten; a living one repeats what was not acknowledged every few
+#: seconds.
+FORGET_SOURCE_S = 86_400.0
+
+
+@dataclass
+class Window:
+    """Counts of the rows answered since an instant (seconds since the epoch); `until` when it has closed."""
+
+    since: float
+    counts: Counts
+    until: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads again."""
+        return {"since": self.since, "until": self.until, "counts": self.counts.to_json()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The window that `to_json` wrote."""
+        return cls(data["since"], Counts.from_json(data["counts"]), data["until"])
+
+
+@dataclass
+class Minute:
+    """The traffic of one minute: requests, those answered with 4xx and with 5xx, microseconds a request."""
+
+    at: int
+    requests: int = 0
+    refused: int = 0
+    failed: int = 0
+    request_us: Histogram = field(default_factory=lambda: Histogram.empty(REQUEST_US))
+
+    def add(self, traffic: Traffic) -> None:
+        """Adds what a delta counted."""
+        self.requests += traffic.requests.total()
+        self.refused += _with_status(traffic, "4")
+        self.failed += _with_status(traffic, "5")
+        self.request_us.merge(traffic.request_us)
+
+    def to_json(self) -> list[Any]:
+        """Plain data that `from_json` reads again."""
+        return [
+            self.at,
+            self.requests,
+            self.refused,
+            self.failed,
+            self.request_us.cells,
+            self.request_us.total,
+        ]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> Self:
+        """The minute that `to_json` wrote."""
+        at, requests, refused, failed, cells, total = data
+        return cls(at, requests, refused, failed, Histogram(REQUEST_US, list(cells), total))
+
+
+@dataclass
+class Watched:
+    """One version: all its traffic, the window that is open, the last that closed, the latest minutes."""
+
+    traffic: Traffic
+    window: Window
+    last: Window | None = None
+    rows: int = 0
+    minutes: OrderedDict[int, Minute] = field(default_factory=OrderedDict)
+
+    def add(self, tally: Tally, now: float, window_s: float) -> None:
+        """Adds a tally; a window closes after its time and at least `MIN_ROWS` rows, and keeps its cells."""
+        self.traffic.merge(tally.traffic)
+        self._minute(now).add(tally.traffic)
+        if now - self.window.since >= window_s and self.window.counts.rows >= MIN_ROWS:
+            self.window.until, self.last = now, self.window
+            self.window = Window(now, Counts.empty(self.window.counts.specs))
+        if self.window.counts.specs != tally.counts.specs:
+            self.window, self.last = Window(now, Counts.empty(tally.counts.specs)), None
+        self.window.counts.merge(tally.counts)
+        self.rows += tally.counts.rows
+
+    def judged(self) -> Window:
+        """The window that says something: the open one from `MIN_ROWS` rows on, before that the last."""
+        return self.last if self.last is not None and self.window.counts.rows < MIN_ROWS else self.window
+
+    def _minute(self, now: float) -> Minute:
+        at = int(now // 60) * 60
+        minute = self.minutes.setdefault(at, Minute(at))
+        while len(self.minutes) > MINUTES:
+            self.minutes.popitem(last=False)
+        return minute
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads again."""
+        return {
+            "traffic": self.traffic.to_json(),
+            "window": self.window.to_json(),
+            "last": self.last.to_json() if self.last else None,
+            "rows": self.rows,
+            "minutes": [minute.to_json() for minute in self.minutes.values()],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The version that `to_json` wrote."""
+        minutes = [Minute.from_json(minute) for minute in data["minutes"]]
+        return cls(
+            Traffic.from_json(data["traffic"]),
+            Window.from_json(data["window"]),
+            Window.from_json(data["last"]) if data["last"] else None,
+            data["rows"],
+            OrderedDict((minute.at, minute) for minute in minutes),
+        )
+
+
+@dataclass
+class ModelState:
+    """All that is known of a model; `sources` are the senders: last number and when it came."""
+
+    model: str
+    versions: OrderedDict[str, Watched] = field(default_factory=OrderedDict)
+    sources: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def receive(self, delta: dict[str, Any], now: float, window_s: float) -> bool:
+        """Adds a replica's delta, unless it came before; whether it was new."""
+        source, sequence = delta["source"], delta["sequence"]
+        new: bool = sequence > self.sources.get(source, (0, now))[0]
+        self.sources[source] = (max(sequence, self.sources.get(source, (0, now))[0]), now)
+        if new:
+            for version, tally in delta["versions"].items():
+                self._add(version, Tally.from_json(tally), now, window_s)
+        self.sources = {s: seen for s, seen in self.sources.items() if now - seen[1] < FORGET_SOURCE_S}
+        return new
+
+    def _add(self, version: str, tally: Tally, now: float, window_s: float) -> None:
+        if version not in self.versions:
+            self.versions[version] = Watched(Traffic(), Window(now, Counts.empty(tally.counts.specs)))
+        self.versions[version].add(tally, now, window_s)
+        self.versions.move_to_end(version)
+        while len(self.versions) > MAX_VERSIONS:
+            self.versions.popitem(last=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that lies on disk."""
+        versions = [[version, watched.to_json()] for version, watched in self.versions.items()]
+        sources = {source: list(seen) for source, seen in self.sources.items()}
+        return {"format": FORMAT_VERSION, "model": self.model, "sources": sources, "versions": versions}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The state that `to_json` wrote."""
+        versions = OrderedDict((version, Watched.from_json(watched)) for version, watched in data["versions"])
+        return cls(data["model"], versions, {s: (seen[0], seen[1]) for s, seen in data["sources"].items()})
+
+
+def _with_status(traffic: Traffic, first_digit: str) -> int:
+    return sum(count for status, count in traffic.requests.items() if status.startswith(first_digit))

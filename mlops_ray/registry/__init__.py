@@ -1,0 +1,1 @@
+"""What a version of a model is, how it answers, and where it is registered."""

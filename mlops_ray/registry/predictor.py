@@ -1,0 +1,158 @@
+"""A package that answers a batch: schema check → online features → encoder → model → post-processing.
+
+What a replica imports for this is small: neither MLflow nor Ray nor pandas nor scikit-learn.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mlops_ray.config import Postprocess
+from mlops_ray.errors import PackageError
+from mlops_ray.features.join import point_in_time
+from mlops_ray.registry import package as packages
+from mlops_ray.registry.encoder import Encoder
+from mlops_ray.registry.models import Model, Values
+from mlops_ray.registry.package import EXAMPLE_TOLERANCE, Package
+from mlops_ray.schema import DTYPES, FAILURES, Schema
+
+if TYPE_CHECKING:
+    from mlops_ray.features.online import OnlineStore
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a batch of requests got.
+
+    `values`: float64, one a row, NaN where the row failed. `failures`: every failed check
+    (`schema.FAILURES`); a row with one that is not merely flagged has no value. `features`: the model's
+    feature columns, one row a row of the batch, null where the row failed.
+    """
+
+    values: Values
+    failures: pl.DataFrame
+    features: pl.DataFrame
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A package in memory. n rows at once get the answers of n times one row, bit for bit."""
+
+    package: Package
+    name: str
+    _online: "OnlineStore | None"
+    _encoder: Encoder
+    _model: Model
+    _clip: tuple[float, float]
+    _features: Schema
+
+    @classmethod
+    def load(cls, folder: Path, online: "OnlineStore | None", *, digest: str | None = None) -> Self:
+        """The predictor of the package in `folder`; without a store, requests hold the features themselves.
+
+        Raises `PackageError` where the package is damaged (see `package.read`) or does not give the answers
+        to its own examples that were stored with it.
+        """
+        package = packages.read(folder, digest=digest)
+        encoder, model = package.encoder, package.model
+        schema, clip = Schema(package.feature_set.columns), _bounds(package.postprocess)
+        predictor = cls(package, package.name, online, encoder, model, clip, schema)
+        predictor._check_examples()
+        return predictor
+
+    def predict(self, inputs: pl.DataFrame) -> Answer:
+        """Answers the rows of a request; columns that the model does not ask for are not looked at.
+
+        A missing column is a failure of every row by the rule "missing_column".
+        """
+        request = self.package.feature_set.request
+        missing = [name for name in request.names if name not in inputs.columns]
+        if missing:
+            failures = pl.concat([_missing_column(name, inputs.height) for name in missing])
+            return self._answer(inputs.clear(), failures, inputs.height)
+        typed, failures = request.check(inputs.select(request.names))
+        return self._answer(typed, failures, inputs.height)
+
+    def predict_features(self, features: pl.DataFrame) -> Values:
+        """The answers to rows of feature columns: float64 (rows).
+
+        A value of a wrong type counts as missing.
+        """
+        rows = features.select(self._features.names)
+        typed = rows.dtypes == [DTYPES[column.type] for column in self._features.columns]
+        return self._predict(rows if typed else self._features.check(rows)[0])
+
+    def _answer(self, typed: pl.DataFrame, failures: pl.DataFrame, height: int) -> Answer:
+        """`typed` has all `height` rows, or none where every row has failed."""
+        good = _standing(typed.height, failures)
+        rows = typed if len(good) == typed.height else typed[good]
+        features, found = self._read_features(rows)
+        kept = _standing(rows.height, found)
+        if found.height:
+            # The store numbers the rows that it was given; answers speak of the request's.
+            found = found.with_columns(row=pl.Series(good[found["row"].to_numpy()], dtype=pl.UInt32))
+            failures = pl.concat([failures, found]).sort("row", maintain_order=True)
+            features, good = features[kept], good[kept]
+        values = np.full(height, np.nan)
+        values[good] = self._predict(features)
+        return Answer(values, failures, _spread(features, good, height))
+
+    def _read_features(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        feature_set = self.package.feature_set
+        if rows.is_empty():
+            columns = {column.name: DTYPES[column.type] for column in feature_set.columns}
+            return pl.DataFrame(schema=columns), pl.DataFrame(schema=FAILURES)
+        if self._online is not None:
+            return self._online.features(feature_set, rows)
+        if feature_set.tables:
+            raise PackageError(f"the features of {self.name!r} need an online store, and none was given")
+        return point_in_time(rows, {}, feature_set), pl.DataFrame(schema=FAILURES)
+
+    def _predict(self, features: pl.DataFrame) -> Values:
+        low, high = self._clip
+        return np.clip(self._model.predict(self._encoder.transform(features)), low, high)
+
+    def _check_examples(self) -> None:
+        """Answers the package's own examples; the first call of a model is also its slowest."""
+        rows, answers = self.package.examples
+        given = self._model.predict(self._encoder.transform(rows))
+        if not np.allclose(given, answers, rtol=EXAMPLE_TOLERANCE, atol=EXAMPLE_TOLERANCE):
+            raise PackageError(
+                f"the package {self.package.folder} does not answer its own examples as when it was written"
+            )
+
+
+def _standing(height: int, failures: pl.DataFrame) -> Rows:
+    """The positions of the rows without a failed check, or with flagged ones alone."""
+    stands = np.ones(height, np.bool_)
+    if failures.height and height:
+        stands[failures.filter(pl.col("severity") != "flag")["row"].to_numpy()] = False
+    return np.flatnonzero(stands)
+
+
+def _spread(features: pl.DataFrame, at: Rows, height: int) -> pl.DataFrame:
+    """The features at their places in the request; nulls elsewhere."""
+    if len(at) == height:
+        return features
+    places = np.full(height, -1)
+    places[at] = np.arange(len(at))
+    return features[pl.Series(places).replace(-1, None)] if len(at) else features.clear(height)
+
+
+def _missing_column(name: str, height: int) -> pl.DataFrame:
+    rows = pl.DataFrame({"row": range(height)}, schema={"row": FAILURES["row"]})
+    failed = {"column": name, "rule": "missing_column", "value": None, "severity": "reject"}
+    return rows.with_columns(pl.lit(value, FAILURES[key]).alias(key) for key, value in failed.items())
+
+
+def _bounds(postprocess: Postprocess) -> tuple[float, float]:
+    if postprocess.function is not None:
+        raise PackageError("postprocess.function is not supported yet")
+    low, high = postprocess.clip or (None, None)
+    return -np.inf if low is None else low, np.inf if high is None else high

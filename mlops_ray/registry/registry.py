@@ -1,0 +1,160 @@
+"""The registry: packages as versions of MLflow registered models, the alias `champion`, and each one's state.
+
+MLflow holds names, versions and states; what a version is stands in its package, whose digest the registry
+keeps: a folder that was changed in the artifact store is not the version that was registered.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.tracking import MlflowClient
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+
+from mlops_ray.errors import NotFoundError, PackageError
+from mlops_ray.registry import package as packages
+from mlops_ray.registry.package import Package
+
+CHAMPION = "champion"
+REGISTERED = "registered"
+#: Tags of a model version.
+STATE, DIGEST, FOLDER = "mlops.state", "mlops.digest", "mlops.folder"
+#: MLflow copies a model's data into a folder of this name.
+DATA = "data"
+#: Types in a model's signature.
+MLFLOW_TYPES = {
+    "float": DataType.double,
+    "int": DataType.long,
+    "bool": DataType.boolean,
+    "string": DataType.string,
+    "category": DataType.string,
+}
+
+
+class Registry:
+    """The registered versions of models at a tracking address (`sqlite:///…`, `http://…`)."""
+
+    def __init__(self, tracking_uri: str) -> None:
+        self._uri = tracking_uri
+        self._client = MlflowClient(tracking_uri, tracking_uri)
+
+    def register(self, package: Package, *, name: str, run_id: str) -> int:
+        """Logs the package as an MLflow model of the run, registers it and returns its version.
+
+        The state is "registered". The logged model is loaded by `mlflow.pyfunc.load_model` and holds no
+        pickle and no row of data.
+        """
+        logged = self._log(package, run_id)
+        self._make_model(name)
+        tags = {
+            STATE: REGISTERED,
+            DIGEST: package.digest,
+            FOLDER: f"{DATA}/{package.folder.name}",
+        }
+        made = self._client.create_model_version(
+            name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
+        )
+        return int(made.version)
+
+    def _log(self, package: Package, run_id: str) -> Any:
+        mlflow.set_tracking_uri(self._uri)
+        with warnings.catch_warnings(), mlflow.start_run(run_id=run_id):
+            # It asks for an example; ours is in the package, and MLflow's would start a server to try it.
+            warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
+            return mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="mlops_ray.registry.package",
+                data_path=str(package.folder),
+                signature=_signature(package),
+                pip_requirements=_requirements(package),
+            )
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """Every version, newest first: version, state, champion (bool), run_id, digest, created_ms."""
+        found = self._client.search_model_versions(f"name = '{name}'")
+        champion = self.champion(name)
+        listed = [
+            {
+                "version": int(version.version),
+                "state": version.tags.get(STATE, REGISTERED),
+                "champion": int(version.version) == champion,
+                "run_id": version.run_id,
+                "digest": version.tags.get(DIGEST),
+                "created_ms": version.creation_timestamp,
+            }
+            for version in found
+        ]
+        return sorted(listed, key=lambda version: -version["version"])
+
+    def champion(self, name: str) -> int | None:
+        """The version that the alias names; `None` where there is none."""
+        try:
+            return int(self._client.get_model_version_by_alias(name, CHAMPION).version)
+        except MlflowException as error:
+            if _is_missing(error) or "alias" in str(error).lower():
+                return None
+            raise
+
+    def set_champion(self, name: str, version: int) -> None:
+        """Moves the alias; the version before it is then "retired". Safe to repeat."""
+        before = self.champion(name)
+        self._client.set_registered_model_alias(name, CHAMPION, str(version))
+        self.set_state(name, version, CHAMPION)
+        if before is not None and before != version:
+            self.set_state(name, before, "retired")
+
+    def set_state(self, name: str, version: int, state: str) -> None:
+        """Records the release state of a version (design/semantics.md, section 12)."""
+        self._client.set_model_version_tag(name, str(version), STATE, state)
+
+    def package_folder(self, name: str, version: int) -> Path:
+        """Where the version's package lies: in the artifact store if that is a local folder, else a copy.
+
+        Raises `NotFoundError` for a version that does not exist, `PackageError` where its package is gone.
+        """
+        folder = self._tags(name, version).get(FOLDER, DATA)
+        try:
+            uri = f"{self._client.get_model_version_download_uri(name, str(version))}/{folder}"
+            return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self._uri))
+        except (MlflowException, OSError) as error:
+            raise PackageError(f"the artifact store has no package of {name!r} version {version}") from error
+
+    def package(self, name: str, version: int) -> Package:
+        """The version's package, which is the one that was registered, else `PackageError`."""
+        digest = self._tags(name, version).get(DIGEST, "")
+        return packages.read(self.package_folder(name, version), digest=digest)
+
+    def _tags(self, name: str, version: int) -> dict[str, str]:
+        try:
+            return dict(self._client.get_model_version(name, str(version)).tags)
+        except MlflowException as error:
+            raise NotFoundError(f"the registry has no version {version} of {name!r}") from error
+
+    def _make_model(self, name: str) -> None:
+        try:
+            self._client.get_registered_model(name)
+        except MlflowException as error:
+            if not _is_missing(error):
+                raise
+            self._client.create_registered_model(name)
+
+
+def _is_missing(error: MlflowException) -> bool:
+    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
+
+
+def _signature(package: Package) -> ModelSignature:
+    """The feature columns, each of which may be missing, and the answer."""
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(MLFLOW_TYPES[c.type], c.name, required=False) for c in package.feature_set.columns
+    ]
+    return ModelSignature(Schema(inputs), Schema([ColSpec(DataType.double)]))
+
+
+def _requirements(package: Package) -> list[str]:
+    versions = {name: version for name, version in package.manifest["libraries"].items() if name != "python"}
+    return [f"{name}=={version}" for name, version in sorted(versions.items())]

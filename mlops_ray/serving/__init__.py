@@ -1,0 +1,1 @@
+"""Answering predictions over HTTP: the wire, the batches, the replicas, the gateway, the release."""

@@ -1,0 +1,149 @@
+"""The little of HTTP that our services share: a call, a reply, errors as replies.
+
+Raw ASGI, because a framework costs a single-row request as much as the model does.
+"""
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import orjson
+
+from mlops_ray.errors import MethodNotAllowedError, MlopsError, RequestError, TooLargeError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+JSON = {"content-type": "application/json"}
+REQUEST_ID = "x-request-id"
+#: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
+_WORD = re.compile(r"(?<!^)(?=[A-Z])")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is sent back; `rejected` is the reason, where it is an error of the caller."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
+    rejected: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request, its body still unread."""
+
+    scope: Scope
+    receive: Receive
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @cached_property
+    def path(self) -> str:
+        """The path as sent: an encoded slash is no slash, so that nothing is authorised by a decoded path."""
+        raw = self.scope.get("raw_path")
+        return raw.partition(b"?")[0].decode("latin-1") if raw else str(self.scope["path"])
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """Headers by lower-case name; of one that comes twice, the first."""
+        return {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.scope["headers"])
+        }
+
+    @property
+    def id(self) -> str:
+        """The request id, which Serve has put into the headers where the caller had none."""
+        return self.headers.get(REQUEST_ID, "")
+
+    def allow(self, *methods: str) -> None:
+        """Raises `MethodNotAllowedError` where the method is none of these."""
+        if self.method not in methods:
+            raise MethodNotAllowedError(f"{self.method} is not allowed here; use {' or '.join(methods)}")
+
+    async def body(self, most_bytes: int) -> bytes:
+        """The whole body; raises `TooLargeError` as soon as it is known to be larger than allowed."""
+        length = self.headers.get("content-length", "")
+        if (
+            length.isascii()
+            and length.isdigit()
+            and (len(length) > len(str(most_bytes)) or int(length) > most_bytes)
+        ):
+            raise TooLargeError(f"the body has {length[:20]} bytes; at most {most_bytes} are read")
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise RequestError("the caller has gone before the body was whole")
+            parts.append(message.get("body", b""))
+            size, more = size + len(parts[-1]), message.get("more_body", False)
+            if size > most_bytes:
+                raise TooLargeError(f"the body has more than {most_bytes} bytes")
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def json_reply(document: Any, status: int = 200) -> Reply:
+    """The document as JSON; numpy arrays are lists in it, NaN is null."""
+    return Reply(status, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def error_reply(error: Exception, call: Call) -> Reply:
+    """The reply that an error is worth: ours by its status, any other a 500 that says nothing but the id."""
+    if isinstance(error, RequestError):
+        headers = dict(JSON)
+        if error.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        body = orjson.dumps({"error": str(error).encode("utf-8", "replace").decode()})
+        return Reply(error.status, body, headers, reason(error))
+    # The message may hold values of the request, which belong into no log; a traceback says where.
+    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=_without_message(error))
+    return json_reply({"error": "internal error", "id": call.id}, 500)
+
+
+def reason(error: MlopsError) -> str:
+    """A word for what a request was rejected for.
+
+    >>> reason(TooLargeError("…"))
+    'too_large'
+    """
+    return _WORD.sub("_", type(error).__name__.removesuffix("Error")).lower()
+
+
+def _without_message(error: BaseException) -> BaseException:
+    bare = type(error).__name__
+    return RuntimeError(bare).with_traceback(error.__traceback__)
+
+
+async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
+    """Sends the reply. X-Request-ID is added by Serve; adding it here would double it."""
+    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
+    headers.append((b"content-length", str(len(reply.body)).encode()))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else reply.body})
+
+
+async def lifespan(
+    receive: Receive, send: Send, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]
+) -> None:
+    """The ASGI lifespan: `start` before the first request, `stop` after the last."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await start()
+            await send({"type": "lifespan.startup.complete"})
+        else:
+            await stop()
+            await send({"type": "lifespan.shutdown.complete"})
+            return

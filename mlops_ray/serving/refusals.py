@@ -1,0 +1,56 @@
+"""Failed checks of a request's rows → the one error its caller gets."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import polars as pl
+
+from mlops_ray.errors import InvalidRowError
+from mlops_ray.schema import Schema
+from mlops_ray.serving.documents import show
+
+
+def refuse_rejected(failures: pl.DataFrame, schema: Schema, hidden: Iterable[str] = ()) -> None:
+    """Raises `InvalidRowError` for the first failed check that is not merely flagged."""
+    if failures.height == 0:
+        return
+    rejected = failures.filter(pl.col("severity") != "flag")
+    if rejected.height:
+        failure = rejected.row(0, named=True)
+        message = _sentence(failure, schema, failure["column"] in hidden or failure["column"] is None)
+        raise InvalidRowError(message, row=failure["row"], column=failure["column"])
+
+
+def invalid(failures: pl.DataFrame) -> Counter[tuple[str, str]]:
+    """How often each (column, rule) failed; a rule over several columns stands under no column."""
+    pairs = zip(failures["column"].to_list(), failures["rule"].to_list(), strict=True)
+    return Counter((column or "", rule) for column, rule in pairs)
+
+
+def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
+    value = "the value" if is_hidden or failure["value"] is None else show(failure["value"])
+    limits = {column.name: column for column in schema.columns}.get(failure["column"])
+    match failure["rule"]:
+        case "type":
+            return f"{value} is not of the column's type" + (f", {limits.type}" if limits else "")
+        case "required":
+            return "a value is needed"
+        case "missing_column":
+            return "the column is missing"
+        case "min" if limits:
+            return f"{value} is below the least that is allowed, {limits.min:g}"
+        case "max" if limits:
+            return f"{value} is above the most that is allowed, {limits.max:g}"
+        case "category":
+            return f"{value} is none of the values that are allowed"
+        case "pattern":
+            return f"{value} is not written as it must be"
+        case "watermark":
+            return (
+                f"{value} cannot be predicted yet: the data known so far ends before the moment at which it"
+                " would be predicted (past the watermark)"
+            )
+        case "too_old":
+            return f"{value} is older than what the online store keeps"
+    return f"{value} breaks the rule {failure['rule']!r}"

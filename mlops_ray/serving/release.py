@@ -1,0 +1,184 @@
+"""Makes a project's model, its monitor and the gateway run on the connected cluster.
+
+What runs is started anew only where code, resources or settings differ, since a deployment replaces all its
+replicas. Which version answers is no matter of deployment: see `record`.
+"""
+
+import hashlib
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus, DeploymentStatus
+
+import mlops_ray
+from mlops_ray.config import MICROSECONDS, Project
+from mlops_ray.errors import ClusterError, StorageError
+from mlops_ray.monitoring import deltas, monitor
+from mlops_ray.policy import label_selector
+from mlops_ray.serving import gateway, replica
+from mlops_ray.serving.record import read
+from mlops_ray.serving.routes import READY
+from mlops_ray.storage import Storage
+
+#: What was deployed, by application, with the digest of what it was made of.
+DEPLOYED = "deployed.json"
+#: A replica loads in seconds; a machine that is busy training may take many times that.
+READY_S = 120.0
+POLL_S = 0.1
+ANSWER_S = 2.0
+#: The resource that marks the head among a cluster's nodes.
+_HEAD = "node:__internal_head__"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` did: the service's address, and the applications that it started, if any."""
+
+    url: str
+    started: tuple[str, ...]
+
+
+def deploy(project: Project, storage: Storage, *, http_port: int, host: str = "127.0.0.1") -> Deployed:
+    """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
+
+    Starts an application only where its digest of code, resources and settings differs from what runs. The
+    release document must name a champion. Raises `ClusterError` where something does not come up.
+    """
+    if not read(storage, project.project).get("champion"):
+        raise StorageError(f"{project.project!r} has no champion to serve; set one first")
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
+    wanted = _applications(project, storage)
+    running, known = _running(), _deployed(storage)
+    changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
+    _run({name: wanted[name] for name in changed})
+    _record(storage, {name: app.digest for name, app in wanted.items()})
+    url = f"http://{host}:{http_port}"
+    for path in (f"{replica.route(project.project)}/ready", READY):
+        _wait_until_ready(url + path)
+    return Deployed(url, tuple(changed))
+
+
+def undeploy(project: Project) -> None:
+    """Takes the model's application away; the monitor and the gateway stay, for other models."""
+    if project.project in _running():
+        serve.delete(project.project)
+
+
+@dataclass(frozen=True)
+class _Application:
+    route: str | None
+    digest: str
+    build: Callable[[], serve.Application]
+
+
+def _applications(project: Project, storage: Storage) -> dict[str, _Application]:
+    """What is to run. The order is that of starting: replicas tell the monitor what they count."""
+    policies = [source.policy for source in project.sources.values()]
+    selector = label_selector(policies)
+    hidden = frozenset(name for policy in policies for name in policy.machine_only)
+    window_s = project.monitoring.window / MICROSECONDS["s"]
+    root, name = str(storage.root), project.project
+    serving = project.serving.model_dump(mode="json")
+    return {
+        deltas.APPLICATION: _Application(
+            None,
+            _digest(root, window_s, selector),
+            lambda: monitor.deployment(root, window_s, selector),
+        ),
+        gateway.APPLICATION: _Application(
+            gateway.ROUTE, _digest(root, selector), lambda: gateway.deployment(root, selector)
+        ),
+        name: _Application(
+            replica.route(name),
+            _digest(root, name, serving, selector, sorted(hidden)),
+            lambda: replica.deployment(project, storage, selector, hidden),
+        ),
+    }
+
+
+def _run(applications: dict[str, _Application]) -> None:
+    if not applications:
+        return
+    targets = [
+        serve.RunTarget(app.build(), name=name, route_prefix=app.route) for name, app in applications.items()
+    ]
+    try:
+        serve.run_many(targets)
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"the service does not start: {_why(applications) or error}") from error
+
+
+def _why(applications: Iterable[str]) -> str:
+    """The last lines of what Serve says of deployments that did not come up."""
+    found = serve.status().applications
+    messages = [
+        f"{name}: {deployment.message.strip().splitlines()[-1]}"
+        for name in applications
+        if name in found
+        for deployment in found[name].deployments.values()
+        if deployment.status != DeploymentStatus.HEALTHY and deployment.message.strip()
+    ]
+    return "; ".join(messages)
+
+
+def _running() -> set[str]:
+    applications = serve.status().applications
+    return {name for name, app in applications.items() if app.status == ApplicationStatus.RUNNING}
+
+
+def _digest(*settings: Any) -> str:
+    return hashlib.sha256(orjson.dumps([_code(), *settings], option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """The digest of the package's code: a deployment runs what was there when it started."""
+    digest = hashlib.sha256()
+    folder = Path(mlops_ray.__file__).parent
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.html")]):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _deployed(storage: Storage) -> dict[str, str]:
+    """The digests of what this cluster runs; those of another cluster say nothing."""
+    document = storage.read_json(DEPLOYED) or {}
+    return document.get("digests", {}) if document.get("cluster") == _cluster() else {}
+
+
+def _record(storage: Storage, digests: dict[str, str]) -> None:
+    storage.write_json({"cluster": _cluster(), "digests": _deployed(storage) | digests}, DEPLOYED)
+
+
+def _cluster() -> str:
+    """Identifies the cluster: its head's id is new with every start."""
+    heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]  # type: ignore[no-untyped-call]
+    return str(min(heads, default=""))
+
+
+def _wait_until_ready(url: str) -> None:
+    """Until HAProxy knows the replicas; running they are already."""
+    end = time.monotonic() + READY_S
+    while not _answers(url):
+        if time.monotonic() > end:
+            raise ClusterError(f"{url} does not answer after {READY_S:.0f} s; see Serve's log")
+        time.sleep(POLL_S)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_S) as reply:  # noqa: S310 - our own http address
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False

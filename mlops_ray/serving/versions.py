@@ -1,0 +1,174 @@
+"""The versions of a model that a replica holds in memory, as the release document says.
+
+A new package is loaded in a thread beside the one that answers; when it is whole, one reference is switched.
+A package that cannot be loaded changes nothing.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import polars as pl
+
+from mlops_ray.config import Batching
+from mlops_ray.data.counts import Counts
+from mlops_ray.errors import MlopsError, StorageError
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.monitoring.deltas import PREDICTION, Outbox, Tally
+from mlops_ray.registry.package import Package
+from mlops_ray.registry.predictor import Answer, Predictor
+from mlops_ray.schema import Schema
+from mlops_ray.serving import record
+from mlops_ray.serving.batcher import Batcher
+from mlops_ray.serving.columns import Reader
+from mlops_ray.storage import Storage
+
+ONLINE = "online.db"
+
+logger = logging.getLogger(__name__)
+
+
+class Answering(Protocol):
+    """What a loaded model must be able to do."""
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer: ...
+
+
+@dataclass(frozen=True)
+class Served:
+    """A loaded version: how its requests are read, batched, answered and counted."""
+
+    version: str
+    digest: str
+    request: Schema
+    reference: Counts
+    predictor: Answering
+
+
+Load = Callable[[dict[str, Any]], Served]
+
+
+def loader(storage: Storage) -> Load:
+    """How a version's entry in the release document becomes a loaded model."""
+
+    def load(entry: dict[str, Any]) -> Served:
+        predictor = Predictor.load(
+            storage.root / entry["package"], OnlineStore(storage.path(ONLINE)), digest=entry["digest"]
+        )
+        package = predictor.package
+        return Served(
+            entry["version"], entry["digest"], package.feature_set.request, reference(package), predictor
+        )
+
+    return load
+
+
+def reference(package: Package) -> Counts:
+    """The reference counts of the columns that serving can count: the features, and the prediction."""
+    counts = Counts.from_json(package.reference)
+    known = {*package.feature_set.names, PREDICTION}
+    kept = [at for at, spec in enumerate(counts.specs) if spec.name in known]
+    return Counts(tuple(counts.specs[at] for at in kept), [counts.cells[at] for at in kept], counts.rows)
+
+
+class Live:
+    """A version that answers: its reader, and the batcher in front of its predictor."""
+
+    def __init__(self, served: Served, outbox: Outbox, batching: Batching, hidden: frozenset[str]) -> None:
+        self.served = served
+        self.version = served.version
+        self.reader = Reader(served.request, hidden)
+        self._outbox = outbox
+        self._batcher = Batcher(
+            self._work, max_rows=batching.max_rows, max_wait_s=batching.max_wait_ms / 1000
+        )
+
+    async def predict(self, rows: pl.DataFrame) -> Answer:
+        """The answer to a request's rows, alone or in a batch with others'."""
+        return await self._batcher.submit(rows)
+
+    @property
+    def tally(self) -> Tally:
+        """Where this version is counted now."""
+        return self._outbox.tally(self.version, self.served.reference.specs)
+
+    async def _work(self, rows: pl.DataFrame) -> Answer:
+        answer = self.served.predictor.predict(rows)
+        tally = self.tally
+        tally.traffic.batch_rows.update(rows.height)
+        tally.observe(answer.features, answer.values)
+        return answer
+
+
+class Versions:
+    """The champion and the version before it; `poll` keeps them as the release document says."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        model: str,
+        load: Load,
+        outbox: Outbox,
+        batching: Batching,
+        hidden: frozenset[str],
+    ) -> None:
+        self._path = storage.path(record.FOLDER, f"{model}.json")
+        self._storage, self._model, self._load = storage, model, load
+        self._outbox, self._batching, self._hidden = outbox, batching, hidden
+        self._live: dict[str, Live] = {}
+        self._seen: tuple[int, int] | None = None
+        self.champion: Live | None = None
+
+    @property
+    def loaded(self) -> list[str]:
+        """The versions that can be asked for."""
+        return list(self._live)
+
+    def find(self, version: str | None) -> Live | None:
+        """The version asked for, else the champion, if it is loaded."""
+        return self.champion if version is None else self._live.get(version)
+
+    async def refresh(self) -> bool:
+        """Does what the release document says, if it has changed; whether the champion is now another one.
+
+        Raises what loading raises; the old champion then goes on, and the same document is not tried again.
+        """
+        seen = _mark(self._path)
+        if seen is None or seen == self._seen:
+            return False
+        entry = record.read(self._storage, self._model).get("champion")
+        self._seen = seen
+        if entry is None or (self.champion and self.champion.served.digest == entry["digest"]):
+            return False
+        served = await asyncio.to_thread(self._load, entry)
+        self._switch(Live(served, self._outbox, self._batching, self._hidden))
+        return True
+
+    async def poll(self) -> None:
+        """Refreshes again and again, until cancelled; a failure is logged and the champion stays."""
+        while True:
+            await asyncio.sleep(record.POLL_S)
+            try:
+                await self.refresh()
+            except (MlopsError, OSError, ValueError, KeyError):
+                logger.exception("%s: the new champion cannot be loaded; the old one goes on", self._model)
+
+    def _switch(self, live: Live) -> None:
+        before = self.champion
+        self.champion = live
+        self._live = {loaded.version: loaded for loaded in (before, live) if loaded is not None}
+
+
+def _mark(path: Path) -> tuple[int, int] | None:
+    """Changes with every replacement of the file; `None` where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot look at {path}: {error.strerror}") from error
+    return found.st_ino, found.st_mtime_ns

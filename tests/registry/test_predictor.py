@@ -1,0 +1,131 @@
+"""A predictor answers each row by itself; a bad row fails alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+
+from mlops_ray.config import Postprocess
+from mlops_ray.errors import PackageError
+from mlops_ray.features.definitions import ViewTable
+from mlops_ray.registry.encoder import Encoder
+from mlops_ray.registry.predictor import Predictor
+from mlops_ray.schema import FAILURES
+from tests.registry.made import COLUMNS, FEATURES, linear, requests, rows, write
+
+
+@pytest.fixture(scope="module")
+def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
+    folder = tmp_path_factory.mktemp("package") / "demo"
+    write(folder)
+    return Predictor.load(folder, None)
+
+
+def test_n_rows_at_once_get_the_answers_of_n_times_one_row(predictor: Predictor) -> None:
+    inputs = requests(40)
+    single = [predictor.predict(inputs[at : at + 1]).values[0] for at in range(inputs.height)]
+    assert predictor.predict(inputs).values.tolist() == single
+
+
+def test_answers_lie_within_the_clip_and_are_the_models_own_between(predictor: Predictor) -> None:
+    frame = rows(100)
+    encoder = Encoder.fit(rows(200), COLUMNS, style="one_hot")
+    expected = np.clip(linear(len(encoder.names)).predict(encoder.transform(frame)), 0.0, 1.5)
+    assert predictor.predict_features(frame).tolist() == expected.tolist()
+    assert 0.0 < expected.min() < expected.max() <= 1.5 or expected.min() == 0.0
+
+
+def test_a_bad_row_fails_alone(predictor: Predictor) -> None:
+    inputs = requests(4).with_columns(
+        lag=pl.Series([0.5, 99.0, 0.5, 0.5]), site=pl.Series(["a", "b", None, "new"])
+    )
+    answer = predictor.predict(inputs)
+    assert np.isnan(answer.values).tolist() == [False, True, True, False]
+    assert answer.failures.select("row", "column", "rule").rows() == [
+        (1, "lag", "max"),
+        (2, "site", "required"),
+    ]
+    assert answer.features["lag"].to_list() == [0.5, None, None, 0.5]
+    alone = predictor.predict(inputs[3:])
+    assert answer.values[3] == alone.values[0]
+
+
+def test_a_missing_column_fails_every_row_and_further_columns_do_not_matter(predictor: Predictor) -> None:
+    inputs = requests(3)
+    answer = predictor.predict(inputs.drop("lag", "hour"))
+    assert np.isnan(answer.values).all()
+    assert answer.features.height == 3
+    assert answer.failures.schema == FAILURES
+    assert answer.failures["rule"].unique().to_list() == ["missing_column"]
+    assert sorted(answer.failures["column"]) == ["hour"] * 3 + ["lag"] * 3
+    more = inputs.with_columns(extra=pl.lit("x"))
+    assert predictor.predict(more).values.tolist() == predictor.predict(inputs).values.tolist()
+
+
+def test_no_rows_get_no_answers(predictor: Predictor) -> None:
+    answer = predictor.predict(requests(0))
+    assert answer.values.shape == (0,)
+    assert answer.features.columns == [column.name for column in COLUMNS]
+
+
+class _Store:
+    """An online store that refuses every second row it is asked for."""
+
+    def features(self, feature_set: object, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        late = list(range(1, frame.height, 2))
+        failed = {"row": late, "column": "time", "rule": "watermark", "value": "x", "severity": "reject"}
+        return frame.select(FEATURES.names), pl.DataFrame(failed, schema=FAILURES)
+
+
+def test_rows_that_the_online_store_refuses_are_named_by_their_place_in_the_request(tmp_path: Path) -> None:
+    write(tmp_path / "demo")
+    predictor = Predictor.load(tmp_path / "demo", _Store())  # type: ignore[arg-type]
+    inputs = requests(5).with_columns(site=pl.Series(["a", None, "a", "a", "a"]))
+    answer = predictor.predict(inputs)
+    assert answer.failures.select("row", "rule").rows() == [
+        (1, "required"),
+        (2, "watermark"),
+        (4, "watermark"),
+    ]
+    assert np.isnan(answer.values).tolist() == [False, True, True, False, True]
+    assert answer.features["site"].to_list() == ["a", None, None, "a", None]
+
+
+def test_a_model_that_answers_its_examples_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "demo")
+    monkeypatch.setattr("mlops_ray.registry.models.LinearModel.predict", lambda self, x: np.full(len(x), 7.0))
+    with pytest.raises(PackageError, match="does not answer its own examples"):
+        Predictor.load(tmp_path / "demo", None)
+
+
+def test_features_with_history_need_a_store(tmp_path: Path) -> None:
+    view = ViewTable("meter", "meter-1", ("site",), (COLUMNS[1],), None, ())
+    write(tmp_path / "demo", feature_set=FEATURES.__class__(**{**vars(FEATURES), "tables": (view,)}))
+    with pytest.raises(PackageError, match="need an online store"):
+        Predictor.load(tmp_path / "demo", None).predict(requests(1))
+
+
+def test_code_named_by_a_package_is_not_run(tmp_path: Path) -> None:
+    write(tmp_path / "demo", postprocess=Postprocess(function="os.getcwd"))
+    with pytest.raises(PackageError, match=r"postprocess\.function is not supported yet"):
+        Predictor.load(tmp_path / "demo", None)
+
+
+def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_libraries(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path / "demo")
+    code = (
+        "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"
+        f"Predictor.load(pathlib.Path({str(tmp_path / 'demo')!r}), None);"
+        "import json; print(json.dumps([m for m in"
+        " ('mlflow', 'ray', 'pandas', 'sklearn', 'xgboost', 'optuna', 'scipy') if m in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert orjson.loads(done.stdout) == []

@@ -1,0 +1,76 @@
+"""A small real package: a linear model of columns that the request holds, for a project of three lines."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from mlops_ray.config import Postprocess, Project
+from mlops_ray.data.counts import reference
+from mlops_ray.features.definitions import FeatureSet, compile_features
+from mlops_ray.registry import package as packages
+from mlops_ray.registry.encoder import Encoder, NumericPart
+from mlops_ray.registry.models import LinearModel
+from mlops_ray.registry.package import Package
+from mlops_ray.schema import Column
+
+NAME = "rows"
+PROJECT = {
+    "project": NAME,
+    "sources": {
+        "table": {
+            "path": "rows.csv",
+            "entity": "site",
+            "event_time": {"column": "time", "timezone": "UTC"},
+            "columns": {
+                "site": {"type": "category", "categories": ["a", "b"]},
+                "time": {"type": "datetime"},
+                "load": {"type": "float", "min": 0, "max": 1000},
+            },
+        }
+    },
+    "features": {"row": {"on_request": {"amount": {"expr": "load * 1.0"}, "hour": {"hour_of": "time"}}}},
+    "target": {"source": "table", "expr": "load", "task": "regression"},
+    "serving": {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": 0.5}},
+}
+
+
+def project(storage: Path) -> Project:
+    return Project.model_validate(PROJECT | {"storage": str(storage)})
+
+
+def write(folder: Path, of: Project, factor: float) -> Package:
+    """A package whose model answers `factor * load`."""
+    features = compile_features(of)
+    rows = _rows(features)
+    encoder = Encoder.fit(rows, features.columns, style="one_hot")
+    watched = (*features.columns, Column("prediction", "float"))
+    return packages.write(
+        folder,
+        name=NAME,
+        task="regression",
+        family="linear",
+        params={},
+        model=_proportional(encoder, factor),
+        encoder=encoder,
+        feature_set=features,
+        target={"expr": "load"},
+        postprocess=Postprocess(),
+        metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
+        baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},
+        training_set={"rows": rows.height},
+        reference=reference(rows.with_columns(prediction=factor * pl.col("amount")), watched, 7).to_json(),
+        created_at=datetime(2026, 11, 1, tzinfo=UTC),
+    )
+
+
+def _proportional(encoder: Encoder, factor: float) -> LinearModel:
+    amount = next(part for part in encoder.parts if isinstance(part, NumericPart))
+    weights = tuple(factor * amount.scale if name == "amount" else 0.0 for name in encoder.names)
+    return LinearModel(weights, factor * amount.center)
+
+
+def _rows(features: FeatureSet) -> pl.DataFrame:
+    amounts = np.random.default_rng(7).normal(50, 10, 4_000)
+    return pl.DataFrame({"amount": amounts, "hour": np.arange(4_000) % 24}).select(features.names)

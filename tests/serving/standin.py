@@ -1,0 +1,50 @@
+"""A model that needs no package: it answers `2 * load + hour`, so that each row's answer tells the row."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mlops_ray.data.counts import Counts, CountSpec
+from mlops_ray.registry.predictor import Answer
+from mlops_ray.schema import Column, Schema
+from mlops_ray.serving.versions import Served
+
+REQUEST = Schema(
+    (
+        Column("site", "category", required=True, categories=("a", "b")),
+        Column("time", "datetime", required=True),
+        Column("load", "float", min=0, max=1000),
+        Column("n", "int"),
+        Column("open", "bool"),
+    )
+)
+REFERENCE = Counts.empty(
+    [
+        CountSpec("load", "numeric", edges=(0.0, 10.0, 100.0)),
+        CountSpec("prediction", "numeric", edges=(0.0, 100.0)),
+    ]
+)
+ROW = {"site": "a", "time": "2016-11-02T10:00:00Z", "load": 1.5, "n": 1, "open": True}
+
+
+@dataclass
+class StandIn:
+    """Counts its batches; raises for a load of 666, as a defect would."""
+
+    batches: list[int] = field(default_factory=list)
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer:
+        self.batches.append(inputs.height)
+        if (inputs["load"] == 666).any():
+            raise ZeroDivisionError("secret value 666")
+        typed, failures = REQUEST.check(inputs)
+        values = (2 * typed["load"].fill_null(0) + typed["time"].dt.hour()).to_numpy().astype(float).copy()
+        bad = failures.filter(pl.col("severity") == "reject")["row"].to_list()
+        values[bad] = np.nan
+        return Answer(values, failures, typed.select("load"))
+
+
+def served(version: str = "1", predictor: Any = None) -> Served:
+    return Served(version, f"digest {version}", REQUEST, REFERENCE, predictor or StandIn())

@@ -1,0 +1,147 @@
+"""The sweep on a real cluster: every family is tried, the best complete trial wins, a failure is a row."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_ray.config import Training
+from mlops_ray.errors import TrainingError
+from mlops_ray.training import sweep, tracking
+from mlops_ray.training.leaderboard import Sweep, Trial
+from mlops_ray.training.trial import Setting, score
+from tests.training.made import task
+
+FAMILIES = ["lasso", "ridge", "random_forest", "xgboost"]
+#: Little work: these tests are about the sweep, not about errors.
+SMALL = {"random_forest": {"n_estimators": 4}, "xgboost": {"n_estimators": 4}}
+
+
+def _training(**search: Any) -> dict[str, Any]:
+    return {"families": FAMILIES, "search": {"trials": 8, "seed": 7, "space": SMALL, **search}}
+
+
+@pytest.fixture(scope="module")
+def swept(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Sweep, list[Any], list[Trial]]:
+    folder = tmp_path_factory.mktemp("sweep") / "tune"
+    said: list[Any] = []
+    told: list[Trial] = []
+    found = sweep.run(
+        task(_training()),
+        folder=folder,
+        label_selector={},
+        on_progress=lambda *progress: said.append(progress),
+        on_trial=told.append,
+    )
+    assert not folder.exists()
+    return found, said, told
+
+
+def test_every_family_is_tried_its_default_first(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
+    found, _, told = swept
+    assert len(found.leaderboard) == len(told) == 8
+    assert {trial.family for trial in found.leaderboard} == set(FAMILIES)
+    assert {"alpha": 1.0} in [trial.params for trial in told if trial.family == "ridge"]
+    assert {trial.params["n_estimators"] for trial in told if trial.family == "xgboost"} == {4}
+
+
+def test_the_best_is_the_complete_trial_with_the_smallest_score(
+    swept: tuple[Sweep, list[Any], list[Trial]],
+) -> None:
+    found, _, _ = swept
+    complete = [trial for trial in found.leaderboard if trial.state == "complete"]
+    assert found.best.score == min(trial.score for trial in complete)
+    assert all(len(trial.fold_scores) == 3 for trial in complete)
+    assert all(len(trial.fold_scores) < 3 for trial in found.leaderboard if trial.state == "stopped")
+
+
+def test_a_trial_scores_what_the_same_fit_scores_here(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
+    best = swept[0].best
+    made = task(_training())
+    fold = sweep.encode_folds(made)[sweep.families.FAMILIES[best.family].style][0]
+    config = {"family": best.family, best.family: best.params}
+    here = score(fold, config, Setting(metric="mae", seed=7, cpus=1, clip=made.clip))
+    assert best.fold_scores[0] == pytest.approx(here, rel=1e-6)
+
+
+def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
+    _, said, _ = swept
+    assert [(done, total) for done, total, _ in said] == [(n, 8) for n in range(1, 9)]
+    assert "leads with" in said[-1][2]
+
+
+def test_a_trial_that_fails_is_a_row_and_no_end(ray_cluster: None, tmp_path: Path) -> None:
+    wrong = task(
+        {"families": ["ridge", "lasso"], "search": {"trials": 2, "space": {"ridge": {"alpha": -1.0}}}}
+    )
+    found = sweep.run(wrong, folder=tmp_path / "tune", label_selector={})
+    assert [(trial.family, trial.state) for trial in found.leaderboard] == [
+        ("lasso", "complete"),
+        ("ridge", "failed"),
+    ]
+    assert "The 'alpha' parameter of Ridge must be" in found.leaderboard[1].error
+
+
+def test_ctrl_c_ends_the_sweep_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(
+            task({"search": {"trials": 50}}),
+            folder=tmp_path / "tune",
+            label_selector={},
+            on_progress=lambda *_: signal.raise_signal(signal.SIGINT),
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def _trial(state: Any, score: float, error: str = "") -> Trial:
+    return Trial("x", "ridge", {}, score, (score,), 0.0, state, error)
+
+
+def test_without_a_complete_trial_the_reason_is_said() -> None:
+    with pytest.raises(TrainingError, match="none of 1 trials was completed; the first failed with: boom"):
+        _ = Sweep((_trial("failed", float("nan"), "boom"),)).best
+    with pytest.raises(TrainingError, match="time_limit is too short"):
+        _ = Sweep((_trial("stopped", 0.1),)).best
+
+
+def test_trials_sample_no_more_rows_than_they_may() -> None:
+    folds = sweep.encode_folds(task(), rows=50)
+    assert list(folds) == ["one_hot"]
+    assert [len(fold.y) for fold in folds["one_hot"]] == [50, 50, 50]
+    again = sweep.encode_folds(task(), rows=50)
+    assert (folds["one_hot"][0].x == again["one_hot"][0].x).all()
+
+
+def test_every_trial_is_a_nested_run(tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    experiment = tracking.prepare(uri, "demo", str(tmp_path / "artifacts"))
+    assert tracking.prepare(uri, "demo", None) == experiment
+    trials = [
+        Trial("1", "ridge", {"alpha": 2.0}, 0.2, (0.1, 0.3), 1.5, "complete"),
+        Trial("2", "lasso", {"alpha": 1.0}, float("nan"), (), 0.0, "failed", "boom"),
+    ]
+    with pytest.raises(KeyboardInterrupt), tracking.open_run(uri, experiment, "demo") as run:
+        for trial in trials:
+            run.log_trial(trial)
+        raise KeyboardInterrupt
+    client = MlflowClient(uri)
+    assert client.get_run(run.id).info.status == "KILLED"
+    nested = client.search_runs(
+        [experiment], f"tags.mlflow.parentRunId = '{run.id}'", order_by=["params.family"]
+    )
+    assert [found.info.status for found in nested] == ["FAILED", "FINISHED"]
+    assert nested[1].data.params == {"family": "ridge", "alpha": "2.0"}
+    assert nested[1].data.metrics["score"] == 0.2
+    steps = client.get_metric_history(nested[1].info.run_id, "fold_score")
+    assert [(metric.step, metric.value) for metric in steps] == [(0, 0.1), (1, 0.3)]
+
+
+def test_the_defaults_of_a_project_file_can_be_searched() -> None:
+    assert task(Training().model_dump(by_alias=True, mode="json", exclude={"validation", "search"})).folds
