@@ -44,6 +44,8 @@ def run(
 ) -> None:
     """Everything that is needed to have the model live; only what changed is done again."""
     project, storage = _open(file)
+    for warning in config.warnings(file):
+        err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
     with _Terminal() as progress, service.running(project, storage, progress, detach=detach) as live:
         progress.close()
         if as_json:
@@ -158,8 +160,6 @@ def _interrupt(number: int, frame: Any) -> None:
 
 def _open(file: Path) -> tuple[Project, Storage]:
     project = config.load(file)
-    for warning in config.warnings(file):
-        err.print(f"note: {warning}", style="yellow", markup=False)
     return project, Storage.open(project.storage)
 
 

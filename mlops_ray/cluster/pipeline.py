@@ -52,10 +52,13 @@ class Pipeline:
     progress: Progress = field(default_factory=Silent)
 
     def __post_init__(self) -> None:
-        """Raises `ConfigError` for what cannot be run, before anything is started."""
+        """Raises `ConfigError` and `DataError` for what cannot be run, before anything is started."""
         refuse_unsupported(self.project)
         self.stages = Stages(self.storage, self.progress)
         self._preparing: threading.Thread | None = None
+        for name, source in self.project.sources.items():
+            for file in ingest.files(source, name):
+                ingest.check_header(file, source)
         self.features: FeatureSet = compile_features(self.project)
         _ = self.test_from
 

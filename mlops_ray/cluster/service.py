@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import os
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlops_ray import keys
 from mlops_ray.cluster import local
@@ -16,6 +17,9 @@ from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError
 from mlops_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from mlops_ray.cluster.pipeline import Pipeline
 
 #: A first request may meet a replica that is still warming up.
 REQUEST_TIMEOUT_S = 30.0
@@ -63,7 +67,7 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
     """
     with contextlib.ExitStack() as held:
         with alone(storage):
-            # Before Ray is imported: it reads its settings from the environment that a cluster brings.
+            pipeline = _pipeline(project, storage, progress)
             begin = time.monotonic()
             progress.begin("ray")
             cluster, ours = _cluster(storage)
@@ -72,7 +76,7 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
             local.connect(cluster)
             seconds = round(time.monotonic() - begin, 2)
             progress.end("ray", f"cluster at {cluster.address}", seconds if ours else None)
-            live = _bring_up(project, storage, progress, cluster, ours)
+            live = _bring_up(pipeline, cluster, ours)
             live.seconds["ray"] = seconds
         if detach:
             held.pop_all()
@@ -86,12 +90,16 @@ def _cluster(storage: Storage) -> tuple[LocalCluster, bool]:
     return (found, False) if found else (local.start(storage.root), True)
 
 
-def _bring_up(
-    project: Project, storage: Storage, progress: Progress, cluster: LocalCluster, ours: bool
-) -> Live:
+def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeline":
+    # Ray reads these when it is imported, which the pipeline does.
+    os.environ.update(local.SETTINGS)
     from mlops_ray.cluster.pipeline import Pipeline
 
-    pipeline = Pipeline(project, storage, progress)
+    return Pipeline(project, storage, progress)
+
+
+def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
+    project, storage = pipeline.project, pipeline.storage
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
     training_set = pipeline.build(pipeline.ingest())

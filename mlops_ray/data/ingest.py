@@ -105,11 +105,9 @@ def _read_and_check(batch: Any, found: list[File], source: Source) -> Iterator[p
 
 def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
     """The verdicts over the rows of one file, block by block."""
-    format = (file.format or source.format).csv
-    assert format is not None
-    names = list(format.names or _header(file.path, format))
+    format = _format(file, source)
+    names = check_header(file, source)
     renames = {**source.rename, **file.rename}
-    _require_columns([renames.get(name, name) for name in names], source, file.path)
     clock = Clock(source.event_time) if source.event_time else None
     bad_rows: list[tuple[int, str]] = []
     for block in _read_csv(file.path, format, names, bad_rows):
@@ -121,6 +119,24 @@ def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
         yield validate.check(_filtered(_unpivoted(frame, source), source), source)
     if bad_rows:
         yield _malformed(file.path, bad_rows)
+
+
+def check_header(file: File, source: Source) -> list[str]:
+    """The names of a file's columns, as they stand there.
+
+    Raises `DataError` where the file cannot be read or lacks a column that the source reads.
+    """
+    format = _format(file, source)
+    names = list(format.names or _header(file.path, format))
+    renames = {**source.rename, **file.rename}
+    _require_columns([renames.get(name, name) for name in names], source, file.path)
+    return names
+
+
+def _format(file: File, source: Source) -> Csv:
+    format = (file.format or source.format).csv
+    assert format is not None, "unsupported() lets no other format through"
+    return format
 
 
 def _require_columns(columns: list[str], source: Source, path: str) -> None:

@@ -20,7 +20,9 @@ from ..conftest import EXAMPLE
 COMMAND = str(Path(sys.executable).parent / "mlops-ray")
 
 
-def mlops(*arguments: str | Path, cwd: Path | None = None, timeout_s: float = 280) -> subprocess.CompletedProcess[str]:
+def mlops(
+    *arguments: str | Path, cwd: Path | None = None, timeout_s: float = 280
+) -> subprocess.CompletedProcess[str]:
     """Runs the command as a user would, not as a child of this session's Ray."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
@@ -33,7 +35,9 @@ def mlops(*arguments: str | Path, cwd: Path | None = None, timeout_s: float = 28
 
 
 def clean_environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLOPS_", "TUNE_"))}
+    return {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLOPS_", "TUNE_"))
+    }
 
 
 def processes_of(storage: Path) -> list[psutil.Process]:

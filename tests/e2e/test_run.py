@@ -29,10 +29,14 @@ MODEL = "factory-load"
 LAST = datetime(2017, 1, 1, 23, tzinfo=UTC)
 
 
-def ask(service: Service, path: str, body: Any = None, *, key: str | None = None, **headers: str) -> tuple[int, Any]:
+def ask(
+    service: Service, path: str, body: Any = None, *, key: str | None = None, **headers: str
+) -> tuple[int, Any]:
     """Status and document of a reply; `key` is the local one unless given, none if empty."""
     key = service.key if key is None else key
-    sent = {"Content-Type": "application/json", **headers} | ({"Authorization": f"Bearer {key}"} if key else {})
+    sent = {"Content-Type": "application/json", **headers} | (
+        {"Authorization": f"Bearer {key}"} if key else {}
+    )
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(service.url + path, data=data, headers=sent)
     try:
@@ -82,7 +86,9 @@ def test_the_naive_error_is_what_pandas_says(service: Service, hourly: pd.DataFr
     assert round(said["relative_mae"], 3) == 0.187
 
 
-def test_the_winner_s_error_is_what_pandas_says_and_good_enough(service: Service, hourly: pd.DataFrame) -> None:
+def test_the_winner_s_error_is_what_pandas_says_and_good_enough(
+    service: Service, hourly: pd.DataFrame
+) -> None:
     """Features recomputed by pandas for the test part, predictions of the registered model through MLflow."""
     import mlflow
 
@@ -163,7 +169,9 @@ def test_the_curl_line_works_when_pasted(service: Service) -> None:
     assert said.returncode == 0, said.stderr
     line = re.search(r"^try +(curl .*)$", said.stdout, re.MULTILINE)
     assert line is not None, said.stdout
-    reply = subprocess.run(line[1], shell=True, capture_output=True, text=True, check=True, env=clean_environment())
+    reply = subprocess.run(
+        line[1], shell=True, capture_output=True, text=True, check=True, env=clean_environment()
+    )
     assert 0 <= json.loads(reply.stdout)["outputs"][0]["data"][0] <= 1.5
 
 

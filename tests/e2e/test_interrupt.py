@@ -1,0 +1,51 @@
+"""Ctrl-C at any moment leaves no process behind, and the next run continues."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+from ..conftest import EXAMPLE
+from .conftest import COMMAND, clean_environment, mlops, processes_of
+
+#: Seconds after which each of ten runs is interrupted: on starting Ray, reading, sweeping, fitting, serving.
+MOMENTS_S = (0.4, 1.5, 3, 5, 7, 9, 12, 16, 20, 26)
+
+
+def interrupt_after(seconds: float, file: Path) -> subprocess.CompletedProcess[str]:
+    """A run that its terminal interrupts, as Ctrl-C does: the whole process group gets the signal."""
+    run = subprocess.Popen(
+        [COMMAND, "run", str(file)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+        process_group=0,
+    )
+    try:
+        output, errors = run.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGINT)
+        output, errors = run.communicate(timeout=60)
+    return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
+
+
+def test_ctrl_c_at_ten_moments_leaves_no_process_and_the_next_run_continues(tmp_path: Path) -> None:
+    file, storage = tmp_path / "project.yaml", tmp_path / ".mlops"
+    file.write_text(EXAMPLE.read_text().replace("trials: 20", "trials: 4"))
+    for seconds in MOMENTS_S:
+        done = interrupt_after(seconds, file)
+        assert done.returncode == 130, (seconds, done.stderr)
+        assert "Traceback" not in done.stderr, (seconds, done.stderr)
+        assert not processes_of(storage), seconds
+        assert not (storage / "cluster.json").exists(), seconds
+    finished = mlops("run", file, "--detach", "--json")
+    try:
+        assert finished.returncode == 0, finished.stderr
+        result = json.loads(finished.stdout.splitlines()[-1])
+        assert result["version"] >= 1
+        assert result["seconds"]["ingest meter"] == 0
+    finally:
+        mlops("down", file)
+    assert not processes_of(storage)
