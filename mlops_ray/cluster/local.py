@@ -1,9 +1,11 @@
 """A Ray cluster of our own on this machine: start it, find it again, stop it.
 
 Its head runs in a session of its own: it outlives the command that started it, and the terminal's Ctrl-C does
-not reach it. Every process of it carries a marker in its environment; `stop` ends those and no others. Ports
-are on loopback, and Ray's ask for a token. Two kinds listen on all addresses whatever one sets: those by which
-replicas call each other (they ask for the token), and HAProxy's metrics and statistics (they only show figures).
+not reach it. Every process of it carries a marker in its environment; `stop` ends those and no others.
+
+Its ports are on loopback, and Ray's ask for a token. Two kinds listen on all addresses, whatever one sets:
+those by which replicas call each other, which ask for the token, and HAProxy's metrics and statistics, which
+show figures of the traffic.
 """
 
 import contextlib
@@ -48,8 +50,9 @@ OFFSETS = {
 
 #: A start takes about 5 s on two free cores, and many times that on a busy machine.
 START_TIMEOUT_S = 90.0
-#: Of the time to stop, what Serve may take to let its replicas finish (about 4 s) before all is killed.
-GRACE_SHARE = 0.6
+#: Of the time to stop, what Serve may take to let its replicas finish; it takes about 4 s. The rest is for
+#: killing, which takes a fifth of a second.
+GRACE_SHARE = 0.8
 POLL_S = 0.05
 #: On loopback an answer takes less than a millisecond, unless the machine is swamped.
 ANSWER_TIMEOUT_S = 2.0
@@ -72,6 +75,8 @@ SETTINGS = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
     # By default a replica waits 30 s before it goes; HAProxy has dropped it within 1 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    # When all stops, callers go before those whom they call, this much before; 30 s by default.
+    "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "1",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     # How soon the autoscaler sees what replicas report; 10 s by default.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
@@ -98,13 +103,13 @@ main()
 class LocalCluster:
     """How to reach a cluster on this machine."""
 
-    marker: str
-    pid: int
-    address: str
-    dashboard: str
-    http_port: int
-    environment: dict[str, str]
-    temp_dir: str
+    marker: str  # stands in MLOPS_RAY_CLUSTER of the environment of each of its processes
+    pid: int  # of the head, the leader of its session and process group
+    address: str  # "127.0.0.1:PORT", for drivers
+    dashboard: str  # "http://127.0.0.1:PORT", for jobs
+    http_port: int  # Serve's front end
+    environment: dict[str, str]  # what drivers and jobs must have set before they import ray
+    temp_dir: str  # of Ray and HAProxy, removed by `stop`
 
 
 def start(folder: Path, *, cpus: int | None = None, gpus: int | None = None) -> LocalCluster:
@@ -330,19 +335,21 @@ def _wait_until_ready(cluster: LocalCluster, head: subprocess.Popen[bytes]) -> N
     """Returns when Ray has written its address, the last step; raises `ClusterError` if it does not."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while not Path(cluster.temp_dir, "r", "ray_current_cluster").exists():
-        ended = head.poll() is not None
-        if ended or time.monotonic() > deadline:
-            why = (
-                f"ended with status {head.returncode}"
-                if ended
-                else f"was not ready in {START_TIMEOUT_S:.0f} s"
+        if head.poll() is not None:
+            raise ClusterError(f"Ray's head ended with status {head.returncode}; {_end_of_log(cluster)}")
+        if time.monotonic() > deadline:
+            raise ClusterError(
+                f"Ray's head is not ready after {START_TIMEOUT_S:.0f} s; {_end_of_log(cluster)}"
             )
-            log = Path(cluster.temp_dir, HEAD_LOG)
-            lines = (
-                log.read_text(errors="replace").splitlines()[-LOG_LINES:] if log.exists() else ["(stopped)"]
-            )
-            raise ClusterError("\n".join([f"Ray's head {why}; the end of its log:", *lines]))
         time.sleep(POLL_S)
+
+
+def _end_of_log(cluster: LocalCluster) -> str:
+    try:
+        lines = Path(cluster.temp_dir, HEAD_LOG).read_text(errors="replace").splitlines()[-LOG_LINES:]
+    except FileNotFoundError:
+        lines = []
+    return "\n".join(["the end of its log:", *lines]) if lines else "its log is empty: was it stopped?"
 
 
 def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> None:
@@ -350,10 +357,10 @@ def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> None:
     # The kernel keeps 15 characters of a name.
     if not any("ray::ServeContr" in process.info["name"] for process in _carrying(cluster.marker)):
         return
-    headers = {"Authorization": f"Bearer {Path(cluster.environment['RAY_AUTH_TOKEN_PATH']).read_text()}"}
     dashboard = http.client.HTTPConnection(cluster.dashboard.removeprefix("http://"), timeout=timeout_s)
     with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(dashboard):
-        dashboard.request("DELETE", "/api/serve/applications/", headers=headers)
+        token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        dashboard.request("DELETE", "/api/serve/applications/", headers={"Authorization": f"Bearer {token}"})
         dashboard.getresponse()
 
 

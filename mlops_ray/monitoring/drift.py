@@ -67,7 +67,8 @@ def compare(reference: Counts, current: Counts, clock: Collection[str] = ()) -> 
 
 def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64]) -> Drift:
     """The statistics of one column, not yet adjusted for the others."""
-    ours, theirs = fold(reference.astype(float), current.astype(float))
+    ordered = spec.kind == "numeric"
+    ours, theirs = fold(reference.astype(float), current.astype(float), ordered=ordered)
     statistic, degrees = g_test(ours, theirs)
     index = psi(ours, theirs)
     bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
@@ -84,20 +85,43 @@ def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt
     )
 
 
-def fold(reference: Numbers, current: Numbers) -> tuple[Numbers, Numbers]:
-    """The same counts, all cells that expect fewer than `MIN_EXPECTED` rows in the smaller sample made one.
+def fold(reference: Numbers, current: Numbers, *, ordered: bool) -> tuple[Numbers, Numbers]:
+    """The same counts in fewer cells, of which all but one expect `MIN_EXPECTED` rows in the smaller sample.
 
-    >>> fold(np.array([900.0, 97.0, 2.0, 1.0]), np.array([90.0, 8.0, 0.0, 2.0]))
-    (array([900.,  97.,   3.]), array([90.,  8.,  2.]))
+    Neighbours join where cells are `ordered`, but for the last, *missing*, which has none; elsewhere all
+    small cells become one.
+
+    >>> fold(np.array([97.0, 2.0, 1.0, 900.0]), np.array([8.0, 2.0, 0.0, 90.0]), ordered=False)
+    (array([ 97., 900.,   3.]), array([ 8., 90.,  2.]))
+    >>> fold(np.array([0.0, 40.0, 40.0, 1.0, 0.0]), np.array([0.0, 4.0, 4.0, 7.0, 0.0]), ordered=True)
+    (array([40., 41.]), array([ 4., 11.]))
     """
     both = reference + current
     expected = both * min(reference.sum(), current.sum()) / both.sum()
+    groups = _neighbours(expected) if ordered else _small_ones(expected)
+    size = groups.max() + 1
+    ours: Numbers = np.bincount(groups, weights=reference, minlength=size).astype(float)
+    theirs: Numbers = np.bincount(groups, weights=current, minlength=size).astype(float)
+    some = ours + theirs > 0
+    return ours[some], theirs[some]
+
+
+def _small_ones(expected: Numbers) -> npt.NDArray[np.int64]:
+    """The group of each cell: its own, or that of all small ones."""
     kept = expected >= MIN_EXPECTED
-    rest = ~kept & (both > 0)
-    if not rest.any():
-        return reference[kept], current[kept]
-    folded = [np.append(counts[kept], counts[rest].sum()) for counts in (reference, current)]
-    return folded[0], folded[1]
+    return np.where(kept, np.cumsum(kept) - 1, kept.sum())
+
+
+def _neighbours(expected: Numbers) -> npt.NDArray[np.int64]:
+    """The group of each cell: from left to right until a group is large enough; the rest joins the last."""
+    groups, gathered, group = [], 0.0, 0
+    for amount in expected[:-1]:
+        groups.append(group)
+        gathered += amount
+        if gathered >= MIN_EXPECTED:
+            group, gathered = group + 1, 0.0
+    last = max(0, group - 1)
+    return np.array([*(min(found, last) for found in groups), last + 1])
 
 
 def g_test(reference: Numbers, current: Numbers) -> tuple[float, int]:

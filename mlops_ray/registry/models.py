@@ -9,17 +9,15 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from mlops_ray.errors import PackageError, did_you_mean
+from mlops_ray.registry.booster import Booster
 from mlops_ray.registry.encoder import Matrix
-
-if TYPE_CHECKING:
-    import xgboost
 
 Values = npt.NDArray[np.float64]
 
@@ -207,28 +205,29 @@ def _fill_tree(nodes: npt.NDArray[np.void], tree: Any, number: int, start: int) 
 
 @dataclass(frozen=True)
 class XgboostModel:
-    """An XGBoost booster, answering on one thread: replicas are scaled, not threads within one."""
+    """Gradient-boosted trees, as XGBoost's own file holds them."""
 
     kind: ClassVar[str] = "xgboost"
     file: ClassVar[str] = "model.ubj"
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "xgboost")
 
-    booster: "xgboost.Booster"
+    data: bytes
+
+    @cached_property
+    def _booster(self) -> Booster:
+        return Booster(self.data)
 
     def predict(self, matrix: Matrix) -> Values:
-        return np.asarray(self.booster.inplace_predict(matrix), np.float64)
+        return self._booster.predict(matrix).astype(np.float64)
 
     def to_bytes(self) -> bytes:
-        return bytes(self.booster.save_raw("ubj"))
+        return self.data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        import xgboost
-
-        booster = xgboost.Booster({"nthread": 1})
-        booster.load_model(bytearray(data))
-        booster.set_param({"nthread": 1})
-        return cls(booster)
+        model = cls(data)
+        _ = model._booster
+        return model
 
 
 KINDS: dict[str, type[Model]] = {model.kind: model for model in (LinearModel, ForestModel, XgboostModel)}

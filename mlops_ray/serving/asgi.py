@@ -108,7 +108,8 @@ def error_reply(error: Exception, call: Call) -> Reply:
         body = orjson.dumps({"error": str(error).encode("utf-8", "replace").decode()})
         return Reply(error.status, body, headers, reason(error))
     # The message may hold values of the request, which belong into no log; a traceback says where.
-    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=_without_message(error))
+    shown = error if isinstance(error, MlopsError) else _without_message(error)
+    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=shown)
     return json_reply({"error": "internal error", "id": call.id}, 500)
 
 
@@ -118,6 +119,8 @@ def reason(error: MlopsError) -> str:
     >>> reason(TooLargeError("…"))
     'too_large'
     """
+    if type(error) is RequestError:
+        return "bad_request"
     return _WORD.sub("_", type(error).__name__.removesuffix("Error")).lower()
 
 

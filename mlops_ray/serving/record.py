@@ -39,7 +39,7 @@ def set_champion(storage: Storage, name: str, version: int, package: Package) ->
         "weight": 0,
     }
     storage.write_json(document, FOLDER, f"{name}.json")
-    return document
+    return read(storage, name)
 
 
 def read(storage: Storage, name: str) -> dict[str, Any]:

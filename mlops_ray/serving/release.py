@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus, DeploymentStatus
+from ray.serve.schema import ApplicationStatus
 
 import mlops_ray
 from mlops_ray.config import MICROSECONDS, Project
@@ -36,6 +36,8 @@ DEPLOYED = "deployed.json"
 READY_S = 120.0
 POLL_S = 0.1
 ANSWER_S = 2.0
+#: What Serve says of a deployment that is as it should be.
+HEALTHY = "HEALTHY"
 #: The resource that marks the head among a cluster's nodes.
 _HEAD = "node:__internal_head__"
 
@@ -127,7 +129,7 @@ def _why(applications: Iterable[str]) -> str:
         for name in applications
         if name in found
         for deployment in found[name].deployments.values()
-        if deployment.status != DeploymentStatus.HEALTHY and deployment.message.strip()
+        if deployment.status != HEALTHY and deployment.message.strip()
     ]
     return "; ".join(messages)
 

@@ -36,9 +36,7 @@ logger = logging.getLogger(__name__)
 class Replica:
     """One process that answers a model's requests, from the release document in the storage."""
 
-    async def __init__(
-        self, storage_root: str, model: str, serving: dict[str, Any], hidden: list[str]
-    ) -> None:
+    def __init__(self, storage_root: str, model: str, serving: dict[str, Any], hidden: list[str]) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start."""
         storage, names = Storage.open(storage_root), frozenset(hidden)
         batching = Serving.model_validate(serving).batching
@@ -47,7 +45,7 @@ class Replica:
         self._endpoint = Endpoint(model, self._versions, Keyring(storage), names)
         self._tasks: list[asyncio.Task[None]] = []
         self._monitor: Any = None
-        await self._versions.refresh()
+        self._versions.load()
 
     def __serve_build_asgi_app__(self) -> App:
         """What Serve asks for the ASGI application."""

@@ -132,20 +132,21 @@ class Versions:
         """The version asked for, else the champion, if it is loaded."""
         return self.champion if version is None else self._live.get(version)
 
+    def load(self) -> None:
+        """Does what the release document says, in this thread; raises what loading raises."""
+        entry = self._changed()
+        if entry is not None:
+            self._switch(self._load(entry))
+
     async def refresh(self) -> bool:
         """Does what the release document says, if it has changed; whether the champion is now another one.
 
         Raises what loading raises; the old champion then goes on, and the same document is not tried again.
         """
-        seen = _mark(self._path)
-        if seen is None or seen == self._seen:
+        entry = self._changed()
+        if entry is None:
             return False
-        entry = record.read(self._storage, self._model).get("champion")
-        self._seen = seen
-        if entry is None or (self.champion and self.champion.served.digest == entry["digest"]):
-            return False
-        served = await asyncio.to_thread(self._load, entry)
-        self._switch(Live(served, self._outbox, self._batching, self._hidden))
+        self._switch(await asyncio.to_thread(self._load, entry))
         return True
 
     async def poll(self) -> None:
@@ -157,8 +158,18 @@ class Versions:
             except (MlopsError, OSError, ValueError, KeyError):
                 logger.exception("%s: the new champion cannot be loaded; the old one goes on", self._model)
 
-    def _switch(self, live: Live) -> None:
-        before = self.champion
+    def _changed(self) -> dict[str, Any] | None:
+        """The champion's entry in the release document, if it is not the one that answers."""
+        seen = _mark(self._path)
+        if seen is None or seen == self._seen:
+            return None
+        entry: dict[str, Any] | None = record.read(self._storage, self._model).get("champion")
+        self._seen = seen
+        known = self.champion.served.digest if self.champion else None
+        return entry if entry is not None and entry["digest"] != known else None
+
+    def _switch(self, served: Served) -> None:
+        before, live = self.champion, Live(served, self._outbox, self._batching, self._hidden)
         self.champion = live
         self._live = {loaded.version: loaded for loaded in (before, live) if loaded is not None}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlops_ray.config import OwnFamily
 from mlops_ray.errors import TrainingError, did_you_mean
+from mlops_ray.registry.booster import patient_threads
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.models import ForestModel, LinearModel, Model, Values, XgboostModel
 from mlops_ray.training.space import Between, OneOf, Space
@@ -124,6 +125,7 @@ class Xgboost:
     def fit(
         self, x: Matrix, y: Values, params: Mapping[str, Any], *, metric: str, seed: int, cpus: int
     ) -> XgboostModel:
+        patient_threads()
         import xgboost
 
         own = dict(params)

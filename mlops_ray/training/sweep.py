@@ -189,7 +189,7 @@ class _Watch(tune.Callback):
         self._interrupted = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks with the search, and what this one tells lives in this process."""
+        """Nothing: Tune saves its callbacks with the search; what this one tells lives in this process."""
         return {}
 
     @contextlib.contextmanager

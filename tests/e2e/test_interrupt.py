@@ -36,7 +36,8 @@ def test_ctrl_c_at_ten_moments_leaves_no_process_and_the_next_run_continues(tmp_
     file.write_text(EXAMPLE.read_text().replace("trials: 20", "trials: 4"))
     for seconds in MOMENTS_S:
         done = interrupt_after(seconds, file)
-        assert done.returncode == 130, (seconds, done.stderr)
+        # While the command's own modules are imported, the signal just ends it.
+        assert done.returncode in (130, -signal.SIGINT), (seconds, done.stderr)
         assert "Traceback" not in done.stderr, (seconds, done.stderr)
         assert not processes_of(storage), seconds
         assert not (storage / "cluster.json").exists(), seconds

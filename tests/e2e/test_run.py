@@ -1,4 +1,4 @@
-"""`mlops-ray run` on the example: what it says is checked by other means, and what it serves by real clients."""
+"""`mlops-ray run` on the example: what it says is checked by other means, its service by real clients."""
 
 import gzip
 import json
@@ -7,7 +7,6 @@ import subprocess
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -124,8 +123,8 @@ def test_the_winner_s_error_is_what_pandas_says_and_good_enough(
     assert said["relative_mae"] <= 0.124
 
 
-def test_the_job_took_less_than_90_seconds_after_ray_had_started(service: Service) -> None:
-    """No assertion on time: slow machines are no defect. What must hold is that every second is accounted for."""
+def test_the_job_tells_where_its_seconds_went(service: Service) -> None:
+    """A slow machine is no defect, so nothing is asserted of time but that every second is accounted for."""
     seconds = service.result["seconds"]
     assert set(seconds) == {"ray", "ingest meter", "features", "train", "push", "serve", "first prediction"}
     assert 0 < sum(seconds.values()) < service.wall_s

@@ -73,3 +73,16 @@ def test_a_file_that_is_no_such_model_is_a_package_error(kind: str, data: bytes)
 
 def test_a_sound_forest_is_read_again() -> None:
     assert models.load("forest", _nodes()).predict(_matrix(1)).tolist() == [0.0]
+
+
+def test_a_booster_answers_as_xgboost_does() -> None:
+    import xgboost
+
+    matrix, unseen = _matrix(400), _matrix(300, seed=8)
+    data = xgboost.DMatrix(matrix, np.nan_to_num(matrix[:, 0]))
+    trained = xgboost.train({"max_depth": 4, "nthread": 1}, data, num_boost_round=20)
+    model = models.load("xgboost", bytes(trained.save_raw("ubj")))
+    assert model.predict(unseen).tolist() == trained.inplace_predict(unseen).tolist()
+    assert model.predict(unseen[::2, :]).tolist() == trained.inplace_predict(unseen).tolist()[::2]
+    with pytest.raises(ValueError, match="reads 4 columns, not 3"):
+        model.predict(unseen[:, :3])

@@ -15,6 +15,7 @@ from mlops_ray.features.definitions import ViewTable
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.schema import FAILURES
+from mlops_ray.training.families import FAMILIES
 from tests.registry.made import COLUMNS, FEATURES, linear, requests, rows, write
 
 
@@ -117,10 +118,16 @@ def test_code_named_by_a_package_is_not_run(tmp_path: Path) -> None:
         Predictor.load(tmp_path / "demo", None)
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_libraries(
-    tmp_path: Path,
+    family: str, tmp_path: Path
 ) -> None:
-    write(tmp_path / "demo")
+    found, frame = FAMILIES[family], rows(200)
+    encoder = Encoder.fit(frame, COLUMNS, style=found.style)
+    params = {name: dimension.default for name, dimension in found.space.items()}
+    labels = np.linspace(0, 1, 200)
+    model = found.fit(encoder.transform(frame), labels, params, metric="mae", seed=7, cpus=1)
+    write(tmp_path / "demo", model=model, encoder=encoder)
     code = (
         "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"
         f"Predictor.load(pathlib.Path({str(tmp_path / 'demo')!r}), None);"

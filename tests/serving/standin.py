@@ -38,7 +38,7 @@ class StandIn:
     def predict(self, inputs: pl.DataFrame, /) -> Answer:
         self.batches.append(inputs.height)
         if (inputs["load"] == 666).any():
-            raise ZeroDivisionError("secret value 666")
+            raise ZeroDivisionError(f"secret {inputs['load'].max()}")
         typed, failures = REQUEST.check(inputs)
         values = (2 * typed["load"].fill_null(0) + typed["time"].dt.hour()).to_numpy().astype(float).copy()
         bad = failures.filter(pl.col("severity") == "reject")["row"].to_list()

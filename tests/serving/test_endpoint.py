@@ -1,0 +1,254 @@
+"""A model's HTTP interface: who may call, what is answered, and that nothing of a caller's leaks or mixes."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from mlops_ray import keys
+from mlops_ray.config import Batching
+from mlops_ray.errors import PackageError
+from mlops_ray.keys import Keyring
+from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.serving.endpoint import Endpoint
+from mlops_ray.serving.versions import Versions
+from mlops_ray.storage import Storage
+from tests.serving.calls import Answered, call, call_async, run
+from tests.serving.standin import ROW, StandIn, served
+
+MODEL = "m"
+BASE = f"/v2/models/{MODEL}"
+ANSWER = 2 * ROW["load"] + 10
+RECORDS = {"dataframe_records": [ROW]}
+
+
+@dataclass
+class Service:
+    """An endpoint in this process, its keys by role, and the document that says what is live."""
+
+    storage: Storage
+    versions: Versions
+    outbox: Outbox
+    endpoint: Endpoint
+    keys: dict[str, str]
+
+    def release(self, version: str) -> None:
+        champion = {"version": version, "digest": f"digest {version}"}
+        self.storage.write_json({"format": 1, "champion": champion}, "release", f"{MODEL}.json")
+        run(self.versions.refresh())
+
+    def call(self, method: str, path: str, role: str | None = "predict", **more: Any) -> Answered:
+        return call(self.endpoint, method, BASE + path, key=self.keys.get(role or ""), **more)
+
+    @property
+    def delta(self) -> dict[str, Any]:
+        return self.outbox.delta()["versions"]  # type: ignore[index, no-any-return]
+
+
+def load(entry: dict[str, Any]) -> Any:
+    if entry["version"] == "broken":
+        raise PackageError("the package is damaged")
+    return served(entry["version"], StandIn())
+
+
+@pytest.fixture
+def empty(storage: Storage) -> Service:
+    outbox = Outbox(MODEL)
+    versions = Versions(storage, MODEL, load, outbox, Batching(), frozenset())
+    made = {role: keys.add(storage, role, role) for role in ("predict", "label", "read", "admin")}
+    return Service(storage, versions, outbox, Endpoint(MODEL, versions, Keyring(storage), frozenset()), made)
+
+
+@pytest.fixture
+def service(empty: Service) -> Service:
+    empty.release("1")
+    return empty
+
+
+def test_a_prediction_says_which_version_answered_and_to_which_request(service: Service) -> None:
+    reply = service.call("POST", "/invocations", json=RECORDS)
+    assert reply.status == 200
+    assert reply.json == {"predictions": [ANSWER], "model_name": MODEL, "model_version": "1", "id": "id-1"}
+    assert "x-request-id" not in reply.headers  # Serve adds it
+
+
+def test_both_dialects_and_the_named_version_give_the_same_answer(service: Service) -> None:
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in ROW.items()
+    ]
+    reply = service.call("POST", "/versions/1/infer", json={"inputs": inputs}, parts=7)
+    assert reply.json["outputs"] == [
+        {"name": "prediction", "datatype": "FP64", "shape": [1], "data": [ANSWER]}
+    ]
+
+
+def test_metadata_lists_the_columns(service: Service) -> None:
+    reply = service.call("GET", "", role="read").json
+    assert [column["name"] for column in reply["inputs"]] == list(ROW)
+    assert (reply["name"], reply["versions"]) == (MODEL, ["1"])
+
+
+ROUTES = {
+    ("GET", ""): {"predict", "read", "admin"},
+    ("POST", "/infer"): {"predict", "admin"},
+    ("POST", "/invocations"): {"predict", "admin"},
+    ("GET", "/versions/1"): {"predict", "read", "admin"},
+    ("POST", "/versions/1/infer"): {"predict", "admin"},
+    ("POST", "/versions/9/infer"): {"predict", "admin"},
+    ("GET", "/nothing"): {"predict", "admin"},
+    ("DELETE", ""): {"predict", "read", "admin"},
+    ("GET", "/infer"): {"predict", "admin"},
+    ("PUT", "/versions/1/invocations"): {"predict", "admin"},
+    ("GET", "/versions/"): {"predict", "read", "admin"},
+    ("GET", "%2Finfer"): {"predict", "admin"},
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("role", ["predict", "label", "read", "admin", None, "wrong"])
+def test_no_route_answers_without_a_key_of_its_role(
+    service: Service, route: tuple[str, str], role: str | None
+) -> None:
+    service.keys["wrong"] = "wrong"
+    reply = service.call(*route, role=role, json=RECORDS)
+    if role is None or role == "wrong":
+        assert reply.status == 401
+    else:
+        assert (reply.status == 403) == (role not in ROUTES[route])
+    if reply.status in (401, 403):
+        assert list(reply.json) == ["error"]
+
+
+def test_a_revoked_key_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "RELOAD_S", -1.0)
+    assert service.call("GET", "").status == 200
+    keys.revoke(service.storage, "predict")
+    assert service.call("GET", "").status == 401
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/infer", 405),
+        ("POST", "", 405),
+        ("HEAD", "", 405),
+        ("POST", "/ready", 405),
+        ("GET", "/nothing", 404),
+        ("POST", "/versions/9/infer", 404),
+        ("POST", "/versions/1/labels", 404),
+        ("GET", "/versions/1/versions/1", 404),
+        ("POST", "%2Finfer", 404),
+        ("POST", "/infer/", 404),
+    ],
+)
+def test_what_is_not_there_is_a_404_or_a_405(service: Service, method: str, path: str, status: int) -> None:
+    reply = service.call(method, path, json=RECORDS)
+    assert reply.status == status
+    assert list(reply.json) == ["error"]
+
+
+def test_ready_is_open_and_says_nothing_else(empty: Service) -> None:
+    assert empty.call("GET", "/ready", role=None).status == 503
+    empty.release("1")
+    reply = empty.call("GET", "/ready", role=None)
+    assert (reply.status, reply.json) == (200, {"live": True, "ready": True})
+
+
+def test_a_model_that_is_not_loaded_yet_is_a_503(empty: Service) -> None:
+    assert empty.call("POST", "/infer", json=RECORDS).status == 503
+
+
+def test_bad_rows_are_a_422_that_names_row_and_column(service: Service) -> None:
+    reply = service.call("POST", "/invocations", json={"dataframe_records": [ROW, ROW | {"load": -1}]})
+    assert reply.status == 422
+    assert reply.json["error"] == "row 1, column 'load': '-1.0' is below the least that is allowed, 0"
+    reply = service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": "x"}]})
+    assert reply.json["error"] == "row 0, column 'load': 'x' is not a number"
+
+
+def test_a_body_over_the_limit_is_a_413_whether_it_says_so_or_not(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlops_ray.serving.protocol.MAX_BODY_BYTES", 100)
+    announced = service.call("POST", "/infer", headers={"content-length": "101"})
+    assert announced.status == 413
+    assert service.call("POST", "/infer", headers={"content-length": "9" * 40}).status == 413
+    assert service.call("POST", "/infer", body=b" " * 101, parts=3).status == 413
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"content-type": "text/html"}, {"content-type": "application/json", "content-encoding": "gzip"}],
+)
+def test_another_media_type_or_encoding_is_a_415(service: Service, headers: dict[str, str]) -> None:
+    assert service.call("POST", "/infer", body=b"{}", headers=headers).status == 415
+
+
+def test_a_defect_is_a_500_that_shows_no_value_and_is_logged_without_one(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        reply = service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": 666}]})
+    assert (reply.status, reply.json) == (500, {"error": "internal error", "id": "id-1"})
+    assert "id-1" in caplog.text
+    assert "standin.py" in caplog.text
+    assert "666" not in caplog.text
+
+
+def test_concurrent_callers_get_their_own_rows(service: Service) -> None:
+    async def one(load: int) -> Answered:
+        body = {"dataframe_records": [ROW | {"load": load}]}
+        return await call_async(
+            service.endpoint, "POST", f"{BASE}/invocations", key=service.keys["predict"], json=body
+        )
+
+    async def everyone() -> list[Answered]:
+        return await asyncio.gather(*(one(load if load % 7 else -load) for load in range(1, 300)))
+
+    for load, reply in enumerate(run(everyone()), start=1):
+        if load % 7:
+            assert reply.json["predictions"] == [2 * load + 10]
+        else:
+            assert reply.status == 422
+            assert f"'-{load}.0'" in reply.json["error"]
+
+
+def test_the_champion_is_switched_and_the_last_one_stays_loaded(service: Service) -> None:
+    service.release("2")
+    assert service.call("POST", "/invocations", json=RECORDS).json["model_version"] == "2"
+    assert service.call("POST", "/versions/1/invocations", json=RECORDS).json["model_version"] == "1"
+    service.release("3")
+    assert service.versions.loaded == ["2", "3"]
+
+
+def test_a_package_that_cannot_be_loaded_leaves_the_champion_in_place(service: Service) -> None:
+    with pytest.raises(PackageError):
+        service.release("broken")
+    assert service.call("POST", "/invocations", json=RECORDS).json["model_version"] == "1"
+    assert run(service.versions.refresh()) is False  # nor is it tried again
+    service.release("2")
+    assert service.call("POST", "/invocations", json=RECORDS).json["model_version"] == "2"
+
+
+def test_requests_and_invalid_values_are_counted_by_version(service: Service) -> None:
+    service.call("POST", "/invocations", json=RECORDS)
+    service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": -1, "site": "z"}]})
+    service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": "x"}]})
+    service.call("POST", "/invocations", json={"dataframe_records": [{"site": "a"}]})
+    service.call("POST", "/infer", role=None)
+    service.call("GET", "")
+    service.call("GET", "/ready")
+    counted = service.delta["1"]
+    traffic = counted["traffic"]
+    assert traffic["requests"] == {"200": 1, "422": 3, "401": 1}
+    assert traffic["rejected"] == {"invalid_row": 3, "unauthorized": 1}
+    assert sorted(traffic["invalid"]) == [
+        ["load", "min", 1],
+        ["load", "type", 1],
+        ["site", "category", 1],
+        ["time", "missing_column", 1],
+    ]
+    assert sum(traffic["request_us"]["cells"]) == 5
+    assert counted["counts"]["rows"] == 1
