@@ -4,11 +4,10 @@ import signal
 
 
 def main() -> None:
-    """Runs the command; while its modules are imported there is nothing to clean up, and Ctrl-C just ends it."""
+    """Runs the command. While its modules are imported, nothing needs cleaning up: Ctrl-C just ends it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from mlops_ray import cli
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
 
 

@@ -17,13 +17,11 @@ from rich.status import Status
 from rich.table import Table
 
 from mlops_ray import __version__, config, keys
-from mlops_ray.cluster import service
+from mlops_ray.cluster import interrupt, service
 from mlops_ray.config import Project
 from mlops_ray.errors import MlopsError
 from mlops_ray.storage import Storage
 
-#: What a shell expects of a command that Ctrl-C ended.
-INTERRUPTED = 130
 #: Trials that the table of a run shows.
 SHOWN_TRIALS = 8
 
@@ -142,8 +140,8 @@ def _version(
 
 def main() -> None:
     """The entry point: errors become a sentence on stderr and an exit status."""
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, _interrupt)
+    for number in interrupt.SIGNALS:
+        signal.signal(number, _interrupt)
     try:
         app()
     except MlopsError as error:
@@ -151,7 +149,7 @@ def main() -> None:
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         err.print("stopped")
-        sys.exit(INTERRUPTED)
+        sys.exit(interrupt.INTERRUPTED)
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray import keys
-from mlops_ray.cluster import local
+from mlops_ray.cluster import interrupt, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
@@ -65,29 +64,39 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
     At the end of the block the cluster is stopped if this run started it, unless `detach`; after an error or
     Ctrl-C it is stopped in any case.
     """
-    with contextlib.ExitStack() as held:
-        with alone(storage):
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(alone(storage))
+        ours = local.find(storage.root) is None
+        with interrupt.stops(storage.root if ours else None):
             pipeline = _pipeline(project, storage, progress)
-            begin = time.monotonic()
-            progress.begin("ray")
-            cluster, ours = _cluster(storage)
-            if ours:
-                held.callback(_stop, storage)
-            local.connect(cluster)
-            seconds = round(time.monotonic() - begin, 2)
-            progress.end("ray", f"cluster at {cluster.address}", seconds if ours else None)
-            live = _bring_up(pipeline, cluster, ours)
-            live.seconds["ray"] = seconds
-        if detach:
-            held.pop_all()
-            _disconnect()
-        yield live
+            try:
+                live = _bring_up(pipeline, _connected(pipeline, ours), ours)
+            except Exception:
+                _leave_cluster(storage, stop=ours)
+                raise
+            # A service that runs holds nobody up: another run may bring it up to date.
+            lock.close()
+            if detach:
+                _leave_cluster(storage, stop=False)
+            yield live
+            if not detach:
+                _leave_cluster(storage, stop=ours)
 
 
-def _cluster(storage: Storage) -> tuple[LocalCluster, bool]:
-    """The cluster of this storage, started if there is none, and whether it was."""
+def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:
+    """The cluster of this storage, started if it is to be ours."""
+    with pipeline.stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
+        cluster = local.start(pipeline.storage.root) if ours else _found(pipeline.storage)
+        local.connect(cluster)
+        result["address"] = cluster.address
+    return cluster
+
+
+def _found(storage: Storage) -> LocalCluster:
     found = local.find(storage.root)
-    return (found, False) if found else (local.start(storage.root), True)
+    if found is None:
+        raise ClusterError("the cluster has just been stopped; run again")
+    return found
 
 
 def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeline":
@@ -196,12 +205,9 @@ def _ask(url: str, storage: Storage, timeout_s: float, **request: Any) -> dict[s
         raise ClusterError(f"{url} does not answer: {error}") from error
 
 
-def _disconnect() -> None:
+def _leave_cluster(storage: Storage, *, stop: bool) -> None:
     import ray
 
     ray.shutdown()
-
-
-def _stop(storage: Storage) -> None:
-    _disconnect()
-    local.stop(storage.root)
+    if stop:
+        local.stop(storage.root)

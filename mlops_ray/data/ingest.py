@@ -8,6 +8,7 @@ import contextlib
 import csv
 import glob
 import io
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def read(source: Source, name: str, selector: dict[str, str]) -> Iterator[valida
     unsupported(source, name)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     # Reaches every task of the dataset, also those operators that take no argument.
     context.execution_options.label_selector = selector or None
     context.execution_options.preserve_order = True
