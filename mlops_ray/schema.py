@@ -123,8 +123,7 @@ class Schema:
             values = values.set((values != values.round(0)).fill_null(False), None)
         if column.type in ("string", "category") and values.dtype.is_float():
             # An id read as 7.0 must not become another id than 7.
-            whole = values.cast(pl.Int64, strict=False)
-            values = whole if bool((whole == values).all()) else values
+            values = values.cast(pl.String).str.replace(r"\.0$", "")
         typed = values.cast(DTYPES[column.type], strict=False)
         return typed.set(~typed.is_finite().fill_null(True), None) if column.type == "float" else typed
 

@@ -64,6 +64,12 @@ def test_a_fraction_is_no_integer() -> None:
     assert failures.select("row", "rule", "value").rows() == [(1, "type", "1.5")]
 
 
+def test_an_id_that_was_read_as_a_number_keeps_its_name_whatever_stands_beside_it() -> None:
+    schema = Schema((Column("id", "category"),))
+    for values, expected in (([7.0], ["7"]), ([7.0, 7.5, None], ["7", "7.5", None]), ([7], ["7"])):
+        assert schema.check(pl.DataFrame({"id": values}))[0]["id"].to_list() == expected
+
+
 def test_an_unknown_rule_passes_unless_it_says_otherwise() -> None:
     frame = pl.DataFrame({"x": [None, 1.0]}, schema={"x": pl.Float64})
     for nulls, rows in (("pass", [1]), ("fail", [0, 1])):

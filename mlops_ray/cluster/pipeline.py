@@ -28,10 +28,12 @@ from mlops_ray.features.definitions import FeatureSet, ViewTable, compile_featur
 from mlops_ray.features.history import History, read_view
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
+from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.policy import label_selector
 from mlops_ray.registry import package
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import Registry
+from mlops_ray.schema import Column
 from mlops_ray.serving import record, release
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import evaluate, metrics, sweep, tracking
@@ -302,7 +304,10 @@ class Pipeline:
     def _pack(
         self, task: Task, fitted: evaluate.Fitted, report: evaluate.Report, training_set: TrainingSet
     ) -> package.Package:
-        known = task.frame[task.test.train].select(self.features.names)
+        rows = task.test.train
+        known = task.frame[rows].select(self.features.names)
+        known = known.with_columns(pl.Series(PREDICTION, fitted.predict(task, rows)))
+        columns = (*self.features.columns, Column(PREDICTION, "float"))
         seed = self.project.training.search.seed
         return package.write(
             self.storage.path("artifacts", "packages", self.project.project),
@@ -320,7 +325,7 @@ class Pipeline:
             training_set={
                 k: training_set.manifest[k] for k in ("file", "digest", "rows", "history_versions")
             },
-            reference=counts.reference(known, self.features.columns, seed).to_json(),
+            reference=counts.reference(known, columns, seed).to_json(),
             created_at=datetime.now(UTC),
         )
 

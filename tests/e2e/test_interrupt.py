@@ -4,7 +4,10 @@ import json
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from ..conftest import EXAMPLE
 from .conftest import COMMAND, clean_environment, mlops, processes_of
@@ -31,7 +34,18 @@ def interrupt_after(seconds: float, file: Path) -> subprocess.CompletedProcess[s
     return subprocess.CompletedProcess(run.args, run.returncode, output, errors)
 
 
-def test_ctrl_c_at_ten_moments_leaves_no_process_and_the_next_run_continues(tmp_path: Path) -> None:
+@pytest.fixture
+def terminal() -> Iterator[None]:
+    """The children of a suite in the background would ignore SIGINT from the start, as none on a terminal does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_at_ten_moments_leaves_no_process_and_the_next_run_continues(
+    terminal: None, tmp_path: Path
+) -> None:
     file, storage = tmp_path / "project.yaml", tmp_path / ".mlops"
     file.write_text(EXAMPLE.read_text().replace("trials: 20", "trials: 4"))
     for seconds in MOMENTS_S:

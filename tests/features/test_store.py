@@ -159,9 +159,7 @@ def test_features_survive_json_and_their_digest_is_that_of_the_definitions(
     assert FeatureSet.from_json(features.to_json()) == features
     assert FeatureSet.from_json(features.to_json()).digest == features.digest
     view = example.features["site_load"]
-    other = example.model_copy(
-        update={"features": {"renamed": view, "request": example.features["request"]}}
-    )
+    other = example.model_copy(update={"features": {"renamed": view, "request": example.features["request"]}})
     assert compile_features(other).digest == features.digest
 
 
