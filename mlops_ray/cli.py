@@ -22,9 +22,6 @@ from mlops_ray.config import Project
 from mlops_ray.errors import MlopsError
 from mlops_ray.storage import Storage
 
-#: Trials that the table of a run shows.
-SHOWN_TRIALS = 8
-
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 key_app = typer.Typer(no_args_is_help=True, help="Keys of the endpoint.")
 app.add_typer(key_app, name="key")
@@ -214,8 +211,7 @@ def _cell(value: Any) -> str:
 
 def _print_live(live: service.Live) -> None:
     trained = live.trained
-    trials = [[t["family"], t["state"], t["score"], t["seconds"]] for t in trained["leaderboard"]]
-    _print_table(["trial", "state", "validation", "seconds"], trials[:SHOWN_TRIALS])
+    _print_table(["family", "trials", f"best {live.metric}", "seconds"], _families(trained["leaderboard"]))
     tested = {f"{trained['family']} (winner)": trained["metrics"], **trained["baselines"]}
     names = list(trained["metrics"])
     _print_table(
@@ -227,6 +223,14 @@ def _print_live(live: service.Live) -> None:
     print(f"address    {live.url}")
     print(f"dashboard  {live.dashboard}")
     print(f"try        {live.curl}", flush=True)
+
+
+def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
+    """The best trial of each family, best first, with how many were tried and what they cost."""
+    tried: dict[str, list[dict[str, Any]]] = {}
+    for trial in leaderboard:
+        tried.setdefault(trial["family"], []).append(trial)
+    return [[f, len(ts), ts[0]["score"], sum(t["seconds"] for t in ts)] for f, ts in tried.items()]
 
 
 def _print_status(found: dict[str, Any]) -> None:

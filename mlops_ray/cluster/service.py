@@ -30,14 +30,15 @@ STATUS_TIMEOUT_S = 5.0
 class Live:
     """What a run ended with.
 
-    `answer` is the reply to the first request, `curl` a line that asks for it again; `ours` says whether this
-    run started the cluster.
+    `metric` decided; `answer` is the reply to the first request, `curl` a line that asks for it again; `ours`
+    says whether this run started the cluster.
     """
 
     url: str
     model: str
     version: int
     dashboard: str
+    metric: str
     trained: dict[str, Any]
     seconds: dict[str, float]
     answer: dict[str, Any]
@@ -124,6 +125,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
         model=project.project,
         version=version,
         dashboard=f"{url}/dashboard",
+        metric=project.training.metric,
         trained=trained,
         seconds=pipeline.stages.seconds,
         answer=answer,

@@ -36,7 +36,7 @@ def interrupt_after(seconds: float, file: Path) -> subprocess.CompletedProcess[s
 
 @pytest.fixture
 def terminal() -> Iterator[None]:
-    """The children of a suite in the background would ignore SIGINT from the start, as none on a terminal does."""
+    """In the background a suite and its children ignore SIGINT from the start; on a terminal none does."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
