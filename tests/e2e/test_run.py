@@ -166,6 +166,7 @@ def test_a_second_run_does_only_what_changed_and_says_so(service: Service) -> No
 def test_the_curl_line_works_when_pasted(service: Service) -> None:
     said = mlops("run", service.file, "--detach")
     assert said.returncode == 0, said.stderr
+    assert "unchanged  ingest meter, features, train" in said.stdout
     line = re.search(r"^try +(curl .*)$", said.stdout, re.MULTILINE)
     assert line is not None, said.stdout
     reply = subprocess.run(
