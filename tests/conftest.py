@@ -1,6 +1,7 @@
 """Fixtures that tests share. Ray is started once a session, and only if a test needs it."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,16 @@ EXAMPLE = ROOT / "configs" / "factory_load.yaml"
 def example() -> Project:
     """The project file of the README."""
     return config.load(EXAMPLE, {})
+
+
+def require(program: str) -> str:
+    """The path of a program; without it the test skips, or fails where all must be there."""
+    found = shutil.which(program)
+    if found is None and os.environ.get("MLOPS_REQUIRE_SERVERS"):
+        pytest.fail(f"{program} is not installed")
+    if found is None:
+        pytest.skip(f"{program} is not installed")
+    return found
 
 
 @pytest.fixture

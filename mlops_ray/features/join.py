@@ -5,6 +5,8 @@ kernel of `windows.py`; so training, batch scoring and a request of one row run 
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import lru_cache
 
 import holidays
 import numpy as np
@@ -133,6 +135,11 @@ def _shifted(times: pl.Series, shift_us: int) -> pl.Series:
 
 
 def _is_holiday(dates: pl.Series, country: str) -> pl.Series:
-    days = dates.drop_nulls().unique()
-    calendar = holidays.country_holidays(country, years=days.dt.year().unique().to_list())
-    return dates.is_in([day for day in days.to_list() if day in calendar])
+    years = dates.dt.year().drop_nulls().unique().to_list()
+    return dates.is_in([day for year in years for day in _public_holidays(country, year)])
+
+
+@lru_cache(maxsize=4096)
+def _public_holidays(country: str, year: int) -> tuple[date, ...]:
+    """Made once a process: a calendar takes a millisecond, as much as all other features of a request."""
+    return tuple(holidays.country_holidays(country, years=year))

@@ -21,7 +21,7 @@ from mlops_ray.features.history import History, read_view
 from mlops_ray.features.join import point_in_time
 from mlops_ray.registry.predictor import Predictor
 
-from ..conftest import EXAMPLE
+from ..conftest import EXAMPLE, require
 from .conftest import Service, clean_environment, mlops, processes_of
 
 MODEL = "factory-load"
@@ -164,6 +164,7 @@ def test_a_second_run_does_only_what_changed_and_says_so(service: Service) -> No
 
 
 def test_the_curl_line_works_when_pasted(service: Service) -> None:
+    require("curl")
     said = mlops("run", service.file, "--detach")
     assert said.returncode == 0, said.stderr
     assert "unchanged  ingest meter, features, train" in said.stdout

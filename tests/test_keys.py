@@ -1,0 +1,72 @@
+"""Who may call."""
+
+import stat
+
+import pytest
+
+from mlops_ray import keys
+from mlops_ray.errors import ForbiddenError, UnauthorizedError, UsageError
+from mlops_ray.storage import Storage
+
+
+def test_a_key_opens_what_its_role_allows_and_no_more(storage: Storage) -> None:
+    key = keys.add(storage, "web", "predict")
+    ring = keys.Keyring(storage)
+    assert ring.authorize(f"Bearer {key}", "predict") == "web"
+    with pytest.raises(ForbiddenError, match="has the role 'predict'; this needs 'admin'"):
+        ring.authorize(f"Bearer {key}", "admin")
+
+
+def test_an_admin_may_do_everything(storage: Storage) -> None:
+    key = keys.add(storage, "root", "admin")
+    for role in ("predict", "label", "read", "admin"):
+        assert keys.Keyring(storage).authorize(f"Bearer {key}", role) == "root"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Basic x", "Bearer wrong", "Bearer ü€"])
+def test_no_key_and_a_wrong_key_are_refused(storage: Storage, sent: str | None) -> None:
+    keys.add(storage, "web", "predict")
+    with pytest.raises(UnauthorizedError):
+        keys.Keyring(storage).authorize(sent, "predict")
+
+
+def test_a_key_is_kept_hashed_in_a_private_file(storage: Storage) -> None:
+    key = keys.add(storage, "web", "predict")
+    file = storage.path("keys.json")
+    assert key not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_revoked_key_is_refused_when_the_ring_reads_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "RELOAD_S", 0.0)
+    key = keys.add(storage, "web", "predict")
+    ring = keys.Keyring(storage)
+    ring.authorize(f"Bearer {key}", "predict")
+    keys.revoke(storage, "web")
+    with pytest.raises(UnauthorizedError):
+        ring.authorize(f"Bearer {key}", "predict")
+
+
+def test_names_are_unique_and_roles_exist(storage: Storage) -> None:
+    keys.add(storage, "web", "predict")
+    with pytest.raises(UsageError, match="a key named 'web' exists"):
+        keys.add(storage, "web", "read")
+    with pytest.raises(UsageError, match="no role 'king'"):
+        keys.add(storage, "other", "king")
+    with pytest.raises(UsageError, match="no key named 'nobody'"):
+        keys.revoke(storage, "nobody")
+    assert keys.names(storage) == {"web": "predict"}
+
+
+def test_the_local_key_is_made_once_and_again_when_it_is_lost(storage: Storage) -> None:
+    path = storage.path("local.key")
+    assert keys.ensure_local(storage) == str(path)
+    first = path.read_text()
+    keys.ensure_local(storage)
+    assert path.read_text() == first
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.unlink()
+    keys.ensure_local(storage)
+    assert keys.Keyring(storage).authorize(f"Bearer {path.read_text().strip()}", "admin") == "local"
