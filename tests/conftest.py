@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mlops_ray import config
-from mlops_ray.cluster import local
+from mlops_ray.cluster import head, local
 from mlops_ray.config import Project
 from mlops_ray.storage import Storage
 
 # Ray reads these once, when the first test module imports it.
-os.environ.update(local.SETTINGS)
+os.environ.update(head.SETTINGS)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "configs" / "factory_load.yaml"

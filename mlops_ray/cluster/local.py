@@ -27,26 +27,13 @@ from pathlib import Path
 
 import psutil
 
+from mlops_ray.cluster import head as heads
+from mlops_ray.cluster.head import LOOPBACK, TOKEN
 from mlops_ray.errors import ClusterError
 from mlops_ray.storage import PRIVATE, replacing
 
-RECORD, TOKEN, HEAD_LOG, NAMESPACE = "cluster.json", "ray.token", "head.log", "mlops_ray"
+RECORD, HEAD_LOG, NAMESPACE = "cluster.json", "head.log", "mlops_ray"
 MARKER = "MLOPS_RAY_CLUSTER"
-LOOPBACK = "127.0.0.1"
-
-#: Where Serve's front end listens unless somebody else does.
-HTTP_PORT = 8000
-#: Each cluster takes a block of ports, so that projects run side by side: above those that Ray gives to
-#: workers by default (10002 to 19999) and below those that Linux gives to outgoing connections (32768).
-FIRST_PORT, LAST_PORT, BLOCK_PORTS = 20000, 30000, 500
-#: The port of a replica that has gone rests for 150 s, so they need many.
-REPLICA_PORTS = 200
-#: What is where in a block. HAProxy's log goes to the claim's UDP port, where nobody reads it.
-OFFSETS = {
-    "claim": 0, "gcs": 1, "dashboard": 2, "client": 3, "agent": 4, "agent_grpc": 5, "runtime_env": 6,
-    "metrics": 7, "dashboard_metrics": 8, "haproxy_stats": 9, "haproxy_metrics": 10, "fallback_http": 11,
-    "fallback_grpc": 12, "http": 13, "replicas_http": 100, "replicas_grpc": 300,
-}  # fmt: skip
 
 #: A start takes about 5 s on two free cores, and many times that on a busy machine.
 START_TIMEOUT_S = 90.0
@@ -56,47 +43,16 @@ GRACE_SHARE = 0.8
 POLL_S = 0.05
 #: On loopback an answer takes less than a millisecond, unless the machine is swamped.
 ANSWER_TIMEOUT_S = 2.0
-#: A laptop must cope: what does not fit is spilled to disk.
-OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES = 0.25, 2 * 1024**3
 #: The path of a socket may have 107 bytes, and HAProxy and Ray need up to 89 of them below the root.
 TEMP_ROOT_MAX_BYTES = 18
 LOG_LINES = 15
 
-#: What drivers, jobs and every process of a cluster must have set before they import ray.
-SETTINGS = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": "",  # would go before the file that RAY_AUTH_TOKEN_PATH names
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    # Whatever its name says: on Linux too, "0" makes Ray take 127.0.0.1 for this machine's address.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
-    # By default a replica waits 30 s before it goes; HAProxy has dropped it within 1 s.
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    # When all stops, callers go before those whom they call, this much before; 30 s by default.
-    "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "1",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    # How soon the autoscaler sees what replicas report; 10 s by default.
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    # Ray's processes set their titles; without this a title overwrites the environment, marker and all.
-    "SPT_NOENV": "1",
-}
 #: Where those of them end up that cannot be changed any more once ray, or ray.serve, is imported.
 FIXED_ON_IMPORT = {
     ("ray._private.ray_constants", "ENABLE_RAY_CLUSTER"): False,
     ("ray.serve._private.constants", "RAY_SERVE_ENABLE_HA_PROXY"): True,
     ("ray.serve._private.constants", "RAY_SERVE_THROUGHPUT_OPTIMIZED"): True,
 }
-#: `ray start` without the subcommands that it would import and not use, which took 1 to 2 of 6 s.
-RAY_START = """
-import sys
-unused = "ray.serve.scripts", "ray.util.state.state_cli", "ray.dashboard.modules.job.cli"
-sys.modules.update(dict.fromkeys(unused))
-from ray.scripts.scripts import main
-main()
-"""
 
 
 @dataclass(frozen=True)
@@ -208,7 +164,7 @@ def _start(folder: Path, cpus: int | None, gpus: int | None) -> LocalCluster:
     if len(os.fsencode(root)) > TEMP_ROOT_MAX_BYTES:
         root = "/tmp"  # noqa: S108 - the folder in it is new and private
     temp_dir = Path(root, f"mlr-{marker}")
-    ports, claims = _claim_ports()
+    ports, claims = heads.claim_ports()
     with contextlib.ExitStack() as claimed:
         for claim in claims:
             claimed.enter_context(claim)
@@ -218,99 +174,19 @@ def _start(folder: Path, cpus: int | None, gpus: int | None) -> LocalCluster:
             address=f"{LOOPBACK}:{ports['gcs']}",
             dashboard=f"http://{LOOPBACK}:{ports['dashboard']}",
             http_port=ports["http"],
-            environment=_environment(folder, temp_dir, ports),
+            environment=heads.environment(folder / TOKEN, temp_dir, ports),
             temp_dir=str(temp_dir),
         )
         _write(folder, cluster, ready=False)
         with replacing(folder / TOKEN, mode=PRIVATE) as file:
             file.write_text(secrets.token_hex())
         temp_dir.mkdir(mode=0o700)  # HAProxy's admin socket, in it, is open to all who can get to it
-        head = _run_head(cluster, _command(cluster, ports, cpus, gpus), claims)
+        head = _run_head(cluster, heads.command(temp_dir, ports, cpus, gpus), claims)
     _wait_until_ready(cluster, head)
     cluster = replace(cluster, pid=head.pid)
     _write(folder, cluster, ready=True)
     head.returncode = 0  # it is meant to outlive us: Popen is not to warn of that
     return cluster
-
-
-def _claim_ports() -> tuple[dict[str, int], list[socket.socket]]:
-    """Free ports by their names, ours while the sockets are open, here or in the head that inherits them."""
-    for base in range(FIRST_PORT, LAST_PORT, BLOCK_PORTS):
-        ports = {name: base + offset for name, offset in OFFSETS.items()}
-        if block := _claim(*ports.values()):
-            http = _claim(HTTP_PORT)
-            return (ports | {"http": HTTP_PORT}, [block, http]) if http else (ports, [block])
-    raise ClusterError(
-        f"no block of {BLOCK_PORTS} ports is free from {FIRST_PORT} to {LAST_PORT}; stop something"
-    )
-
-
-def _claim(*ports: int) -> socket.socket | None:
-    """The first port's UDP twin, kept from others who claim; None if one of the TCP ports is in use."""
-    claim = socket.socket(type=socket.SOCK_DGRAM)
-    try:
-        claim.bind((LOOPBACK, ports[0]))
-        for port in ports:
-            with socket.socket() as probe:
-                # As the servers do: a port is free while its last connections are being forgotten.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("", port))
-    except OSError:
-        claim.close()
-        return None
-    return claim
-
-
-def _environment(folder: Path, temp_dir: Path, ports: dict[str, int]) -> dict[str, str]:
-    haproxy, serve = temp_dir / "ha", "RAY_SERVE_"
-    per_cluster = {
-        "RAY_AUTH_TOKEN_PATH": folder / TOKEN,
-        "DASHBOARD_METRIC_PORT": ports["dashboard_metrics"],
-        serve + "HAPROXY_CONFIG_FILE_LOC": haproxy / "haproxy.cfg",
-        serve + "HAPROXY_SOCKET_PATH": haproxy / "s",
-        serve + "HAPROXY_METRICS_SOCKET_PATH": haproxy / "m",
-        serve + "HAPROXY_SERVER_STATE_BASE": haproxy,
-        serve + "HAPROXY_SERVER_STATE_FILE": haproxy / "server-state",
-        # It cannot be switched off; a datagram for one request in a thousand costs nothing.
-        serve + "HAPROXY_LOG_TARGET": f"{LOOPBACK}:{ports['claim']} sample 1:1000",
-        serve + "HAPROXY_STATS_PORT": ports["haproxy_stats"],
-        serve + "HAPROXY_METRICS_PORT": ports["haproxy_metrics"],
-        serve + "FALLBACK_PROXY_HTTP_PORT": ports["fallback_http"],
-        serve + "FALLBACK_PROXY_GRPC_PORT": ports["fallback_grpc"],
-        serve + "DIRECT_INGRESS_MIN_HTTP_PORT": ports["replicas_http"],
-        serve + "DIRECT_INGRESS_MAX_HTTP_PORT": ports["replicas_http"] + REPLICA_PORTS,
-        serve + "DIRECT_INGRESS_MIN_GRPC_PORT": ports["replicas_grpc"],
-        serve + "DIRECT_INGRESS_MAX_GRPC_PORT": ports["replicas_grpc"] + REPLICA_PORTS,
-    }
-    return SETTINGS | {name: str(value) for name, value in per_cluster.items()}
-
-
-def _command(cluster: LocalCluster, ports: dict[str, int], cpus: int | None, gpus: int | None) -> list[str]:
-    options = {
-        "temp-dir": f"{cluster.temp_dir}/r",  # Ray opens its folder to all: ours around it stays private
-        "object-store-memory": min(
-            int(psutil.virtual_memory().total * OBJECT_STORE_SHARE), OBJECT_STORE_MAX_BYTES
-        ),
-        "port": ports["gcs"],
-        "dashboard-host": LOOPBACK,
-        "dashboard-port": ports["dashboard"],
-        "include-dashboard": True,
-        "ray-client-server-port": ports["client"],
-        # With these four given, the node does not wait for its agents to say which ports they found.
-        "dashboard-agent-listen-port": ports["agent"],
-        "dashboard-agent-grpc-port": ports["agent_grpc"],
-        "runtime-env-agent-port": ports["runtime_env"],
-        "metrics-export-port": ports["metrics"],
-        # Any free port: a worker that is given one of a range and finds it taken dies.
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-        "include-log-monitor": False,  # it sends workers' output to drivers, which do not want it
-        "log-color": False,
-    }
-    options |= {name: n for name, n in {"num-cpus": cpus, "num-gpus": gpus}.items() if n is not None}
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    # The monitor would add nodes, of which there are none here. -P: a ray.py in the user's folder is not Ray.
-    return [sys.executable, "-P", "-c", RAY_START, "start", "--head", "--block", "--no-monitor", *arguments]
 
 
 def _run_head(

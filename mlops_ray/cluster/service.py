@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray import keys
-from mlops_ray.cluster import interrupt, local
+from mlops_ray.cluster import head, interrupt, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
@@ -102,7 +102,7 @@ def _found(storage: Storage) -> LocalCluster:
 
 def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeline":
     # Ray reads these when it is imported, which the pipeline does.
-    os.environ.update(local.SETTINGS)
+    os.environ.update(head.SETTINGS)
     from mlops_ray.cluster.pipeline import Pipeline
 
     return Pipeline(project, storage, progress)
@@ -174,7 +174,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
     cluster = local.find(storage.root)
     if cluster is None:
         return {"state": "down", "model": project.project}
-    url = f"http://{local.LOOPBACK}:{cluster.http_port}"
+    url = f"http://{head.LOOPBACK}:{cluster.http_port}"
     try:
         document = _ask(f"{url}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlops_ray.cluster import local
+from mlops_ray.cluster import head, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.errors import ClusterError
 
@@ -83,7 +83,7 @@ def deploy(folder: Path, note: Path) -> None:
 
             return app
 
-    serve.start(http_options={"host": local.LOOPBACK, "port": cluster.http_port})
+    serve.start(http_options={"host": head.LOOPBACK, "port": cluster.http_port})
     serve.run_many(
         [
             serve.RunTarget(Model.bind(), name="x", route_prefix="/v2/models/x"),
@@ -120,7 +120,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[Pa
 def ask(
     port: int | str, path: str, method: str = "GET", body: Any = None, token: str = ""
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(local.LOOPBACK, int(port), timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(head.LOOPBACK, int(port), timeout=PATIENCE_S)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     connection.request(method, path, json.dumps(body) if body else None, headers)
     reply = connection.getresponse()
@@ -150,12 +150,12 @@ def test_dashboard_and_jobs_ask_for_the_token(clusters: list[tuple[Path, LocalCl
     port = cluster.dashboard.rsplit(":", 1)[1]
     assert ask(port, "/api/version")[0] == 401
     assert ask(port, "/api/jobs/", "POST", {"entrypoint": "true"})[0] == 401
-    assert ask(port, "/api/version", token=(folder / local.TOKEN).read_text())[0] == 200
+    assert ask(port, "/api/version", token=(folder / head.TOKEN).read_text())[0] == 200
 
 
 def test_a_job_runs_in_our_python_on_its_own_cluster(clusters: list[tuple[Path, LocalCluster]]) -> None:
     folder, cluster = clusters[1]
-    port, token = cluster.dashboard.rsplit(":", 1)[1], (folder / local.TOKEN).read_text()
+    port, token = cluster.dashboard.rsplit(":", 1)[1], (folder / head.TOKEN).read_text()
     code = f"import ray; ray.init(); assert ray.get_runtime_context().gcs_address == '{cluster.address}'"
     job = json.loads(ask(port, "/api/jobs/", "POST", {"entrypoint": f'python -c "{code}"'}, token)[1])
     path = f"/api/jobs/{job['submission_id']}"
@@ -177,7 +177,7 @@ def test_only_the_ports_that_we_name_listen_beyond_loopback(
             if carries(process, cluster.marker)
             for connection in process.net_connections("tcp")
             if connection.status == psutil.CONN_LISTEN
-            and connection.laddr.ip.removeprefix("::ffff:") != local.LOOPBACK
+            and connection.laddr.ip.removeprefix("::ffff:") != head.LOOPBACK
         }
         figures = {
             int(cluster.environment[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("STATS", "METRICS")
@@ -189,7 +189,7 @@ def test_only_the_ports_that_we_name_listen_beyond_loopback(
 
 def test_what_is_secret_is_the_owners_alone(clusters: list[tuple[Path, LocalCluster]]) -> None:
     folder, cluster = clusters[0]
-    modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in (local.RECORD, local.TOKEN)]
+    modes = [stat.S_IMODE((folder / name).stat().st_mode) for name in (local.RECORD, head.TOKEN)]
     assert [*modes, stat.S_IMODE(os.stat(cluster.temp_dir).st_mode)] == [0o600, 0o600, 0o700]
 
 
@@ -242,7 +242,7 @@ def test_a_start_that_is_broken_off_leaves_nothing_after_stop(tmp_path: Path, ho
 def test_a_head_that_does_not_come_up_is_reported_with_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local, "RAY_START", "raise SystemExit('no room')")
+    monkeypatch.setattr(head, "RAY_START", "raise SystemExit('no room')")
     with pytest.raises(ClusterError, match=r"Ray's head ended with status 1; the end of its log:\nno room"):
         local.start(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -255,9 +255,9 @@ def test_importing_the_module_does_not_import_ray() -> None:
 
 def test_connect_refuses_after_an_import_under_other_settings(tmp_path: Path) -> None:
     code = """import ray
-from mlops_ray.cluster import local
+from mlops_ray.cluster import head, local
 local.connect(local.LocalCluster('', 0, '', '', 0, {}, ''))"""
-    environment = {name: value for name, value in os.environ.items() if name not in local.SETTINGS}
+    environment = {name: value for name, value in os.environ.items() if name not in head.SETTINGS}
     _, message = run(code, env=environment).communicate()
     assert "ClusterError: ray was imported before its settings were made" in message
 
