@@ -205,8 +205,11 @@ class EventTime(Model):
     def _one(self) -> Self:
         if (self.column is not None) + (self.columns is not None) + self.order != 1:
             raise ValueError("say exactly one of column, columns, order")
-        if self.columns is not None and self.granularity is None:
-            raise ValueError("columns needs granularity: day, hour or minute")
+        parts = {"day": 3, "hour": 4, "minute": 5}
+        if self.columns is not None and len(self.columns) != parts.get(self.granularity or ""):
+            raise ValueError(
+                "columns needs granularity: day (year, month, day), hour (+ hour) or minute (+ minute)"
+            )
         if self.order and self.every is None:
             raise ValueError("order needs every: the time between two rows, e.g. 30m")
         if self.timezone is not None:

@@ -4,8 +4,6 @@ The same compiled expression runs over a partition of a million rows and over a 
 `eval`ed. What SQL cannot say is a Python function from columns to a column, named by its dotted path.
 """
 
-import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import polars as pl
@@ -39,21 +37,3 @@ def compile_sql(text: str) -> Expression:
     except pl.exceptions.PolarsError as error:
         raise ConfigError(f"not a SQL expression: {text!r} ({error})") from error
     return Expression(text, columns, compiled)
-
-
-def load_function(path: str) -> Callable[..., object]:
-    """The Python object that a dotted path names, e.g. `math.sqrt`.
-
-    Raises `ConfigError` where there is none or it cannot be called.
-
-    >>> load_function("math.sqrt")(4.0)
-    2.0
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"no Python function at {path!r}: {error}") from error
-    if not callable(function):
-        raise ConfigError(f"{path!r} is not a function or class")
-    return function  # type: ignore[no-any-return]

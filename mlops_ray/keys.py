@@ -3,10 +3,13 @@
 A key is 256 random bits, so that one round of SHA-256 is enough to keep it: there is nothing to guess.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -28,20 +31,25 @@ def add(storage: Storage, name: str, role: str) -> str:
     """
     if role not in get_args(Role):
         raise UsageError(f"no role {role!r}; there are {', '.join(get_args(Role))}")
-    known = _read(storage)
-    if name in known:
-        raise UsageError(f"a key named {name!r} exists; revoke it first, or take another name")
-    key = secrets.token_urlsafe(32)
-    _write(storage, known | {name: {"role": role, "sha256": _digest(key)}})
+    with _changing(storage) as known:
+        if name in known:
+            raise UsageError(f"a key named {name!r} exists; revoke it first, or take another name")
+        key = secrets.token_urlsafe(32)
+        known[name] = {"role": role, "sha256": _digest(key)}
     return key
 
 
 def revoke(storage: Storage, name: str) -> None:
     """Takes a key away; services refuse it within a second."""
-    known = _read(storage)
-    if name not in known:
-        raise UsageError(f"no key named {name!r}; there are {', '.join(sorted(known)) or 'none'}")
-    _write(storage, {other: entry for other, entry in known.items() if other != name})
+    with _changing(storage) as known:
+        if name not in known:
+            raise UsageError(f"no key named {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+        del known[name]
+
+
+def stamp(storage: Storage, name: str) -> str:
+    """Changes with the key behind a name; empty where there is none."""
+    return str(_read(storage).get(name, {}).get("sha256", ""))
 
 
 def names(storage: Storage) -> dict[str, str]:
@@ -55,7 +63,8 @@ def ensure_local(storage: Storage) -> str:
     known = _read(storage)
     key = path.read_text().strip() if path.exists() else ""
     if not key or known.get(LOCAL, {}).get("sha256") != _digest(key):
-        _write(storage, {name: entry for name, entry in known.items() if name != LOCAL})
+        if LOCAL in known:
+            revoke(storage, LOCAL)
         key = add(storage, LOCAL, "admin")
         path.touch(mode=PRIVATE)
         path.chmod(PRIVATE)
@@ -107,5 +116,11 @@ def _read(storage: Storage) -> dict[str, dict[str, Any]]:
     return storage.read_json(FILE) or {}
 
 
-def _write(storage: Storage, entries: dict[str, dict[str, Any]]) -> None:
-    storage.write_json(entries, FILE, mode=PRIVATE)
+@contextlib.contextmanager
+def _changing(storage: Storage) -> Iterator[dict[str, dict[str, Any]]]:
+    """The entries, written again at the end; one writer at a time, so that no revocation is lost."""
+    with storage.path(f"{FILE}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        entries = _read(storage)
+        yield entries
+        storage.write_json(entries, FILE, mode=PRIVATE)

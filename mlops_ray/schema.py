@@ -26,6 +26,9 @@ DTYPES: dict[ColumnType, Any] = {
     "datetime": INSTANT,
 }
 
+#: Text that is a number's absence: NaN becomes null before rules.
+NAN = ["NaN", "nan", "NAN"]
+
 #: One failed check a row: `row` is the position in the checked frame.
 FAILURES = {
     "row": pl.UInt32,
@@ -117,8 +120,10 @@ class Schema:
             values = values.replace(list(self.null_values), None) if self.null_values else values
             if column.type == "bool":
                 return _read_bool(values, self.true_values, self.false_values)
+            if column.type == "datetime":
+                return read_iso(values)
             if column.type in ("float", "int"):
-                values = values.str.strip_chars()
+                values = values.str.strip_chars().replace(NAN, None)
         if column.type == "int" and values.dtype.is_float():
             values = values.set((values != values.round(0)).fill_null(False), None)
         if column.type in ("string", "category") and values.dtype.is_float():
@@ -132,8 +137,9 @@ class Schema:
     ) -> list[pl.DataFrame]:
         raw, values = frame[column.name], typed[column.name]
         given = raw.is_not_null()
-        if raw.dtype == pl.String and self.null_values:
-            given &= ~raw.is_in(list(self.null_values))
+        if raw.dtype == pl.String:
+            nan = NAN if column.type in ("float", "int") else []
+            given &= ~raw.str.strip_chars().is_in([*self.null_values, *nan])
         if raw.dtype.is_float():
             given &= ~raw.is_nan().fill_null(False)
         broken = given & values.is_null()
@@ -170,6 +176,18 @@ class Schema:
         rules = tuple(Rule(**rule) for rule in data["rules"])
         words = {key: tuple(data[key]) for key in ("true_values", "false_values", "null_values")}
         return cls(columns, rules, **words)
+
+
+def read_iso(text: pl.Series) -> pl.Series:
+    """The instants that ISO 8601 text names; null where it is none, or carries no offset.
+
+    >>> read_iso(pl.Series(["2016-01-01T01:00+01:00", "2016-01-01 00:00:00.5Z", "2016-01-01"])).to_list()[2]
+    >>> read_iso(pl.Series(["2016-01-01T01:00+01:00"])).dt.hour().to_list()
+    [0]
+    """
+    plain = text.str.strip_chars().str.replace(" ", "T", literal=True).str.replace("Z$", "+0000")
+    plain = plain.str.replace(r"([+-]\d{2}):(\d{2})$", "$1$2").str.replace(r"(T\d{2}:\d{2})([+-])", "$1:00$2")
+    return plain.str.strptime(INSTANT, "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
 
 
 def _missing(name: str) -> Column:

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from mlops_ray import config
 from mlops_ray.cluster import head, local
 from mlops_ray.config import Project
 from mlops_ray.storage import Storage
+
+# A slow machine is no defect.
+settings.register_profile("suite", deadline=None)
+settings.load_profile("suite")
 
 # Ray reads these once, when the first test module imports it.
 os.environ.update(head.SETTINGS)

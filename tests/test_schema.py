@@ -24,7 +24,7 @@ CELLS = {
     "on": st.sampled_from(["true", "no", "maybe", None]),
     "site": st.sampled_from(["a", "b", "c", "", None]),
     "code": st.sampled_from(["A1", "a1", "A11", None]),
-    "at": st.just(None),
+    "at": st.sampled_from(["2016-01-01T01:00+01:00", "2016-01-01T00:00:00Z", "2016-01-01", "x", None]),
 }
 ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6)
 

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from mlops_ray import __version__
-from mlops_ray.cluster.stages import Progress, Silent, Stages
+from mlops_ray.cluster.stages import Progress, Silent, Stages, digest
 from mlops_ray.config import Project, Source
 from mlops_ray.data import counts, ingest, validate
 from mlops_ray.errors import ConfigError, DataError, TrainingError
@@ -36,7 +36,7 @@ from mlops_ray.registry.registry import Registry
 from mlops_ray.schema import Column
 from mlops_ray.serving import record, release
 from mlops_ray.storage import Storage, replacing
-from mlops_ray.training import evaluate, metrics, sweep, tracking
+from mlops_ray.training import evaluate, families, metrics, splits, sweep, tracking
 from mlops_ray.training.sweep import Trial
 from mlops_ray.training.task import Task
 
@@ -66,7 +66,7 @@ class Pipeline:
 
     @property
     def tracking_uri(self) -> str:
-        return self.project.tracking or f"sqlite:///{self.storage.path('mlflow.db')}"
+        return tracking_uri(self.project, self.storage)
 
     @cached_property
     def registry(self) -> Registry:
@@ -132,24 +132,27 @@ class Pipeline:
 
     # ------------------------------------------------------------ data
 
-    def ingest(self) -> dict[str, int]:
-        """Brings every source into its history; returns each history's version."""
+    def ingest(self) -> dict[str, str]:
+        """Brings every source into its history; returns the id of each history's newest commit."""
         return {name: self._ingest(name) for name in self.views}
 
-    def _ingest(self, name: str) -> int:
+    def _ingest(self, name: str) -> str:
         source = self.project.sources[name]
-        files = [(item.path, _file_digest(item.path)) for item in ingest.files(source, name)]
+        files = [
+            (_file_digest(item.path), item.model_dump(mode="json", exclude={"path"}))
+            for item in ingest.files(source, name)
+        ]
         history = self._history(name)
-        made_from = {"table": self.views[name].table, "files": [file for _, file in files]}
-        commit = hashlib.sha256(repr(made_from).encode()).hexdigest()
-        result = self.stages.run(
+        made_from = {"table": self.views[name].table, "files": files, "code": release.code_digest()}
+        commit = digest(made_from)
+        self.stages.run(
             f"ingest {name}",
             made_from,
             lambda: self._read(name, source, history, commit),
             say=_say_ingest,
-            still_there=lambda _: history.has(commit),
+            still_there=lambda _: history.commit == commit,
         )
-        return int(result["version"])
+        return commit
 
     def _read(self, name: str, source: Source, history: History, commit: str) -> dict[str, Any]:
         report, valid, quarantine = validate.Report(), [], []
@@ -162,7 +165,8 @@ class Pipeline:
         if not valid:
             raise _nothing_valid(name, report, rejected)
         version = history.append(pl.concat(valid), source, commit)
-        rejected.write_parquet(self.storage.path("reports", f"quarantine-{name}.parquet"))
+        with replacing(self.storage.path("reports", f"quarantine-{name}.parquet")) as new:
+            rejected.write_parquet(new)
         document = {"source": name, "version": version, **report.to_json()}
         self.storage.write_json(document, "reports", f"validation-{name}.json")
         return document
@@ -172,24 +176,31 @@ class Pipeline:
 
     # ------------------------------------------------------------ features
 
-    def build(self, versions: dict[str, int]) -> TrainingSet:
+    def build(self, commits: dict[str, str]) -> TrainingSet:
         """The training set over these histories, and the online store brought up to them."""
         made_from = {
             "features": self.features.digest,
             "target": self.project.target.model_dump(mode="json"),
             "tables": {name: view.table for name, view in self.views.items()},
-            "versions": versions,
+            "commits": commits,
+            "libraries": dataset.libraries(),
+            "code": release.code_digest(),
         }
         result = self.stages.run(
-            "features",
+            self._stage("features"),
             made_from,
-            lambda: self._build(versions),
+            self._build,
             say=lambda r: f"{r['rows']:,} rows × {len(r['columns'])} features, online up to {r['watermark']}",
             still_there=self._is_built,
         )
         return dataset.open_set(self.storage, result["file"])
 
-    def _build(self, versions: dict[str, int]) -> dict[str, Any]:
+    def _stage(self, name: str) -> str:
+        """A stage's name in the record: projects may share a storage."""
+        return f"{name} {self.project.project}"
+
+    def _build(self) -> dict[str, Any]:
+        versions = {name: self._history(name).version for name in self.views}
         target = self.tables[self.project.target.source]
         made = dataset.build(self.project, self.features, target, self.tables, versions, self.storage)
         watermark = materialize(self.online(), self.features, self.tables)
@@ -197,8 +208,9 @@ class Pipeline:
         return {"file": made.path.name, "rows": made.frame.height, "columns": columns, "watermark": watermark}
 
     def _is_built(self, result: dict[str, Any]) -> bool:
-        dataset_file = self.storage.path("datasets", result["file"])
-        return dataset_file.exists() and self.storage.path(ONLINE).exists()
+        if not self.storage.path("datasets", result["file"]).exists():
+            return False
+        return not self.features.tables or self.online().watermark(self.features) is not None
 
     def online(self) -> OnlineStore:
         return OnlineStore(self.storage.path(ONLINE))
@@ -211,15 +223,17 @@ class Pipeline:
         project = self.project
         made_from = {
             "data": training_set.manifest["digest"],
+            "features": self.features.digest,
+            "target": project.target.model_dump(mode="json"),
             "training": project.training.model_dump(mode="json"),
             "label_delay": project.label_delay,
             "season": task.season_us,
             "test_from": task.test_from,
             "postprocess": project.serving.postprocess.model_dump(mode="json"),
-            "code": __version__,
+            "code": release.code_digest(),
         }
         return self.stages.run(
-            "train",
+            self._stage("train"),
             made_from,
             lambda: self._train(task, training_set),
             say=_say_train,
@@ -228,11 +242,10 @@ class Pipeline:
 
     def _task(self, training_set: TrainingSet) -> Task:
         project, frame = self.project, training_set.frame
-        share = project.training.validation.test.share
-        begin = self.test_from
-        if begin is None and share is not None:
-            begin = frame[self.features.time].quantile(1 - share)  # type: ignore[assignment]
-        assert begin is not None
+        begin, share = self.test_from, project.training.validation.test.share
+        if begin is None:
+            micros = splits.test_start(frame[self.features.time].to_physical().to_numpy(), share or 0.0)
+            begin = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
         return Task(
             frame=frame,
             columns=self.features.columns,
@@ -293,13 +306,13 @@ class Pipeline:
         return evaluate.gate(report, champion, self.project.training.gate, self.project.training.metric)
 
     def _champion_metrics(self, task: Task, version: int) -> dict[str, float] | None:
-        predictor = Predictor.load(self.registry.package_folder(self.project.project, version), None)
-        if predictor.package.feature_set.names != self.features.names:
+        packed = self.registry.package(self.project.project, version)
+        predictor = Predictor.load(packed.folder, None, digest=packed.digest)
+        if _meaning(packed.feature_set) != _meaning(self.features):
             # Its features are not in this training set, so that the two cannot be compared row by row.
             return None
-        rows = task.test.held_out
-        answers = predictor.predict_features(task.frame[rows].select(self.features.names))
-        return metrics.score_all(task.labels[rows], answers)
+        rows = task.frame[task.test.held_out].select(self.features.names)
+        return evaluate.scores(task, predictor.predict_features(rows))
 
     def _pack(
         self, task: Task, fitted: evaluate.Fitted, report: evaluate.Report, training_set: TrainingSet
@@ -373,12 +386,19 @@ class Pipeline:
         return {**row, self.features.time: last.isoformat()}
 
 
+def _meaning(features: FeatureSet) -> tuple[Any, ...]:
+    """What makes the features of two versions the same columns."""
+    return features.columns, features.stored, features.computed, features.horizon_us
+
+
 def refuse_unsupported(project: Project) -> None:
     """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
     asks = {
         "online: a server": project.online is not None,
         "release.shadow and release.canary": project.release.shadow is not None
         or bool(project.release.canary),
+        f"target.task: {project.target.task}": project.target.task != "regression",
+        "training.search.gpu": project.training.search.gpu != "none",
         "monitoring.retrain": project.monitoring.retrain is not None,
         "serving.explain": project.serving.explain != "never",
         "cost.prices": project.cost.prices is not None,
@@ -388,6 +408,8 @@ def refuse_unsupported(project: Project) -> None:
             raise ConfigError(f"{what} is not supported yet; leave it out")
     for name, source in project.sources.items():
         ingest.unsupported(source, name)
+    families.find(project.training.families)
+    metrics.find(project.training.metric)
 
 
 def _file_digest(path: str) -> str:
@@ -441,13 +463,18 @@ def _row(trial: Trial) -> dict[str, Any]:
     }
 
 
+def tracking_uri(project: Project, storage: Storage) -> str:
+    """Where runs and versions are recorded: MLflow's address, by default a file of the storage."""
+    return project.tracking or f"sqlite:///{storage.path('mlflow.db')}"
+
+
 def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
     """The registered versions of a project's model, newest first, with what their packages say."""
     if project.tracking is None and not storage.path("mlflow.db").exists():
         return []
-    pipeline = Pipeline(project, storage)
-    found = pipeline.registry.versions(project.project)
-    return [_version(pipeline.registry.package(project.project, v["version"]), v) for v in found]
+    registry = Registry(tracking_uri(project, storage))
+    found = registry.versions(project.project)
+    return [_version(registry.package(project.project, v["version"]), v) for v in found]
 
 
 def _version(packed: package.Package, version: dict[str, Any]) -> dict[str, Any]:

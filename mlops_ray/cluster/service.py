@@ -70,6 +70,7 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
         ours = local.find(storage.root) is None
         with interrupt.stops(storage.root if ours else None):
             pipeline = _pipeline(project, storage, progress)
+            keys.ensure_local(storage)
             try:
                 live = _bring_up(pipeline, _connected(pipeline, ours), ours)
             except Exception:

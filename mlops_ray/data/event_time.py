@@ -11,7 +11,7 @@ import polars as pl
 
 from mlops_ray.config import EventTime
 from mlops_ray.errors import DataError
-from mlops_ray.schema import INSTANT
+from mlops_ray.schema import INSTANT, read_iso
 
 UNPARSEABLE = "not_a_time"
 NONEXISTENT = "nonexistent_time"
@@ -161,11 +161,7 @@ def _iso(raw: pl.Series) -> pl.Series:
     text = raw.str.strip_chars().str.replace(" ", "T", literal=True)
     aware = text.str.contains(r"(?:Z|[+-]\d{2}:?\d{2})$")
     if aware.any():
-        return (
-            text.str.replace("Z$", "+0000")
-            .str.replace(r"([+-]\d{2}):(\d{2})$", "$1$2")
-            .str.strptime(pl.Datetime("us", "UTC"), "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
-        )
+        return read_iso(text)
     date_only = text.str.len_chars() == 10
     text = pl.select(pl.when(date_only).then(text + "T00:00:00").otherwise(text)).to_series()
     short = text.str.count_matches(":") == 1

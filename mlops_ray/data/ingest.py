@@ -83,6 +83,8 @@ def unsupported(source: Source, name: str) -> None:
         "event_time.order": source.event_time is not None and source.event_time.order,
         "row_id": source.row_id is not None,
         "deleted": source.deleted is not None,
+        "sequence": source.sequence is not None,
+        "known_at by a column": source.known_at is not None and source.known_at.column is not None,
         "a format other than csv": any((f.format or source.format).csv is None for f in source.path or ()),
         "an object store": any("://" in file.path for file in source.path or ()),
         "policy": source.policy != type(source.policy)(),
@@ -118,7 +120,7 @@ def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
             keys = [key for key in source.entity if key in frame.columns]
             times, problems = clock.read(frame, keys)
             frame = frame.with_columns(times.alias("event_time"), problems.alias("time_problem"))
-        yield validate.check(_filtered(_unpivoted(frame, source), source), source)
+        yield validate.check(_unpivoted(frame, source), source)
     if bad_rows:
         yield _malformed(file.path, bad_rows)
 
@@ -168,22 +170,16 @@ def _unpivoted(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     )
 
 
-def _filtered(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
-    if source.where is None:
-        return frame
-    typed, _ = source.row_schema.check(frame)
-    return frame.filter(typed.select(keep=pl.sql_expr(source.where))["keep"].fill_null(False))
-
-
 def _read_csv(
     path: str, format: Csv, names: list[str], bad_rows: list[tuple[int, str]]
 ) -> Iterator[pl.DataFrame]:
     """Blocks of a CSV file as text, with the place of each row; rows of a wrong width are put aside."""
 
     def put_aside(row: Any) -> str:
-        bad_rows.append((row.number, f"{row.actual_columns} columns, not {row.expected_columns}"))
+        bad_rows.append((row.number - skipped, f"{row.actual_columns} columns, not {row.expected_columns}"))
         return "skip"
 
+    skipped = format.skip_rows + (format.names is None)
     row = 1
     try:
         with (
@@ -192,10 +188,12 @@ def _read_csv(
         ):
             for batch in reader:
                 block = pl.DataFrame(pa.Table.from_batches([batch]))
-                yield block.with_columns(
-                    pl.lit(path).alias("_file"), pl.int_range(row, row + block.height).alias("_row")
+                numbers = pl.int_range(row, row + block.height + len(bad_rows), eager=True)
+                numbers = numbers.filter(~numbers.is_in([number for number, _ in bad_rows])).head(
+                    block.height
                 )
-                row += block.height
+                yield block.with_columns(pl.lit(path).alias("_file"), numbers.alias("_row"))
+                row = int(numbers[-1]) + 1 if block.height else row
     except (pa.ArrowException, OSError, EOFError) as error:
         raise DataError(f"cannot be read after row {row - 1}: {_one_line(error)}", file=path) from error
 
@@ -269,14 +267,16 @@ def _malformed(path: str, rows: list[tuple[int, str]]) -> validate.Verdict:
         schema=validate.QUARANTINE,
         orient="row",
     )
-    return validate.Verdict(pl.DataFrame(), quarantine, len(rows), {})
+    return validate.Verdict(len(rows), pl.DataFrame(), quarantine, len(rows), 0, {})
 
 
 _PACKED = pa.schema(
     {
         "valid": pa.large_binary(),
         "quarantine": pa.large_binary(),
+        "rows_in": pa.int64(),
         "rejected": pa.int64(),
+        "filtered": pa.int64(),
         "flags": pa.map_(pa.string(), pa.int64()),
         "error": pa.string(),
     }
@@ -287,7 +287,9 @@ def _pack(verdict: validate.Verdict) -> pa.Table:
     row = {
         "valid": _ipc(verdict.valid),
         "quarantine": _ipc(verdict.quarantine),
+        "rows_in": verdict.rows_in,
         "rejected": verdict.rejected,
+        "filtered": verdict.filtered,
         "flags": list(verdict.flags.items()),
     }
     return pa.Table.from_pylist([row], schema=_PACKED)
@@ -297,7 +299,12 @@ def _unpack(row: dict[str, Any]) -> validate.Verdict:
     if row["error"] is not None:
         raise DataError(row["error"])
     return validate.Verdict(
-        pl.read_ipc(row["valid"]), pl.read_ipc(row["quarantine"]), row["rejected"], dict(row["flags"])
+        rows_in=row["rows_in"],
+        valid=pl.read_ipc(row["valid"]),
+        quarantine=pl.read_ipc(row["quarantine"]),
+        rejected=row["rejected"],
+        filtered=row["filtered"],
+        flags=dict(row["flags"]),
     )
 
 

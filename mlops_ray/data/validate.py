@@ -24,16 +24,14 @@ STOPPING_TIME_PROBLEMS = ("ambiguous_time",)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a block of rows. `rows_in == valid.height + rejected`."""
+    """What became of a block of rows: each is valid, rejected, or left out by the source's `where`."""
 
+    rows_in: int
     valid: pl.DataFrame
     quarantine: pl.DataFrame
     rejected: int
+    filtered: int
     flags: dict[str, int]
-
-    @property
-    def rows_in(self) -> int:
-        return self.valid.height + self.rejected
 
 
 def check(frame: pl.DataFrame, source: Source) -> Verdict:
@@ -49,12 +47,16 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
     rejecting = failures.filter(pl.col("severity") == "reject")
     is_rejected = pl.Series(range(frame.height), dtype=pl.UInt32).is_in(rejecting["row"].implode())
     flags = failures.filter(pl.col("severity") == "flag")
+    passed = typed.filter(~is_rejected)
+    kept = passed.filter(pl.sql_expr(source.where).fill_null(False)) if source.where else passed
     columns = [EVENT_TIME] if source.event_time else []
     columns += [name for name in source.columns if name not in columns]
     return Verdict(
-        valid=typed.filter(~is_rejected).select(columns),
+        rows_in=frame.height,
+        valid=kept.select(columns),
         quarantine=_places(frame, rejecting, source),
         rejected=int(is_rejected.sum()),
+        filtered=passed.height - kept.height,
         flags=dict(flags.group_by("rule").len().sort("rule").iter_rows()),
     )
 
@@ -110,6 +112,7 @@ class Report:
     rows_in: int = 0
     valid: int = 0
     quarantined: int = 0
+    filtered: int = 0
     rejected_by: dict[str, int] = field(default_factory=dict)
     flagged_by: dict[str, int] = field(default_factory=dict)
 
@@ -117,6 +120,8 @@ class Report:
         self.rows_in += verdict.rows_in
         self.valid += verdict.valid.height
         self.quarantined += verdict.rejected
+        self.filtered += verdict.filtered
+        assert self.rows_in == self.valid + self.quarantined + self.filtered, "a row is unaccounted for"
         for rule, count in verdict.quarantine["rule"].value_counts().iter_rows():
             self.rejected_by[rule] = self.rejected_by.get(rule, 0) + count
         for rule, count in verdict.flags.items():

@@ -15,7 +15,7 @@ from mlops_ray.errors import DataError
 from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.join import EVENT_TIME, point_in_time
 from mlops_ray.schema import Schema
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, replacing
 
 LABEL = "label"
 LIBRARIES = ("mlops_ray", "polars", "numpy", "deltalake", "holidays")
@@ -80,7 +80,8 @@ def build(
     digest = values_digest(frame)
     path = storage.path("datasets", f"{project.project}-{digest[:12]}.parquet")
     manifest = _manifest(project, features, versions, frame, digest, path.name)
-    frame.write_parquet(path)
+    with replacing(path) as new:
+        frame.write_parquet(new)
     storage.write_json(manifest, "datasets", f"{path.stem}.json")
     return TrainingSet(frame, manifest, path)
 
@@ -142,5 +143,10 @@ def _manifest(
         "target": project.target.model_dump(mode="json"),
         "horizon_us": features.horizon_us,
         "history_versions": dict(versions),
-        "libraries": {library: version(library) for library in LIBRARIES},
+        "libraries": libraries(),
     }
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what computes features."""
+    return {library: version(library) for library in LIBRARIES}

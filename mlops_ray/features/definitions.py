@@ -25,6 +25,10 @@ CALENDAR_CATEGORIES: dict[str, tuple[int, ...]] = {
 }
 
 
+#: Column types that a feature of a history can have; they all become floats.
+NUMERIC = ("float", "int", "bool")
+
+
 @dataclass(frozen=True)
 class Stored:
     """A feature that is read from a source's history.
@@ -179,11 +183,12 @@ def compile_features(project: Project) -> FeatureSet:
         for name, feature in (view.on_request or {}).items()
     )
     stored = tuple(
-        _stored(str(view.source), name, feature)
+        _stored(project, str(view.source), name, feature)
         for view in project.features.values()
         for name, feature in view.features.items()
     )
     request = _request_schema(target, time, computed)
+    _refuse_the_label(project, request)
     columns = [Column(f.name, "float") for f in stored] + [_computed_column(f, request) for f in computed]
     _unique([column.name for column in columns])
     sources = dict.fromkeys(view.source for view in project.features.values() if view.source)
@@ -200,6 +205,11 @@ def compile_features(project: Project) -> FeatureSet:
 
 def _refuse_unsupported(project: Project) -> None:
     asks = {
+        "latest": any(f.latest for view in project.features.values() for f in view.features.values()),
+        "exclude": any(view.exclude for view in project.features.values()),
+        "target.label_known by a column": bool(
+            project.target.label_known and project.target.label_known.column
+        ),
         "several horizons": len(project.target.horizon) > 1,
         "target.known_at": project.target.known_at is not None,
         "target.where": project.target.where is not None,
@@ -218,13 +228,27 @@ def _refuse_unsupported(project: Project) -> None:
             raise ConfigError(f"{what} is not supported yet")
 
 
+def _refuse_the_label(project: Project, request: Schema) -> None:
+    """A request cannot hold what is to be predicted."""
+    label = compile_sql(project.target.expr).columns
+    for name in sorted(label & set(request.names)):
+        if project.target.horizon[0] > 0:
+            raise ConfigError(f"a feature of the request reads {name!r}, which the target is made of")
+
+
 def _unique(names: list[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ConfigError(f"features: {sorted(twice)[0]!r} is defined twice")
 
 
-def _stored(source: str, name: str, feature: Feature) -> Stored:
+def _stored(project: Project, source: str, name: str, feature: Feature) -> Stored:
+    of = feature.value_at or feature.window or feature.lag
+    kind = project.sources[source].columns[of.of if of else str(feature.latest)].type
+    if kind not in NUMERIC:
+        raise ConfigError(
+            f"feature {name!r} reads a column of type {kind}; only {', '.join(NUMERIC)} can be read yet"
+        )
     if feature.value_at is not None:
         at = feature.value_at
         return Stored(name, source, at.of, "value_at", ago_us=at.ago, tolerance_us=at.tolerance)

@@ -8,11 +8,11 @@ same commit is stored once.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
 from mlops_ray.config import Source
@@ -23,6 +23,8 @@ from mlops_ray.schema import DTYPES, INSTANT
 #: Enough for a node's cores to share a join, few enough that a small history is not a heap of tiny files.
 BUCKETS = 16
 
+#: Where a commit of the Delta table carries the id of what it stored.
+COMMIT = "mlops.commit"
 BOOKKEEPING = {
     "bucket": pl.Int32,
     "known_at": INSTANT,
@@ -50,29 +52,30 @@ class History:
         table = self._table()
         return table.version() if table else -1
 
-    def has(self, commit_id: str) -> bool:
-        """Whether this commit was stored."""
+    @property
+    def commit(self) -> str | None:
+        """The id of the newest commit; `None` before the first."""
         table = self._table()
-        return table is not None and table.transaction_version(commit_id) is not None
+        return table.history(1)[0].get(COMMIT) if table else None
 
     def append(self, rows: pl.DataFrame, source: Source, commit_id: str) -> int:
         """Stores rows (`event_time`, keys and values) in one commit; returns the history's version.
 
-        A commit that was stored before changes nothing.
+        What the newest commit holds is not stored again; what an older one held is: it is news once more.
         """
-        if self.has(commit_id):
+        if self.commit == commit_id:
             return self.version
         write_deltalake(
             self.folder,
             self._with_bookkeeping(rows, source),
             mode="append",
             partition_by=["bucket"],
-            commit_properties=CommitProperties(app_transactions=[Transaction(commit_id, 1)]),
+            commit_properties=CommitProperties(custom_metadata={COMMIT: commit_id}),
         )
         return self.version
 
     def _with_bookkeeping(self, rows: pl.DataFrame, source: Source) -> pl.DataFrame:
-        now = max(datetime.now(UTC), self._last_commit())
+        now = max(datetime.now(UTC), self._last_commit() + timedelta(microseconds=1))
         known = source.known_at
         if known is not None and known.after_event is not None:
             known_at = pl.col("event_time") + pl.duration(microseconds=known.after_event)
@@ -89,7 +92,7 @@ class History:
     def _last_commit(self) -> datetime:
         rows = self._scan()
         newest = rows.select(pl.col("committed_at").max()).collect().item() if rows is not None else None
-        return newest or datetime.min.replace(tzinfo=UTC)
+        return newest or datetime(1970, 1, 1, tzinfo=UTC)
 
     def in_force(self) -> pl.DataFrame:
         """The rows in force, without bookkeeping but `known_at`, sorted by key and event time.

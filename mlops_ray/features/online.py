@@ -15,9 +15,9 @@ import orjson
 import polars as pl
 
 from mlops_ray.errors import StorageError
-from mlops_ray.features.definitions import FeatureSet, ViewTable
+from mlops_ray.features.definitions import NUMERIC, FeatureSet, ViewTable
 from mlops_ray.features.join import EVENT_TIME, point_in_time
-from mlops_ray.schema import DTYPES, FAILURES, INSTANT
+from mlops_ray.schema import DTYPES, FAILURES, INSTANT, Column
 
 #: A reader that meets a writer waits; one transaction of the writer takes far less.
 BUSY_S = 5.0
@@ -52,12 +52,13 @@ class OnlineStore:
 
         Rows older than `keep_us` before the watermark are dropped; a read that would need them is refused.
         """
-        newest = _micros(watermark)
-        oldest = newest - keep_us
+        newest, span = _micros(watermark), self._span(view)
+        # What another version still reads stays: a store never keeps less than it did.
+        oldest = newest - max(keep_us, span[0] - span[1] if span else 0)
         times = rows[EVENT_TIME].dt.timestamp("us")
         kept = rows.filter((times > oldest) & (times <= newest))
         keys = _keys(kept, view)
-        values = kept.select(column.name for column in view.columns).rows()
+        values = kept.select(column.name for column in _numeric(view)).rows()
         stamps = kept[EVENT_TIME].dt.timestamp("us").to_list()
         records = ((view.table, k, t, _text(v)) for k, t, v in zip(keys, stamps, values, strict=True))
         with self._transaction() as cursor:
@@ -78,9 +79,10 @@ class OnlineStore:
         The first result has one row a request row, in order. Raises `StorageError` where the store holds
         nothing for these features yet.
         """
-        tables = {view.source: self._read(view, rows, features) for view in features.tables}
-        found = point_in_time(rows, tables, features)
-        return found, self._outside(features, rows)
+        with self._transaction("BEGIN"):
+            outside = self._outside(features, rows)
+            tables = {view.source: self._read(view, rows, features) for view in features.tables}
+        return point_in_time(rows, tables, features), outside
 
     def _outside(self, features: FeatureSet, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows whose moment of prediction the store cannot see."""
@@ -94,7 +96,7 @@ class OnlineStore:
             pl.lit(features.time).alias("column"),
             pl.when(moment > watermark)
             .then(pl.lit("watermark"))
-            .when(moment - features.lookback_us < oldest)
+            .when(moment - features.lookback_us <= oldest)
             .then(pl.lit("too_old"))
             .alias("rule"),
             pl.col(features.time).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ").alias("value"),
@@ -108,7 +110,7 @@ class OnlineStore:
             return None
         spans = [self._require_span(view) for view in features.tables]
         last = min(span[0] for span in spans) + features.horizon_us
-        first = max(span[1] for span in spans) + features.lookback_us + features.horizon_us
+        first = max(span[1] for span in spans) + features.lookback_us + features.horizon_us + 1
         return _instant(first), _instant(last)
 
     def _read(self, view: ViewTable, rows: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
@@ -119,7 +121,7 @@ class OnlineStore:
         first = int(moments.min() or 0) - features.horizon_us - features.lookback_us - 1  # type: ignore[arg-type]
         last = int(moments.max() or 0) - features.horizon_us  # type: ignore[arg-type]
         found = self._select(view, keys, first, last)
-        schema = {column.name: DTYPES[column.type] for column in view.columns}
+        schema = {column.name: DTYPES[column.type] for column in _numeric(view)}
         values = pl.DataFrame([orjson.loads(v) for _, _, v in found], schema=schema, orient="row")
         key_types = {key: rows.schema[key] for key in view.keys}
         key_values = pl.DataFrame([orjson.loads(k) for k, _, _ in found], schema=key_types, orient="row")
@@ -152,15 +154,20 @@ class OnlineStore:
         return span
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Cursor]:
         with closing(self._connection.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute(begin)
             try:
                 yield cursor
             except BaseException:
                 cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
+
+
+def _numeric(view: ViewTable) -> list[Column]:
+    """The columns that features can read."""
+    return [column for column in view.columns if column.type in NUMERIC]
 
 
 def _keys(rows: pl.DataFrame, view: ViewTable) -> list[str]:

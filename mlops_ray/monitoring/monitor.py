@@ -32,6 +32,7 @@ class Monitor:
         self._storage = Storage.open(storage_root)
         self._window_s = window_s
         self._models = {state.model: state for state in _stored(self._storage)}
+        self._unsaved: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
 
     async def record(self, delta: dict[str, Any]) -> int:
@@ -39,9 +40,12 @@ class Monitor:
         async with self._one_at_a_time:
             state = self._models.setdefault(delta["model"], ModelState(delta["model"]))
             if state.receive(delta, time.time(), self._window_s):
+                self._unsaved.add(state.model)
+            if state.model in self._unsaved:
                 await asyncio.to_thread(
                     self._storage.write_json, state.to_json(), FOLDER, f"{state.model}.json"
                 )
+                self._unsaved.discard(state.model)
         return int(delta["sequence"])
 
     async def snapshot(self) -> dict[str, Any]:

@@ -71,12 +71,6 @@ def deploy(project: Project, storage: Storage, *, http_port: int, host: str = "1
     return Deployed(url, tuple(changed))
 
 
-def undeploy(project: Project) -> None:
-    """Takes the model's application away; the monitor and the gateway stay, for other models."""
-    if project.project in _running():
-        serve.delete(project.project)
-
-
 @dataclass(frozen=True)
 class _Application:
     route: str | None
@@ -140,11 +134,11 @@ def _running() -> set[str]:
 
 
 def _digest(*settings: Any) -> str:
-    return hashlib.sha256(orjson.dumps([_code(), *settings], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(orjson.dumps([code_digest(), *settings], option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _code() -> str:
+def code_digest() -> str:
     """The digest of the package's code: a deployment runs what was there when it started."""
     digest = hashlib.sha256()
     folder = Path(mlops_ray.__file__).parent

@@ -65,8 +65,10 @@ class Replica:
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        # An earlier delta may wait for its acknowledgement, and the newest counts behind it.
         with contextlib.suppress(Exception):
-            await self._flush()
+            while self._outbox.delta() is not None:
+                await self._flush()
 
     async def _report(self) -> None:
         """Sends counts to the monitor, off the path of requests; what is not acknowledged is sent again."""

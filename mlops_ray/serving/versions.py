@@ -5,6 +5,7 @@ A package that cannot be loaded changes nothing.
 """
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import polars as pl
 
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
-from mlops_ray.errors import MlopsError, StorageError
+from mlops_ray.errors import StorageError
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.monitoring.deltas import PREDICTION, Outbox, Tally
 from mlops_ray.registry.package import Package
@@ -104,6 +105,10 @@ class Live:
         return answer
 
 
+#: The longest pause between two tries to load a version that could not be loaded.
+MOST_PAUSE_S = 30.0
+
+
 class Versions:
     """The champion and the version before it; `poll` keeps them as the release document says."""
 
@@ -141,21 +146,27 @@ class Versions:
     async def refresh(self) -> bool:
         """Does what the release document says, if it has changed; whether the champion is now another one.
 
-        Raises what loading raises; the old champion then goes on, and the same document is not tried again.
+        Raises what loading raises; the old champion then goes on.
         """
         entry = self._changed()
         if entry is None:
             return False
         self._switch(await asyncio.to_thread(self._load, entry))
+        # A version that nobody can ask for any more is part of a cycle; its model is as large as the new one.
+        await asyncio.to_thread(gc.collect)
         return True
 
     async def poll(self) -> None:
         """Refreshes again and again, until cancelled; a failure is logged and the champion stays."""
+        pause_s = record.POLL_S
         while True:
-            await asyncio.sleep(record.POLL_S)
+            await asyncio.sleep(pause_s)
             try:
                 await self.refresh()
-            except (MlopsError, OSError, ValueError, KeyError):
+                pause_s = record.POLL_S
+            except Exception:  # whatever a package does, the poll goes on
+                # It may have been the moment's fault: tried again, less and less often.
+                self._seen, pause_s = None, min(2 * pause_s, MOST_PAUSE_S)
                 logger.exception("%s: the new champion cannot be loaded; the old one goes on", self._model)
 
     def _changed(self) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_ray.data.counts import BINS, MAX_CATEGORIES, Counts, CountSpec, Histogram, Traffic, reference
@@ -51,7 +51,6 @@ def naive_cell(value: float | None) -> str:
     )
 
 
-@settings(deadline=None)
 @given(rows)
 def test_counts_equal_a_naive_count(of: list) -> None:
     counts = counted(of)
@@ -63,7 +62,6 @@ def test_counts_equal_a_naive_count(of: list) -> None:
     assert counts.rows == len(of)
 
 
-@settings(deadline=None)
 @given(rows)
 def test_a_batch_of_n_counts_like_n_batches_of_one(of: list) -> None:
     one_by_one = Counts.empty(SPECS)
@@ -72,7 +70,6 @@ def test_a_batch_of_n_counts_like_n_batches_of_one(of: list) -> None:
     assert one_by_one.to_json() == counted(of).to_json()
 
 
-@settings(deadline=None)
 @given(rows, rows, rows)
 def test_merging_is_associative_commutative_and_loses_nothing(a: list, b: list, c: list) -> None:
     left, right, backwards = counted(a), counted(b), counted(c)
@@ -86,7 +83,6 @@ def test_merging_is_associative_commutative_and_loses_nothing(a: list, b: list, 
     assert left.to_json() == first.to_json() == backwards.to_json() == counted(a + b + c).to_json()
 
 
-@settings(deadline=None)
 @given(rows)
 def test_json_gives_back_the_same_counts(of: list) -> None:
     again = Counts.from_json(orjson.loads(orjson.dumps(counted(of).to_json())))
@@ -99,7 +95,6 @@ def test_counts_of_different_cells_do_not_merge() -> None:
         Counts.empty(SPECS).merge(Counts.empty(SPECS[:1]))
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(loads, sites), max_size=200), st.integers(0, 3))
 def test_the_reference_counts_one_half_and_chooses_its_cells_on_the_other(of: list, seed: int) -> None:
     counts = reference(frame(of), COLUMNS, seed)
@@ -171,7 +166,6 @@ def traffic_of(codes: list, amounts: list, invalid: list) -> Traffic:
     return found
 
 
-@settings(deadline=None)
 @given(traffic, traffic)
 def test_traffic_merges_to_the_count_of_all(a: tuple, b: tuple) -> None:
     merged = traffic_of(*a)
@@ -179,7 +173,6 @@ def test_traffic_merges_to_the_count_of_all(a: tuple, b: tuple) -> None:
     assert merged.to_json() == traffic_of(*(x + y for x, y in zip(a, b, strict=True))).to_json()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 3_000), min_size=1), st.floats(0.01, 1))
 def test_a_histogram_quantile_is_the_end_of_the_cell_of_the_exact_one(amounts: list, share: float) -> None:
     ends = tuple(range(0, 3_001, 100))

@@ -1,6 +1,7 @@
 """From a file to checked rows: rows in = valid + quarantine, and a clear sentence where it cannot be."""
 
 import gzip
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +51,15 @@ DIRTY = """time;site;load
 2016-01-01 04:00;a;1.7
 2016-01-01 05:00;a
 2016-01-01 06:00;b;
+2016-01-01 07:00;b;y
+2016-01-01 08:00;b;NaN
 """
 
 
 def test_every_row_is_valid_or_in_quarantine_with_rule_and_value(tmp_path: Path) -> None:
     (tmp_path / "dirty.csv").write_text(DIRTY)
     result = report(source(tmp_path / "dirty.csv"))
-    assert (result.rows_in, result.valid, result.quarantined) == (8, 3, 5)
+    assert (result.rows_in, result.valid, result.quarantined) == (10, 4, 6)
     assert result.flagged_by == {"steady": 2}
     found = pl.concat([v.quarantine for v in verdicts(source(tmp_path / "dirty.csv"))])
     assert set(found.select("_row", "column", "rule", "value").rows()) == {
@@ -64,7 +67,8 @@ def test_every_row_is_valid_or_in_quarantine_with_rule_and_value(tmp_path: Path)
         (3, "site", "required", ""),
         (4, "load", "max", "9.0"),
         (5, "time", "not_a_time", "2016-13-01 03:00"),
-        (8, None, "number_of_columns", "2 columns, not 3"),
+        (7, None, "number_of_columns", "2 columns, not 3"),
+        (9, "load", "type", "y"),
     }
 
 
@@ -87,6 +91,26 @@ def test_files_without_header_other_encodings_and_globs_are_read(tmp_path: Path)
     names = {"csv": {"delimiter": ";", "encoding": "latin-1", "names": ["time", "site", "load"]}}
     rows = pl.concat([v.valid for v in verdicts(source(tmp_path / "*.csv", format=names))])
     assert rows["site"].to_list() == ["Köln", "Zürich"]
+
+
+def test_a_filter_leaves_valid_rows_out_and_hides_no_broken_one(tmp_path: Path) -> None:
+    (tmp_path / "dirty.csv").write_text(DIRTY)
+    result = report(source(tmp_path / "dirty.csv", where="load > 1"))
+    assert (result.rows_in, result.valid, result.quarantined, result.filtered) == (10, 1, 6, 3)
+
+
+def test_a_datetime_column_is_read_with_its_offset(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(
+        "time;site;load;seen\n2016-01-01;a;1;2016-01-01T01:00+01:00\n2016-01-01;a;1;x\n"
+    )
+    columns = {
+        "site": {"type": "category"},
+        "load": {"type": "float"},
+        "seen": {"type": "datetime"},
+    }
+    (verdict,) = verdicts(source(tmp_path / "x.csv", columns=columns))
+    assert verdict.valid["seen"].to_list() == [datetime(2016, 1, 1, tzinfo=UTC)]
+    assert verdict.quarantine.select("column", "rule", "value").rows() == [("seen", "type", "x")]
 
 
 def _truncated(path: Path) -> None:

@@ -91,12 +91,20 @@ def test_the_same_commit_is_stored_once_and_a_correction_is_in_force(
     few = raw.head(1000)
     version = history.append(few, source, "a")
     assert history.append(few, source, "a") == version
+    assert history.commit == "a"
     assert history.in_force().height == 1000
     correction = few.head(1).with_columns(load=pl.lit(0.123))
     assert history.append(correction, source, "b") == version + 1
     in_force = history.in_force()
     assert in_force.height == 1000
     assert in_force.join(correction, on=["site", "event_time", "load"]).height == 1
+    history.append(few, source, "a")
+    assert history.in_force().equals(
+        few.select(in_force.columns[:-1])
+        .sort("site", "event_time")
+        .with_columns(known_at=pl.col("event_time"))
+        .select(in_force.columns)
+    ), "an older state that comes back is in force again"
 
 
 def test_online_at_p_equals_offline_at_p(

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
@@ -51,7 +51,6 @@ def drifted(of: pl.DataFrame, clock: tuple[str, ...] = ("hour",)) -> set[str]:
     return {found.column for found in compare(REFERENCE, window(of), clock) if found.drifted}
 
 
-@settings(deadline=None)
 @given(tables)
 def test_g_is_that_of_scipy(table: tuple[np.ndarray, np.ndarray]) -> None:
     counts = np.stack(table)
@@ -63,7 +62,6 @@ def test_g_is_that_of_scipy(table: tuple[np.ndarray, np.ndarray]) -> None:
     assert degrees == expected.dof
 
 
-@settings(deadline=None)
 @given(tables)
 def test_jensen_shannon_is_that_of_scipy_and_between_0_and_1(table: tuple[np.ndarray, np.ndarray]) -> None:
     assume(table[0].sum() > 0)
@@ -73,7 +71,6 @@ def test_jensen_shannon_is_that_of_scipy_and_between_0_and_1(table: tuple[np.nda
     assert 0 <= found <= 1
 
 
-@settings(deadline=None)
 @given(tables)
 def test_psi_is_its_formula_and_symmetric(table: tuple[np.ndarray, np.ndarray]) -> None:
     p, q = ((counts + 0.5) / (counts + 0.5).sum() for counts in table)
@@ -82,7 +79,6 @@ def test_psi_is_its_formula_and_symmetric(table: tuple[np.ndarray, np.ndarray]) 
     assert math.isclose(drift.psi(*table), drift.psi(*table[::-1]), abs_tol=1e-9)
 
 
-@settings(deadline=None)
 @given(tables, st.booleans())
 def test_folding_keeps_every_row_and_leaves_at_most_one_small_cell(
     table: tuple[np.ndarray, np.ndarray], ordered: bool

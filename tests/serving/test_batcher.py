@@ -4,7 +4,7 @@ import asyncio
 
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_ray.registry.predictor import Answer
@@ -57,7 +57,6 @@ def test_the_columns_are_those_of_the_stand_in() -> None:
     assert rows(1.0).columns == list(REQUEST.names)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0, 1000), min_size=1, max_size=12), min_size=1, max_size=20))
 def test_no_caller_gets_another_callers_row(requests: list[list[float]]) -> None:
     async def run() -> list[Answer]:

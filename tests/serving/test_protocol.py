@@ -325,7 +325,6 @@ def test_another_content_type_is_a_415(decode: Any, content_type: str) -> None:
         decode(READER, b"{}", content_type)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1), st.booleans())
 def test_what_is_encoded_is_what_a_client_reads(values: list[float], wants_binary: bool) -> None:
     from tritonclient.http import InferResult

@@ -80,6 +80,8 @@ def eventually(condition: object) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_model_is_served_swapped_without_a_deployment_and_counted(storage: Storage, http_port: int) -> None:
+    from ray import serve
+
     from mlops_ray.serving import release
 
     project = packages.project(storage.root)
@@ -99,4 +101,4 @@ def test_a_model_is_served_swapped_without_a_deployment_and_counted(storage: Sto
 
     one = 'mlops_requests_total{code="200",model="rows",role="retired",version="1"}'
     eventually(lambda: one in metrics(started.url, key))
-    release.undeploy(project)
+    serve.delete(packages.NAME)

@@ -38,21 +38,24 @@ class Sessions:
         until = int((time.time() if now is None else now) + LIFETIME_S)
         token = f"{name.encode().hex()}.{until}"
         attributes = f"Path=/dashboard; HttpOnly; SameSite=Strict; Max-Age={LIFETIME_S}"
-        return f"{COOKIE}={token}.{self._sign(token)}; {attributes}"
+        return f"{COOKIE}={token}.{self._sign(token, name)}; {attributes}"
 
     def admits(self, header: str, *, now: float | None = None) -> bool:
         """Whether the header `Cookie` holds a session that is not over and whose key still stands."""
         try:
             morsel = SimpleCookie(header).get(COOKIE)
             token, _, signature = (morsel.value if morsel else "").rpartition(".")
-            if not hmac.compare_digest(signature.encode(), self._sign(token).encode()):
+            written, until = token.split(".")
+            name = bytes.fromhex(written).decode()
+            if not hmac.compare_digest(signature.encode(), self._sign(token, name).encode()):
                 return False
-            name, until = token.split(".")
         except (CookieError, ValueError):
             return False
         if (time.time() if now is None else now) > int(until):
             return False
-        return keys.names(self._storage).get(bytes.fromhex(name).decode()) in READERS
+        return keys.names(self._storage).get(name) in READERS
 
-    def _sign(self, token: str) -> str:
-        return hmac.new(self._secret, token.encode(), hashlib.sha256).hexdigest()
+    def _sign(self, token: str, name: str) -> str:
+        """Holds for the key that the name has now, not for one that is made under it later."""
+        message = f"{token}.{keys.stamp(self._storage, name)}"
+        return hmac.new(self._secret, message.encode(), hashlib.sha256).hexdigest()
