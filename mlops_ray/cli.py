@@ -219,9 +219,8 @@ def _print_live(live: service.Live) -> None:
     )
     for reason in trained["refused"]:
         out.print(f"not live: {reason}", markup=False)
-    unchanged = [stage for stage, seconds in live.seconds.items() if seconds == 0]
-    if unchanged:
-        print(f"unchanged  {', '.join(unchanged)}")
+    if live.unchanged:
+        print(f"unchanged  {', '.join(live.unchanged)}")
     print(f"version    {live.version} of {live.model}")
     print(f"address    {live.url}")
     print(f"dashboard  {live.dashboard}")

@@ -41,6 +41,7 @@ class Live:
     metric: str
     trained: dict[str, Any]
     seconds: dict[str, float]
+    unchanged: list[str]
     answer: dict[str, Any]
     curl: str
     ours: bool
@@ -129,6 +130,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
         metric=project.training.metric,
         trained=trained,
         seconds=pipeline.stages.seconds,
+        unchanged=pipeline.stages.unchanged,
         answer=answer,
         curl=curl_line(url, project.project, request, key_file),
         ours=ours,

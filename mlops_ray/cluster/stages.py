@@ -51,6 +51,7 @@ class Stages:
     storage: Storage
     progress: Progress = field(default_factory=Silent)
     seconds: dict[str, float] = field(default_factory=dict)
+    unchanged: list[str] = field(default_factory=list)
 
     def run(
         self,
@@ -70,6 +71,7 @@ class Stages:
         if known is not None and known["fingerprint"] == fingerprint and still_there(known["result"]):
             self.progress.end(name, say(known["result"]), None)
             self.seconds[name] = 0.0
+            self.unchanged.append(name)
             return dict(known["result"])
         with self.timed(name, say) as result:
             result |= orjson.loads(orjson.dumps(do(), option=orjson.OPT_SERIALIZE_NUMPY))

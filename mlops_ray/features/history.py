@@ -122,13 +122,23 @@ class History:
 def read_view(history: History, view: ViewTable) -> pl.DataFrame:
     """The table that a view's features read: rows in force, resampled where the source says so.
 
+    An interval that still waits for rows is left out: its aggregate is not known yet.
     Columns: keys, `event_time`, the view's columns; sorted by key and event time.
     """
     rows = history.in_force()
     if view.every_us is not None:
+        complete = _complete_until(rows["event_time"])
         rows = resample(rows, view.keys, view.every_us, view.aggregations)
+        rows = rows.filter(pl.col("event_time") <= complete)
     values = [pl.col(column.name).cast(DTYPES[column.type]) for column in view.columns]
     return rows.select(*view.keys, "event_time", *values)
+
+
+def _complete_until(times: pl.Series) -> datetime | None:
+    """Up to when raw rows have come in: the newest one's time and the usual step to the next."""
+    known = times.unique().sort()
+    step = known.diff().median() if len(known) > 1 else timedelta()
+    return known.max() + step  # type: ignore[operator, return-value]
 
 
 def _buckets(rows: pl.DataFrame, keys: Sequence[str]) -> pl.Series:

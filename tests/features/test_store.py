@@ -1,5 +1,6 @@
 """History, training set and online store agree, and no feature is younger than P."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from mlops_ray.features.history import History, read_view
 from mlops_ray.features.join import point_in_time
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
+from mlops_ray.schema import INSTANT
 from mlops_ray.storage import Storage
 
 from ..conftest import EXAMPLE
@@ -99,12 +101,8 @@ def test_the_same_commit_is_stored_once_and_a_correction_is_in_force(
     assert in_force.height == 1000
     assert in_force.join(correction, on=["site", "event_time", "load"]).height == 1
     history.append(few, source, "a")
-    assert history.in_force().equals(
-        few.select(in_force.columns[:-1])
-        .sort("site", "event_time")
-        .with_columns(known_at=pl.col("event_time"))
-        .select(in_force.columns)
-    ), "an older state that comes back is in force again"
+    again = history.in_force().select(few.columns).sort("site", "event_time")
+    assert again.equals(few.sort("site", "event_time")), "what comes back is news once more"
 
 
 def test_online_at_p_equals_offline_at_p(
@@ -176,3 +174,40 @@ def test_a_request_cannot_read_what_it_does_not_hold(tmp_path: Path) -> None:
     (tmp_path / "project.yaml").write_text(wrong)
     with pytest.raises(ConfigError, match="reads 'lod', which a request does not hold; did you mean 'load'"):
         compile_features(config.load(tmp_path / "project.yaml", {}))
+
+
+def test_the_store_keeps_what_another_version_reads(
+    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    store = OnlineStore(storage.path("online.db"))
+    materialize(store, features, {"meter": hourly})
+    shallow = replace(features, stored=tuple(f for f in features.stored if f.kind == "value_at"))
+    shallow = replace(shallow, columns=tuple(c for c in features.columns if c.name != "load_mean_30d"))
+    before = store.bounds(features)
+    materialize(store, shallow, {"meter": hourly})
+    assert store.bounds(features) == before
+
+
+def test_every_time_within_the_store_s_bounds_is_answered_as_offline(
+    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    store = OnlineStore(storage.path("online.db"))
+    materialize(store, features, {"meter": hourly})
+    bounds = store.bounds(features)
+    assert bounds is not None
+    microsecond = timedelta(microseconds=1)
+    for time, answered in ((bounds[0], True), (bounds[0] - microsecond, False), (bounds[1], True)):
+        row = pl.DataFrame({"site": ["BL-H"], "time": [time]}, schema_overrides={"time": INSTANT})
+        found, failures = store.features(features, row)
+        assert failures.is_empty() == answered
+        if answered:
+            assert found.equals(point_in_time(row, {"meter": hourly}, features))
+
+
+def test_an_interval_that_waits_for_rows_is_not_known_yet(
+    example: Project, features: FeatureSet, raw: pl.DataFrame, tmp_path: Path
+) -> None:
+    history = History.of(tmp_path, features.tables[0])
+    end = datetime(2016, 2, 1, 12, tzinfo=UTC)
+    history.append(raw.filter(pl.col("event_time") <= end + HOUR / 4), example.sources["meter"], "a")
+    assert read_view(history, features.tables[0])["event_time"].max() == end

@@ -1,0 +1,101 @@
+"""What a change of the project or of its data makes a run do again; Ray and training are left out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_ray import config
+from mlops_ray.cluster import pipeline
+from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.config import Source
+from mlops_ray.data import ingest, validate
+from mlops_ray.storage import Storage
+
+PROJECT = """
+project: small
+sources:
+  meter:
+    path: [{path: rows.csv, rename: {}}]
+    entity: site
+    event_time: {column: time, timezone: UTC}
+    columns: {site: {type: category}, load: {type: float, max: 9000}}
+features:
+  past: {source: meter, features: {before: {value_at: {of: load, ago: 2d}}}}
+target: {source: meter, expr: load, horizon: 24h, task: regression}
+training: {minimum_rows: 1, validation: {test: {share: 20%}}}
+"""
+
+
+def rows(scale: float) -> str:
+    days = [f"2016-01-{day:02d},a,{day * scale},{day + 1000}" for day in range(1, 31)]
+    return "\n".join(["time,site,load,load2", *days])
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(source: Source, name: str, selector: dict[str, str]) -> Iterator[validate.Verdict]:
+        for file in ingest.files(source, name):
+            yield from ingest.check_file(file, source)
+
+    def train(self: Pipeline, task: Any, training_set: Any) -> dict[str, Any]:
+        return {"version": 1, "leaderboard": [], "family": "ridge"}
+
+    monkeypatch.setattr(pipeline.ingest, "read", read)
+    monkeypatch.setattr(Pipeline, "_train", train)
+    monkeypatch.setattr(Pipeline, "_is_registered", lambda self, version: True)
+
+
+def done(folder: Path, text: str = PROJECT) -> tuple[set[str], list[float]]:
+    """The stages that a run did, and the labels of its training set."""
+    (folder / "project.yaml").write_text(text)
+    project = config.load(folder / "project.yaml", {})
+    made = Pipeline(project, Storage.open(project.storage))
+    training_set = made.build(made.ingest())
+    made.train(training_set)
+    stages = {stage.split()[0] for stage in made.stages.seconds if stage not in made.stages.unchanged}
+    return stages, training_set.frame["label"].to_list()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "rows.csv").write_text(rows(1))
+    assert done(tmp_path)[0] >= {"ingest"}
+    return tmp_path
+
+
+def test_nothing_changed_nothing_is_done(folder: Path) -> None:
+    assert done(folder)[0] == set()
+
+
+def test_a_file_that_changes_back_is_read_again(folder: Path) -> None:
+    first = done(folder)[1]
+    (folder / "rows.csv").write_text(rows(2))
+    assert done(folder)[1] == [2 * label for label in first]
+    (folder / "rows.csv").write_text(rows(1))
+    assert done(folder)[1] == first
+
+
+def test_a_changed_option_of_a_file_is_read_again(folder: Path) -> None:
+    labels = done(folder, PROJECT.replace("rename: {}", "rename: {load: old, load2: load}"))[1]
+    assert min(labels) > 1000
+
+
+def test_another_horizon_trains_again_also_on_equal_rows(folder: Path) -> None:
+    made = done(folder, PROJECT.replace("horizon: 24h", "horizon: 48h"))
+    assert made[0] >= {"train"}
+
+
+def test_a_store_that_was_emptied_is_filled_again(folder: Path) -> None:
+    for name in ("online.db", "online.db-wal", "online.db-shm"):
+        (folder / ".mlops" / name).unlink(missing_ok=True)
+    assert done(folder)[0] == {"features"}
+
+
+def test_a_history_that_was_removed_is_made_again_with_its_corrections(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder / ".mlops" / "features")
+    (folder / "rows.csv").write_text(rows(3))
+    assert done(folder)[1][0] % 3 == 0
