@@ -186,7 +186,7 @@ class _Terminal:
         self.close()
         if self._shown:
             took = "unchanged" if seconds is None else f"{seconds:.1f} s"
-            err.print(f"{stage:<18}{took:>10}  {message}", markup=False, highlight=False, soft_wrap=True)
+            err.print(f"{stage:<24}{took:>8}  {message}", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._status is not None:

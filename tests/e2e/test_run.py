@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import psutil
 import pytest
 import tritonclient.http as triton
 
@@ -160,6 +161,11 @@ def test_a_package_holds_no_pickle_and_no_row_of_data(service: Service) -> None:
     assert files
     assert not [path for path in files if path.suffix in {".pkl", ".pickle", ".joblib", ".cloudpickle"}]
     assert not [path for path in files if path.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05")]
+    (training_set,) = service.storage.path("datasets").glob("*.parquet")
+    known = set(pl.read_parquet(training_set)["load_mean_30d"])
+    examples = [json.loads(path.read_text())["rows"] for path in files if path.name == "examples.json"]
+    assert examples
+    assert not [row for rows in examples for row in rows if row["load_mean_30d"] in known]
 
 
 def test_a_second_run_does_only_what_changed_and_says_so(service: Service) -> None:
@@ -310,10 +316,8 @@ def eventually(found: Any, tries: int = 40) -> Any:
     raise AssertionError("it did not come about")
 
 
-def test_only_loopback_answers(service: Service) -> None:
-    """Serve's front end and the replicas listen on loopback alone."""
-    import psutil
-
+def test_the_front_end_listens_on_loopback_alone(service: Service) -> None:
+    """The port that callers are told of; the ports beside it are the test's of cluster/local.py."""
     ours = {process.pid for process in processes_of(service.storage.root)}
     port = int(service.url.rsplit(":", 1)[1])
     listening = [
