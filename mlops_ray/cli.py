@@ -17,7 +17,7 @@ from rich.status import Status
 from rich.table import Table
 
 from mlops_ray import __version__, config, keys
-from mlops_ray.cluster import interrupt, service
+from mlops_ray.cluster import head, interrupt, service
 from mlops_ray.config import Project
 from mlops_ray.errors import MlopsError
 from mlops_ray.storage import Storage
@@ -221,6 +221,8 @@ def _print_live(live: service.Live) -> None:
         out.print(f"not live: {reason}", markup=False)
     if live.unchanged:
         print(f"unchanged  {', '.join(live.unchanged)}")
+    if not live.url.endswith(f":{head.HTTP_PORT}"):
+        err.print(f"note: port {head.HTTP_PORT} is in use by another program; this service took another")
     print(f"version    {live.version} of {live.model}")
     print(f"address    {live.url}")
     print(f"dashboard  {live.dashboard}")
@@ -240,4 +242,9 @@ def _print_status(found: dict[str, Any]) -> None:
         if found.get(name):
             print(f"{name:<10} {found[name]}")
     for model in found.get("models", []):
-        print(f"{model['name']:<10} {json.dumps(model, default=str)[:300]}")
+        invalid = sum(value["count"] for value in model["invalid"])
+        drifted = [column["column"] for column in model["drift"] if column["drifted"]]
+        print(f"version    {model['version']} of {model['name']}, {model['state']} since {model['since']}")
+        print(f"requests   {json.dumps(model['requests'])} by status, {model['rows']} rows")
+        print(f"invalid    {invalid} values")
+        print(f"drift      {', '.join(drifted) or 'none found'}")

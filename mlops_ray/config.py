@@ -354,7 +354,11 @@ class Source(Model):
     @property
     def row_schema(self) -> Schema:
         """The check that every row of the source goes through."""
-        columns = tuple(Column(name, **dict(spec)) for name, spec in self.columns.items())
+        # A row of nobody helps nobody: the columns of the entity are required, whatever they say.
+        columns = tuple(
+            Column(name, **{**dict(spec), "required": spec.required or name in self.entity})
+            for name, spec in self.columns.items()
+        )
         rules = tuple(Rule(**dict(rule)) for rule in self.rules)
         return Schema(columns, rules, self.true_values, self.false_values, self.null_values)
 
@@ -711,6 +715,12 @@ class Project(Model):
                 raise _wrong(
                     f"names {source!r}, which is no source{did_you_mean(source, self.sources)}", *place
                 )
+        known = set(self.sources[self.target.source].columns)
+        for name in sorted(compile_sql(self.target.expr).columns - known):
+            hint = did_you_mean(name, known)
+            raise _wrong(
+                f"reads {name!r}, which is no column of {self.target.source!r}{hint}", "target", "expr"
+            )
         for name, view in self.features.items():
             for feature_name, feature in view.features.items():
                 self._check_feature(("features", name, "features", feature_name), view, feature)

@@ -37,6 +37,8 @@ SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    # A caller that says nothing, or half a request, holds one of so many connections for an hour by default.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
     # By default a replica waits 30 s before it goes; HAProxy has dropped it within 1 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",

@@ -198,7 +198,9 @@ def _run_head(
     with Path(cluster.temp_dir, HEAD_LOG).open("wb") as log:
         return subprocess.Popen(  # noqa: S603 - our own interpreter, and arguments that are ours
             command,
-            env=inherited | cluster.environment | {"PATH": path, MARKER: cluster.marker},
+            env=inherited
+            | cluster.environment
+            | {"PATH": path, "TMPDIR": cluster.temp_dir, MARKER: cluster.marker},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -21,7 +21,7 @@ from mlops_ray import __version__
 from mlops_ray.cluster.stages import Progress, Silent, Stages, digest
 from mlops_ray.config import Project, Source
 from mlops_ray.data import counts, ingest, validate
-from mlops_ray.errors import ConfigError, DataError, TrainingError
+from mlops_ray.errors import ConfigError, DataError, StorageError, TrainingError
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet, ViewTable, compile_features, view_table
@@ -42,7 +42,11 @@ from mlops_ray.training.task import Task
 
 #: Bytes read at a time for a file's digest.
 READ_BYTES = 1 << 20
+#: How a database file begins.
+SQLITE = b"SQLite format 3\0"
 ONLINE = "online.db"
+#: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
+MOST_QUARANTINED = 0.5
 
 
 @dataclass
@@ -56,6 +60,8 @@ class Pipeline:
     def __post_init__(self) -> None:
         """Raises `ConfigError` and `DataError` for what cannot be run, before anything is started."""
         refuse_unsupported(self.project)
+        _require_sqlite(self.storage.path(ONLINE), "features are then materialised again")
+        _require_sqlite(self.storage.path("mlflow.db"), "runs and versions are then lost")
         self.stages = Stages(self.storage, self.progress)
         self._preparing: threading.Thread | None = None
         for name, source in self.project.sources.items():
@@ -162,11 +168,12 @@ class Pipeline:
             quarantine += [verdict.quarantine] if verdict.quarantine.height else []
             self.progress.update(f"{report.rows_in:,} rows")
         rejected = pl.concat(quarantine) if quarantine else pl.DataFrame(schema=validate.QUARANTINE)
-        if not valid:
-            raise _nothing_valid(name, report, rejected)
-        version = history.append(pl.concat(valid), source, commit)
-        with replacing(self.storage.path("reports", f"quarantine-{name}.parquet")) as new:
+        kept = self.storage.path("reports", f"quarantine-{name}.parquet")
+        with replacing(kept) as new:
             rejected.write_parquet(new)
+        if report.quarantined > MOST_QUARANTINED * report.rows_in or not valid:
+            raise _hardly_valid(name, report, rejected, kept)
+        version = history.append(pl.concat(valid), source, commit)
         document = {"source": name, "version": version, **report.to_json()}
         self.storage.write_json(document, "reports", f"validation-{name}.json")
         return document
@@ -344,8 +351,8 @@ class Pipeline:
 
     # ------------------------------------------------------------ live
 
-    def push(self, trained: dict[str, Any]) -> int:
-        """Makes the trained version the champion if it passed the gate; returns the champion's version.
+    def push(self, trained: dict[str, Any]) -> package.Package:
+        """Makes the trained version the champion if it passed the gate; returns the champion's package.
 
         Raises `TrainingError` where it did not pass and there is no champion to stay.
         """
@@ -364,8 +371,9 @@ class Pipeline:
                     else f"version {trained['version']} is champion now"
                 )
                 champion = int(trained["version"])
-            record.set_champion(self.storage, name, champion, self.registry.package(name, champion))
-        return champion
+            packed = self.registry.package(name, champion)
+            record.set_champion(self.storage, name, champion, packed)
+        return packed
 
     def serve(self, http_port: int) -> str:
         """Serves the champion on the connected cluster; returns the service's address."""
@@ -380,7 +388,7 @@ class Pipeline:
     def example_request(self) -> dict[str, Any]:
         """A row that the service can answer now: the last target time, and the first entity."""
         bounds = self.online().bounds(self.features)
-        table = self.tables[self.project.target.source]
+        table = self.tables[self.project.target.source].drop_nulls(self.target_source.entity)
         row = table.select(n for n in self.features.request.names if n in table.columns).row(0, named=True)
         last = bounds[1] if bounds else datetime.now(UTC)
         return {**row, self.features.time: last.isoformat()}
@@ -412,6 +420,14 @@ def refuse_unsupported(project: Project) -> None:
     metrics.find(project.training.metric)
 
 
+def _require_sqlite(path: Path, loss: str) -> None:
+    """Raises `StorageError` where a file of ours is no database any more."""
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(SQLITE)) != SQLITE:
+                raise StorageError(f"{path} is damaged; put a copy back, or delete it ({loss})")
+
+
 def _file_digest(path: str) -> str:
     digest = hashlib.sha256()
     try:
@@ -428,13 +444,15 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _nothing_valid(name: str, report: validate.Report, rejected: pl.DataFrame) -> DataError:
-    if not report.rows_in:
-        return DataError(f"source {name!r} has no rows")
+def _hardly_valid(name: str, report: validate.Report, rejected: pl.DataFrame, kept: Path) -> DataError:
+    if rejected.is_empty():
+        return DataError(
+            f"source {name!r} has no rows" + (" that its where lets through" * bool(report.rows_in))
+        )
     first = rejected.row(0, named=True)
     return DataError(
-        f"none of the {report.rows_in:,} rows of {name!r} is valid; the first fails {first['rule']!r} with "
-        f"{first['value']!r}",
+        f"{report.quarantined:,} of {report.rows_in:,} rows of {name!r} are in quarantine ({kept}); "
+        f"the first fails {first['rule']!r} with {first['value']!r}",
         file=first["_file"],
         row=first["_row"],
         column=first["column"],

@@ -28,7 +28,7 @@ STATUS_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Live:
-    """What a run ended with.
+    """What a run ended with: the champion that is live, and what was trained, which may have been refused.
 
     `metric` decided; `answer` is the reply to the first request, `curl` a line that asks for it again; `ours`
     says whether this run started the cluster.
@@ -39,6 +39,8 @@ class Live:
     version: int
     dashboard: str
     metric: str
+    metrics: dict[str, float]
+    baselines: dict[str, dict[str, float]]
     trained: dict[str, Any]
     seconds: dict[str, float]
     unchanged: list[str]
@@ -53,8 +55,9 @@ class Live:
             "model": self.model,
             "version": self.version,
             "dashboard": self.dashboard,
-            "metrics": self.trained["metrics"],
-            "baselines": self.trained["baselines"],
+            "metrics": self.metrics,
+            "baselines": self.baselines,
+            "refused": self.trained["refused"],
             "seconds": self.seconds,
         }
 
@@ -116,7 +119,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
     key_file = keys.ensure_local(storage)
     training_set = pipeline.build(pipeline.ingest())
     trained = pipeline.train(training_set)
-    version = pipeline.push(trained)
+    champion = pipeline.push(trained)
     url = pipeline.serve(cluster.http_port)
     request = pipeline.example_request()
     with pipeline.stages.timed("first prediction", lambda r: r["said"]) as result:
@@ -125,9 +128,11 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
     return Live(
         url=url,
         model=project.project,
-        version=version,
+        version=pipeline.registry.champion(project.project) or 0,
         dashboard=f"{url}/dashboard",
         metric=project.training.metric,
+        metrics=champion.metrics,
+        baselines=champion.baselines,
         trained=trained,
         seconds=pipeline.stages.seconds,
         unchanged=pipeline.stages.unchanged,

@@ -67,7 +67,7 @@ class Stages:
         `still_there` says whether what a recorded result names exists yet; `say` puts a result into words.
         """
         fingerprint = digest(made_from)
-        known = (self.storage.read_json(FILE) or {}).get(name)
+        known = self._record().get(name)
         if known is not None and known["fingerprint"] == fingerprint and still_there(known["result"]):
             self.progress.end(name, say(known["result"]), None)
             self.seconds[name] = 0.0
@@ -75,10 +75,16 @@ class Stages:
             return dict(known["result"])
         with self.timed(name, say) as result:
             result |= orjson.loads(orjson.dumps(do(), option=orjson.OPT_SERIALIZE_NUMPY))
-        record = self.storage.read_json(FILE) or {}
+        record = self._record()
         record[name] = {"fingerprint": fingerprint, "result": result}
         self.storage.write_json(record, FILE)
         return result
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return self.storage.read_json(FILE) or {}
+        except StorageError as error:
+            raise StorageError(f"{error}; delete it, and every stage is done again") from error
 
     @contextlib.contextmanager
     def timed(self, name: str, say: Callable[[dict[str, Any]], str]) -> Iterator[dict[str, Any]]:

@@ -233,7 +233,8 @@ def _header(path: str, format: Csv) -> list[str]:
     except StopIteration:
         raise DataError("the file is empty", file=path) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"not {format.encoding} text: {_one_line(error)}", file=path) from error
+        hint = "say format.csv.encoding, e.g. latin-1"
+        raise DataError(f"not {format.encoding} text ({_one_line(error)}); {hint}", file=path) from error
     except (OSError, EOFError, pa.ArrowException) as error:
         raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
     repeated = {name for name in header if header.count(name) > 1}

@@ -84,6 +84,8 @@ class FeatureSet:
     tables: tuple[ViewTable, ...]
     horizon_us: int
     time: str
+    #: Length of the target's intervals, where it is resampled: target times are the ends of such.
+    every_us: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class FeatureSet:
             ],
             "horizon_us": self.horizon_us,
             "time": self.time,
+            "every_us": self.every_us,
         }
 
     @classmethod
@@ -138,6 +141,7 @@ class FeatureSet:
             ),
             horizon_us=data["horizon_us"],
             time=data["time"],
+            every_us=data["every_us"],
         )
 
 
@@ -200,6 +204,7 @@ def compile_features(project: Project) -> FeatureSet:
         tables=tuple(view_table(name, project.sources[name]) for name in sources),
         horizon_us=project.target.horizon[0],
         time=time,
+        every_us=target.resample.every if target.resample else None,
     )
 
 

@@ -82,7 +82,8 @@ class OnlineStore:
         with self._transaction("BEGIN"):
             outside = self._outside(features, rows)
             tables = {view.source: self._read(view, rows, features) for view in features.tables}
-        return point_in_time(rows, tables, features), outside
+        unknown = [_without_history(rows, tables[view.source], view) for view in features.tables]
+        return point_in_time(rows, tables, features), pl.concat([outside, *unknown])
 
     def _outside(self, features: FeatureSet, rows: pl.DataFrame) -> pl.DataFrame:
         """Rows whose moment of prediction the store cannot see."""
@@ -90,11 +91,14 @@ class OnlineStore:
             return pl.DataFrame(schema=FAILURES)
         spans = [self._require_span(view) for view in features.tables]
         watermark, oldest = min(span[0] for span in spans), max(span[1] for span in spans)
-        moment = rows[features.time].dt.timestamp("us") - features.horizon_us
+        target = rows[features.time].dt.timestamp("us")
+        moment = target - features.horizon_us
         late = rows.with_row_index("row").select(
             pl.col("row").cast(pl.UInt32),
             pl.lit(features.time).alias("column"),
-            pl.when(moment > watermark)
+            pl.when(target % (features.every_us or 1) != 0)
+            .then(pl.lit("off_grid"))
+            .when(moment > watermark)
             .then(pl.lit("watermark"))
             .when(moment - features.lookback_us <= oldest)
             .then(pl.lit("too_old"))
@@ -163,6 +167,21 @@ class OnlineStore:
                 cursor.execute("ROLLBACK")
                 raise
             cursor.execute("COMMIT")
+
+
+def _without_history(rows: pl.DataFrame, table: pl.DataFrame, view: ViewTable) -> pl.DataFrame:
+    """Requests of keys of which the store holds nothing in reach: answered, as offline, but not silently."""
+    if not view.keys:
+        return pl.DataFrame(schema=FAILURES)
+    numbered = rows.select(view.keys).with_row_index("row")
+    unknown = numbered.join(table.select(view.keys).unique(), on=list(view.keys), how="anti")
+    return unknown.select(
+        pl.col("row").cast(pl.UInt32),
+        pl.lit(view.keys[0]).alias("column"),
+        pl.lit("no_history").alias("rule"),
+        pl.concat_str([pl.col(key).cast(pl.String) for key in view.keys], separator=", ").alias("value"),
+        pl.lit("flag").alias("severity"),
+    )
 
 
 def _numeric(view: ViewTable) -> list[Column]:

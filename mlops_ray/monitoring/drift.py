@@ -19,6 +19,8 @@ MIN_ROWS = 50
 #: Cells that expect fewer rows than this fold into one: below it the χ² tail is not to be trusted
 #: (Cochran 1954, Biometrics 10, 417-451).
 MIN_EXPECTED = 5.0
+#: Why a column is untested whose every cell is too small: all would be one.
+TOO_THIN = f"no category expects {MIN_EXPECTED:.0f} rows yet"
 #: Bias-corrected PSI from which on a difference matters: a shift of about 0.14 standard deviations.
 EFFECT_FLOOR = 0.02
 #: Family-wise chance of calling drift in one look where there is none.
@@ -70,6 +72,8 @@ def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt
     ordered = spec.kind == "numeric"
     ours, theirs = fold(reference.astype(float), current.astype(float), ordered=ordered)
     statistic, degrees = g_test(ours, theirs)
+    if not degrees and np.count_nonzero(reference + current) > 1:
+        return Drift(spec.name, int(current.sum()), int(reference.sum()), untested=TOO_THIN)
     index = psi(ours, theirs)
     bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
     return Drift(

@@ -21,6 +21,8 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 JSON = {"content-type": "application/json"}
+#: Nothing of ours speaks it; the server makes a 403 of this.
+NO_WEBSOCKET: Message = {"type": "websocket.close", "code": 1008}
 REQUEST_ID = "x-request-id"
 #: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")

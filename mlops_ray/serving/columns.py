@@ -41,6 +41,10 @@ _A: dict[ColumnType, str] = {
 }
 
 
+#: Of a caller's own column names, what an error looks at and shows.
+SHOWN_NAMES, SHOWN_NAME = 10, 40
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads columns by a schema; values of `hidden` columns are shown in no error."""
@@ -60,7 +64,7 @@ class Reader:
         for column in self.schema.columns:
             if column.name not in values:
                 unknown = sorted(set(values) - set(self.schema.names))
-                hint = did_you_mean(column.name, unknown) if unknown else ""
+                hint = did_you_mean(column.name, [name[:SHOWN_NAME] for name in unknown[:SHOWN_NAMES]])
                 needed = ", ".join(self.schema.names)
                 raise InvalidRowError(f"is missing; a request holds {needed}{hint}", column=column.name)
         return pl.DataFrame([self._series(column, values[column.name]) for column in self.schema.columns])

@@ -129,7 +129,9 @@ def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Reques
     except InvalidRowError as error:
         if error.column is not None:
             rule = "missing_column" if error.row is None else "type"
-            live.tally.traffic.invalid[error.column, rule] += 1
+            # Names that a caller made up are no columns of ours: they would be counted, and shown, for ever.
+            known = error.column if error.column in live.served.request.names else ""
+            live.tally.traffic.invalid[known, rule] += 1
         raise
 
 

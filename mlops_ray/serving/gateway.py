@@ -6,7 +6,7 @@ from typing import Any, cast
 from ray import serve
 
 from mlops_ray.monitoring import deltas
-from mlops_ray.serving.asgi import App, Receive, Scope, Send, lifespan
+from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send, lifespan
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 
@@ -32,6 +32,8 @@ class Gateway:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 await self._routes(scope, receive, send)
+            elif scope["type"] == "websocket":
+                await send(NO_WEBSOCKET)
             elif scope["type"] == "lifespan":
                 await lifespan(receive, send, _nothing, _nothing)
 

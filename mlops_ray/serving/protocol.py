@@ -13,16 +13,14 @@ import numpy.typing as npt
 import orjson
 import polars as pl
 
-from mlops_ray.errors import InvalidRowError, RequestError, TooLargeError, UnsupportedMediaTypeError
+from mlops_ray.errors import InvalidRowError, RequestError, UnsupportedMediaTypeError
 from mlops_ray.schema import ColumnType
 from mlops_ray.serving import tables, tensors
 from mlops_ray.serving.columns import Reader
-from mlops_ray.serving.documents import as_list, as_object, parse, show
+from mlops_ray.serving.documents import as_list, as_object, limit_rows, parse, show
 
 #: Ten thousand rows of a hundred numbers in JSON are 20 MB; more than that is batch scoring.
 MAX_BODY_BYTES = 16 * 1024 * 1024
-#: A replica answers from one event loop: so many rows hold it for about a tenth of a second.
-MAX_ROWS = 10_000
 #: The one output of a model.
 OUTPUT = "prediction"
 OUTPUT_TYPE = "FP64"
@@ -119,8 +117,7 @@ def _limited(columns: dict[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
     if len(lengths) > 1:
         raise RequestError(f"the columns are not of one length: from {min(lengths)} to {max(lengths)} rows")
     rows = lengths.pop()
-    if rows > MAX_ROWS:
-        raise TooLargeError(f"{rows} rows are more than {MAX_ROWS}; send several requests")
+    limit_rows(rows)
     if rows == 0:
         raise InvalidRowError("the request has no rows")
     return columns

@@ -5,6 +5,7 @@ Nothing is deployed anew to change a model. The states are those of design/seman
 version goes from registered to champion, and the places of challenger and weight are empty.
 """
 
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,8 +14,12 @@ from mlops_ray.errors import StorageError
 from mlops_ray.registry.package import Package
 from mlops_ray.storage import Storage
 
+logger = logging.getLogger(__name__)
+
 FOLDER = "release"
 FORMAT_VERSION = 1
+#: What a champion's entry has at least.
+NAMED = ("version",)
 #: How often replicas look at the document. A promotion is to be live everywhere within 2 s, loading included.
 POLL_S = 0.5
 
@@ -48,17 +53,26 @@ def read(storage: Storage, name: str) -> dict[str, Any]:
     Raises `StorageError` for one of another format version.
     """
     document = storage.read_json(FOLDER, f"{name}.json") or {}
-    if document and document.get("format") != FORMAT_VERSION:
-        raise StorageError(
-            f"the release of {name!r} has format {document.get('format')}, not {FORMAT_VERSION}"
-        )
-    return document
+    if not document:
+        return {}
+    if not isinstance(document, dict) or document.get("format") != FORMAT_VERSION:
+        raise StorageError(f"the release of {name!r} is damaged, or not of format {FORMAT_VERSION}")
+    champion = document.get("champion")
+    if not isinstance(champion, dict) or not all(isinstance(champion.get(key), str) for key in NAMED):
+        raise StorageError(f"the release of {name!r} is damaged: it names no champion")
+    return document | {"model": name}
 
 
 def read_all(storage: Storage) -> list[dict[str, Any]]:
-    """The release documents of all models, by name."""
+    """The release documents of all models, by name; one that is damaged hides no other."""
     folder = storage.path(FOLDER, "x").parent
-    return [read(storage, path.stem) for path in sorted(folder.glob("[!.]*.json"))]
+    found = []
+    for path in sorted(folder.glob("[!.]*.json")):
+        try:
+            found.append(read(storage, path.stem))
+        except StorageError:
+            logger.exception("%s is left out", path.name)
+    return found
 
 
 def _entry(storage: Storage, version: int, package: Package) -> dict[str, Any]:

@@ -51,6 +51,8 @@ def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
                 f"{value} cannot be predicted yet: the data known so far ends before the moment at which it"
                 " would be predicted (past the watermark)"
             )
+        case "off_grid":
+            return f"{value} is not the end of one of the intervals in which the source is resampled"
         case "too_old":
             return f"{value} is older than what the online store keeps"
     return f"{value} breaks the rule {failure['rule']!r}"

@@ -14,7 +14,7 @@ from mlops_ray.config import Project, Serving
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox
-from mlops_ray.serving.asgi import App, Receive, Scope, Send, lifespan
+from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send, lifespan
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
@@ -53,6 +53,8 @@ class Replica:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
                 await self._endpoint(scope, receive, send)
+            elif scope["type"] == "websocket":
+                await send(NO_WEBSOCKET)
             elif scope["type"] == "lifespan":
                 await lifespan(receive, send, self._start, self._stop)
 

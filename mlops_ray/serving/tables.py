@@ -3,11 +3,12 @@
 import codecs
 import csv
 import io
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from mlops_ray.errors import RequestError
-from mlops_ray.serving.documents import as_list, as_object
+from mlops_ray.serving.documents import MAX_ROWS, as_list, as_object, limit_columns, limit_rows
 
 FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
@@ -30,9 +31,11 @@ def from_document(document: dict[str, Any], names: Sequence[str]) -> dict[str, S
 
 def _by_position(table: list[Any], names: Sequence[str], form: str) -> dict[str, Sequence[Any]]:
     """Rows that are lists → columns."""
+    limit_rows(len(table))
+    limit_columns(names)
     for row, values in enumerate(table):
         if not isinstance(values, list) or len(values) != len(names):
-            raise RequestError(f"{form}: row {row} is not a list of {len(names)} values ({', '.join(names)})")
+            raise RequestError(f"{form}: row {row} is not a list of {len(names)} values")
     return {name: [values[at] for values in table] for at, name in enumerate(names)}
 
 
@@ -46,6 +49,7 @@ def _split(document: Any) -> dict[str, Sequence[Any]]:
 
 def _records(document: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
     """A key that a record lacks is null in its row; one that all lack is a missing column."""
+    limit_rows(len(as_list(document, "the rows")))
     records = [as_object(record, f"row {row}") for row, record in enumerate(as_list(document, "the rows"))]
     given: dict[str, None] = {}
     for record in records:
@@ -57,6 +61,7 @@ def _records(document: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
 def _instances(document: Any, names: Sequence[str]) -> dict[str, Sequence[Any]]:
     """`instances` and `inputs`: records, rows of values in the order of the columns, or columns by name."""
     if isinstance(document, dict):
+        limit_columns(document)
         return {name: _flat(values, name) for name, values in document.items()}
     rows = as_list(document, "the rows")
     return (
@@ -73,7 +78,9 @@ def from_csv(body: bytes) -> dict[str, Sequence[Any]]:
     """The columns of a CSV whose first line names them, all values as text."""
     try:
         text = body.removeprefix(codecs.BOM_UTF8).decode()
-        header, *table = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+        lines = (row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row)
+        # One more than may be there, and the header: enough to see that it is too many.
+        header, *table = itertools.islice(lines, MAX_ROWS + 2)
     except UnicodeDecodeError:
         raise RequestError("the CSV is not UTF-8") from None
     except csv.Error as error:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlops_ray.errors import InvalidRowError, RequestError, did_you_mean
-from mlops_ray.serving.documents import as_list, as_object, show
+from mlops_ray.serving.documents import as_list, as_object, limit_rows, show
 
 #: Characters of a name that an error shows, or looks for the nearest known one for.
 SHORT = 40
@@ -53,6 +53,7 @@ def _tensor(name: str, tensor: dict[str, Any], binary: memoryview) -> tuple[Sequ
 def _rows(name: str, shape: Any) -> int:
     match shape:
         case [int(rows)] | [int(rows), 1] if type(rows) is int and rows >= 0 and type(shape[-1]) is int:
+            limit_rows(rows)
             return rows
     raise RequestError(f"input {show(name)}: the shape must be [n] or [n, 1], n being the number of rows")
 

@@ -57,9 +57,11 @@ def loader(storage: Storage) -> Load:
     """How a version's entry in the release document becomes a loaded model."""
 
     def load(entry: dict[str, Any]) -> Served:
-        predictor = Predictor.load(
-            storage.root / entry["package"], OnlineStore(storage.path(ONLINE)), digest=entry["digest"]
-        )
+        root = storage.root.resolve()
+        folder = (root / entry["package"]).resolve()
+        if not folder.is_relative_to(root):
+            raise StorageError("the release names a package outside the storage")
+        predictor = Predictor.load(folder, OnlineStore(storage.path(ONLINE)), digest=entry["digest"])
         package = predictor.package
         return Served(
             entry["version"], entry["digest"], package.feature_set.request, reference(package), predictor

@@ -119,7 +119,7 @@ def test_online_at_p_equals_offline_at_p(
         fraction=1, shuffle=True, seed=1
     )
     found, failures = store.features(features, asked)
-    assert failures.height == 0
+    assert failures.select("rule", "value", "severity").rows() == [("no_history", "unknown", "flag")]
     assert found.equals(point_in_time(asked, {"meter": known}, features))
     for index in (0, 7, asked.height - 1):
         assert store.features(features, asked[index : index + 1])[0].equals(found[index : index + 1])
@@ -211,3 +211,14 @@ def test_an_interval_that_waits_for_rows_is_not_known_yet(
     end = datetime(2016, 2, 1, 12, tzinfo=UTC)
     history.append(raw.filter(pl.col("event_time") <= end + HOUR / 4), example.sources["meter"], "a")
     assert read_view(history, features.tables[0])["event_time"].max() == end
+
+
+def test_a_target_time_between_two_intervals_is_refused(
+    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+) -> None:
+    store = OnlineStore(storage.path("online.db"))
+    materialize(store, features, {"meter": hourly})
+    times = [datetime(2017, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 20)]
+    rows = pl.DataFrame({"site": ["BL-H"] * 2, "time": times}, schema_overrides={"time": INSTANT})
+    _, failures = store.features(features, rows)
+    assert failures.select("row", "rule", "severity").rows() == [(1, "off_grid", "reject")]

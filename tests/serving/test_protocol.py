@@ -19,9 +19,8 @@ from mlops_ray.errors import (
 )
 from mlops_ray.serving import protocol
 from mlops_ray.serving.columns import Reader
-from mlops_ray.serving.documents import MAX_DEPTH
+from mlops_ray.serving.documents import MAX_DEPTH, MAX_ROWS
 from mlops_ray.serving.protocol import (
-    MAX_ROWS,
     decode_infer,
     decode_invocations,
     encode_infer,
@@ -420,3 +419,22 @@ def test_any_bytes_get_a_4xx(body: bytes, content_type: str | None) -> None:
 def test_any_binary_tensors_get_an_answer_or_a_4xx(parts: dict[str, Any], rows: int) -> None:
     body, length = binary(parts, rows)
     only_4xx(decode_infer, body, None, length)
+
+
+HEAVY = {
+    "a shape of too many rows": {"inputs": [{"name": "site", "datatype": "BYTES", "shape": [4_000_000]}]},
+    "millions of lists": b'{"inputs": {"site": [' + b"[]," * 1_000_000 + b"[]]}}",
+    "too many columns": {"inputs": {f"c{at}": [1] for at in range(2_000)}},
+    "lines of a CSV": b"site\n" + b"a\n" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("what", HEAVY)
+def test_a_body_that_is_too_much_is_refused_before_it_is_converted(what: str) -> None:
+    body = HEAVY[what]
+    data = body if isinstance(body, bytes) else orjson.dumps(body)
+    with pytest.raises(TooLargeError):
+        if what == "a shape of too many rows":
+            decode_infer(READER, data, JSON, None)
+        else:
+            decode_invocations(READER, data, "text/csv" if "CSV" in what else JSON)
