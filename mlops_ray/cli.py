@@ -5,7 +5,6 @@ from the environment of the cluster that a command connects to.
 """
 
 import json
-import signal
 import sys
 import threading
 from pathlib import Path
@@ -137,8 +136,6 @@ def _version(
 
 def main() -> None:
     """The entry point: errors become a sentence on stderr and an exit status."""
-    for number in interrupt.SIGNALS:
-        signal.signal(number, _interrupt)
     try:
         app()
     except MlopsError as error:
@@ -147,10 +144,6 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(interrupt.INTERRUPTED)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _open(file: Path) -> tuple[Project, Storage]:

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mlops_ray.cluster import local
 
@@ -35,6 +36,7 @@ def stops(folder: Path | None) -> Iterator[None]:
     done = threading.Event()
     threading.Thread(target=_watch, args=(reader, folder, done), daemon=True).start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    handlers = {number: signal.signal(number, _raise) for number in SIGNALS}
     try:
         yield
     except KeyboardInterrupt:
@@ -42,6 +44,12 @@ def stops(folder: Path | None) -> Iterator[None]:
     finally:
         done.set()
         signal.set_wakeup_fd(before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _raise(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def _watch(reader: int, folder: Path | None, done: threading.Event) -> None:
