@@ -4,7 +4,7 @@ An unknown key is an error that names the nearest known one, with file and line.
 differs from the defaults that stand here. `load` is the only way in.
 """
 
-import importlib.resources
+import importlib.util
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -309,6 +309,7 @@ class Source(Model):
     false_values: Names = Schema.false_values
     rename: dict[str, str] = {}
     unpivot: Unpivot | None = None
+    derive: dict[str, "Sql | Function"] = {}
     where: Sql | None = None
     entity: Names = ()
     time: Literal["none"] | None = None
@@ -337,26 +338,59 @@ class Source(Model):
         _exactly_one(self, ("path", "sql"))
         if (self.event_time is None) == (self.time is None):
             raise ValueError("say event_time, or time: none for a table without time")
-        known = set(self.columns)
-        time_columns = set(self.event_time.columns or ()) if self.event_time else set()
-        named = {"entity": self.entity, "resample": self.resample.columns if self.resample else ()}
-        for key, names in named.items():
-            for name in names:
-                if name not in known | time_columns:
-                    hint = did_you_mean(name, known)
-                    raise _wrong(f"names {name!r}, which is not among columns{hint}", key)
-        for rule in self.rules:
-            for name in sorted(compile_sql(rule.require).columns - known):
+        if self.time is not None and self.known_at is not None and self.known_at.column is None:
+            raise _wrong(
+                "rows of a table without time have no event to count from", "known_at", "after_event"
+            )
+        for place, name, type in self._named():
+            if name not in self.columns:
+                hint = did_you_mean(name, self.columns)
+                raise _wrong(f"names {name!r}, which is not among columns{hint}", *place)
+            if type is not None and self.columns[name].type != type:
+                raise _wrong(f"the column {name!r} is of type {self.columns[name].type}, not {type}", *place)
+        for place, what, reads, known in self._reads():
+            for name in sorted(reads - known):
                 hint = did_you_mean(name, known)
-                raise _wrong(f"{rule.name!r} reads {name!r}, which is no column{hint}", "rules")
+                raise _wrong(f"{what}reads {name!r}, which is no column{hint}", *place)
         return self
+
+    def _named(self) -> Iterator[tuple[tuple[str, ...], str, ColumnType | None]]:
+        """Where the source names a column, which, and the type that it must have there."""
+        yield from ((("entity",), name, None) for name in self.entity)
+        yield from ((("resample",), name, None) for name in (self.resample.columns if self.resample else ()))
+        yield from ((("derive", name), name, None) for name in self.derive)
+        if self.known_at is not None and self.known_at.column is not None:
+            yield ("known_at", "column"), self.known_at.column, "datetime"
+        types: dict[str, ColumnType | None] = {"row_id": None, "sequence": "int", "deleted": "bool"}
+        for key, type in types.items():
+            if (name := getattr(self, key)) is not None:
+                yield (key,), name, type
+
+    def _reads(self) -> Iterator[tuple[tuple[str, ...], str, set[str], set[str]]]:
+        """Where the source computes from columns, what does, which it reads, and which there are."""
+        known = set(self.columns) - set(self.derive) | ({"event_time"} if self.event_time else set())
+        for name, how in self.derive.items():
+            inputs = compile_sql(how).columns if isinstance(how, str) else how.inputs
+            yield ("derive", name), "", set(inputs), known
+            known = known | {name}
+        for rule in self.rules:
+            yield ("rules",), f"{rule.name!r} ", set(compile_sql(rule.require).columns), known
+        if self.where is not None:
+            yield ("where",), "", set(compile_sql(self.where).columns), known
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns without which a row has no place in the history, beside those of its entity."""
+        known_at = self.known_at.column if self.known_at else None
+        return tuple(name for name in (self.row_id, known_at) if name is not None)
 
     @property
     def row_schema(self) -> Schema:
         """The check that every row of the source goes through."""
-        # A row of nobody helps nobody: the columns of the entity are required, whatever they say.
+        # A row of nobody helps nobody: what a row is known by is required, whatever its column says.
+        asked = (*self.entity, *self.identity)
         columns = tuple(
-            Column(name, **{**dict(spec), "required": spec.required or name in self.entity})
+            Column(name, **{**dict(spec), "required": spec.required or name in asked})
             for name, spec in self.columns.items()
         )
         rules = tuple(Rule(**dict(rule)) for rule in self.rules)
@@ -406,6 +440,8 @@ class Feature(Model):
     window: Window | None = None
     expr: Sql | None = None
     function: Function | None = None
+    #: What a function returns.
+    type: ColumnType = "float"
     hour_of: str | None = None
     weekday_of: str | None = None
     month_of: str | None = None
@@ -739,6 +775,12 @@ class Project(Model):
             raise _wrong("looks past the moment of prediction: ago is shorter than the horizon", *place)
 
     @property
+    def functions(self) -> frozenset[str]:
+        """The Python functions that features of the request call, by their dotted paths."""
+        found = [f.function for view in self.features.values() for f in (view.on_request or {}).values()]
+        return frozenset(function.path for function in found if function is not None)
+
+    @property
     def label_delay(self) -> int:
         """Microseconds from a row's event time to the moment its label is known."""
         known = self.target.label_known
@@ -783,8 +825,10 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text (byte {error.start})", file=str(file)) from error
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        tree = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        # Puts what `<<` merges into the nodes too, which then tell the line where it was written.
+        tree = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not YAML: {error.problem}", file=str(file), line=line) from error
@@ -873,13 +917,22 @@ def resolve(path: str, base: Path) -> str:
     """
     if path.startswith("package://"):
         name, _, rest = path.removeprefix("package://").partition("/")
-        own = importlib.resources.files("mlops_ray") / "datasets" / name
-        try:
-            folder = own if own.is_dir() else importlib.resources.files(name)
-        except (ModuleNotFoundError, ValueError) as error:
-            raise ConfigError(f"no data set and no installed package is called {name!r} ({path})") from error
-        return str(folder.joinpath(rest))
+        return str(_package(name, path) / rest)
     return path if "://" in path else str((base / path).absolute())
+
+
+def _package(name: str, path: str) -> Path:
+    """The folder of a data set or of a package, which is not imported: that may take seconds."""
+    own = Path(__file__).parent / "datasets" / name
+    if own.is_dir():
+        return own
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    if not folders:
+        raise ConfigError(
+            f"no data set and no installed package is called {name!r} ({path}); install it first"
+        )
+    return Path(folders[0])
 
 
 def _resolve_paths(tree: dict[str, Any], base: Path) -> dict[str, Any]:

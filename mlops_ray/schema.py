@@ -109,13 +109,18 @@ class Schema:
         >>> failures.select("row", "column", "rule", "value").rows()
         [(1, 'load', 'type', 'x'), (2, 'load', 'max', '2.0')]
         """
-        typed = frame.with_columns(self._cast(frame[column.name], column) for column in self.columns)
+        typed = frame.with_columns(self.cast(frame[column.name], column) for column in self.columns)
+        return typed, self.failures(frame, typed)
+
+    def failures(self, frame: pl.DataFrame, typed: pl.DataFrame) -> pl.DataFrame:
+        """Every check that failed over a frame, which comes with declared types too; see `FAILURES`."""
         found = [failed for column in self.columns for failed in self._column_failures(frame, typed, column)]
         found += [failed for rule in self.rules for failed in _rule_failures(typed, rule)]
         failures = pl.concat(found) if found else pl.DataFrame(schema=FAILURES)
-        return typed, failures.sort("row", maintain_order=True)
+        return failures.sort("row", maintain_order=True)
 
-    def _cast(self, values: pl.Series, column: Column) -> pl.Series:
+    def cast(self, values: pl.Series, column: Column) -> pl.Series:
+        """Values with the type of their column; null where they are of another, NaN or an infinity."""
         if values.dtype == pl.String:
             values = values.replace(list(self.null_values), None) if self.null_values else values
             if column.type == "bool":

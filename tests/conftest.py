@@ -1,9 +1,11 @@
 """Fixtures that tests share. Ray is started once a session, and only if a test needs it."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -33,11 +35,19 @@ def example() -> Project:
 def require(program: str) -> str:
     """The path of a program; without it the test skips, or fails where all must be there."""
     found = shutil.which(program)
-    if found is None and os.environ.get("MLOPS_REQUIRE_SERVERS"):
-        pytest.fail(f"{program} is not installed")
-    if found is None:
-        pytest.skip(f"{program} is not installed")
-    return found
+    return found if found is not None else _absent(program)
+
+
+def require_package(name: str) -> None:
+    """Without the Python package the test skips, or fails where all must be there; it is not imported."""
+    if importlib.util.find_spec(name) is None:
+        _absent(name)
+
+
+def _absent(what: str) -> NoReturn:
+    if os.environ.get("MLOPS_REQUIRE_SERVERS"):
+        pytest.fail(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed")
 
 
 @pytest.fixture

@@ -95,3 +95,30 @@ def test_features_of_another_file_are_included(tmp_path: Path) -> None:
     (tmp_path / "shared.yaml").write_text(text[start:end])
     (tmp_path / "project.yaml").write_text("include: shared.yaml\n" + text[:start] + text[end:])
     assert config.load(tmp_path / "project.yaml", {}).features == config.load(EXAMPLE, {}).features
+
+
+def test_a_mistake_in_a_merged_part_is_told_by_the_line_where_it_is_written(tmp_path: Path) -> None:
+    text = EXAMPLE.read_text().replace("  meter:\n", "  meter: &meter\n")
+    file = tmp_path / "project.yaml"
+    for other, found_at, says in (
+        ("entity: sit", "entity: sit}", "sources.other.entity: names 'sit'"),
+        ("columns: {site: {type: category}}", "resample: {", "sources.other.resample: names 'load'"),
+    ):
+        merged = text.replace("\nfeatures:", f"\n  other: {{<<: *meter, {other}}}\nfeatures:", 1)
+        file.write_text(merged)
+        with pytest.raises(ConfigError) as error:
+            config.load(file, {})
+        line = merged[: merged.index(found_at)].count("\n") + 1
+        assert str(error.value).startswith(f"{file}:{line}: {says}")
+
+
+def test_a_file_of_a_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "costly_to_import").mkdir()
+    (tmp_path / "costly_to_import" / "__init__.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = config.resolve("package://costly_to_import/data/x.csv", Path())
+    assert found == str(tmp_path / "costly_to_import" / "data" / "x.csv")
+    with pytest.raises(ConfigError, match=r"called 'costly' \(package://costly/x.csv\); install it first"):
+        config.resolve("package://costly/x.csv", Path())

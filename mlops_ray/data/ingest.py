@@ -9,6 +9,8 @@ import csv
 import glob
 import io
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ from mlops_ray.config import Csv, File, Source
 from mlops_ray.data import validate
 from mlops_ray.data.event_time import Clock
 from mlops_ray.errors import DataError, MlopsError, did_you_mean
+from mlops_ray.expressions import load_function
 
 #: Rows of a file that are read, checked and dropped again at a time; bounds the memory of a task.
 BLOCK_BYTES = 8 << 20
+#: What reading a damaged file raises.
+UNREADABLE = (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 #: Rows that do not have the header's number of columns.
 WRONG_WIDTH = "number_of_columns"
@@ -79,12 +84,7 @@ def unsupported(source: Source, name: str) -> None:
     """Raises `DataError` where a source asks for what is not built yet."""
     asks = {
         "sql": source.sql is not None,
-        "time: none": source.time is not None,
         "event_time.order": source.event_time is not None and source.event_time.order,
-        "row_id": source.row_id is not None,
-        "deleted": source.deleted is not None,
-        "sequence": source.sequence is not None,
-        "known_at by a column": source.known_at is not None and source.known_at.column is not None,
         "a format other than csv": any((f.format or source.format).csv is None for f in source.path or ()),
         "an object store": any("://" in file.path for file in source.path or ()),
         "policy": source.policy != type(source.policy)(),
@@ -128,8 +128,12 @@ def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
 def check_header(file: File, source: Source) -> list[str]:
     """The names of a file's columns, as they stand there.
 
-    Raises `DataError` where the file cannot be read or lacks a column that the source reads.
+    Raises `DataError` where the file cannot be read or lacks a column that the source reads, `ConfigError`
+    where a function that it derives a column by is not there.
     """
+    for how in source.derive.values():
+        if not isinstance(how, str):
+            load_function(how.path)
     format = _format(file, source)
     names = list(format.names or _header(file.path, format))
     renames = {**source.rename, **file.rename}
@@ -146,7 +150,7 @@ def _format(file: File, source: Source) -> Csv:
 def _require_columns(columns: list[str], source: Source, path: str) -> None:
     """Raises `DataError` where a file lacks a column that the source reads."""
     spec, time = source.unpivot, source.event_time
-    made = {spec.names, spec.values} if spec else set()
+    made = ({spec.names, spec.values} if spec else set()) | set(source.derive)
     needed = dict.fromkeys(spec.keep if spec else (), "unpivot.keep")
     needed |= dict.fromkeys(
         (time.columns or ((time.column,) if time.column else ())) if time else (), "event_time"
@@ -194,7 +198,7 @@ def _read_csv(
                 )
                 yield block.with_columns(pl.lit(path).alias("_file"), numbers.alias("_row"))
                 row = int(numbers[-1]) + 1 if block.height else row
-    except (pa.ArrowException, OSError, EOFError) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot be read after row {row - 1}: {_one_line(error)}", file=path) from error
 
 
@@ -235,7 +239,7 @@ def _header(path: str, format: Csv) -> list[str]:
     except UnicodeDecodeError as error:
         hint = "say format.csv.encoding, e.g. latin-1"
         raise DataError(f"not {format.encoding} text ({_one_line(error)}); {hint}", file=path) from error
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
     repeated = {name for name in header if header.count(name) > 1}
     if repeated:
@@ -244,9 +248,24 @@ def _header(path: str, format: Csv) -> list[str]:
 
 
 def _open(path: str) -> Any:
+    if Path(path).suffix == ".zip":
+        return _open_zip(path)
     raw = pa.OSFile(path)
     compression = COMPRESSIONS.get(Path(path).suffix)
     return pa.CompressedInputStream(raw, compression) if compression else raw
+
+
+def _open_zip(path: str) -> Any:
+    """The one file that a zip file holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) != 1:
+                raise DataError(f"holds {len(members)} files; a zip file must hold exactly one", file=path)
+            return pa.PythonFile(archive.open(members[0]), "r")
+    except RuntimeError as error:
+        # It is encrypted, or packed in a way that Python does not know.
+        raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
 
 
 def _decimals(block: pl.DataFrame, format: Csv, source: Source) -> pl.DataFrame:

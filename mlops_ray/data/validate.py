@@ -8,9 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from mlops_ray.config import Source
+from mlops_ray.config import Function, Source
 from mlops_ray.errors import DataError
-from mlops_ray.schema import FAILURES
+from mlops_ray.expressions import load_function
+from mlops_ray.schema import FAILURES, Column
 
 #: Where a row stood: the file, and its number among the file's data rows (from 1).
 PLACE = {"_file": pl.String, "_row": pl.Int64}
@@ -37,9 +38,12 @@ class Verdict:
 def check(frame: pl.DataFrame, source: Source) -> Verdict:
     """The verdict over a block with the columns of the source, `event_time`, `time_problem` and `PLACE`.
 
-    Valid rows come back typed, in their order. Raises `DataError` where a check of severity `stop` fails.
+    Valid rows come back typed, with the derived columns, in their order. Raises `DataError` where a check of
+    severity `stop` fails, or a derived column cannot be computed.
     """
-    typed, failures = source.row_schema.check(frame)
+    frame, typed = _with_derived(frame, source)
+    wanted = typed.with_columns(_wanted=pl.sql_expr(source.where or "TRUE").fill_null(False))["_wanted"]
+    failures = _identified(source.row_schema.failures(frame, typed), wanted, source)
     failures = pl.concat([_time_failures(frame, source), failures])
     stopping = failures.filter(pl.col("severity") == "stop")
     if stopping.height:
@@ -47,8 +51,7 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
     rejecting = failures.filter(pl.col("severity") == "reject")
     is_rejected = pl.Series(range(frame.height), dtype=pl.UInt32).is_in(rejecting["row"].implode())
     flags = failures.filter(pl.col("severity") == "flag")
-    passed = typed.filter(~is_rejected)
-    kept = passed.filter(pl.sql_expr(source.where).fill_null(False)) if source.where else passed
+    kept = typed.filter(~is_rejected & wanted)
     columns = [EVENT_TIME] if source.event_time else []
     columns += [name for name in source.columns if name not in columns]
     return Verdict(
@@ -56,8 +59,44 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
         valid=kept.select(columns),
         quarantine=_places(frame, rejecting, source),
         rejected=int(is_rejected.sum()),
-        filtered=passed.height - kept.height,
+        filtered=int((~is_rejected & ~wanted).sum()),
         flags=dict(flags.group_by("rule").len().sort("rule").iter_rows()),
+    )
+
+
+def _with_derived(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """A block with the source's derived columns as they were computed, and with declared types."""
+    schema = source.row_schema
+    read = [column for column in schema.columns if column.name not in source.derive]
+    typed = frame.with_columns(schema.cast(frame[column.name], column) for column in read)
+    for name, how in source.derive.items():
+        try:
+            values = _derived(how, typed, schema.column(name)).alias(name)
+            typed = typed.with_columns(schema.cast(values, schema.column(name)))
+        except (pl.exceptions.PolarsError, DataError) as error:
+            raise DataError(f"it cannot be derived: {' '.join(str(error).split())}", column=name) from error
+        frame = frame.with_columns(values)
+    return frame, typed
+
+
+def _derived(how: str | Function, typed: pl.DataFrame, column: Column) -> pl.Series:
+    if isinstance(how, str):
+        values = typed.with_columns(_derived=pl.sql_expr(how))["_derived"]
+    else:
+        values = load_function(how.path)(*(typed[name] for name in how.inputs))
+    dtype = values.dtype
+    is_instant = isinstance(dtype, pl.Datetime) and dtype.time_zone is not None
+    if not is_instant and (dtype.is_temporal() or (column.type == "datetime" and dtype.is_numeric())):
+        raise DataError(f"it is of type {dtype}: a stamp needs its time zone, a number or duration its unit")
+    return values
+
+
+def _identified(failures: pl.DataFrame, wanted: pl.Series, source: Source) -> pl.DataFrame:
+    """Failures by which a row without its identity is rejected, but only where it would have been kept."""
+    lacks = (pl.col("rule") == "required") & pl.col("column").is_in(source.identity).fill_null(False)
+    rejects = pl.when(lacks & (pl.col("severity") == "flag")).then(pl.lit("reject"))
+    return failures.filter(~lacks | wanted.gather(failures["row"])).with_columns(
+        rejects.otherwise("severity").alias("severity")
     )
 
 

@@ -1,6 +1,8 @@
 """From a file to checked rows: rows in = valid + quarantine, and a clear sentence where it cannot be."""
 
 import gzip
+import io
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,21 @@ def test_a_wide_file_becomes_rows_and_the_quarantine_names_the_file_s_column(tmp
     assert verdict.quarantine.select("_row", "column", "rule", "value").rows() == [(1, "b", "type", "x")]
 
 
+def zipped(*names: str, text: str = DIRTY) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            archive.writestr(name, text)
+    return packed.getvalue()
+
+
+def test_a_zip_file_that_holds_one_file_is_read_like_that_file(tmp_path: Path) -> None:
+    (tmp_path / "dirty.csv").write_text(DIRTY)
+    (tmp_path / "dirty.csv.zip").write_bytes(zipped("folder/", "folder/dirty.csv"))
+    apart = [report(source(tmp_path / name)).to_json() for name in ("dirty.csv", "dirty.csv.zip")]
+    assert apart[0] == apart[1]
+
+
 def test_files_without_header_other_encodings_and_globs_are_read(tmp_path: Path) -> None:
     for index, site in enumerate(("Köln", "Zürich")):
         (tmp_path / f"{index}.csv").write_bytes(f"2016-01-01;{site};1\n".encode("latin-1"))
@@ -118,6 +135,17 @@ def _truncated(path: Path) -> None:
     path.write_bytes(gzip.compress(text.encode())[:-5000])
 
 
+def _flipped(packed: bytes) -> bytes:
+    at = len(packed) // 2
+    return packed[:at] + bytes(byte ^ 0xFF for byte in packed[at : at + 9]) + packed[at + 9 :]
+
+
+def _encrypted(packed: bytes) -> bytes:
+    """A zip file whose only member says that it is encrypted."""
+    at = packed.index(b"PK\x01\x02") + 8
+    return packed[:at] + b"\x01" + packed[at + 1 :]
+
+
 BROKEN = {
     "wrong delimiter": ("x.csv", lambda p: p.write_text("time,site,load\n"), "is the delimiter right?"),
     "missing column": (
@@ -132,6 +160,23 @@ BROKEN = {
         "not utf-8 text",
     ),
     "truncated": ("x.csv.gz", _truncated, "cannot be read after row"),
+    "two in a zip": (
+        "x.csv.zip",
+        lambda p: p.write_bytes(zipped("a.csv", "b.csv")),
+        "holds 2 files; a zip file must hold exactly one",
+    ),
+    "empty zip": ("x.csv.zip", lambda p: p.write_bytes(zipped()), "holds 0 files"),
+    "no zip": (
+        "x.csv.zip",
+        lambda p: p.write_text("time;site;load\n"),
+        "cannot be read: File is not a zip file",
+    ),
+    "damaged zip": (
+        "x.csv.zip",
+        lambda p: p.write_bytes(_flipped(zipped("a.csv", text=DIRTY * 9999))),
+        "cannot be read after row",
+    ),
+    "encrypted zip": ("x.csv.zip", lambda p: p.write_bytes(_encrypted(zipped("a.csv"))), "is encrypted"),
     "not compressed": ("x.csv.gz", lambda p: p.write_text("time;site;load\n"), "cannot be read"),
     "twice in header": ("x.csv", lambda p: p.write_text("time;site;site\n"), "'site' more than once"),
     "no such file": ("x.csv", lambda p: None, "no such file"),

@@ -1,0 +1,1 @@
+"""The data of the examples, and what they need beside the tables themselves."""
