@@ -5,10 +5,12 @@ from the environment of the cluster that a command connects to.
 """
 
 import json
+import os
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,12 +20,21 @@ from rich.table import Table
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import head, interrupt, service
 from mlops_ray.config import Project
-from mlops_ray.errors import MlopsError
+from mlops_ray.errors import MlopsError, UsageError
+from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
+
+if TYPE_CHECKING:
+    from mlops_ray.features.dataset import TrainingSet
+    from mlops_ray.features.store import FeatureStore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 key_app = typer.Typer(no_args_is_help=True, help="Keys of the endpoint.")
 app.add_typer(key_app, name="key")
+features_app = typer.Typer(no_args_is_help=True, help="The feature store.")
+app.add_typer(features_app, name="features")
+dataset_app = typer.Typer(no_args_is_help=True, help="Training sets.")
+app.add_typer(dataset_app, name="dataset")
 out, err = Console(), Console(stderr=True)
 
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
@@ -53,6 +64,22 @@ def run(
             return
         err.print("Serving until Ctrl-C.")
         threading.Event().wait()
+
+
+@app.command(epilog="Example: mlops-ray ingest configs/flights.yaml")
+def ingest(file: ProjectFile, as_json: Json = False) -> None:
+    """Bring every source into its history; only what changed is read again."""
+    with _Terminal() as progress:
+        found = service.ingest(*_open(file), progress)
+    if as_json:
+        _print_json(found)
+    else:
+        columns = ["source", "rows", "valid", "quarantined", "filtered"]
+        rows = [
+            [name, *(report[key] for key in ("rows_in", "valid", "quarantined", "filtered"))]
+            for name, report in found.items()
+        ]
+        _print_table(columns, rows)
 
 
 @app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
@@ -124,6 +151,84 @@ def key_list(file: ProjectFile, as_json: Json = False) -> None:
         _print_table(["name", "role"], [list(item) for item in found.items()])
 
 
+@features_app.command("list", epilog="Example: mlops-ray features list configs/flights.yaml")
+def features_list(file: ProjectFile, as_json: Json = False) -> None:
+    """Every feature, what it is made of, and the hash of its definition, which is its identity."""
+    found = _store(file).list()
+    if as_json:
+        _print_json(found)
+    else:
+        _print_table(["feature", "type", "definition", "identity"], [list(f.values()) for f in found])
+
+
+@features_app.command(
+    "describe", epilog="Example: mlops-ray features describe carrier_late_rate_7d configs/flights.yaml"
+)
+def features_describe(name: str, file: ProjectFile, as_json: Json = False) -> None:
+    """One feature, and the state of the history that it reads."""
+    found = _store(file).describe(name)
+    if as_json:
+        _print_json(found)
+    else:
+        for key, value in found.items():
+            print(f"{key:<14}{value}")
+
+
+@features_app.command(
+    "get",
+    epilog="Example: mlops-ray features get configs/flights.yaml --spine rows.csv",
+)
+def features_get(
+    file: ProjectFile,
+    spine: Annotated[Path, typer.Option(help="Parquet or CSV with the keys and times of a request.")],
+    as_known_at: Annotated[str | None, typer.Option(help="An instant; default: now.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The features of your own rows, in their order, as they were known; as Parquet with a manifest."""
+    from mlops_ray.features.store import read_spine
+
+    made = _store(file).get(read_spine(spine), _instant(as_known_at))
+    _print_set(made, as_json)
+
+
+@features_app.command("materialize", epilog="Example: mlops-ray features materialize configs/flights.yaml")
+def features_materialize(file: ProjectFile, as_json: Json = False) -> None:
+    """Bring the online store up to what the histories know."""
+    watermark = _store(file).materialize()
+    said = watermark.isoformat() if watermark else None
+    if as_json:
+        _print_json({"watermark": said})
+    else:
+        print(f"online up to {said}" if said else "no feature reads a history")
+
+
+@features_app.command(
+    "export-feast", epilog="Example: mlops-ray features export-feast feast_repo configs/flights.yaml"
+)
+def features_export_feast(folder: Path, file: ProjectFile, as_json: Json = False) -> None:
+    """Write a Feast repository of the features that Feast can say."""
+    others = _store(file).export_feast(folder)
+    if as_json:
+        _print_json({"folder": str(folder), "not_exported": others})
+    else:
+        print(f"written to {folder}")
+        for name, reason in others.items():
+            print(f"not exported: {name} ({reason})")
+
+
+@dataset_app.command(
+    "rebuild", epilog="Example: mlops-ray dataset rebuild .mlops/datasets/NAME-0123456789ab.json"
+)
+def dataset_rebuild(
+    manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The JSON file beside the set.")],
+    as_json: Json = False,
+) -> None:
+    """Make a training set again from its manifest, and check that it is the same."""
+    from mlops_ray.features.dataset import rebuild
+
+    _print_set(rebuild(manifest), as_json)
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -147,8 +252,39 @@ def main() -> None:
 
 
 def _open(file: Path) -> tuple[Project, Storage]:
+    # Functions that the file names may stand beside it, for this process and those that it starts.
+    os.environ[SEARCH_PATH] = str(file.absolute().parent)
     project = config.load(file)
     return project, Storage.open(project.storage)
+
+
+def _store(file: Path) -> "FeatureStore":
+    from mlops_ray.features.store import FeatureStore
+
+    return FeatureStore(*_open(file))
+
+
+def _instant(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"--as-known-at: {text!r} is no instant; write e.g. 2026-11-01T00:00Z") from None
+    if instant.tzinfo is None:
+        raise UsageError(f"--as-known-at: {text!r} carries no offset; write e.g. {text}Z for UTC")
+    return instant.astimezone(UTC)
+
+
+def _print_set(made: "TrainingSet", as_json: bool) -> None:
+    manifest = made.path.with_suffix(".json")
+    if as_json:
+        _print_json({"file": str(made.path), "manifest": str(manifest), "digest": made.manifest["digest"]})
+    else:
+        print(f"{made.frame.height:,} rows × {made.frame.width} columns")
+        print(f"file       {made.path}")
+        print(f"manifest   {manifest}")
+        print(f"digest     {made.manifest['digest']}")
 
 
 class _Terminal:

@@ -24,10 +24,10 @@ from mlops_ray.data import counts, ingest, validate
 from mlops_ray.errors import ConfigError, DataError, StorageError, TrainingError
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
-from mlops_ray.features.definitions import FeatureSet, ViewTable, compile_features, view_table
-from mlops_ray.features.history import History, read_view
-from mlops_ray.features.materialize import materialize
-from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.definitions import FeatureSet
+from mlops_ray.features.history import History, Snapshot, read
+from mlops_ray.features.shelves import ONLINE
+from mlops_ray.features.store import FeatureStore
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.policy import label_selector
 from mlops_ray.registry import package
@@ -44,7 +44,6 @@ from mlops_ray.training.task import Task
 READ_BYTES = 1 << 20
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
-ONLINE = "online.db"
 #: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
 MOST_QUARANTINED = 0.5
 
@@ -59,7 +58,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` and `DataError` for what cannot be run, before anything is started."""
-        refuse_unsupported(self.project)
+        for name, source in self.project.sources.items():
+            ingest.unsupported(source, name)
         _require_sqlite(self.storage.path(ONLINE), "features are then materialised again")
         _require_sqlite(self.storage.path("mlflow.db"), "runs and versions are then lost")
         self.stages = Stages(self.storage, self.progress)
@@ -67,8 +67,26 @@ class Pipeline:
         for name, source in self.project.sources.items():
             for file in ingest.files(source, name):
                 ingest.check_header(file, source)
-        self.features: FeatureSet = compile_features(self.project)
+        self.store = FeatureStore(self.project, self.storage)
+        self.features: FeatureSet = self.store.features
         _ = self.test_from
+
+    def require_supported(self) -> None:
+        """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
+        asks = {
+            "release.shadow and release.canary": self.project.release.shadow is not None
+            or bool(self.project.release.canary),
+            f"target.task: {self.project.target.task}": self.project.target.task != "regression",
+            "training.search.gpu": self.project.training.search.gpu != "none",
+            "monitoring.retrain": self.project.monitoring.retrain is not None,
+            "serving.explain": self.project.serving.explain != "never",
+            "cost.prices": self.project.cost.prices is not None,
+        }
+        for what, asked in asks.items():
+            if asked:
+                raise ConfigError(f"{what} is not supported yet; leave it out")
+        families.find(self.project.training.families)
+        metrics.find(self.project.training.metric)
 
     @property
     def tracking_uri(self) -> str:
@@ -83,14 +101,9 @@ class Pipeline:
         return self.project.sources[self.project.target.source]
 
     @cached_property
-    def views(self) -> dict[str, ViewTable]:
-        """The tables that the target and the features read, by source."""
-        target = self.project.target.source
-        return {target: view_table(target, self.target_source)} | {v.source: v for v in self.features.tables}
-
-    @cached_property
-    def tables(self) -> dict[str, pl.DataFrame]:
-        return {name: read_view(self._history(name), view) for name, view in self.views.items()}
+    def snapshots(self) -> dict[str, Snapshot]:
+        """The histories as this run sees them: whatever others store meanwhile."""
+        return self.store.snapshots()
 
     @property
     def test_from(self) -> datetime | None:
@@ -140,7 +153,7 @@ class Pipeline:
 
     def ingest(self) -> dict[str, str]:
         """Brings every source into its history; returns the id of each history's newest commit."""
-        return {name: self._ingest(name) for name in self.views}
+        return {name: self._ingest(name) for name in self.store.views}
 
     def _ingest(self, name: str) -> str:
         source = self.project.sources[name]
@@ -148,15 +161,18 @@ class Pipeline:
             (_file_digest(item.path), item.model_dump(mode="json", exclude={"path"}))
             for item in ingest.files(source, name)
         ]
-        history = self._history(name)
-        made_from = {"table": self.views[name].table, "files": files, "code": release.code_digest()}
-        commit = digest(made_from)
+        history = self.store.history(name)
+        made_from = {"table": self.store.views[name].table, "files": files, "code": release.code_digest()}
+        content = digest(made_from)
+        # What the newest commit holds is stored already; what an older one held is news once more.
+        before = history.commit or ""
+        commit = before if before.startswith(content) else f"{content}-{digest(before)[:8]}"
         self.stages.run(
             f"ingest {name}",
             made_from,
             lambda: self._read(name, source, history, commit),
             say=_say_ingest,
-            still_there=lambda _: history.commit == commit,
+            still_there=lambda _: before == commit,
         )
         return commit
 
@@ -173,13 +189,11 @@ class Pipeline:
             rejected.write_parquet(new)
         if report.quarantined > MOST_QUARANTINED * report.rows_in or not valid:
             raise _hardly_valid(name, report, rejected, kept)
-        version = history.append(pl.concat(valid), source, commit)
-        document = {"source": name, "version": version, **report.to_json()}
+        stored = history.append(pl.concat(valid), source, commit)
+        history.maintain()
+        document = {"source": name, "version": stored.version, **report.to_json()}
         self.storage.write_json(document, "reports", f"validation-{name}.json")
         return document
-
-    def _history(self, name: str) -> History:
-        return History.of(self.storage.path("features", "x").parent, self.views[name])
 
     # ------------------------------------------------------------ features
 
@@ -188,7 +202,7 @@ class Pipeline:
         made_from = {
             "features": self.features.digest,
             "target": self.project.target.model_dump(mode="json"),
-            "tables": {name: view.table for name, view in self.views.items()},
+            "tables": {name: view.table for name, view in self.store.views.items()},
             "commits": commits,
             "libraries": dataset.libraries(),
             "code": release.code_digest(),
@@ -207,20 +221,15 @@ class Pipeline:
         return f"{name} {self.project.project}"
 
     def _build(self) -> dict[str, Any]:
-        versions = {name: self._history(name).version for name in self.views}
-        target = self.tables[self.project.target.source]
-        made = dataset.build(self.project, self.features, target, self.tables, versions, self.storage)
-        watermark = materialize(self.online(), self.features, self.tables)
+        made = self.store.build(self.snapshots)
+        watermark = self.store.materialize(self.snapshots)
         columns = list(self.features.names)
         return {"file": made.path.name, "rows": made.frame.height, "columns": columns, "watermark": watermark}
 
     def _is_built(self, result: dict[str, Any]) -> bool:
         if not self.storage.path("datasets", result["file"]).exists():
             return False
-        return not self.features.tables or self.online().watermark(self.features) is not None
-
-    def online(self) -> OnlineStore:
-        return OnlineStore(self.storage.path(ONLINE))
+        return not self.features.tables or self.store.online().watermark(self.features) is not None
 
     # ------------------------------------------------------------ training
 
@@ -314,7 +323,8 @@ class Pipeline:
 
     def _champion_metrics(self, task: Task, version: int) -> dict[str, float] | None:
         packed = self.registry.package(self.project.project, version)
-        predictor = Predictor.load(packed.folder, None, digest=packed.digest)
+        functions = self.project.functions
+        predictor = Predictor.load(packed.folder, None, digest=packed.digest, functions=functions)
         if _meaning(packed.feature_set) != _meaning(self.features):
             # Its features are not in this training set, so that the two cannot be compared row by row.
             return None
@@ -342,9 +352,7 @@ class Pipeline:
             postprocess=self.project.serving.postprocess,
             metrics=report.metrics,
             baselines=report.baselines,
-            training_set={
-                k: training_set.manifest[k] for k in ("file", "digest", "rows", "history_versions")
-            },
+            training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
             reference=counts.reference(known, columns, seed).to_json(),
             created_at=datetime.now(UTC),
         )
@@ -387,8 +395,9 @@ class Pipeline:
 
     def example_request(self) -> dict[str, Any]:
         """A row that the service can answer now: the last target time, and the first entity."""
-        bounds = self.online().bounds(self.features)
-        table = self.tables[self.project.target.source].drop_nulls(self.target_source.entity)
+        bounds = self.store.online().bounds(self.features)
+        snapshot = self.snapshots[self.project.target.source]
+        table = read(snapshot, [next(iter(snapshot.buckets))])
         row = table.select(n for n in self.features.request.names if n in table.columns).row(0, named=True)
         last = bounds[1] if bounds else datetime.now(UTC)
         return {**row, self.features.time: last.isoformat()}
@@ -397,27 +406,6 @@ class Pipeline:
 def _meaning(features: FeatureSet) -> tuple[Any, ...]:
     """What makes the features of two versions the same columns."""
     return features.columns, features.stored, features.computed, features.horizon_us
-
-
-def refuse_unsupported(project: Project) -> None:
-    """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
-    asks = {
-        "online: a server": project.online is not None,
-        "release.shadow and release.canary": project.release.shadow is not None
-        or bool(project.release.canary),
-        f"target.task: {project.target.task}": project.target.task != "regression",
-        "training.search.gpu": project.training.search.gpu != "none",
-        "monitoring.retrain": project.monitoring.retrain is not None,
-        "serving.explain": project.serving.explain != "never",
-        "cost.prices": project.cost.prices is not None,
-    }
-    for what, asked in asks.items():
-        if asked:
-            raise ConfigError(f"{what} is not supported yet; leave it out")
-    for name, source in project.sources.items():
-        ingest.unsupported(source, name)
-    families.find(project.training.families)
-    metrics.find(project.training.metric)
 
 
 def _require_sqlite(path: Path, loss: str) -> None:

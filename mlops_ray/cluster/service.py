@@ -69,24 +69,56 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
     At the end of the block the cluster is stopped if this run started it, unless `detach`; after an error or
     Ctrl-C it is stopped in any case.
     """
-    with contextlib.ExitStack() as lock:
-        lock.enter_context(alone(storage))
-        ours = local.find(storage.root) is None
-        with interrupt.stops(storage.root if ours else None):
-            pipeline = _pipeline(project, storage, progress)
-            keys.ensure_local(storage)
-            try:
-                live = _bring_up(pipeline, _connected(pipeline, ours), ours)
-            except Exception:
-                _leave_cluster(storage, stop=ours)
-                raise
-            # A service that runs holds nobody up: another run may bring it up to date.
-            lock.close()
-            if detach:
-                _leave_cluster(storage, stop=False)
-            yield live
-            if not detach:
-                _leave_cluster(storage, stop=ours)
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock, whole=True) as (pipeline, cluster, ours),
+    ):
+        live = _bring_up(pipeline, cluster, ours)
+        # A service that runs holds nobody up: another run may bring it up to date.
+        lock.close()
+        if detach:
+            _leave_cluster(storage, stop=False)
+        yield live
+        if not detach:
+            _leave_cluster(storage, stop=ours)
+
+
+def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, dict[str, Any]]:
+    """Brings every source into its history; returns what became of its rows, by source.
+
+    On the cluster of this storage, or on one that is started for it and stopped again.
+    """
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock) as (pipeline, _, ours),
+    ):
+        pipeline.ingest()
+        _leave_cluster(storage, stop=ours)
+        return {
+            name: storage.read_json("reports", f"validation-{name}.json") for name in pipeline.store.views
+        }
+
+
+@contextlib.contextmanager
+def _working(
+    project: Project, storage: Storage, progress: Progress, lock: contextlib.ExitStack, *, whole: bool = False
+) -> Iterator[tuple["Pipeline", LocalCluster, bool]]:
+    """A pipeline on a connected cluster, and whether it is ours, which `lock` keeps from other runs.
+
+    `whole` where all stages are to be run, and not the data's alone. After an error or Ctrl-C a cluster that
+    is ours is stopped.
+    """
+    lock.enter_context(alone(storage))
+    ours = local.find(storage.root) is None
+    with interrupt.stops(storage.root if ours else None):
+        pipeline = _pipeline(project, storage, progress)
+        if whole:
+            pipeline.require_supported()
+        try:
+            yield pipeline, _connected(pipeline, ours), ours
+        except Exception:
+            _leave_cluster(storage, stop=ours)
+            raise
 
 
 def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:

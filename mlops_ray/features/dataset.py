@@ -1,8 +1,13 @@
-"""A training set: the spine with its labels, joined with the features, and a manifest that identifies it."""
+"""A training set: the spine with its labels and features, and a manifest from which it is made again.
+
+The manifest says everything the values depend on: definitions, what was known and stored when, versions of
+what computed them. `rebuild` makes the same set from it a year later, whatever was appended since.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,15 @@ import polars as pl
 
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError
-from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.features.join import EVENT_TIME, point_in_time
-from mlops_ray.schema import Schema
+from mlops_ray.features.definitions import FeatureSet, ViewTable
+from mlops_ray.features.history import BEGINNING, AsOf, History, Snapshot, clock, read
+from mlops_ray.features.join import join
+from mlops_ray.features.resample import EVENT_TIME
+from mlops_ray.schema import INSTANT, Schema
 from mlops_ray.storage import Storage, replacing
 
 LABEL = "label"
+FOLDER = "datasets"
 LIBRARIES = ("mlops_ray", "polars", "numpy", "deltalake", "holidays")
 
 
@@ -25,7 +33,7 @@ LIBRARIES = ("mlops_ray", "polars", "numpy", "deltalake", "holidays")
 class TrainingSet:
     """Rows with features and label, where they lie, and what they were made from.
 
-    `frame` holds entity keys, target time, every feature and `label` (Float64), sorted by time and key.
+    `frame` holds entity keys, target time, every feature and, unless the spine was a file, `label` (Float64).
     """
 
     frame: pl.DataFrame
@@ -33,17 +41,112 @@ class TrainingSet:
     path: Path
 
 
-def spine(project: Project, table: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
-    """One row a labelled row of the target's table: keys, target time, request inputs, label."""
-    label = pl.sql_expr(project.target.expr).cast(pl.Float64, strict=True).alias(LABEL)
+def build(
+    project: Project, features: FeatureSet, held: Mapping[str, Snapshot], storage: Storage
+) -> TrainingSet:
+    """The training set of a project over these histories, by source; written as Parquet with its manifest.
+
+    One row a labelled row of the target's source, sorted by time and key. Rows before the first event that
+    any window or lag could reach are left out: their features are missing because the history begins, not
+    because the value was.
+    """
+    target = project.target.model_dump(mode="json", include={"source", "expr", "where"})
+    rows = spine(target, held[project.target.source], features)
+    begin = _warm(held, features)
+    frame = _joined(rows, begin, held, features)
+    if not frame.height:
+        raise DataError(
+            f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
+            "is longer than the data"
+        )
+    policies = {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
+    return _write(
+        project.project, frame, features, held, {"target": target, "warm": begin}, policies, storage
+    )
+
+
+def get(
+    project: Project, features: FeatureSet, rows: pl.DataFrame, held: Mapping[str, Snapshot], storage: Storage
+) -> TrainingSet:
+    """The features of a user's own rows, in their order; written as Parquet with its manifest.
+
+    `rows` have the columns of a request, and whatever else, which is passed through. Raises `DataError` for
+    a row that is no valid request.
+    """
+    digest = values_digest(rows)
+    kept = storage.path(FOLDER, f"spine-{digest[:12]}.parquet")
+    with replacing(kept) as new:
+        rows.write_parquet(new)
+    policies = {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
+    frame = _answered(rows, held, features)
+    return _write(project.project, frame, features, held, {"spine": kept.name}, policies, storage)
+
+
+def rebuild(manifest: Path) -> TrainingSet:
+    """The training set of a manifest again, from the histories beside it.
+
+    Raises `DataError` where its values are not those of the newest hash in the manifest.
+    """
+    storage = Storage.open(str(manifest.absolute().parent.parent))
+    recorded = storage.read_json(FOLDER, manifest.name)
+    if recorded is None:
+        raise DataError("there is no such manifest", file=str(manifest))
+    features = FeatureSet.from_json(recorded["features"])
+    held = {}
+    for name, question in recorded["as_of"].items():
+        history = History.of(storage.path("features", "x").parent, ViewTable.from_json(question["table"]))
+        held[name] = history.snapshot(AsOf.from_json(question))
+    if "target" in recorded:
+        target = recorded["target"]
+        rows = spine(target, held[target["source"]], features)
+        frame = _joined(rows, datetime.fromisoformat(recorded["warm"]), held, features)
+    else:
+        frame = _answered(pl.read_parquet(storage.path(FOLDER, recorded["spine"])), held, features)
+    digest = values_digest(frame)
+    if digest != recorded["digest"]:
+        changed = [
+            f"{k} {v} → {libraries()[k]}" for k, v in recorded["libraries"].items() if libraries()[k] != v
+        ]
+        why = (
+            f"since then {', '.join(changed)}"
+            if changed
+            else "under the same libraries: the history was tampered with"
+        )
+        raise DataError(
+            f"the rebuilt values hash to {digest[:12]}, not {recorded['digest'][:12]}; {why}",
+            file=manifest.name,
+        )
+    path = storage.path(FOLDER, recorded["file"])
+    with replacing(path) as new:
+        frame.write_parquet(new)
+    return TrainingSet(frame, recorded, path)
+
+
+def open_set(storage: Storage, name: str) -> TrainingSet:
+    """The training set whose Parquet file has this name."""
+    path = storage.path(FOLDER, name)
+    return TrainingSet(pl.read_parquet(path), storage.read_json(FOLDER, f"{path.stem}.json"), path)
+
+
+def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -> pl.DataFrame:
+    """One row a labelled row of the target's source: keys, target time, request inputs, label.
+
+    `target` has the `expr` of the label and the `where` of the rows. An interval that still waits for rows
+    has no label yet. Sorted by time, keys and inputs.
+    """
+    table = read(snapshot)
+    if snapshot.view.every_us is not None:
+        table = table.filter(pl.col(EVENT_TIME) <= clock(snapshot))
     rows = table.with_columns(pl.col(EVENT_TIME).alias(features.time))
     inputs = [name for name in features.request.names if name != features.time]
     _require_inputs(rows, inputs)
+    label = pl.sql_expr(target["expr"]).cast(pl.Float64, strict=True).alias(LABEL)
     try:
-        labelled = rows.select(features.time, *inputs, label)
+        kept = rows.filter(pl.sql_expr(target["where"]).fill_null(False)) if target["where"] else rows
+        labelled = kept.select(features.time, *inputs, label)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"target.expr {project.target.expr!r} cannot be computed: {error}") from error
-    return labelled.filter(pl.col(LABEL).is_not_null()).sort(features.time, *inputs)
+        raise DataError(f"the target {dict(target)} cannot be computed: {error}") from error
+    return labelled.filter(pl.col(LABEL).is_not_null()).sort(features.time, *inputs, maintain_order=True)
 
 
 def _require_inputs(rows: pl.DataFrame, inputs: list[str]) -> None:
@@ -55,49 +158,50 @@ def _require_inputs(rows: pl.DataFrame, inputs: list[str]) -> None:
             )
 
 
-def build(
-    project: Project,
-    features: FeatureSet,
-    target_table: pl.DataFrame,
-    tables: Mapping[str, pl.DataFrame],
-    versions: Mapping[str, int],
-    storage: Storage,
-) -> TrainingSet:
-    """Joins, writes Parquet and manifest, and returns the training set.
+def _joined(
+    rows: pl.DataFrame, begin: datetime, held: Mapping[str, Snapshot], features: FeatureSet
+) -> pl.DataFrame:
+    """The spine's rows from an instant on, with their features and label."""
+    rows = rows.filter(pl.col(features.time) >= begin)
+    joined = join(rows.drop(LABEL), held, features)
+    return rows.hstack([joined[name] for name in joined.columns if name not in rows.columns])
 
-    Spine rows before the first event that any window or lag could reach are left out: their features are
-    missing because the history begins, not because the value was.
-    """
-    rows = spine(project, target_table, features)
-    joined = point_in_time(rows.drop(LABEL), tables, features)
-    frame = rows.hstack([joined[name] for name in joined.columns if name not in rows.columns])
-    frame = frame.filter(pl.col(features.time) >= _warm(tables, features))
-    if not frame.height:
+
+def _answered(rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet) -> pl.DataFrame:
+    """A user's rows with their features, in their order."""
+    missing = [name for name in features.request.names if name not in rows.columns]
+    if missing:
+        raise DataError(f"the spine lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
+    naive = [
+        name for name, dtype in rows.schema.items() if isinstance(dtype, pl.Datetime) and not dtype.time_zone
+    ]
+    if features.time in naive:
+        raise DataError("the times carry no offset; write them in UTC, or with one", column=features.time)
+    typed, failures = features.request.check(rows.select(features.request.names))
+    if failures.height:
+        first = failures.row(0, named=True)
         raise DataError(
-            f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
-            "is longer than the data"
+            f"fails {first['rule']!r} with {first['value']!r} (and {failures.height - 1} more)",
+            row=first["row"] + 1,
+            column=first["column"],
         )
-    digest = values_digest(frame)
-    path = storage.path("datasets", f"{project.project}-{digest[:12]}.parquet")
-    manifest = _manifest(project, features, versions, frame, digest, path.name)
-    with replacing(path) as new:
-        frame.write_parquet(new)
-    storage.write_json(manifest, "datasets", f"{path.stem}.json")
-    return TrainingSet(frame, manifest, path)
+    joined = join(typed, held, features)
+    return rows.with_columns(typed.iter_columns()).hstack(
+        [joined[name] for name in joined.columns if name not in rows.columns]
+    )
 
 
-def open_set(storage: Storage, name: str) -> TrainingSet:
-    """The training set whose Parquet file has this name."""
-    path = storage.path("datasets", name)
-    return TrainingSet(pl.read_parquet(path), storage.read_json("datasets", f"{path.stem}.json"), path)
-
-
-def _warm(tables: Mapping[str, pl.DataFrame], features: FeatureSet) -> pl.Expr:
+def _warm(held: Mapping[str, Snapshot], features: FeatureSet) -> datetime:
     """The first target time whose features see a full look-back in every table."""
-    begins = [table[EVENT_TIME].min() for table in tables.values() if table.height]
-    if not begins:
-        return pl.lit(None).fill_null(True)
-    return pl.lit(max(begins)) + pl.duration(microseconds=features.lookback_us + features.horizon_us)  # type: ignore[type-var]
+    warm = [BEGINNING]
+    for view in features.tables:
+        begin = min(bucket.begin for bucket in held[view.source].buckets.values())
+        reach = features.table_reach_us(view.source)
+        if begin > BEGINNING:
+            # The first interval of a resampled source ends, and is stamped, with its length.
+            step = view.every_us or 0
+            warm.append(begin + timedelta(microseconds=step + reach + features.horizon_us))
+    return max(warm)
 
 
 def values_digest(frame: pl.DataFrame) -> str:
@@ -121,30 +225,40 @@ def values_digest(frame: pl.DataFrame) -> str:
     return digest.hexdigest()
 
 
-def _manifest(
-    project: Project,
-    features: FeatureSet,
-    versions: Mapping[str, int],
-    frame: pl.DataFrame,
-    digest: str,
+def _write(
     name: str,
-) -> dict[str, Any]:
-    times = frame[features.time]
-    return {
-        "file": name,
-        "project": project.project,
+    frame: pl.DataFrame,
+    features: FeatureSet,
+    held: Mapping[str, Snapshot],
+    origin: Mapping[str, Any],
+    policies: Mapping[str, Any],
+    storage: Storage,
+) -> TrainingSet:
+    digest = values_digest(frame)
+    path = storage.path(FOLDER, f"{name}-{digest[:12]}.parquet")
+    manifest = {
+        "file": path.name,
+        "project": name,
         "rows": frame.height,
         "digest": digest,
-        "from": times.min(),
-        "to": times.max(),
+        "from": frame[features.time].cast(INSTANT).min(),
+        "to": frame[features.time].cast(INSTANT).max(),
         "columns": Schema(features.columns).to_json()["columns"],
         "features": features.to_json(),
         "features_digest": features.digest,
-        "target": project.target.model_dump(mode="json"),
         "horizon_us": features.horizon_us,
-        "history_versions": dict(versions),
+        **origin,
+        "as_of": {
+            source: {**snapshot.as_of.to_json(), "table": snapshot.view.to_json()}
+            for source, snapshot in held.items()
+        },
+        "policies": dict(policies),
         "libraries": libraries(),
     }
+    with replacing(path) as new:
+        frame.write_parquet(new)
+    storage.write_json(manifest, FOLDER, f"{path.stem}.json")
+    return TrainingSet(frame, manifest, path)
 
 
 def libraries() -> dict[str, str]:

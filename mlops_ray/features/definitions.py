@@ -12,9 +12,10 @@ from typing import Any, Self
 import orjson
 import polars as pl
 
-from mlops_ray.config import CALENDAR_KINDS, Feature, Project, Source
+from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
 from mlops_ray.errors import ConfigError, did_you_mean
-from mlops_ray.expressions import compile_sql
+from mlops_ray.expressions import compile_sql, load_function
+from mlops_ray.features.resample import PICKING, aggregated_type
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
 
 #: The values that a calendar feature can take.
@@ -25,20 +26,26 @@ CALENDAR_CATEGORIES: dict[str, tuple[int, ...]] = {
 }
 
 
-#: Column types that a feature of a history can have; they all become floats.
+#: Column types that can be added up.
 NUMERIC = ("float", "int", "bool")
+#: Aggregates that need no number.
+OF_ANYTHING = ("count", "first", "last", "distinct_count")
+#: Part of a history's name: what lies on disk in another form is another table.
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Stored:
     """A feature that is read from a source's history.
 
-    `kind` is `latest`, `value_at` or `window`; durations are microseconds. `ago_us` counts from the target
-    time T, `over_us` from the moment of prediction P.
+    `on` are the names that the table's keys have in a request. `kind` is `latest`, `value_at` or `window`;
+    durations are microseconds. `ago_us` counts from the target time T, `over_us` and `ttl_us` from the moment
+    of prediction P.
     """
 
     name: str
     source: str
+    on: tuple[str, ...]
     of: str
     kind: str
     agg: str | None = None
@@ -46,11 +53,12 @@ class Stored:
     tolerance_us: int = 0
     over_us: int = 0
     quantile: float | None = None
+    ttl_us: int | None = None
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A feature of the request itself: `kind` of `argument` (a column, or SQL text)."""
+    """A feature of the request itself: `kind` of `argument` (a column, SQL text, or a function's path)."""
 
     name: str
     kind: str
@@ -59,6 +67,9 @@ class Computed:
     country: str | None = None
     #: What is added to the time first: minus an interval's length for rows stamped with their end.
     shift_us: int = 0
+    #: The columns that a function is given, and the type of what it returns.
+    inputs: tuple[str, ...] = ()
+    type: ColumnType | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,31 @@ class ViewTable:
     columns: tuple[Column, ...]
     every_us: int | None
     aggregations: tuple[tuple[str, str], ...]
+    #: The column that tells a key's rows apart; without one their event time does.
+    row_id: str | None = None
+    #: Whether the source says itself when a row became known: its clock is then that of its rows.
+    back_loaded: bool = False
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns that tell rows apart."""
+        return (*self.keys, self.row_id or "event_time")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads again."""
+        return {**vars(self), "columns": Schema(self.columns).to_json()["columns"]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The table that `to_json` wrote."""
+        return cls(
+            **{
+                **data,
+                "keys": tuple(data["keys"]),
+                "columns": _columns(data["columns"]),
+                "aggregations": tuple(tuple(pair) for pair in data["aggregations"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -86,23 +122,49 @@ class FeatureSet:
     time: str
     #: Length of the target's intervals, where it is resampled: target times are the ends of such.
     every_us: int | None = None
+    #: Whether a training row's features are as known at its own P, rather than as known at one instant.
+    strict: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
 
-    @property
-    def lookback_us(self) -> int:
-        """How far before P any feature reads."""
-        return max((self._reach(feature) for feature in self.stored), default=0)
+    def table_reach_us(self, source: str) -> int:
+        """How far before P the features of a table read at most, but for latest values without ttl."""
+        return max((self.reach_us(feature) for feature in self.of_table(source)), default=0)
 
-    def _reach(self, feature: Stored) -> int:
-        return max(feature.over_us, feature.ago_us + feature.tolerance_us - self.horizon_us, 0)
+    def reach_us(self, feature: Stored) -> int:
+        """How far before P a feature reads; a latest value without ttl counts as 0."""
+        return max(
+            feature.over_us, feature.ago_us + feature.tolerance_us - self.horizon_us, feature.ttl_us or 0
+        )
+
+    def of_table(self, source: str) -> tuple[Stored, ...]:
+        """The features that read a source's table."""
+        return tuple(feature for feature in self.stored if feature.source == source)
+
+    @cached_property
+    def reads(self) -> tuple[tuple[ViewTable, tuple[str, ...], tuple[Stored, ...]], ...]:
+        """What is read together: a table, what its keys are called in a request, and their features."""
+        return tuple(
+            (view, on, tuple(feature for feature in self.of_table(view.source) if feature.on == on))
+            for view in self.tables
+            for on in dict.fromkeys(feature.on for feature in self.of_table(view.source))
+        )
+
+    def identity(self, name: str) -> str:
+        """The hash of one feature's definition: equal for equal features, whatever they are called."""
+        every: tuple[Stored | Computed, ...] = (*self.stored, *self.computed)
+        feature = next(f for f in every if f.name == name)
+        definition = {**vars(feature), "name": None, "horizon_us": self.horizon_us}
+        if isinstance(feature, Stored):
+            definition |= {"source": next(t.table for t in self.tables if t.source == feature.source)}
+        return _digest(definition)
 
     @cached_property
     def digest(self) -> str:
         """Identifies the definitions: equal for equal features, whatever project or file they stand in."""
-        return hashlib.sha256(orjson.dumps(self.to_json(), option=orjson.OPT_SORT_KEYS)).hexdigest()
+        return _digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -111,13 +173,11 @@ class FeatureSet:
             "columns": Schema(self.columns).to_json()["columns"],
             "stored": [vars(feature) for feature in self.stored],
             "computed": [vars(feature) for feature in self.computed],
-            "tables": [
-                {**vars(table), "columns": Schema(table.columns).to_json()["columns"]}
-                for table in self.tables
-            ],
+            "tables": [table.to_json() for table in self.tables],
             "horizon_us": self.horizon_us,
             "time": self.time,
             "every_us": self.every_us,
+            "strict": self.strict,
         }
 
     @classmethod
@@ -126,22 +186,13 @@ class FeatureSet:
         return cls(
             request=Schema.from_json(data["request"]),
             columns=_columns(data["columns"]),
-            stored=tuple(Stored(**feature) for feature in data["stored"]),
-            computed=tuple(Computed(**feature) for feature in data["computed"]),
-            tables=tuple(
-                ViewTable(
-                    **{
-                        **table,
-                        "keys": tuple(table["keys"]),
-                        "columns": _columns(table["columns"]),
-                        "aggregations": tuple(tuple(pair) for pair in table["aggregations"]),
-                    }
-                )
-                for table in data["tables"]
-            ),
+            stored=tuple(Stored(**{**feature, "on": tuple(feature["on"])}) for feature in data["stored"]),
+            computed=tuple(Computed(**{**f, "inputs": tuple(f["inputs"])}) for f in data["computed"]),
+            tables=tuple(ViewTable.from_json(table) for table in data["tables"]),
             horizon_us=data["horizon_us"],
             time=data["time"],
             every_us=data["every_us"],
+            strict=data["strict"],
         )
 
 
@@ -151,26 +202,40 @@ def _columns(data: list[dict[str, Any]]) -> tuple[Column, ...]:
     ).columns
 
 
+def _digest(document: Any) -> str:
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
 def table_name(source_name: str, source: Source) -> str:
     """The name of a source's history: equal definitions share it, a changed one starts anew."""
     definition = source.model_dump(mode="json", exclude={"path", "policy"})
-    digest = hashlib.sha256(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return f"{source_name}-{digest[:12]}"
+    return f"{source_name}-{_digest([FORMAT, definition])[:12]}"
 
 
 def view_table(name: str, source: Source) -> ViewTable:
     """The table that views of a source, and its target, read."""
-    resample = source.resample
-    kept = set(resample.columns) if resample else set(source.columns) - set(source.entity)
     typed = {column.name: column for column in source.row_schema.columns}
+    if source.resample is not None:
+        aggregations = tuple(source.resample.columns.items())
+        columns = tuple(_aggregated(typed[of], agg) for of, agg in aggregations)
+    else:
+        aggregations = ()
+        columns = tuple(column for column in typed.values() if column.name not in source.entity)
     return ViewTable(
         source=name,
         table=table_name(name, source),
         keys=source.entity,
-        columns=tuple(typed[column] for column in source.columns if column in kept),
-        every_us=resample.every if resample else None,
-        aggregations=tuple(resample.columns.items()) if resample else (),
+        columns=columns,
+        every_us=source.resample.every if source.resample else None,
+        aggregations=aggregations,
+        row_id=source.row_id,
+        back_loaded=source.known_at is not None,
     )
+
+
+def _aggregated(column: Column, agg: str) -> Column:
+    """What an aggregate of a column is: `first` and `last` are one of its values, others a number."""
+    return column if agg in PICKING else Column(column.name, aggregated_type(agg, column.type))
 
 
 def compile_features(project: Project) -> FeatureSet:
@@ -181,52 +246,40 @@ def compile_features(project: Project) -> FeatureSet:
     _refuse_unsupported(project)
     target = project.sources[project.target.source]
     time = (target.event_time.column if target.event_time else None) or "time"
-    computed = tuple(
-        _computed(f"features.{view_name}.{name}", name, feature, target)
-        for view_name, view in project.features.items()
-        for name, feature in (view.on_request or {}).items()
-    )
+    computed = tuple(feature for view in project.features.items() for feature in _of_request(*view, target))
     stored = tuple(
-        _stored(project, str(view.source), name, feature)
-        for view in project.features.values()
+        _stored(project, view_name, view, name, feature)
+        for view_name, view in project.features.items()
         for name, feature in view.features.items()
     )
-    request = _request_schema(target, time, computed)
-    _refuse_the_label(project, request)
-    columns = [Column(f.name, "float") for f in stored] + [_computed_column(f, request) for f in computed]
-    _unique([column.name for column in columns])
     sources = dict.fromkeys(view.source for view in project.features.values() if view.source)
+    tables = {name: view_table(name, project.sources[name]) for name in sources}
+    request = _request_schema(target, time, stored, computed)
+    _refuse_the_label(project, request)
+    columns = [_stored_column(f, tables[f.source]) for f in stored]
+    columns += [_computed_column(f, request) for f in computed]
+    _unique([column.name for column in columns])
     return FeatureSet(
         request=request,
         columns=tuple(columns),
         stored=stored,
         computed=computed,
-        tables=tuple(view_table(name, project.sources[name]) for name in sources),
+        tables=tuple(tables.values()),
         horizon_us=project.target.horizon[0],
         time=time,
         every_us=target.resample.every if target.resample else None,
+        strict=project.target.known_at == "event",
     )
 
 
 def _refuse_unsupported(project: Project) -> None:
     asks = {
-        "latest": any(f.latest for view in project.features.values() for f in view.features.values()),
-        "exclude": any(view.exclude for view in project.features.values()),
         "target.label_known by a column": bool(
             project.target.label_known and project.target.label_known.column
         ),
         "several horizons": len(project.target.horizon) > 1,
-        "target.known_at": project.target.known_at is not None,
-        "target.where": project.target.where is not None,
         "target.transform": project.target.transform is not None,
         "a target's source without event time": project.sources[project.target.source].event_time is None,
-        "ttl": any(view.ttl is not None for view in project.features.values()),
-        "join_keys": any(view.join_keys for view in project.features.values()),
-        "features from a row's own columns": any(view.columns for view in project.features.values()),
-        "lag": any(f.lag for view in project.features.values() for f in view.features.values()),
-        "function": any(
-            f.function for view in project.features.values() for f in (view.on_request or {}).values()
-        ),
     }
     for what, asked in asks.items():
         if asked:
@@ -237,8 +290,7 @@ def _refuse_the_label(project: Project, request: Schema) -> None:
     """A request cannot hold what is to be predicted."""
     label = compile_sql(project.target.expr).columns
     for name in sorted(label & set(request.names)):
-        if project.target.horizon[0] > 0:
-            raise ConfigError(f"a feature of the request reads {name!r}, which the target is made of")
+        raise ConfigError(f"a feature of the request reads {name!r}, which the target is made of")
 
 
 def _unique(names: list[str]) -> None:
@@ -247,23 +299,91 @@ def _unique(names: list[str]) -> None:
         raise ConfigError(f"features: {sorted(twice)[0]!r} is defined twice")
 
 
-def _stored(project: Project, source: str, name: str, feature: Feature) -> Stored:
-    of = feature.value_at or feature.window or feature.lag
-    kind = project.sources[source].columns[of.of if of else str(feature.latest)].type
-    if kind not in NUMERIC:
-        raise ConfigError(
-            f"feature {name!r} reads a column of type {kind}; only {', '.join(NUMERIC)} can be read yet"
-        )
-    if feature.value_at is not None:
-        at = feature.value_at
-        return Stored(name, source, at.of, "value_at", ago_us=at.ago, tolerance_us=at.tolerance)
+def _stored(project: Project, view_name: str, view: View, name: str, feature: Feature) -> Stored:
+    place, source_name = f"features.{view_name}.{name}", str(view.source)
+    source = project.sources[source_name]
+    on = _on(f"features.{view_name}", view, source, project.sources[project.target.source])
+    if source.time is not None and feature.latest is None:
+        raise ConfigError(f"{place}: {source_name!r} has no time, so it has latest values only")
+    if feature.latest is not None:
+        return Stored(name, source_name, on, feature.latest, "latest", ttl_us=view.ttl)
     if feature.window is not None:
         window = feature.window
+        kind = source.columns[window.of].type
+        if kind not in NUMERIC and window.agg not in OF_ANYTHING:
+            raise ConfigError(
+                f"{place}: {window.agg} of {window.of!r}, which is of type {kind}; "
+                f"such a column has {', '.join(OF_ANYTHING)}"
+            )
         return Stored(
-            name, source, window.of, "window", agg=window.agg, over_us=window.over, quantile=window.quantile
+            name, source_name, on, window.of, "window",
+            agg=window.agg, over_us=window.over, quantile=window.quantile,
+        )  # fmt: skip
+    if feature.value_at is not None:
+        at = feature.value_at
+        return Stored(name, source_name, on, at.of, "value_at", ago_us=at.ago, tolerance_us=at.tolerance)
+    assert feature.lag is not None
+    return Stored(
+        name, source_name, on, feature.lag.of, "value_at", ago_us=_lag_us(place, feature.lag, project, source)
+    )
+
+
+def _lag_us(place: str, lag: Lag, project: Project, source: Source) -> int:
+    """A lag in rows as a duration, where rows are known by their order and come at equal distances."""
+    every = source.event_time.every if source.event_time else None
+    if every is None:
+        raise ConfigError(f"{place}: lag counts rows, which needs event_time: {{order: true, every: …}}")
+    if lag.rows * every < project.target.horizon[0]:
+        raise ConfigError(
+            f"{place}: looks past the moment of prediction: the lag is shorter than the horizon"
         )
-    assert feature.latest is not None
-    return Stored(name, source, feature.latest, "latest")
+    return lag.rows * every
+
+
+def _on(place: str, view: View, source: Source, target: Source) -> tuple[str, ...]:
+    """What the keys of a view's table are called in a request: their own names, unless `join_keys` says."""
+    for name in view.join_keys.values():
+        if name not in source.entity:
+            raise ConfigError(
+                f"{place}.join_keys: {name!r} is no key of the view{did_you_mean(name, source.entity)}"
+            )
+    names = {key: name for name, key in view.join_keys.items()}
+    on = tuple(names.get(key, key) for key in source.entity)
+    for name, key in zip(on, source.entity, strict=True):
+        if name not in target.columns:
+            hint = did_you_mean(name, target.columns)
+            raise ConfigError(
+                f"{place}: the key {name!r} is no column of the target's source{hint} (join_keys: "
+                f"{{NAME: {key}}} says what it is called there)"
+            )
+    return on
+
+
+def _stored_column(feature: Stored, table: ViewTable) -> Column:
+    of = next((c for c in table.columns if c.name == feature.of), None)
+    if of is None:
+        raise ConfigError(
+            f"feature {feature.name!r} reads {feature.of!r}, which is a key, or left out by the resampling"
+        )
+    made = of if feature.agg is None else _aggregated(of, feature.agg)
+    # What the source's rows must be, its view's rows have been checked for; a feature may be missing.
+    return Column(feature.name, made.type, categories=made.categories)
+
+
+def _of_request(view_name: str, view: View, target: Source) -> list[Computed]:
+    """The features that a view computes from the request, a row's own columns included."""
+    own = [name for name in view.columns or () if name not in view.exclude]
+    for name in (*own, *view.exclude):
+        if name not in target.columns:
+            raise ConfigError(
+                f"features.{view_name}: {name!r} is no column of the target's source"
+                f"{did_you_mean(name, target.columns)}"
+            )
+    found = [Computed(name, "expr", f'"{name}"') for name in own]
+    return found + [
+        _computed(f"features.{view_name}.{name}", name, feature, target)
+        for name, feature in (view.on_request or {}).items()
+    ]
 
 
 def _computed(place: str, name: str, feature: Feature, target: Source) -> Computed:
@@ -271,6 +391,10 @@ def _computed(place: str, name: str, feature: Feature, target: Source) -> Comput
         if name in target.entity and feature.expr != name:
             raise ConfigError(f"{place}: {name!r} is an entity key; call the feature otherwise")
         return Computed(name, "expr", feature.expr)
+    if feature.function is not None:
+        load_function(feature.function.path)
+        function = feature.function
+        return Computed(name, "function", function.path, inputs=function.inputs, type=feature.type)
     kind = next(kind for kind in CALENDAR_KINDS if getattr(feature, kind) is not None)
     argument = getattr(feature, kind)
     time = (target.event_time.column if target.event_time else None) or "time"
@@ -284,14 +408,16 @@ def _computed(place: str, name: str, feature: Feature, target: Source) -> Comput
     return Computed(name, kind, argument, zone, feature.country, shift)
 
 
-def _request_schema(target: Source, time: str, computed: tuple[Computed, ...]) -> Schema:
-    """The columns of a request: entity keys, target time, and the inputs of its computed features."""
+def _request_schema(
+    target: Source, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
+) -> Schema:
+    """The columns of a request: entity keys, target time, the keys of views, inputs of computed features."""
     known = {column.name: column for column in target.row_schema.columns}
-    columns = [Column(**{**vars(known[key]), "required": True}) for key in target.entity]
+    keys = dict.fromkeys([*target.entity, *(name for feature in stored for name in feature.on)])
+    columns = [Column(**{**vars(known[key]), "required": key in target.entity}) for key in keys]
     columns.append(Column(time, "datetime", required=True))
     for feature in computed:
-        inputs = compile_sql(feature.argument).columns if feature.kind == "expr" else {feature.argument}
-        for name in sorted(inputs - {column.name for column in columns}):
+        for name in sorted(_inputs(feature) - {column.name for column in columns}):
             if name not in known:
                 raise ConfigError(
                     f"feature {feature.name!r} reads {name!r}, which a request does not hold"
@@ -301,7 +427,15 @@ def _request_schema(target: Source, time: str, computed: tuple[Computed, ...]) -
     return Schema(tuple(columns))
 
 
+def _inputs(feature: Computed) -> set[str]:
+    if feature.inputs:
+        return set(feature.inputs)
+    return set(compile_sql(feature.argument).columns) if feature.kind == "expr" else {feature.argument}
+
+
 def _computed_column(feature: Computed, request: Schema) -> Column:
+    if feature.type is not None:
+        return Column(feature.name, feature.type)
     if feature.kind == "holiday_of":
         return Column(feature.name, "bool")
     if feature.kind in CALENDAR_CATEGORIES:

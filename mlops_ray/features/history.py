@@ -1,10 +1,12 @@
 """The history of a source: an append-only Delta table of what was known, and when (semantics.md section 2).
 
-Nothing is updated in place: a correction is a new row of the same identity, and the row in force is the one
-known last. Rows lie in buckets by a hash of their key; one commit is visible whole or not at all, and the
-same commit is stored once.
+Nothing is updated in place: a correction is a new row of the same identity, and of an identity's rows the one
+known last is in force. Rows lie in buckets by a hash of their key. A commit is visible whole or not at all,
+the same commit is stored once, and commits come one after the other, whoever makes them.
 """
 
+import random
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,142 +14,412 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, write_deltalake
-from deltalake.exceptions import TableNotFoundError
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError
 
 from mlops_ray.config import Source
+from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features.definitions import ViewTable
-from mlops_ray.features.windows import resample
-from mlops_ray.schema import DTYPES, INSTANT
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL, resample
+from mlops_ray.features.windows import runs
+from mlops_ray.schema import INSTANT
 
 #: Enough for a node's cores to share a join, few enough that a small history is not a heap of tiny files.
 BUCKETS = 16
+#: Where the row of a table without time stands: before everything else that has a date.
+BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+#: The first and the last instant of the calendar, in microseconds since 1970.
+BEGINNING_US = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // MICROSECOND
+END_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
-#: Where a commit of the Delta table carries the id of what it stored.
-COMMIT = "mlops.commit"
-BOOKKEEPING = {
-    "bucket": pl.Int32,
-    "known_at": INSTANT,
-    "committed_at": INSTANT,
-    "sequence": pl.Int64,
-    "deleted": pl.Boolean,
-}
+BUCKET = "mlops_bucket"
+COMMITTED_AT, DELETED = "_committed_at", "_deleted"
+
+#: All writers take part in one transaction after another under this name, so that two at once conflict.
+WRITER = "mlops_ray.writer"
+#: What a commit's metadata says: its id, its time (microseconds), and the last sequence number given out.
+ID, TIME, LAST = "mlops.commit", "mlops.committed_at", "mlops.sequence"
+#: How often a writer that lost to another tries again; each loss means that somebody else's commit is in.
+TRIES = 50
+#: Rows that are skipped together where a reader asks for a time.
+ROW_GROUP = 128 * 1024
+#: Above so many files a bucket, compaction pays.
+FILES_A_BUCKET = 8
+
+
+@dataclass(frozen=True)
+class AsOf:
+    """What is asked of a history: rows known at `known_at` among those stored by `committed_at`."""
+
+    known_at: datetime
+    committed_at: datetime
+
+    def to_json(self) -> dict[str, str]:
+        return {"known_at": self.known_at.isoformat(), "committed_at": self.committed_at.isoformat()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, str]) -> "AsOf":
+        return cls(datetime.fromisoformat(data["known_at"]), datetime.fromisoformat(data["committed_at"]))
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A commit of a history: the table's version, its id and time, and the last sequence number given out."""
+
+    version: int
+    id: str
+    committed_at: datetime
+    sequence: int
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """The files of one bucket at a snapshot, their rows, and between which event times they lie."""
+
+    files: tuple[str, ...]
+    rows: int
+    begin: datetime
+    end: datetime
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A history as it stood when the question was first asked; plain data, the same wherever it is read."""
+
+    view: ViewTable
+    as_of: AsOf
+    #: Whether `as_of` leaves out rows that the files hold.
+    is_newest: bool
+    buckets: dict[int, Bucket]
+
+    @property
+    def rows(self) -> int:
+        return sum(bucket.rows for bucket in self.buckets.values())
 
 
 @dataclass(frozen=True)
 class History:
-    """The history of one source, at a folder."""
+    """The history that a view reads, under the feature store's folder."""
 
     folder: Path
-    keys: tuple[str, ...]
+    view: ViewTable
 
     @classmethod
     def of(cls, features: Path, view: ViewTable) -> "History":
-        """The history that a view reads, under the store's folder."""
-        return cls(features / view.table, view.keys)
+        return cls(features / view.table, view)
 
     @property
-    def version(self) -> int:
-        """The number of the newest commit; -1 before the first."""
+    def newest(self) -> Commit | None:
+        """The newest commit; `None` before the first."""
         table = self._table()
-        return table.version() if table else -1
+        return _newest(table) if table else None
 
     @property
     def commit(self) -> str | None:
         """The id of the newest commit; `None` before the first."""
-        table = self._table()
-        return table.history(1)[0].get(COMMIT) if table else None
+        return self.newest.id if self.newest else None
 
-    def append(self, rows: pl.DataFrame, source: Source, commit_id: str) -> int:
-        """Stores rows (`event_time`, keys and values) in one commit; returns the history's version.
+    # ------------------------------------------------------------ writing
 
-        What the newest commit holds is not stored again; what an older one held is: it is news once more.
+    def append(self, rows: pl.DataFrame, source: Source, commit_id: str) -> Commit:
+        """Stores rows (`event_time` but for a table without time, keys and values) in one commit.
+
+        Returns the newest commit: one that is in already is not stored again. Raises `StorageError` where
+        other writers do not let this one through.
         """
-        if self.commit == commit_id:
-            return self.version
+        for attempt in range(TRIES):
+            table = self._table()
+            if table and table.transaction_version(commit_id) is not None:
+                return _newest(table)
+            last = _newest(table) if table and table.version() else None
+            try:
+                return self._append(table, last, rows, source, commit_id)
+            except CommitFailedError:
+                # Somebody else's commit came first; the times and numbers of this one must follow it.
+                time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
+        raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
+
+    def _append(
+        self,
+        table: DeltaTable | None,
+        last: Commit | None,
+        rows: pl.DataFrame,
+        source: Source,
+        commit_id: str,
+    ) -> Commit:
+        now = datetime.now(UTC)
+        if last is not None:
+            now = max(now, last.committed_at + timedelta(microseconds=1))
+        written = self._with_bookkeeping(rows, source, now, last.sequence + 1 if last else 0)
+        table = table or self._create(written)
+        commit = Commit(table.version() + 1, commit_id, now, (last.sequence if last else -1) + rows.height)
         write_deltalake(
-            self.folder,
-            self._with_bookkeeping(rows, source),
+            table,
+            written,
             mode="append",
-            partition_by=["bucket"],
-            commit_properties=CommitProperties(custom_metadata={COMMIT: commit_id}),
+            writer_properties=WriterProperties(max_row_group_size=ROW_GROUP),
+            commit_properties=_properties(commit),
         )
-        return self.version
+        return commit
 
-    def _with_bookkeeping(self, rows: pl.DataFrame, source: Source) -> pl.DataFrame:
-        now = max(datetime.now(UTC), self._last_commit() + timedelta(microseconds=1))
-        known = source.known_at
-        if known is not None and known.after_event is not None:
-            known_at = pl.col("event_time") + pl.duration(microseconds=known.after_event)
-        else:
-            known_at = pl.lit(now)
-        return rows.with_columns(
-            _buckets(rows, self.keys),
-            known_at.cast(INSTANT).alias("known_at"),
-            pl.lit(now).cast(INSTANT).alias("committed_at"),
-            pl.int_range(pl.len(), dtype=pl.Int64).alias("sequence"),
-            pl.lit(False).alias("deleted"),
-        ).sort("bucket", *self.keys, "event_time", maintain_order=True)
+    def _create(self, rows: pl.DataFrame) -> DeltaTable:
+        """The table, still empty: two writers that both began it would not notice each other."""
+        schema = Schema.from_arrow(rows.clear().to_arrow().schema)
+        return DeltaTable.create(
+            self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
+        )
 
-    def _last_commit(self) -> datetime:
-        rows = self._scan()
-        newest = rows.select(pl.col("committed_at").max()).collect().item() if rows is not None else None
-        return newest or datetime(1970, 1, 1, tzinfo=UTC)
-
-    def in_force(self) -> pl.DataFrame:
-        """The rows in force, without bookkeeping but `known_at`, sorted by key and event time.
-
-        Of all rows of an identity (key and event time) the one known last counts.
-        """
-        rows = self._scan()
-        if rows is None:
-            raise TableNotFoundError(f"no history at {self.folder}")
-        identity = [*self.keys, "event_time"]
+    def _with_bookkeeping(
+        self, rows: pl.DataFrame, source: Source, now: datetime, sequence: int
+    ) -> pl.DataFrame:
+        if EVENT_TIME not in rows.columns:
+            rows = rows.with_columns(pl.lit(BEGINNING).cast(INSTANT).alias(EVENT_TIME))
+        number = pl.int_range(sequence, sequence + pl.len(), dtype=pl.Int64)
+        own = pl.col(source.sequence).cast(pl.Int64) if source.sequence else number
+        marked = pl.col(source.deleted).fill_null(False) if source.deleted else pl.lit(False)
         return (
-            rows.sort(*identity, "known_at", "committed_at", "sequence")
-            .unique(identity, keep="last", maintain_order=True)
-            .filter(~pl.col("deleted"))
-            .drop(name for name in BOOKKEEPING if name != "known_at")
-            .collect()
+            rows.with_columns(
+                buckets_of(rows, self.view.keys).alias(BUCKET),
+                _known_at(source, now).cast(INSTANT).alias(KNOWN_AT),
+                pl.lit(now).cast(INSTANT).alias(COMMITTED_AT),
+                own.alias(SEQUENCE),
+                marked.alias(DELETED),
+            )
+            # Of rows that nothing tells apart the last in the file counts.
+            .unique([*self.view.identity, KNOWN_AT, SEQUENCE], keep="last", maintain_order=True)
+            .sort(BUCKET, *self.view.keys, EVENT_TIME, maintain_order=True)
         )
+
+    def maintain(self, *, vacuum_hours: float | None = None) -> int:
+        """Merges small files, where there are many; returns how many files there are. No answer changes.
+
+        With `vacuum_hours`, files that no version has needed for so long are deleted.
+        """
+        table = self._table()
+        if table is None:
+            return 0
+        if len(table.file_uris()) > FILES_A_BUCKET * BUCKETS:
+            table.optimize.compact(commit_properties=_properties(_newest(table), writes=False))
+        if vacuum_hours is not None:
+            table.vacuum(
+                retention_hours=vacuum_hours,  # type: ignore[arg-type]
+                dry_run=False,
+                enforce_retention_duration=False,
+                commit_properties=_properties(_newest(table), writes=False),
+            )
+        return len(table.file_uris())
+
+    # ------------------------------------------------------------ reading
+
+    def snapshot(self, as_of: AsOf | None = None, *, known_at: datetime | None = None) -> Snapshot:
+        """The history as it stands now: `as_of` an earlier question, or as known at an instant.
+
+        Raises `DataError` where there is no history yet, or `known_at` is later than its newest commit.
+        """
+        table = self._table()
+        if table is None or not table.file_uris():
+            raise DataError(f"there is no history of {self.view.source!r} yet; ingest it first")
+        newest = _newest(table).committed_at
+        if as_of is None:
+            if known_at is not None and known_at > newest:
+                raise DataError(
+                    f"nothing is known as of {known_at.isoformat()} yet: the newest commit of "
+                    f"{self.view.source!r} is of {newest.isoformat()}"
+                )
+            as_of = AsOf(known_at or newest, newest)
+        is_newest = as_of.known_at >= newest and as_of.committed_at >= newest
+        return Snapshot(self.view, as_of, is_newest, _files(table))
 
     def _table(self) -> DeltaTable | None:
         return DeltaTable(self.folder) if DeltaTable.is_deltatable(str(self.folder)) else None
 
-    def _scan(self) -> pl.LazyFrame | None:
-        table = self._table()
-        return pl.scan_delta(table) if table else None
+
+def _known_at(source: Source, now: datetime) -> pl.Expr:
+    known = source.known_at
+    if known is None:
+        return pl.lit(now)
+    if known.column is not None:
+        return pl.col(known.column)
+    return pl.col(EVENT_TIME) + pl.duration(microseconds=known.after_event or 0)
 
 
-def read_view(history: History, view: ViewTable) -> pl.DataFrame:
-    """The table that a view's features read: rows in force, resampled where the source says so.
+def _properties(commit: Commit, *, writes: bool = True) -> CommitProperties:
+    """What a commit says of itself; a log entry that stores no rows repeats what the newest commit said."""
+    metadata = {ID: commit.id, TIME: commit.committed_at.isoformat(), LAST: str(commit.sequence)}
+    transactions = [Transaction(WRITER, commit.version), Transaction(commit.id, 0)] if writes else None
+    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
 
-    An interval that still waits for rows is left out: its aggregate is not known yet.
-    Columns: keys, `event_time`, the view's columns; sorted by key and event time.
+
+def _newest(table: DeltaTable) -> Commit:
+    for entry in table.history():
+        if ID in entry:
+            committed_at = datetime.fromisoformat(entry[TIME])
+            return Commit(table.version(), entry[ID], committed_at, int(entry[LAST]))
+    # Nothing was stored yet, but perhaps a writer died between making the table and its first commit.
+    return Commit(table.version(), "", datetime(1970, 1, 1, tzinfo=UTC), -1)
+
+
+def _files(table: DeltaTable) -> dict[int, Bucket]:
+    actions = pl.DataFrame(table.get_add_actions(flatten=True))
+    root = table.table_uri.rstrip("/")
+    rows = actions.select(
+        pl.col(f"partition.{BUCKET}").cast(pl.Int64).alias("bucket"),
+        pl.format("{}/{}", pl.lit(root), "path").alias("path"),
+        pl.col("num_records").cast(pl.Int64),
+        pl.col(f"min.{EVENT_TIME}").cast(INSTANT).alias("begin"),
+        pl.col(f"max.{EVENT_TIME}").cast(INSTANT).alias("end"),
+    ).sort("bucket", "path")
+    grouped = rows.group_by("bucket", maintain_order=True).agg(
+        "path", pl.col("num_records").sum(), pl.col("begin").min(), pl.col("end").max()
+    )
+    return {b: Bucket(tuple(paths), n, begin, end) for b, paths, n, begin, end in grouped.iter_rows()}
+
+
+# ---------------------------------------------------------------- what is in force
+
+
+def clock(snapshot: Snapshot) -> datetime:
+    """Up to when everything known has come in.
+
+    Where rows become known by being stored, that is the newest commit. A back-load's clock is that of its
+    rows: the newest `known_at`, and for a resampled source the usual step to the next row more, since the
+    newest stands for the time until then.
     """
-    rows = history.in_force()
+    view, as_of = snapshot.view, snapshot.as_of
+    if not view.back_loaded:
+        return min(as_of.known_at, as_of.committed_at)
+    rows = _known(snapshot, [file for bucket in snapshot.buckets.values() for file in bucket.files])
+    newest: datetime = rows.select(pl.col(KNOWN_AT).max()).collect().item()
+    if view.every_us is None:
+        return newest
+    step = rows.select(pl.col(EVENT_TIME).unique().sort().diff().median()).collect().item()
+    return newest + (step or timedelta())
+
+
+def changed_since(snapshot: Snapshot, committed_at: datetime) -> pl.DataFrame:
+    """The keys of rows that were stored after a commit."""
+    files = [file for bucket in snapshot.buckets.values() for file in bucket.files]
+    rows = _known(snapshot, files).filter(pl.col(COMMITTED_AT) > committed_at)
+    return rows.select(snapshot.view.keys).unique().collect()
+
+
+def _known(snapshot: Snapshot, files: list[str]) -> pl.LazyFrame:
+    """The rows of files that the question admits."""
+    as_of = snapshot.as_of
+    admitted = pl.col(KNOWN_AT) <= as_of.known_at
+    if not snapshot.is_newest:
+        admitted &= pl.col(COMMITTED_AT) <= as_of.committed_at
+    return pl.scan_parquet(files, hive_partitioning=False).filter(admitted)
+
+
+def read(
+    snapshot: Snapshot,
+    buckets: Sequence[int] | None = None,
+    *,
+    columns: Sequence[str] | None = None,
+    strict: bool = False,
+    between: tuple[datetime, datetime] | None = None,
+) -> pl.DataFrame:
+    """The table that features read: rows in force, resampled where the source says so.
+
+    Columns: keys, `event_time`, `KNOWN_AT`, the view's `columns` (all unless given); sorted by key, event
+    time and row id. With `strict`, every version of a row that was ever in force, with `UNTIL`. With
+    `between`, only rows with an event time in (begin, end].
+    """
+    view = snapshot.view
+    wanted = [c for c in view.columns if columns is None or c.name in columns]
+    aggregations = tuple(pair for pair in view.aggregations if pair[0] in {c.name for c in wanted})
+    raw = list(dict.fromkeys(name for name, _ in aggregations) if view.every_us else (c.name for c in wanted))
+    chosen = [snapshot.buckets[b] for b in (snapshot.buckets if buckets is None else buckets)]
+    rows = _versions(snapshot, [file for bucket in chosen for file in bucket.files], raw, between)
+    rows = in_force(rows, view.keys, view.row_id, strict=strict)
     if view.every_us is not None:
-        complete = _complete_until(rows["event_time"])
-        rows = resample(rows, view.keys, view.every_us, view.aggregations)
-        rows = rows.filter(pl.col("event_time") <= complete)
-    values = [pl.col(column.name).cast(DTYPES[column.type]) for column in view.columns]
-    return rows.select(*view.keys, "event_time", *values)
+        rows = resample(rows, view.keys, view.every_us, aggregations, wanted)
+    if between is not None:
+        rows = rows.filter((pl.col(EVENT_TIME) > between[0]) & (pl.col(EVENT_TIME) <= between[1]))
+    ties = (SEQUENCE, view.row_id) if view.row_id and view.every_us is None else ()
+    names = [*view.keys, EVENT_TIME, KNOWN_AT, *ties, *([UNTIL] if strict else []), *(c.name for c in wanted)]
+    return rows.select(list(dict.fromkeys(names)))
 
 
-def _complete_until(times: pl.Series) -> datetime | None:
-    """Up to when raw rows have come in: the newest one's time and the usual step to the next."""
-    known = times.unique().sort()
-    step = known.diff().median() if len(known) > 1 else timedelta()
-    return known.max() + step  # type: ignore[operator, return-value]
+def _versions(
+    snapshot: Snapshot, files: list[str], columns: list[str], between: tuple[datetime, datetime] | None
+) -> pl.DataFrame:
+    """All rows of the files that the question admits, of identities that have one in the interval."""
+    view = snapshot.view
+    names = dict.fromkeys([*view.identity, EVENT_TIME, KNOWN_AT, SEQUENCE, DELETED, *columns])
+    rows = _known(snapshot, files)
+    if between is not None:
+        begin, end = _whole_intervals(between, view.every_us)
+        within = (pl.col(EVENT_TIME) >= begin) & (pl.col(EVENT_TIME) <= end)
+        if view.row_id is None:
+            rows = rows.filter(within)
+        else:
+            # A correction may have moved an identity's event time out of the interval.
+            touched = rows.filter(within).select(view.identity).unique()
+            rows = rows.join(touched, on=list(view.identity), how="semi")
+    return rows.select([*names, COMMITTED_AT]).collect()
 
 
-def _buckets(rows: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
+def _whole_intervals(
+    between: tuple[datetime, datetime], every_us: int | None
+) -> tuple[datetime, datetime]:
+    """Where the rows lie from which the intervals that end in between are made."""
+    if every_us is None:
+        return between
+    first, last = ((edge - EPOCH) // MICROSECOND // every_us for edge in between)
+    # The calendar ends somewhere.
+    edges = (first * every_us, (last + 1) * every_us)
+    begin, end = (min(max(edge, BEGINNING_US), END_US) for edge in edges)
+    return EPOCH + begin * MICROSECOND, EPOCH + end * MICROSECOND
+
+
+def in_force(
+    rows: pl.DataFrame, keys: Sequence[str], row_id: str | None, *, strict: bool = False
+) -> pl.DataFrame:
+    """Of all rows of an identity, the one greatest by (known_at, sequence), unless it is deleted.
+
+    With `strict`, every version that was in force for a while, and `UNTIL` when. Sorted by key, event time
+    and row id.
+    """
+    if row_id is None and _is_settled(rows, keys):
+        return rows.with_columns(pl.lit(None, INSTANT).alias(UNTIL)) if strict else rows
+    identity = [*keys, row_id or EVENT_TIME]
+    rows = rows.sort(*identity, KNOWN_AT, SEQUENCE, COMMITTED_AT, maintain_order=True)
+    if strict:
+        same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(-1)) for name in identity)
+        rows = rows.with_columns(pl.when(same).then(pl.col(KNOWN_AT).shift(-1)).alias(UNTIL))
+        # A version that was superseded when it came, or before its event, was never looked at.
+        seen = pl.col(UNTIL).is_null() | (pl.col(UNTIL) > pl.max_horizontal(KNOWN_AT, EVENT_TIME))
+    else:
+        seen = ~pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(-1)) for name in identity)
+        seen = seen.fill_null(True)
+    rows = rows.filter(seen & ~pl.col(DELETED))
+    return rows if row_id is None else rows.sort(*keys, EVENT_TIME, row_id, KNOWN_AT, SEQUENCE)
+
+
+def _is_settled(rows: pl.DataFrame, keys: Sequence[str]) -> bool:
+    """Whether rows are sorted, one an identity, and none deleted: as one commit without corrections lies."""
+    if rows[DELETED].any():
+        return False
+    found = runs(rows, keys)
+    if found.height > 1 and found.select(keys).is_duplicated().any():
+        return False
+    micros = rows[EVENT_TIME].dt.timestamp("us")
+    ascends = (micros.diff() > 0).fill_null(True)
+    starts = found["_first"]
+    return bool(ascends.sum() + int((~ascends.gather(starts)).sum()) == rows.height)
+
+
+def buckets_of(rows: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
     """The bucket of each row. The hash must never change: rows of a key stay in one bucket for good."""
     if not keys:
-        return pl.repeat(0, rows.height, dtype=pl.Int32, eager=True).alias("bucket")
+        return pl.repeat(0, rows.height, dtype=pl.Int32, eager=True).alias(BUCKET)
     text = rows.select(
         pl.concat_str([pl.col(k).cast(pl.String).fill_null("") for k in keys], separator="\x1f")
     )
     names = text.to_series()
-    buckets = {name: zlib.crc32(name.encode()) % BUCKETS for name in names.unique().to_list()}
-    return names.replace_strict(buckets, return_dtype=pl.Int32).alias("bucket")
+    unique = names.unique()
+    hashed = [zlib.crc32(name.encode()) % BUCKETS for name in unique.to_list()]
+    return names.replace_strict(unique, hashed, return_dtype=pl.Int32).alias(BUCKET)

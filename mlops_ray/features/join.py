@@ -1,145 +1,229 @@
-"""The point-in-time join: features of each row as they were at its moment of prediction P = T - horizon.
+"""The point-in-time join over histories: features of each row as they were at its P = T - horizon.
 
-Every stored feature is a range of positions in its source's table, found by binary search and read by the
-kernel of `windows.py`; so training, batch scoring and a request of one row run the same code.
+Buckets of a history meet the rows of the spine whose keys lie in them; a bucket too large for the memory
+given is taken in slices of time. Each such piece is one task, here or on Ray: the same function of plain
+data, so that the answer depends neither on where it runs nor on how it was cut.
 """
 
-from collections.abc import Mapping, Sequence
-from datetime import date
-from functools import lru_cache
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 
-import holidays
 import numpy as np
 import polars as pl
 
-from mlops_ray.errors import DataError
-from mlops_ray.features.definitions import Computed, FeatureSet, Stored, ViewTable
-from mlops_ray.features.windows import Floats, Positions, aggregate
-from mlops_ray.schema import DTYPES
+from mlops_ray.features.definitions import FeatureSet, Stored
+from mlops_ray.features.history import Snapshot, buckets_of, read
+from mlops_ray.features.lookup import Values, assemble, read_features
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, UNTIL
+from mlops_ray.features.windows import Positions
 
-EVENT_TIME = "event_time"
+#: Rows of a history that one task holds at most: some hundred megabytes.
+ROWS_A_TASK = 4_000_000
+#: Rows that a task should have, to be worth its fixed cost; small buckets share one.
+ROWS_WORTH_A_TASK = 400_000
+#: Histories with more rows than this are joined on Ray, where a cluster is connected.
+ROWS_IN_PROCESS = 50_000_000
+#: Rows that are looked at to find where a large bucket is cut.
+SAMPLE = 100_000
+
+#: Before and after every event that can be written down.
+EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+Interval = tuple[datetime, datetime]
 
 
-def point_in_time(
-    spine: pl.DataFrame, tables: Mapping[str, pl.DataFrame], features: FeatureSet
+def join(
+    spine: pl.DataFrame,
+    snapshots: Mapping[str, Snapshot],
+    features: FeatureSet,
+    *,
+    on_ray: bool | None = None,
+    selector: Mapping[str, str] | None = None,
+    rows_a_task: int = ROWS_A_TASK,
 ) -> pl.DataFrame:
     """One row a spine row, in the spine's order, with the columns `features.names`.
 
-    `spine` has the columns of `features.request`. `tables` are the rows of each source, by its name, sorted
-    by key and event time. Unknown and null keys give nulls. Raises `DataError` where the type of a key
-    differs between the two.
+    `spine` has the columns of `features.request`; `snapshots` are the histories by source. Unknown and null
+    keys give nulls. On Ray where `on_ray`, or, where that is not said, where the histories are large and a
+    cluster is connected; `selector` names the nodes that may read them (policy.py). No task holds much more
+    than `rows_a_task` rows of a history. Raises `DataError` where the type of a key differs between the two.
     """
-    stored: dict[str, pl.Series] = {}
-    for view in features.tables:
-        wanted = [feature for feature in features.stored if feature.source == view.source]
-        stored |= _read_view(spine, tables[view.source], view, wanted, features)
-    computed = {f.name: compute(f, spine) for f in features.computed}
-    found = stored | computed
-    typed = [found[c.name].cast(DTYPES[c.type]).alias(c.name) for c in features.columns]
-    return pl.DataFrame(typed)
-
-
-def _read_view(
-    spine: pl.DataFrame, table: pl.DataFrame, view: ViewTable, wanted: list[Stored], features: FeatureSet
-) -> dict[str, pl.Series]:
-    _check_key_types(spine, table, view.keys)
-    index = _Index(spine, table, view.keys)
-    target = spine[features.time].dt.timestamp("us").to_numpy().astype(np.int64)
-    moment = target - features.horizon_us
-    values = {name: _floats(table[name]) for name in {feature.of for feature in wanted}}
-    return {
-        feature.name: pl.Series(
-            feature.name, _read_feature(feature, index, values[feature.of], target, moment), nan_to_null=True
-        )
-        for feature in wanted
-    }
-
-
-def _read_feature(
-    feature: Stored, index: "_Index", values: Floats, target: Positions, moment: Positions
-) -> Floats:
-    if feature.kind == "window":
-        start, stop = index.after(moment - feature.over_us), index.after(moment)
-        return aggregate(values, start, stop, str(feature.agg), feature.quantile)
-    if feature.kind == "value_at":
-        at = target - feature.ago_us
-        # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
-        start, stop = index.after(at - feature.tolerance_us - 1), index.after(at)
-    else:
-        start, stop = index.first, index.after(moment)
-    return aggregate(values, start, stop, "last")
-
-
-class _Index:
-    """Finds positions in a table sorted by key and event time, for all rows of a spine at once."""
-
-    def __init__(self, spine: pl.DataFrame, table: pl.DataFrame, keys: Sequence[str]) -> None:
-        self._times = table[EVENT_TIME].dt.timestamp("us").to_numpy().astype(np.int64)
-        bounds = _bounds(table, keys)
-        if keys:
-            bounds = spine.select(keys).join(bounds, on=list(keys), how="left", maintain_order="left")
-        else:
-            bounds = pl.concat([bounds] * spine.height) if spine.height else bounds.clear()
-        # A key that the table does not have owns no rows.
-        self.first: Positions = bounds["_first"].fill_null(0).to_numpy()
-        self._end: Positions = bounds["_end"].fill_null(0).to_numpy()
-        # Rows of one key are searched together.
-        order = np.lexsort((self._end, self.first))
-        starts = np.flatnonzero(np.diff(self.first[order]) | np.diff(self._end[order])) + 1
-        self._groups = np.split(order, starts) if len(order) else []
-
-    def after(self, moments: Positions) -> Positions:
-        """For each spine row, the position behind the last row of its key with event time ≤ its moment."""
-        found = np.empty(len(moments), dtype=np.int64)
-        for rows in self._groups:
-            low, high = self.first[rows[0]], self._end[rows[0]]
-            found[rows] = low + np.searchsorted(self._times[low:high], moments[rows], side="right")
-        return np.where(self._end > self.first, found, self.first)
-
-
-def _bounds(table: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """The range of positions of each key in a sorted table."""
-    rows = table.select(*keys).with_row_index("_at") if keys else pl.DataFrame({"_at": range(table.height)})
-    edges = [
-        pl.col("_at").min().cast(pl.Int64).alias("_first"),
-        (pl.col("_at").max().cast(pl.Int64) + 1).alias("_end"),
+    pieces = [
+        piece
+        for view, _, wanted in features.reads
+        for piece in cut(spine, snapshots[view.source], wanted, features, rows_a_task)
     ]
-    return rows.group_by(keys).agg(edges) if keys else rows.select(edges)
+    if on_ray is None:
+        on_ray = sum(snapshot.rows for snapshot in snapshots.values()) > ROWS_IN_PROCESS and _is_connected()
+    answers = _on_ray(pieces, features, selector or {}) if on_ray else (answer(p, features) for p in pieces)
+    parts: dict[str, list[Values]] = {}
+    places: dict[str, list[Positions]] = {}
+    for piece, found in zip(pieces, answers, strict=True):
+        for name, values in found.items():
+            parts.setdefault(name, []).append(values)
+            places.setdefault(name, []).append(piece.rows)
+    stored = {name: _in_order(parts[name], places[name]) for name in parts}
+    return assemble(spine, stored, features)
 
 
-def _check_key_types(spine: pl.DataFrame, table: pl.DataFrame, keys: Sequence[str]) -> None:
-    for key in keys:
-        if spine.schema[key] != table.schema[key]:
-            raise DataError(
-                f"the key is {spine.schema[key]} in the spine and {table.schema[key]} in the view", column=key
+def _in_order(parts: list[Values], places: list[Positions]) -> Values:
+    """Values of the pieces at the places of their rows."""
+    order = np.concatenate(places)
+    if isinstance(parts[0], np.ndarray):
+        whole = np.empty(len(order))
+        whole[order] = np.concatenate(parts)
+        return whole
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return pl.concat([part for part in parts if isinstance(part, pl.Series)]).gather(back)
+
+
+def _on_ray(
+    pieces: Iterable["Piece"], features: FeatureSet, selector: Mapping[str, str]
+) -> Iterator[dict[str, Values]]:
+    import ray
+
+    task = ray.remote(answer).options(num_cpus=1, label_selector=dict(selector) or None)
+    shared = ray.put(features)
+    references = [task.remote(piece, shared) for piece in pieces]
+    for reference in references:
+        try:
+            yield ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            # What went wrong there, in its own words, not Ray's account of it.
+            raise error.cause from error
+
+
+def _is_connected() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
+# ---------------------------------------------------------------- pieces of work
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A task: rows of the spine, and the buckets, or the slice of one bucket, that they can see.
+
+    `spine` has the keys and the target time, `rows` are the places of its rows in the whole. `edges` cut a
+    bucket's time into slices, up to this one: its moments of prediction lie in (edges[-2], edges[-1]], or
+    before where it is the first and after where it is the last. Empty where buckets are taken whole.
+    """
+
+    spine: pl.DataFrame
+    rows: Positions
+    snapshot: Snapshot
+    buckets: tuple[int, ...]
+    wanted: tuple[Stored, ...]
+    edges: tuple[datetime, ...] = ()
+
+    def read(self, strict: bool, between: Interval | None = None) -> pl.DataFrame:
+        columns = {feature.of for feature in self.wanted}
+        return read(self.snapshot, self.buckets, columns=sorted(columns), strict=strict, between=between)
+
+
+def answer(piece: Piece, features: FeatureSet) -> dict[str, Values]:
+    """The features of a piece, by name: one value a row of its spine, in its order."""
+    table = _slice(piece, features) if piece.edges else piece.read(features.strict)
+    return read_features(piece.spine, table, piece.snapshot.view, piece.wanted, features)
+
+
+def cut(
+    spine: pl.DataFrame,
+    snapshot: Snapshot,
+    wanted: tuple[Stored, ...],
+    features: FeatureSet,
+    rows_a_task: int = ROWS_A_TASK,
+) -> Iterator[Piece]:
+    """The pieces that together read these features, of the same keys, once for every row of the spine."""
+    keys, on = snapshot.view.keys, wanted[0].on
+    asked = spine.select(features.time, *on)
+    named = asked.select(pl.col(name).alias(key) for name, key in zip(on, keys, strict=True))
+    bucket = buckets_of(named, keys).to_numpy() if keys else np.zeros(spine.height, np.int64)
+    # A key in a bucket without rows is unknown, wherever it is looked up.
+    some = next(iter(snapshot.buckets))
+    bucket = np.where(np.isin(bucket, list(snapshot.buckets)), bucket, some)
+    for buckets in _groups(snapshot, min(rows_a_task, ROWS_WORTH_A_TASK)):
+        rows = np.flatnonzero(np.isin(bucket, buckets))
+        whole = Piece(asked[rows], rows, snapshot, buckets, wanted)
+        slices = -(-sum(snapshot.buckets[b].rows for b in buckets) // rows_a_task)
+        yield from _sliced(whole, features, slices) if slices > 1 else [whole]
+
+
+def _groups(snapshot: Snapshot, rows: int) -> Iterator[tuple[int, ...]]:
+    """Buckets, next to each other as long as they have at most so many rows together."""
+    group: list[int] = []
+    total = 0
+    for number, bucket in snapshot.buckets.items():
+        if group and total + bucket.rows > rows:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(number)
+        total += bucket.rows
+    if group:
+        yield tuple(group)
+
+
+def _sliced(whole: Piece, features: FeatureSet, slices: int) -> Iterator[Piece]:
+    """A piece, cut so that each has about as many rows of the history."""
+    files = [file for b in whole.buckets for file in whole.snapshot.buckets[b].files]
+    total = sum(whole.snapshot.buckets[b].rows for b in whole.buckets)
+    times = pl.scan_parquet(files, hive_partitioning=False).select(EVENT_TIME)
+    sample = times.gather_every(max(1, total // SAMPLE)).collect()[EVENT_TIME].sort()
+    inner = [sample[len(sample) * i // slices] for i in range(1, slices)]
+    edges = sorted({EARLIEST, *inner, sample[-1]})
+    moment = whole.spine[features.time] - timedelta(microseconds=features.horizon_us)
+    last = len(edges) - 2
+    place = pl.Series(edges).search_sorted(moment, side="left").to_numpy().astype(np.int64) - 1
+    place = np.clip(place, 0, last)
+    for number in range(last + 1):
+        rows = np.flatnonzero(place == number)
+        # A spine without rows has features too, of no rows.
+        if len(rows) or (whole.spine.is_empty() and number == last):
+            ends = (*edges[: number + 1], edges[number + 1] if number < last else LATEST)
+            yield Piece(
+                whole.spine[rows], whole.rows[rows], whole.snapshot, whole.buckets, whole.wanted, ends
             )
 
 
-def _floats(values: pl.Series) -> Floats:
-    return values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
+    """The rows that a slice's features can see: those in reach, and for latest values the newest before."""
+    reach = timedelta(microseconds=max(features.reach_us(feature) for feature in piece.wanted)) + MICROSECOND
+    begin, end = piece.edges[-2:]
+    edge = max(begin, EARLIEST + reach) - reach if len(piece.edges) > 2 else EARLIEST
+    table = piece.read(features.strict, (edge, end))
+    if all(feature.kind != "latest" or feature.ttl_us is not None for feature in piece.wanted):
+        return table
+    return pl.concat([table, *_older(piece, features, edge)]).sort(_order(table, piece))
 
 
-def compute(feature: Computed, rows: pl.DataFrame) -> pl.Series:
-    """A feature of the request itself, one value a row."""
-    if feature.kind == "expr":
-        return rows.select(pl.sql_expr(feature.argument).alias(feature.name))[feature.name]
-    local = _shifted(rows[feature.argument], feature.shift_us).dt.convert_time_zone(feature.timezone)
-    if feature.kind == "holiday_of":
-        return _is_holiday(local.dt.date(), str(feature.country))
-    parts = {"hour_of": local.dt.hour, "weekday_of": local.dt.weekday, "month_of": local.dt.month}
-    return parts[feature.kind]()
+def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.DataFrame]:
+    """For each key of the piece the newest row up to `edge` that is in force ever after, and what follows it.
+
+    Slices are read backwards until every key has one; never more than one is held.
+    """
+    keys, on = piece.snapshot.view.keys, piece.wanted[0].on
+    names = [pl.col(name).alias(key) for name, key in zip(on, keys, strict=True)]
+    # A table without keys is one series; a constant stands for its key.
+    everywhere = pl.lit(0).alias("_all")
+    pending = piece.spine.select(everywhere, *names).unique()
+    for begin, end in reversed(
+        [(EARLIEST, piece.edges[1]), *zip(piece.edges[1:-1], piece.edges[2:], strict=True)]
+    ):
+        if begin >= edge or pending.is_empty():
+            continue
+        by = ["_all", *keys]
+        rows = piece.read(features.strict, (begin, min(end, edge))).with_columns(everywhere)
+        rows = rows.join(pending, on=by, how="semi", maintain_order="left")
+        lasting = pl.col(UNTIL).is_null() & (pl.col(KNOWN_AT) <= edge) if features.strict else pl.lit(True)
+        anchors = rows.filter(lasting).group_by(by).agg(pl.col(EVENT_TIME).max().alias("_anchor"))
+        after = (pl.col(EVENT_TIME) >= pl.col("_anchor")).fill_null(True)
+        yield rows.join(anchors, on=by, how="left").filter(after).drop("_all", "_anchor")
+        pending = pending.join(anchors, on=by, how="anti")
 
 
-def _shifted(times: pl.Series, shift_us: int) -> pl.Series:
-    return (times.dt.timestamp("us") + shift_us).cast(times.dtype)
-
-
-def _is_holiday(dates: pl.Series, country: str) -> pl.Series:
-    years = dates.dt.year().drop_nulls().unique().to_list()
-    return dates.is_in([day for year in years for day in _public_holidays(country, year)])
-
-
-@lru_cache(maxsize=4096)
-def _public_holidays(country: str, year: int) -> tuple[date, ...]:
-    """Made once a process: a calendar takes a millisecond, as much as all other features of a request."""
-    return tuple(holidays.country_holidays(country, years=year))
+def _order(table: pl.DataFrame, piece: Piece) -> list[str]:
+    view = piece.snapshot.view
+    return [name for name in (*view.keys, EVENT_TIME, view.row_id, KNOWN_AT) if name in table.columns]

@@ -1,206 +1,331 @@
-"""The online store: what requests read. SQLite by default, one file under `storage`.
+"""The online store: what requests read.
 
-It keeps, for each table that features read, the rows that a request may still look back to, and computes
-features from them by the same join as offline: what an endpoint answers is what training saw.
+For each entity of a table it keeps the rows that a request may still look back to, in one record, and
+computes features from them by the same kernel as offline: what an endpoint answers is what training saw.
 """
 
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
+import pyarrow as pa
 
 from mlops_ray.errors import StorageError
-from mlops_ray.features.definitions import NUMERIC, FeatureSet, ViewTable
-from mlops_ray.features.join import EVENT_TIME, point_in_time
-from mlops_ray.schema import DTYPES, FAILURES, INSTANT, Column
+from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
+from mlops_ray.features.lookup import Asked, Rows, Values, assemble, instants, tie_order
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE
+from mlops_ray.features.shelves import Record, open_shelf
+from mlops_ray.features.windows import Positions, runs
+from mlops_ray.schema import DTYPES, FAILURES, INSTANT
 
-#: A reader that meets a writer waits; one transaction of the writer takes far less.
-BUSY_S = 5.0
+NO_FAILURES = pl.DataFrame(schema=FAILURES)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: Digits of an instant, and of the length of the columns' names, at the head of a record.
+DIGITS, LENGTH = 17, 5
+HEAD = 2 * DIGITS + LENGTH
 
-_CREATE = """
-CREATE TABLE IF NOT EXISTS tables (
-    name TEXT PRIMARY KEY, watermark INTEGER NOT NULL, oldest INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS rows (
-    name TEXT, key TEXT, event_time INTEGER, vals TEXT NOT NULL, PRIMARY KEY (name, key, event_time)
-) WITHOUT ROWID;
-"""
+
+@dataclass(frozen=True)
+class About:
+    """What the store holds of a table: everything known at `watermark`, of rows after `oldest`.
+
+    Times are microseconds. `stamp` is the commit that it was taken from. `columns` are those kept.
+    `is_unbounded` where each entity's newest row is kept however old it is; `is_live` where rows become known
+    by being stored, so that what nobody has stored by now is not known by now.
+    """
+
+    stamp: int
+    watermark: int
+    oldest: int
+    columns: tuple[str, ...]
+    is_unbounded: bool
+    is_live: bool
+
+    def to_bytes(self) -> bytes:
+        return orjson.dumps(vars(self))
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "About":
+        fields = orjson.loads(data)
+        return cls(**{**fields, "columns": tuple(fields["columns"])})
+
+    @property
+    def until(self) -> datetime:
+        return _instant(self.watermark)
+
+    @property
+    def keep_us(self) -> int:
+        return self.watermark - self.oldest
 
 
 class OnlineStore:
-    """The online store at a path; a process opens its own."""
+    """The online store at a path or an address (`shelves.open_shelf`); a process opens its own."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._connection = sqlite3.connect(
-            path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-        )
-        with closing(self._connection.cursor()) as cursor:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.executescript(_CREATE)
+    def __init__(self, location: str | Path) -> None:
+        self._shelf = open_shelf(location)
+        self._location = str(location).rpartition("@")[2]
 
     def close(self) -> None:
-        self._connection.close()
+        self._shelf.close()
 
-    def write(self, view: ViewTable, rows: pl.DataFrame, watermark: datetime, keep_us: int) -> None:
-        """Takes in a table's rows (of `history.read_view`) up to the watermark, in one transaction.
+    def about(self, view: ViewTable) -> About | None:
+        """What the store holds of a table; `None` before the first write."""
+        found = self._shelf.about(view.table)
+        return About.from_bytes(found) if found else None
 
-        Rows older than `keep_us` before the watermark are dropped; a read that would need them is refused.
+    def write(self, view: ViewTable, rows: pl.DataFrame, about: About) -> None:
+        """Takes in all rows (of `history.read`) of the entities that `rows` has; others stay as they are.
+
+        An entity whose record was made from a later commit keeps it.
         """
-        newest, span = _micros(watermark), self._span(view)
-        # What another version still reads stays: a store never keeps less than it did.
-        oldest = newest - max(keep_us, span[0] - span[1] if span else 0)
-        times = rows[EVENT_TIME].dt.timestamp("us")
-        kept = rows.filter((times > oldest) & (times <= newest))
-        keys = _keys(kept, view)
-        values = kept.select(column.name for column in _numeric(view)).rows()
-        stamps = kept[EVENT_TIME].dt.timestamp("us").to_list()
-        records = ((view.table, k, t, _text(v)) for k, t, v in zip(keys, stamps, values, strict=True))
-        with self._transaction() as cursor:
-            cursor.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?, ?)", records)
-            cursor.execute("DELETE FROM rows WHERE name = ? AND event_time <= ?", (view.table, oldest))
-            cursor.execute("INSERT OR REPLACE INTO tables VALUES (?, ?, ?)", (view.table, newest, oldest))
+        expired = None if about.is_unbounded else about.oldest
+        self._shelf.put(view.table, about.to_bytes(), about.stamp, _records(view, rows, about), expired)
 
     def watermark(self, features: FeatureSet) -> datetime | None:
         """Up to when everything known is in the store; `None` before the first write."""
-        spans = [self._span(view) for view in features.tables]
-        if not spans or None in spans:
+        found = [self.about(view) for view in features.tables]
+        if not found or None in found:
             return None
-        return _instant(min(span[0] for span in spans if span))
-
-    def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The features of typed request rows, and the rows that cannot be answered (`schema.FAILURES`).
-
-        The first result has one row a request row, in order. Raises `StorageError` where the store holds
-        nothing for these features yet.
-        """
-        with self._transaction("BEGIN"):
-            outside = self._outside(features, rows)
-            tables = {view.source: self._read(view, rows, features) for view in features.tables}
-        unknown = [_without_history(rows, tables[view.source], view) for view in features.tables]
-        return point_in_time(rows, tables, features), pl.concat([outside, *unknown])
-
-    def _outside(self, features: FeatureSet, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows whose moment of prediction the store cannot see."""
-        if not features.tables:
-            return pl.DataFrame(schema=FAILURES)
-        spans = [self._require_span(view) for view in features.tables]
-        watermark, oldest = min(span[0] for span in spans), max(span[1] for span in spans)
-        target = rows[features.time].dt.timestamp("us")
-        moment = target - features.horizon_us
-        late = rows.with_row_index("row").select(
-            pl.col("row").cast(pl.UInt32),
-            pl.lit(features.time).alias("column"),
-            pl.when(target % (features.every_us or 1) != 0)
-            .then(pl.lit("off_grid"))
-            .when(moment > watermark)
-            .then(pl.lit("watermark"))
-            .when(moment - features.lookback_us <= oldest)
-            .then(pl.lit("too_old"))
-            .alias("rule"),
-            pl.col(features.time).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ").alias("value"),
-            pl.lit("reject").alias("severity"),
-        )
-        return late.filter(pl.col("rule").is_not_null())
+        return _instant(min(about.watermark for about in found if about))
 
     def bounds(self, features: FeatureSet) -> tuple[datetime, datetime] | None:
         """The first and last target time that can be answered now; `None` where no history is read."""
         if not features.tables:
             return None
-        spans = [self._require_span(view) for view in features.tables]
-        last = min(span[0] for span in spans) + features.horizon_us
-        first = max(span[1] for span in spans) + features.lookback_us + features.horizon_us + 1
+        found = {v.source: self._require(v, self._shelf.about(v.table)) for v in features.tables}
+        last = min(_latest(about, about.watermark) for about in found.values()) + features.horizon_us
+        first = max(about.oldest + features.table_reach_us(source) for source, about in found.items())
+        first += features.horizon_us + 1
         return _instant(first), _instant(last)
 
-    def _read(self, view: ViewTable, rows: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
-        """The rows of a table that features of these requests can see, sorted by key and event time."""
-        self._require_span(view)
-        keys = list(dict.fromkeys(_keys(rows, view)))
-        moments = rows[features.time].dt.timestamp("us").drop_nulls()
-        first = int(moments.min() or 0) - features.horizon_us - features.lookback_us - 1  # type: ignore[arg-type]
-        last = int(moments.max() or 0) - features.horizon_us  # type: ignore[arg-type]
-        found = self._select(view, keys, first, last)
-        schema = {column.name: DTYPES[column.type] for column in _numeric(view)}
-        values = pl.DataFrame([orjson.loads(v) for _, _, v in found], schema=schema, orient="row")
-        key_types = {key: rows.schema[key] for key in view.keys}
-        key_values = pl.DataFrame([orjson.loads(k) for k, _, _ in found], schema=key_types, orient="row")
-        times = pl.Series(EVENT_TIME, [t for _, t, _ in found], dtype=pl.Int64).cast(INSTANT)
-        table = pl.DataFrame([times]).hstack(values)
-        return (table.hstack(key_values) if view.keys else table).sort(*view.keys, EVENT_TIME)
+    def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The features of typed request rows, and the rows that cannot be answered (`schema.FAILURES`).
 
-    def _select(
-        self, view: ViewTable, keys: Iterable[str], first: int, last: int
-    ) -> list[tuple[str, int, str]]:
-        query = (
-            "SELECT key, event_time, vals FROM rows WHERE name = ? AND key = ? AND event_time BETWEEN ? AND ?"
-        )
+        The first result has one row a request row, in order. Raises `StorageError` where the store holds
+        nothing for these features yet, or does not answer.
+        """
+        target = instants(rows[features.time])
+        found: dict[str, Values] = {}
+        failures = [_off_grid(features, target)] if features.every_us else []
+        for view, on, wanted in features.reads:
+            held = self._read(view, _keys(rows, on), wanted)
+            asked = Asked(held.rows, held.first, held.end, target, features.horizon_us)
+            found |= {feature.name: asked.read(feature) for feature in wanted}
+            failures += held.failures(features, view, on, asked.moment)
+        refused = [failure for failure in failures if failure.rows.size]
+        return assemble(rows, found, features), _frame(refused, rows, features)
+
+    def _read(self, view: ViewTable, keys: list[str], wanted: Sequence[Stored]) -> "_Held":
+        distinct = list(dict.fromkeys(keys))
+        about, records = self._shelf.get(view.table, distinct)
+        table = self._require(view, about)
+        columns = _columns(view, [feature.of for feature in wanted])
+        lacking = set(columns) - set(_columns(view, table.columns))
+        if lacking:
+            raise StorageError(
+                f"the online store {self._location} does not hold {', '.join(sorted(lacking))} of "
+                f"{view.source!r} yet; materialise first"
+            )
+        return _Held.of(view, table, columns, dict(zip(distinct, records, strict=True)), keys)
+
+    def _require(self, view: ViewTable, about: bytes | None) -> About:
+        if about is None:
+            raise StorageError(
+                f"the online store {self._location} holds nothing of {view.source!r}; materialise first"
+            )
+        return About.from_bytes(about)
+
+
+# ---------------------------------------------------------------- records
+
+
+def _records(view: ViewTable, rows: pl.DataFrame, about: About) -> list[Record]:
+    """One record a key: its head, and the rows that the store keeps as an Arrow record batch."""
+    kept = rows.filter(_is_kept(view, rows, about))
+    names = _columns(view, about.columns)
+    written = orjson.dumps(names)
+    head = (
+        f"{about.watermark:0{DIGITS}d}{about.oldest:0{DIGITS}d}{len(written):0{LENGTH}d}".encode() + written
+    )
+    batches = kept.select(names).rechunk().to_arrow().to_batches()
+    records = []
+    found = runs(kept, view.keys)
+    keys = _keys(found, view.keys)
+    times = instants(kept[EVENT_TIME])
+    for key, first, end in zip(keys, found["_first"].to_list(), found["_end"].to_list(), strict=True):
+        body = batches[0].slice(first, end - first).serialize()
+        records.append((key, int(times[end - 1]), head + body.to_pybytes()))
+    gone = runs(rows, view.keys).join(found, on=list(view.keys), how="anti") if view.keys else found.clear()
+    return records + [(key, about.oldest, head) for key in _keys(gone, view.keys)]
+
+
+@lru_cache(maxsize=1024)
+def _schema(view: ViewTable, written: bytes) -> pa.Schema:
+    """The Arrow schema of records with these columns."""
+    types = {column.name: DTYPES[column.type] for column in view.columns}
+    types |= {EVENT_TIME: INSTANT, KNOWN_AT: INSTANT, SEQUENCE: pl.Int64}
+    return pl.DataFrame(schema={name: types[name] for name in orjson.loads(written)}).to_arrow().schema
+
+
+def _decoded(view: ViewTable, record: bytes) -> tuple[int, int, pa.RecordBatch | None]:
+    """A record's watermark, its oldest edge, and its rows."""
+    end = HEAD + int(record[2 * DIGITS : HEAD])
+    batch = None
+    if len(record) > end:
+        batch = pa.ipc.read_record_batch(pa.py_buffer(record[end:]), _schema(view, record[HEAD:end]))
+    return int(record[:DIGITS]), int(record[DIGITS : 2 * DIGITS]), batch
+
+
+def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
+    """Rows that a request may look back to, and each entity's newest before them where that may be one."""
+    micros = pl.col(EVENT_TIME).dt.timestamp("us")
+    recent = micros > about.oldest
+    if not about.is_unbounded:
+        return recent
+    newest_old = pl.col(EVENT_TIME).filter(~recent).max()
+    return recent | (pl.col(EVENT_TIME) == (newest_old.over(view.keys) if view.keys else newest_old))
+
+
+def _columns(view: ViewTable, columns: Sequence[str]) -> list[str]:
+    """The columns of a record that holds these: where rows can be tied, also what tells them apart."""
+    ties = (KNOWN_AT, SEQUENCE, view.row_id) if view.row_id and view.every_us is None else ()
+    return list(dict.fromkeys(str(name) for name in (EVENT_TIME, *ties, *columns)))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The rows of the entities that a batch of requests asks for, and where each request finds its own."""
+
+    rows: Rows
+    first: Positions
+    end: Positions
+    watermark: Positions
+    oldest: Positions
+    is_unknown: np.ndarray[Any, np.dtype[np.bool_]]
+    about: About
+
+    @classmethod
+    def of(
+        cls,
+        view: ViewTable,
+        about: About,
+        columns: list[str],
+        records: dict[str, bytes | None],
+        keys: list[str],
+    ) -> "_Held":
+        places: dict[str, tuple[int, int, int, int]] = {}
+        batches, at = [], 0
+        for key, record in records.items():
+            watermark, oldest, batch = (
+                _decoded(view, record) if record else (about.watermark, about.oldest, None)
+            )
+            length = batch.num_rows if batch else 0
+            # A record that is newer than what the table says of itself knows more.
+            places[key] = (at, at + length, max(watermark, about.watermark), oldest)
+            batches += [batch] if batch else []
+            at += length
+        held = {name: _column(name, batches, view) for name in columns}
+        lengths = [end - first for first, end, *_ in places.values()]
+        first, end, watermarks, olds = np.array([places[key] for key in keys], np.int64).reshape(-1, 4).T
+        unknown = np.array([records[key] is None for key in keys], np.bool_)
+        return cls(_rows(held, view, lengths), first, end, watermarks, olds, unknown, about)
+
+    def failures(
+        self, features: FeatureSet, view: ViewTable, on: tuple[str, ...], moment: Positions
+    ) -> list["_Refused"]:
+        """Requests that the store cannot answer, and those of whom it knows nothing."""
+        late = moment > _latest(self.about, self.watermark)
+        old = (moment - features.table_reach_us(view.source) <= self.oldest) & ~late
         return [
-            record
-            for key in keys
-            for record in self._connection.execute(query, (view.table, key, first, last)).fetchall()
+            _Refused(np.flatnonzero(late), "watermark", (features.time,)),
+            _Refused(np.flatnonzero(old), "too_old", (features.time,)),
+            # Answered, as offline, but not silently.
+            _Refused(np.flatnonzero(self.is_unknown & bool(on)), "no_history", on, "flag"),
         ]
 
-    def _span(self, view: ViewTable) -> tuple[int, int] | None:
-        query = "SELECT watermark, oldest FROM tables WHERE name = ?"
-        return self._connection.execute(query, (view.table,)).fetchone()  # type: ignore[no-any-return]
 
-    def _require_span(self, view: ViewTable) -> tuple[int, int]:
-        span = self._span(view)
-        if span is None:
-            raise StorageError(
-                f"the online store {self._path} holds nothing of {view.source!r}; materialise first"
-            )
-        return span
+@dataclass(frozen=True)
+class _Refused:
+    """Request rows that fail a check, and the columns that it looks at."""
 
-    @contextmanager
-    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Cursor]:
-        with closing(self._connection.cursor()) as cursor:
-            cursor.execute(begin)
-            try:
-                yield cursor
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            cursor.execute("COMMIT")
+    rows: Positions
+    rule: str
+    columns: tuple[str, ...]
+    severity: str = "reject"
 
 
-def _without_history(rows: pl.DataFrame, table: pl.DataFrame, view: ViewTable) -> pl.DataFrame:
-    """Requests of keys of which the store holds nothing in reach: answered, as offline, but not silently."""
-    if not view.keys:
-        return pl.DataFrame(schema=FAILURES)
-    numbered = rows.select(view.keys).with_row_index("row")
-    unknown = numbered.join(table.select(view.keys).unique(), on=list(view.keys), how="anti")
-    return unknown.select(
-        pl.col("row").cast(pl.UInt32),
-        pl.lit(view.keys[0]).alias("column"),
-        pl.lit("no_history").alias("rule"),
-        pl.concat_str([pl.col(key).cast(pl.String) for key in view.keys], separator=", ").alias("value"),
-        pl.lit("flag").alias("severity"),
+def _off_grid(features: FeatureSet, target: Positions) -> _Refused:
+    """Target times that are not the end of an interval."""
+    return _Refused(np.flatnonzero(target % (features.every_us or 1)), "off_grid", (features.time,))
+
+
+def _frame(refused: list[_Refused], rows: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
+    """Refused rows as `schema.FAILURES`, in the rows' order; of a row's time the first failure alone."""
+    if not refused:
+        return NO_FAILURES
+    text = {
+        name: rows[name].dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
+        if name == features.time
+        else rows[name].cast(pl.String)
+        for failed in refused
+        for name in failed.columns
+    }
+    parts = [
+        pl.DataFrame({"row": failed.rows}).select(
+            pl.col("row").cast(pl.UInt32),
+            pl.lit(failed.columns[0]).alias("column"),
+            pl.lit(failed.rule).alias("rule"),
+            pl.select(pl.concat_str([text[name][failed.rows] for name in failed.columns], separator=", "))
+            .to_series()
+            .alias("value"),
+            pl.lit(failed.severity).alias("severity"),
+        )
+        for failed in refused
+    ]
+    return pl.concat(parts).unique(["row", "column"], keep="first", maintain_order=True).sort("row")
+
+
+def _column(name: str, batches: list[pa.RecordBatch], view: ViewTable) -> pa.Array:
+    """A column of several records, one after the other."""
+    if len(batches) == 1:
+        return batches[0].column(name)
+    if not batches:
+        return pa.array([], _schema(view, orjson.dumps([name])).field(0).type)
+    return pa.concat_arrays([batch.column(name) for batch in batches])
+
+
+def _rows(columns: dict[str, pa.Array], view: ViewTable, lengths: list[int]) -> Rows:
+    times = columns[EVENT_TIME].to_numpy(zero_copy_only=False).view(np.int64)
+    if SEQUENCE not in columns or not (times[1:] == times[:-1]).any():
+        return Rows(times, columns)
+    table = pl.DataFrame(pa.table(columns)).with_columns(
+        pl.Series("_entity", np.repeat(np.arange(len(lengths)), lengths))
     )
+    return Rows(times, columns, newest=tie_order(table, ["_entity"], str(view.row_id)))
 
 
-def _numeric(view: ViewTable) -> list[Column]:
-    """The columns that features can read."""
-    return [column for column in view.columns if column.type in NUMERIC]
+def _latest(about: About, watermark: Any) -> Any:
+    """The last moment of prediction that can be answered.
+
+    What becomes known by being stored, and is not stored, is not known now; but now has no later.
+    """
+    if not about.is_live:
+        return watermark
+    return np.maximum(watermark, (datetime.now(UTC) - EPOCH) // timedelta(microseconds=1))
 
 
-def _keys(rows: pl.DataFrame, view: ViewTable) -> list[str]:
+def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str]:
     """The key of each row as text; JSON keeps 1 and "1" apart."""
-    return [_text(key) for key in rows.select(view.keys).rows()] if view.keys else ["[]"] * rows.height
-
-
-def _text(values: tuple[Any, ...]) -> str:
-    return orjson.dumps(values).decode()
-
-
-def _micros(instant: datetime) -> int:
-    return int(pl.Series([instant], dtype=INSTANT).dt.timestamp("us")[0])
+    if not names:
+        return ["[]"] * rows.height
+    return [orjson.dumps(key).decode() for key in zip(*(rows[name].to_list() for name in names), strict=True)]
 
 
 def _instant(micros: int) -> datetime:
-    return pl.Series([micros], dtype=pl.Int64).cast(INSTANT)[0].astimezone(UTC)  # type: ignore[no-any-return]
+    return EPOCH + timedelta(microseconds=int(micros))

@@ -13,7 +13,7 @@ import polars as pl
 
 from mlops_ray.config import Postprocess
 from mlops_ray.errors import PackageError
-from mlops_ray.features.join import point_in_time
+from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Model, Values
@@ -53,13 +53,22 @@ class Predictor:
     _features: Schema
 
     @classmethod
-    def load(cls, folder: Path, online: "OnlineStore | None", *, digest: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: Path,
+        online: "OnlineStore | None",
+        *,
+        digest: str | None = None,
+        functions: frozenset[str] = frozenset(),
+    ) -> Self:
         """The predictor of the package in `folder`; without a store, requests hold the features themselves.
 
-        Raises `PackageError` where the package is damaged (see `package.read`) or does not give the answers
-        to its own examples that were stored with it.
+        `functions` are those that the operator's project file names: a package may call no other. Raises
+        `PackageError` where the package is damaged (see `package.read`), calls another function, or does not
+        give the answers to its own examples that were stored with it.
         """
         package = packages.read(folder, digest=digest)
+        _refuse_foreign(package, functions)
         encoder, model = package.encoder, package.model
         schema, clip = Schema(package.feature_set.columns), _bounds(package.postprocess)
         predictor = cls(package, package.name, online, encoder, model, clip, schema)
@@ -125,6 +134,15 @@ class Predictor:
         if not np.allclose(given, answers, rtol=EXAMPLE_TOLERANCE, atol=EXAMPLE_TOLERANCE):
             raise PackageError(
                 f"the package {self.package.folder} does not answer its own examples as when it was written"
+            )
+
+
+def _refuse_foreign(package: Package, functions: frozenset[str]) -> None:
+    """What is imported and called is the operator's to say, never the package's."""
+    for feature in package.feature_set.computed:
+        if feature.kind == "function" and feature.argument not in functions:
+            raise PackageError(
+                f"the package {package.folder} calls {feature.argument!r}, which the project file does not"
             )
 
 

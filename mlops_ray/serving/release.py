@@ -97,7 +97,7 @@ def _applications(project: Project, storage: Storage) -> dict[str, _Application]
         ),
         name: _Application(
             replica.route(name),
-            _digest(root, name, serving, selector, sorted(hidden)),
+            _digest(root, name, serving, selector, sorted(hidden), project.online, sorted(project.functions)),
             lambda: replica.deployment(project, storage, selector, hidden),
         ),
     }

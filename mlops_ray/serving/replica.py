@@ -11,6 +11,7 @@ from typing import Any
 from ray import serve
 
 from mlops_ray.config import Project, Serving
+from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox
@@ -36,12 +37,21 @@ logger = logging.getLogger(__name__)
 class Replica:
     """One process that answers a model's requests, from the release document in the storage."""
 
-    def __init__(self, storage_root: str, model: str, serving: dict[str, Any], hidden: list[str]) -> None:
+    def __init__(
+        self,
+        storage_root: str,
+        model: str,
+        serving: dict[str, Any],
+        hidden: list[str],
+        online: str,
+        functions: list[str],
+    ) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start."""
         storage, names = Storage.open(storage_root), frozenset(hidden)
         batching = Serving.model_validate(serving).batching
         self._outbox = Outbox(model)
-        self._versions = Versions(storage, model, loader(storage), self._outbox, batching, names)
+        load = loader(storage, online, frozenset(functions))
+        self._versions = Versions(storage, model, load, self._outbox, batching, names)
         self._endpoint = Endpoint(model, self._versions, Keyring(storage), names)
         self._tasks: list[asyncio.Task[None]] = []
         self._monitor: Any = None
@@ -109,7 +119,14 @@ def deployment(
         health_check_period_s=HEALTH_CHECK_S,
         logging_config=LOGGING,
     )(serve.ingress()(Replica))
-    return replica.bind(str(storage.root), project.project, serving.model_dump(mode="json"), sorted(hidden))
+    return replica.bind(
+        str(storage.root),
+        project.project,
+        serving.model_dump(mode="json"),
+        sorted(hidden),
+        online_location(project, storage),
+        sorted(project.functions),
+    )
 
 
 def route(model: str) -> str:

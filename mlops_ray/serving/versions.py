@@ -28,8 +28,6 @@ from mlops_ray.serving.batcher import Batcher
 from mlops_ray.serving.columns import Reader
 from mlops_ray.storage import Storage
 
-ONLINE = "online.db"
-
 logger = logging.getLogger(__name__)
 
 
@@ -53,15 +51,15 @@ class Served:
 Load = Callable[[dict[str, Any]], Served]
 
 
-def loader(storage: Storage) -> Load:
-    """How a version's entry in the release document becomes a loaded model."""
+def loader(storage: Storage, online: str, functions: frozenset[str]) -> Load:
+    """How a version's entry in the release document becomes a loaded model, free to call these functions."""
 
     def load(entry: dict[str, Any]) -> Served:
         root = storage.root.resolve()
         folder = (root / entry["package"]).resolve()
         if not folder.is_relative_to(root):
             raise StorageError("the release names a package outside the storage")
-        predictor = Predictor.load(folder, OnlineStore(storage.path(ONLINE)), digest=entry["digest"])
+        predictor = Predictor.load(folder, OnlineStore(online), digest=entry["digest"], functions=functions)
         package = predictor.package
         return Served(
             entry["version"], entry["digest"], package.feature_set.request, reference(package), predictor

@@ -1,5 +1,6 @@
 """History, training set and online store agree, and no feature is younger than P."""
 
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,11 +15,11 @@ from mlops_ray.data import ingest
 from mlops_ray.errors import ConfigError, StorageError
 from mlops_ray.features import dataset
 from mlops_ray.features.definitions import FeatureSet, compile_features
-from mlops_ray.features.history import History, read_view
-from mlops_ray.features.join import point_in_time
+from mlops_ray.features.history import History, Snapshot, clock, read
+from mlops_ray.features.lookup import point_in_time
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
-from mlops_ray.schema import INSTANT
+from mlops_ray.schema import INSTANT, Column
 from mlops_ray.storage import Storage
 
 from ..conftest import EXAMPLE
@@ -39,12 +40,17 @@ def raw(example: Project) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def hourly(
+def snapshot(
     example: Project, features: FeatureSet, raw: pl.DataFrame, tmp_path_factory: pytest.TempPathFactory
-) -> pl.DataFrame:
+) -> Snapshot:
     history = History.of(tmp_path_factory.mktemp("features"), features.tables[0])
     history.append(raw, example.sources["meter"], "first")
-    return read_view(history, features.tables[0])
+    return history.snapshot()
+
+
+@pytest.fixture(scope="module")
+def hourly(snapshot: Snapshot) -> pl.DataFrame:
+    return read(snapshot)
 
 
 def test_a_year_has_8784_hours_for_each_site_and_none_twice(hourly: pl.DataFrame) -> None:
@@ -65,68 +71,85 @@ def test_an_hour_is_the_mean_of_its_quarters_and_stamped_with_its_end(
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-def test_no_feature_is_younger_than_p(example: Project, features: FeatureSet, hourly: pl.DataFrame) -> None:
-    """For 50 random P, every value after P is changed; all features up to that P stay as they were."""
-    rows = dataset.spine(example, hourly, features).drop("label")
+def test_no_feature_is_younger_than_p(
+    example: Project, features: FeatureSet, raw: pl.DataFrame, snapshot: Snapshot, tmp_path: Path
+) -> None:
+    """For 50 random P, every raw value after P is changed; all features up to that P stay as they were."""
+    spine_of = example.target.model_dump(mode="json", include={"expr", "where"})
+    rows = dataset.spine(spine_of, snapshot, features).drop("label")
     generator = np.random.default_rng(7)
-    before = point_in_time(rows, {"meter": hourly}, features)
+    before = point_in_time(rows, {"meter": read(snapshot)}, features)
     horizon = timedelta(microseconds=features.horizon_us)
+    history = History.of(tmp_path, features.tables[0])
     for offset in generator.choice(8784 - 24, size=50, replace=False).tolist():
         p = datetime(2016, 1, 1, tzinfo=UTC) + offset * HOUR
-        changed = hourly.with_columns(
-            pl.when(pl.col("event_time") > p)
-            .then(pl.col("load") + 1000)
-            .otherwise(pl.col("load"))
-            .alias("load")
-        )
         # Rows around P are those that a mistake would show in first.
         near = rows["time"].is_between(p + horizon - 40 * HOUR, p + horizon)
-        found = point_in_time(rows.filter(near), {"meter": changed}, features)
-        assert found.equals(before.filter(near)), p
+        seen = raw.filter(pl.col("event_time").is_between(p - 33 * 24 * HOUR, p + 48 * HOUR))
+        changed = seen.with_columns(
+            load=pl.col("load") + pl.when(pl.col("event_time") >= p).then(9).otherwise(0)
+        )
+        history.append(changed, example.sources["meter"], str(p))
+        asked = rows.filter(near)
+        found = point_in_time(asked, {"meter": read(history.snapshot(), columns=["load"])}, features)
+        reached = asked["time"] >= datetime(2016, 2, 1, tzinfo=UTC)
+        assert found.filter(reached).equals(before.filter(near).filter(reached)), p
+        shutil.rmtree(history.folder)
 
 
 def test_the_same_commit_is_stored_once_and_a_correction_is_in_force(
     example: Project, raw: pl.DataFrame, features: FeatureSet, tmp_path: Path
 ) -> None:
-    history = History.of(tmp_path, features.tables[0])
+    view = replace(features.tables[0], every_us=None, columns=(Column("load", "float"),))
+    history = History.of(tmp_path, view)
     source = example.sources["meter"]
     few = raw.head(1000)
-    version = history.append(few, source, "a")
-    assert history.append(few, source, "a") == version
+    version = history.append(few, source, "a").version
+    assert history.append(few, source, "a").version == version
     assert history.commit == "a"
-    assert history.in_force().height == 1000
+    assert read(history.snapshot()).height == 1000
     correction = few.head(1).with_columns(load=pl.lit(0.123))
-    assert history.append(correction, source, "b") == version + 1
-    in_force = history.in_force()
+    assert history.append(correction, source, "b").version == version + 1
+    in_force = read(history.snapshot())
     assert in_force.height == 1000
     assert in_force.join(correction, on=["site", "event_time", "load"]).height == 1
-    history.append(few, source, "a")
-    again = history.in_force().select(few.columns).sort("site", "event_time")
+    history.append(few, source, "c")
+    again = read(history.snapshot()).select(few.columns).sort("site", "event_time")
     assert again.equals(few.sort("site", "event_time")), "what comes back is news once more"
 
 
+@pytest.fixture
+def held(example: Project, features: FeatureSet, raw: pl.DataFrame, storage: Storage) -> dict[str, Snapshot]:
+    """The whole year's history under a storage of the test's own."""
+    history = History.of(storage.path("features", "x").parent, features.tables[0])
+    history.append(raw, example.sources["meter"], "first")
+    return {"meter": history.snapshot()}
+
+
 def test_online_at_p_equals_offline_at_p(
-    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    example: Project, features: FeatureSet, raw: pl.DataFrame, storage: Storage
 ) -> None:
-    store = OnlineStore(storage.path("online.db"))
     now = datetime(2016, 11, 13, 10, tzinfo=UTC)
-    known = hourly.filter(pl.col("event_time") <= now)
-    assert materialize(store, features, {"meter": known}) == now
-    asked = hourly.filter(pl.col("event_time").is_between(now, now + timedelta(hours=24))).select(
-        "site", pl.col("event_time").alias("time")
-    )
+    history = History.of(storage.path("features", "x").parent, features.tables[0])
+    history.append(raw.filter(pl.col("event_time") < now), example.sources["meter"], "until now")
+    snapshot = history.snapshot()
+    store = OnlineStore(storage.path("online.db"))
+    assert materialize(store, features, {"meter": snapshot}) == now
+    table = read(snapshot)
+    last = table.filter(pl.col("event_time") > now - timedelta(hours=24))
+    asked = last.select("site", (pl.col("event_time") + timedelta(hours=24)).alias("time"))
     asked = pl.concat([asked, asked.head(1).with_columns(pl.lit("unknown").alias("site"))]).sample(
         fraction=1, shuffle=True, seed=1
     )
     found, failures = store.features(features, asked)
     assert failures.select("rule", "value", "severity").rows() == [("no_history", "unknown", "flag")]
-    assert found.equals(point_in_time(asked, {"meter": known}, features))
+    assert found.equals(point_in_time(asked, {"meter": table}, features))
     for index in (0, 7, asked.height - 1):
         assert store.features(features, asked[index : index + 1])[0].equals(found[index : index + 1])
 
 
 def test_a_read_past_the_watermark_or_too_far_back_is_refused(
-    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    features: FeatureSet, hourly: pl.DataFrame, held: dict[str, Snapshot], storage: Storage
 ) -> None:
     store = OnlineStore(storage.path("online.db"))
     row = pl.DataFrame(
@@ -135,7 +158,7 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
     )
     with pytest.raises(StorageError, match="materialise first"):
         store.features(features, row)
-    materialize(store, features, {"meter": hourly})
+    materialize(store, features, held)
     last = datetime(2017, 1, 1, 23, tzinfo=UTC)
     for time, rule in ((last, None), (last + HOUR, "watermark"), (last - 25 * HOUR, "too_old")):
         _, failures = store.features(
@@ -145,11 +168,10 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
 
 
 def test_a_training_set_is_the_same_again_and_its_digest_sees_every_value(
-    example: Project, features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    example: Project, features: FeatureSet, held: dict[str, Snapshot], storage: Storage
 ) -> None:
-    tables = {"meter": hourly}
-    first = dataset.build(example, features, hourly, tables, {"meter": 0}, storage)
-    again = dataset.build(example, features, hourly, tables, {"meter": 0}, storage)
+    first = dataset.build(example, features, held, storage)
+    again = dataset.build(example, features, held, storage)
     assert first.manifest["digest"] == again.manifest["digest"]
     assert dataset.open_set(storage, first.path.name).frame.equals(first.frame)
     assert first.frame.null_count().sum_horizontal().item() == 0
@@ -177,22 +199,22 @@ def test_a_request_cannot_read_what_it_does_not_hold(tmp_path: Path) -> None:
 
 
 def test_the_store_keeps_what_another_version_reads(
-    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    features: FeatureSet, held: dict[str, Snapshot], storage: Storage
 ) -> None:
     store = OnlineStore(storage.path("online.db"))
-    materialize(store, features, {"meter": hourly})
+    materialize(store, features, held)
     shallow = replace(features, stored=tuple(f for f in features.stored if f.kind == "value_at"))
     shallow = replace(shallow, columns=tuple(c for c in features.columns if c.name != "load_mean_30d"))
     before = store.bounds(features)
-    materialize(store, shallow, {"meter": hourly})
+    materialize(store, shallow, held)
     assert store.bounds(features) == before
 
 
 def test_every_time_within_the_store_s_bounds_is_answered_as_offline(
-    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    features: FeatureSet, held: dict[str, Snapshot], storage: Storage
 ) -> None:
     store = OnlineStore(storage.path("online.db"))
-    materialize(store, features, {"meter": hourly})
+    materialize(store, features, held)
     bounds = store.bounds(features)
     assert bounds is not None
     microsecond = timedelta(microseconds=1)
@@ -201,7 +223,7 @@ def test_every_time_within_the_store_s_bounds_is_answered_as_offline(
         found, failures = store.features(features, row)
         assert failures.is_empty() == answered
         if answered:
-            assert found.equals(point_in_time(row, {"meter": hourly}, features))
+            assert found.equals(point_in_time(row, {"meter": read(held["meter"])}, features))
 
 
 def test_an_interval_that_waits_for_rows_is_not_known_yet(
@@ -210,14 +232,17 @@ def test_an_interval_that_waits_for_rows_is_not_known_yet(
     history = History.of(tmp_path, features.tables[0])
     end = datetime(2016, 2, 1, 12, tzinfo=UTC)
     history.append(raw.filter(pl.col("event_time") <= end + HOUR / 4), example.sources["meter"], "a")
-    assert read_view(history, features.tables[0])["event_time"].max() == end
+    snapshot = history.snapshot()
+    assert clock(snapshot) == end + HOUR / 2
+    labelled = dataset.spine({"expr": "load", "where": None}, snapshot, features)
+    assert labelled["time"].max() == end
 
 
 def test_a_target_time_between_two_intervals_is_refused(
-    features: FeatureSet, hourly: pl.DataFrame, storage: Storage
+    features: FeatureSet, held: dict[str, Snapshot], storage: Storage
 ) -> None:
     store = OnlineStore(storage.path("online.db"))
-    materialize(store, features, {"meter": hourly})
+    materialize(store, features, held)
     times = [datetime(2017, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 20)]
     rows = pl.DataFrame({"site": ["BL-H"] * 2, "time": times}, schema_overrides={"time": INSTANT})
     _, failures = store.features(features, rows)

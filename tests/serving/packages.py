@@ -27,11 +27,12 @@ PROJECT = {
                 "site": {"type": "category", "categories": ["a", "b"]},
                 "time": {"type": "datetime"},
                 "load": {"type": "float", "min": 0, "max": 1000},
+                "cost": {"type": "float"},
             },
         }
     },
     "features": {"row": {"on_request": {"amount": {"expr": "load * 1.0"}, "hour": {"hour_of": "time"}}}},
-    "target": {"source": "table", "expr": "load", "task": "regression"},
+    "target": {"source": "table", "expr": "cost", "task": "regression"},
     "serving": {"replicas": {"min": 1, "max": 1}, "resources": {"cpu": 0.5}},
 }
 
@@ -55,7 +56,7 @@ def write(folder: Path, of: Project, factor: float) -> Package:
         model=_proportional(encoder, factor),
         encoder=encoder,
         feature_set=features,
-        target={"expr": "load"},
+        target={"expr": "cost"},
         postprocess=Postprocess(),
         metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
         baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},

@@ -1,0 +1,309 @@
+"""Features of the rows of a spine from tables at hand: in training, in batch scoring, and for a request.
+
+Every stored feature is a range of positions in its source's table, found by binary search and read by the
+kernel of `windows.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from mlops_ray.errors import DataError
+from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
+from mlops_ray.features.on_request import compute
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, PICKING, SEQUENCE, UNTIL
+from mlops_ray.features.windows import (
+    NONE,
+    Floats,
+    Numbers,
+    Positions,
+    after,
+    aggregate,
+    aggregate_active,
+    is_one_range,
+    newest_active,
+    runs,
+)
+from mlops_ray.schema import DTYPES, Column
+
+Flags = npt.NDArray[np.bool_]
+#: Fewer rows than these are a request.
+FEW = 1024
+#: Later than anything.
+NEVER = np.iinfo(np.int64).max
+
+
+#: A feature's values, one a row: float64 with NaN where one is missing, or a column of another type.
+Values = Floats | pl.Series
+
+
+def point_in_time(
+    spine: pl.DataFrame, tables: Mapping[str, pl.DataFrame], features: FeatureSet
+) -> pl.DataFrame:
+    """One row a spine row, in the spine's order, with the columns `features.names`.
+
+    `spine` has the columns of `features.request`; `tables` are what `history.read` gives for each source, by
+    its name. Unknown and null keys give nulls. Raises `DataError` where the type of a key differs between
+    the two.
+    """
+    found: dict[str, Values] = {}
+    for view, on, wanted in features.reads:
+        asked = spine.select(features.time, *on)
+        found |= read_features(asked, tables[view.source], view, wanted, features)
+    return assemble(spine, found, features)
+
+
+def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
+    """All features of the spine's rows: those read from histories, and those computed from the rows."""
+    floats = {name: values for name, values in stored.items() if isinstance(values, np.ndarray)}
+    found = {name: values for name, values in stored.items() if isinstance(values, pl.Series)}
+    if floats:
+        found |= {series.name: series for series in _frame(floats).iter_columns()}
+    expressions = []
+    for feature in features.computed:
+        values = compute(feature, spine)
+        if isinstance(values, pl.Expr):
+            expressions.append(values.alias(feature.name))
+        else:
+            found[feature.name] = values
+    if expressions:
+        # One query for all; over a few rows, sharing it among threads costs more than it saves.
+        made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
+        found |= {series.name: series for series in made.iter_columns()}
+    return pl.DataFrame([_typed(found[column.name], column) for column in features.columns])
+
+
+def _frame(floats: Mapping[str, Floats]) -> pl.DataFrame:
+    """Columns of float64, NaN as null: all in one array, which costs as much as one."""
+    height = len(next(iter(floats.values())))
+    whole = pa.array(np.concatenate(list(floats.values())), from_pandas=True)
+    parts = [whole.slice(number * height, height) for number in range(len(floats))]
+    return pl.DataFrame(pa.RecordBatch.from_arrays(parts, list(floats)))
+
+
+def _typed(values: pl.Series, column: Column) -> pl.Series:
+    dtype = DTYPES[column.type]
+    values = values if values.dtype == dtype else values.cast(dtype)
+    return values if values.name == column.name else values.alias(column.name)
+
+
+def read_features(
+    spine: pl.DataFrame, table: pl.DataFrame, view: ViewTable, wanted: Sequence[Stored], features: FeatureSet
+) -> dict[str, Values]:
+    """These features, which read a table by the same keys, by name: one value a spine row, in its order."""
+    first, end = _places(spine, table, wanted[0].on, view.keys)
+    asked = Asked(Rows.of(table, view), first, end, instants(spine[features.time]), features.horizon_us)
+    return {feature.name: asked.read(feature) for feature in wanted}
+
+
+def _places(
+    spine: pl.DataFrame, table: pl.DataFrame, on: Sequence[str], keys: Sequence[str]
+) -> tuple[Positions, Positions]:
+    """The range of each spine row's key in the table; a key that the table does not have owns no rows."""
+    for name, key in zip(on, keys, strict=True):
+        if spine.schema[name] != table.schema[key]:
+            raise DataError(
+                f"the key is {spine.schema[name]} in the spine and {table.schema[key]} in the view",
+                column=name,
+            )
+    if not keys:
+        return np.zeros(spine.height, np.int64), np.full(spine.height, table.height)
+    bounds = spine.select(on).join(
+        runs(table, keys), left_on=list(on), right_on=list(keys), how="left", maintain_order="left"
+    )
+    return bounds["_first"].fill_null(0).to_numpy(), bounds["_end"].fill_null(0).to_numpy()
+
+
+def instants(times: pl.Series) -> Positions:
+    """Microseconds since 1970; `times` has no null."""
+    return times.to_numpy().view(np.int64)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that features read, sorted by entity, event time and row id.
+
+    `known` and `until` say between which moments a version is in force, where the question is strict and any
+    row became known after its event or was superseded; `entity` numbers the entities then. `newest` has the
+    positions in the order (entity, event time, known_at, sequence, row_id), where that is another.
+    """
+
+    times: Positions
+    columns: Mapping[str, pl.Series | pa.Array]
+    known: Positions | None = None
+    until: Positions | None = None
+    entity: Positions | None = None
+    newest: Positions | None = None
+
+    @classmethod
+    def of(cls, table: pl.DataFrame, view: ViewTable) -> "Rows":
+        """The rows of what `history.read` gives; strict where it was."""
+        times = instants(table[EVENT_TIME])
+        columns = {column.name: table[column.name] for column in view.columns if column.name in table.columns}
+        tied = SEQUENCE in table.columns and runs(table, [*view.keys, EVENT_TIME]).height < table.height
+        newest = tie_order(table, view.keys, str(view.row_id)) if tied else None
+        if UNTIL not in table.columns:
+            return cls(times, columns, newest=newest)
+        known, until = instants(table[KNOWN_AT]), table[UNTIL].to_physical().fill_null(NEVER).to_numpy()
+        if (known <= times).all() and (until == NEVER).all():
+            return cls(times, columns, newest=newest)
+        lengths = runs(table, view.keys).select(pl.col("_end") - pl.col("_first")).to_series().to_numpy()
+        return cls(times, columns, known, until, np.repeat(np.arange(len(lengths)), lengths), newest)
+
+    @cached_property
+    def _numbers(self) -> dict[str, Numbers]:
+        return {}
+
+    def numbers(self, name: str) -> Numbers:
+        """A column as float64."""
+        if name not in self._numbers:
+            column = self.columns[name]
+            if not isinstance(column, pl.Series) and self.is_float(name):
+                self._numbers[name] = Numbers(column.to_numpy(zero_copy_only=False))
+            else:
+                self._numbers[name] = Numbers.of(self.series(name))
+        return self._numbers[name]
+
+    def series(self, name: str) -> pl.Series:
+        """A column with its type."""
+        column = self.columns[name]
+        return column if isinstance(column, pl.Series) else pl.Series(column)
+
+    def is_float(self, name: str) -> bool:
+        column = self.columns[name]
+        return (
+            column.dtype == pl.Float64 if isinstance(column, pl.Series) else pa.types.is_floating(column.type)
+        )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Rows of a spine, each with the range of its entity's rows: what features are read for."""
+
+    rows: Rows
+    first: Positions
+    end: Positions
+    target: Positions
+    horizon_us: int
+
+    @cached_property
+    def moment(self) -> Positions:
+        return self.target - self.horizon_us
+
+    @cached_property
+    def _found(self) -> dict[int, Positions]:
+        return {}
+
+    def _after(self, ago_us: int) -> Positions:
+        """The position behind the newest row of at most so long before P (negative: before T)."""
+        if ago_us not in self._found:
+            moments = self.moment - ago_us
+            if self._range is None:
+                self._found[ago_us] = after(self.rows.times, self.first, self.end, moments)
+            else:
+                self._found[ago_us] = self.first + self._range.searchsorted(moments, side="right")
+        return self._found[ago_us]
+
+    @cached_property
+    def _range(self) -> Positions | None:
+        """The event times of the one entity that is asked for; `None` where there are several."""
+        return self.rows.times[self.first[0] : self.end[0]] if is_one_range(self.first, self.end) else None
+
+    def read(self, feature: Stored) -> Values:
+        """The feature's values, one a row of the spine."""
+        if feature.kind == "window":
+            return self._window(feature, self._after(feature.over_us), self._after(0))
+        if feature.kind == "value_at":
+            ago = feature.ago_us - self.horizon_us
+            # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
+            start, stop = self._after(ago + feature.tolerance_us + 1), self._after(ago)
+        elif feature.ttl_us is not None:
+            start, stop = self._after(feature.ttl_us + 1), self._after(0)
+        else:
+            start, stop = self.first, self._after(0)
+        return self._gather(feature, self._newest(start, stop))
+
+    def _window(self, feature: Stored, start: Positions, stop: Positions) -> Values:
+        agg = str(feature.agg)
+        if agg in PICKING:
+            return self._gather(feature, self._edge(start, stop, agg))
+        numbers = self.rows.numbers(feature.of)
+        if self.rows.known is None:
+            return aggregate(numbers, start, stop, agg, feature.quantile)
+        if agg == "count" or (agg in ("sum", "mean") and numbers.prefix is not None):
+            return self._stabbed(numbers, feature.over_us, agg)
+        return aggregate_active(numbers, start, stop, self._in_force, agg, feature.quantile)
+
+    def _edge(self, start: Positions, stop: Positions, agg: str) -> Positions:
+        if self.rows.known is None:
+            return np.where(stop > start, start if agg == "first" else stop - 1, NONE)
+        places = Numbers(np.arange(len(self.rows.times), dtype=np.float64))
+        of = "min" if agg == "first" else "max"
+        found = aggregate_active(places, start, stop, self._in_force, of, None)
+        return np.where(np.isnan(found), NONE, found).astype(np.int64)
+
+    def _newest(self, start: Positions, stop: Positions) -> Positions:
+        order = self.rows.newest
+        if self.rows.known is None:
+            found = np.where(stop > start, stop - 1, NONE)
+        else:
+            found = newest_active(start, stop, self._in_force if order is None else self._in_force_by_newest)
+        return found if order is None else np.where(found == NONE, NONE, order[found])
+
+    def _gather(self, feature: Stored, positions: Positions) -> Values:
+        if self.rows.is_float(feature.of):
+            values = self.rows.numbers(feature.of).values
+            if not len(values):
+                return np.full(len(positions), np.nan)
+            return np.where(positions == NONE, np.nan, values[positions])
+        at = pl.Series(positions)
+        return self.rows.series(feature.of).gather(at.set(at == NONE, None))
+
+    def _in_force(self, positions: Positions, rows: Positions) -> Flags:
+        assert self.rows.known is not None
+        assert self.rows.until is not None
+        moment = self.moment[rows]
+        return (self.rows.known[positions] <= moment) & (moment < self.rows.until[positions])
+
+    def _in_force_by_newest(self, positions: Positions, rows: Positions) -> Flags:
+        assert self.rows.newest is not None
+        return self._in_force(self.rows.newest[positions], rows)
+
+    def _stabbed(self, numbers: Numbers, over_us: int, agg: str) -> Floats:
+        """Exact sums over the versions in force at P with an event in (P - over, P].
+
+        A version counts from max(event, known) until min(event + over, superseded): what has begun by P less
+        what has ended by P, without looking at any window's rows.
+        """
+        rows = self.rows
+        assert rows.known is not None
+        assert rows.until is not None
+        begins = np.maximum(rows.times, rows.known)
+        ends = np.maximum(np.minimum(rows.times + over_us, rows.until), begins)
+        given = ~np.isnan(numbers.values)
+        counted = np.ones(len(begins)) if agg == "count" else given.astype(np.float64)
+        values = np.where(given, numbers.values, 0.0)
+        count = self._begun(begins, counted) - self._begun(ends, counted)
+        if agg == "count":
+            return count
+        total = self._begun(begins, values) - self._begun(ends, values) + 0.0
+        return np.where(count > 0, total / np.maximum(count, 1) if agg == "mean" else total, np.nan)
+
+    def _begun(self, moments: Positions, values: Floats) -> Floats:
+        """For each row of the spine, the sum over its entity's rows whose moment is not after P."""
+        assert self.rows.entity is not None
+        order = np.lexsort((moments, self.rows.entity))
+        total = np.concatenate([[0.0], np.cumsum(values[order])])
+        begun: Floats = total[after(moments[order], self.first, self.end, self.moment)] - total[self.first]
+        return begun
+
+
+def tie_order(table: pl.DataFrame, entity: Sequence[str], row_id: str) -> Positions:
+    """Positions in the order (entity, event time, known_at, sequence, row_id), the newest of a time last."""
+    by = [*entity, EVENT_TIME, KNOWN_AT, SEQUENCE, row_id]
+    return table.select(pl.arg_sort_by(by).cast(pl.Int64)).to_series().to_numpy()

@@ -1,0 +1,67 @@
+"""Features of the request itself: SQL expressions, Python functions and the calendar.
+
+The same expressions run over a training set and over a request of one row.
+"""
+
+from datetime import date
+from functools import lru_cache
+
+import holidays
+import numpy as np
+import polars as pl
+
+from mlops_ray.expressions import compile_sql, load_function
+from mlops_ray.features.definitions import Computed
+
+
+def compute(feature: Computed, rows: pl.DataFrame) -> pl.Expr | pl.Series:
+    """The feature over the rows of a request: an expression of their columns, or what a function returned.
+
+    Raises `DataError` where a function of the user's fails.
+
+    >>> rows = pl.DataFrame({"km": [3.0, 8.0], "hours": [1.0, 2.0]})
+    >>> rows.select(compute(Computed("speed", "expr", "km / hours"), rows)).to_series().to_list()
+    [3.0, 4.0]
+    >>> above = Computed("above", "function", "operator.gt", inputs=("km", "hours"), type="bool")
+    >>> compute(above, rows).to_list()
+    [True, True]
+    """
+    if feature.kind == "function":
+        return _function(feature.argument)(*(rows[name] for name in feature.inputs))
+    return _expression(feature, _years(rows[feature.argument]) if feature.kind == "holiday_of" else (0, -1))
+
+
+_function = lru_cache(maxsize=256)(load_function)
+
+
+@lru_cache(maxsize=1024)
+def _expression(feature: Computed, years: tuple[int, int]) -> pl.Expr:
+    """The expression of a feature; for holidays, over times of these years."""
+    if feature.kind == "expr":
+        return compile_sql(feature.argument).polars
+    time = pl.col(feature.argument)
+    if feature.shift_us:
+        time = time + pl.duration(microseconds=feature.shift_us)
+    local = time.dt.convert_time_zone(feature.timezone)
+    if feature.kind == "holiday_of":
+        days = [day for y in range(years[0], years[1] + 1) for day in _public_holidays(feature.country, y)]
+        return local.dt.date().is_in(days)
+    parts = {"hour_of": local.dt.hour, "weekday_of": local.dt.weekday, "month_of": local.dt.month}
+    return parts[feature.kind]()
+
+
+def _years(times: pl.Series) -> tuple[int, int]:
+    """The first and last year of instants in any time zone."""
+    micros = times.to_numpy()
+    micros = micros[~np.isnat(micros)]
+    if not len(micros):
+        return 0, -1
+    day = np.timedelta64(1, "D")
+    first, last = (micros.min() - day), (micros.max() + day)
+    return tuple(int(edge.astype("datetime64[Y]").astype(np.int64)) + 1970 for edge in (first, last))  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=4096)
+def _public_holidays(country: str | None, year: int) -> tuple[date, ...]:
+    """Made once a process: a calendar takes a millisecond, as much as all other features of a request."""
+    return tuple(holidays.country_holidays(str(country), years=year))

@@ -1,0 +1,158 @@
+"""The feature store of a project: its definitions, histories, training sets and online store in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mlops_ray.config import Project
+from mlops_ray.errors import DataError, UsageError, did_you_mean
+from mlops_ray.features import dataset, feast
+from mlops_ray.features.dataset import TrainingSet
+from mlops_ray.features.definitions import (
+    Computed,
+    FeatureSet,
+    Stored,
+    ViewTable,
+    compile_features,
+    view_table,
+)
+from mlops_ray.features.feast import FeastView
+from mlops_ray.features.history import History, Snapshot, read
+from mlops_ray.features.materialize import materialize
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.resample import KNOWN_AT, SEQUENCE
+from mlops_ray.features.shelves import online_location
+from mlops_ray.storage import Storage
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """What a project reads of the feature store; projects with the same storage share the same histories."""
+
+    project: Project
+    storage: Storage
+
+    @cached_property
+    def features(self) -> FeatureSet:
+        return compile_features(self.project)
+
+    @cached_property
+    def views(self) -> dict[str, ViewTable]:
+        """The tables that the target and the features read, by source."""
+        target = self.project.target.source
+        views = {target: view_table(target, self.project.sources[target])}
+        return views | {view.source: view for view in self.features.tables}
+
+    def history(self, source: str) -> History:
+        return History.of(self.storage.path("features", "x").parent, self.views[source])
+
+    def snapshots(self, known_at: datetime | None = None) -> dict[str, Snapshot]:
+        """The histories as they stand now, or as known at an instant; see `History.snapshot`."""
+        return {name: self.history(name).snapshot(known_at=known_at) for name in self.views}
+
+    def online(self) -> OnlineStore:
+        return OnlineStore(online_location(self.project, self.storage))
+
+    def build(self, held: Mapping[str, Snapshot]) -> TrainingSet:
+        """The training set over these histories; see `dataset.build`."""
+        return dataset.build(self.project, self.features, held, self.storage)
+
+    def get(self, rows: pl.DataFrame, known_at: datetime | None = None) -> TrainingSet:
+        """The features of a user's own rows, as known at an instant; see `dataset.get`."""
+        return dataset.get(self.project, self.features, rows, self.snapshots(known_at), self.storage)
+
+    def materialize(self, held: Mapping[str, Snapshot] | None = None) -> datetime | None:
+        """Brings the online store up to the histories; returns its watermark."""
+        return materialize(self.online(), self.features, held or self.snapshots())
+
+    def list(self) -> list[dict[str, Any]]:
+        """Every feature: what it is called, its type, what it is made of, and the hash of its definition."""
+        types = {column.name: column.type for column in self.features.columns}
+        every: tuple[Stored | Computed, ...] = (*self.features.stored, *self.features.computed)
+        return [
+            {
+                "name": feature.name,
+                "type": types[feature.name],
+                "definition": _in_words(feature),
+                "identity": self.features.identity(feature.name)[:12],
+            }
+            for feature in every
+        ]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """A feature, and the state of the history that it reads. Raises `UsageError` where there is none."""
+        found = {feature["name"]: feature for feature in self.list()}
+        if name not in found:
+            raise UsageError(f"no feature is called {name!r}{did_you_mean(name, found)}")
+        stored = next((f for f in self.features.stored if f.name == name), None)
+        if stored is None:
+            return found[name]
+        history = self.history(stored.source)
+        newest = history.newest
+        about = self.online().about(self.views[stored.source])
+        return found[name] | {
+            "source": stored.source,
+            "table": history.view.table,
+            "keys": dict(zip(stored.on, history.view.keys, strict=True)),
+            "rows": history.snapshot().rows if newest else 0,
+            "committed_at": newest.committed_at.isoformat() if newest else None,
+            "online_up_to": about.until.isoformat() if about else None,
+        }
+
+    def export_feast(self, folder: Path) -> dict[str, str]:
+        """Writes a Feast repository with what Feast can say; returns the other features, with the reason."""
+        held = self.snapshots()
+        views, rows = [], {}
+        others = {f.name: f"{f.kind} of the request" for f in self.features.computed}
+        for name, view in self.project.features.items():
+            stored = [f for f in self.features.stored if f.name in view.features]
+            others |= {f.name: f"a {f.kind}, not a latest value" for f in stored if f.kind != "latest"}
+            latest = [f for f in stored if f.kind == "latest"]
+            if latest:
+                table = self.views[latest[0].source]
+                keys = dict(zip(latest[0].on, table.keys, strict=True))
+                views.append(FeastView(name, keys, tuple((f.name, f.of) for f in latest), view.ttl))
+                found = read(held[table.source], columns=[f.of for f in latest])
+                newest_last = [n for n in (KNOWN_AT, SEQUENCE, table.row_id) if n in found.columns]
+                rows[name] = found.sort(newest_last, maintain_order=True).rename({KNOWN_AT: "known_at"})
+        return feast.export(folder, self.project.project, views, rows, others)
+
+
+def read_spine(path: Path) -> pl.DataFrame:
+    """The rows of a user's spine: Parquet, or CSV as text, which the request's schema then types.
+
+    Raises `DataError` where the file cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        return pl.read_csv(path, infer_schema=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"cannot be read: {' '.join(str(error).split())[:200]}", file=str(path)) from error
+
+
+def _in_words(feature: Stored | Computed) -> str:
+    if isinstance(feature, Computed):
+        return f"{feature.kind}({feature.argument})"
+    if feature.kind == "window":
+        return f"{feature.agg} of {feature.source}.{feature.of} over {_duration(feature.over_us)}"
+    if feature.kind == "value_at":
+        return f"{feature.source}.{feature.of} {_duration(feature.ago_us)} before"
+    limit = f", at most {_duration(feature.ttl_us)} old" if feature.ttl_us is not None else ""
+    return f"latest {feature.source}.{feature.of}{limit}"
+
+
+def _duration(micros: int) -> str:
+    """A duration as a project file says it.
+
+    >>> _duration(7 * 86_400_000_000), _duration(5_400_000_000)
+    ('7d', '90m')
+    """
+    units = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "us": 1}
+    unit = next(unit for unit, length in units.items() if micros % length == 0)
+    return f"{micros // units[unit]}{unit}"
