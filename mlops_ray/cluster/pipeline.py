@@ -76,6 +76,10 @@ class Pipeline:
         asks = {
             "release.shadow and release.canary": self.project.release.shadow is not None
             or bool(self.project.release.canary),
+            "target.label_known by a column": bool(
+                self.project.target.label_known and self.project.target.label_known.column
+            ),
+            "target.transform": self.project.target.transform is not None,
             f"target.task: {self.project.target.task}": self.project.target.task != "regression",
             "training.search.gpu": self.project.training.search.gpu != "none",
             "monitoring.retrain": self.project.monitoring.retrain is not None,

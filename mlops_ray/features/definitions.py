@@ -274,11 +274,7 @@ def compile_features(project: Project) -> FeatureSet:
 
 def _refuse_unsupported(project: Project) -> None:
     asks = {
-        "target.label_known by a column": bool(
-            project.target.label_known and project.target.label_known.column
-        ),
         "several horizons": len(project.target.horizon) > 1,
-        "target.transform": project.target.transform is not None,
         "a target's source without event time": project.sources[project.target.source].event_time is None,
     }
     for what, asked in asks.items():

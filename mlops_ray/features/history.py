@@ -252,7 +252,8 @@ def _properties(commit: Commit, *, writes: bool = True) -> CommitProperties:
 
 
 def _newest(table: DeltaTable) -> Commit:
-    for entry in table.history():
+    # Every entry of the log says it, so that the last will do; the first, which makes the table, says nothing.
+    for entry in table.history(1):
         if ID in entry:
             committed_at = datetime.fromisoformat(entry[TIME])
             return Commit(table.version(), entry[ID], committed_at, int(entry[LAST]))
@@ -290,7 +291,11 @@ def clock(snapshot: Snapshot) -> datetime:
     if not view.back_loaded:
         return min(as_of.known_at, as_of.committed_at)
     rows = _known(snapshot, [file for bucket in snapshot.buckets.values() for file in bucket.files])
-    newest: datetime = rows.select(pl.col(KNOWN_AT).max()).collect().item()
+    newest: datetime | None = rows.select(pl.col(KNOWN_AT).max()).collect().item()
+    if newest is None:
+        raise DataError(
+            f"no row of {view.source!r} is known by {as_of.known_at.isoformat()} yet: all become known later"
+        )
     if view.every_us is None:
         return newest
     step = rows.select(pl.col(EVENT_TIME).unique().sort().diff().median()).collect().item()

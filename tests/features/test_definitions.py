@@ -1,0 +1,178 @@
+"""What a project file may ask of the feature store, and what a mistake costs: a sentence with its place."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mlops_ray import config, expressions
+from mlops_ray.errors import ConfigError
+from mlops_ray.features.definitions import FeatureSet, compile_features
+from mlops_ray.features.lookup import point_in_time
+from mlops_ray.schema import INSTANT
+
+PROJECTS = Path(__file__).parent.parent / "fixtures" / "projects"
+DAY = 86_400_000_000
+
+PROJECT = """
+project: p
+sources:
+  orders:
+    path: orders.csv
+    entity: customer
+    event_time: {column: at, timezone: UTC}
+    columns:
+      customer: {type: string}
+      at: {type: datetime}
+      shop: {type: category}
+      amount: {type: float}
+      tips: {type: int}
+      paid: {type: bool}
+  shops:
+    path: shops.csv
+    entity: id
+    time: none
+    columns: {id: {type: category}, kind: {type: category, categories: [food, books]}, size: {type: int}}
+features:
+FEATURES
+target: {source: orders, expr: paid, horizon: 0s, task: classification}
+"""
+
+
+def compiled(folder: Path, features: str) -> FeatureSet:
+    file = folder / "p.yaml"
+    file.write_text(PROJECT.replace("FEATURES", features))
+    return compile_features(config.load(file, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "asked"),
+    [
+        ("cases_by_region", ("cases_7d_ago", "cases_28d", "weekday", "region"), ("region", "time")),
+        ("price_stream", ("price_before", "price_day_before"), ("time",)),
+        (
+            "readmission",
+            ("beds", "age", "gender", "pregnant"),
+            ("subject_id", "ward_id", "admitted", "age", "gender", "pregnant"),
+        ),
+    ],
+)
+def test_the_other_shapes_of_projects_have_features(
+    name: str, features: tuple[str, ...], asked: tuple[str, ...]
+) -> None:
+    found = compile_features(config.load(PROJECTS / f"{name}.yaml", {}))
+    assert found.names == features
+    assert found.request.names == asked
+
+
+def test_a_key_may_be_called_otherwise_in_the_request(tmp_path: Path) -> None:
+    found = compiled(
+        tmp_path, "  shop: {source: shops, join_keys: {shop: id}, features: {kind: {latest: kind}}}"
+    )
+    (feature,) = found.stored
+    assert (feature.on, found.reads[0][0].keys) == (("shop",), ("id",))
+    assert found.request.names == ("customer", "shop", "at")
+    assert found.columns[0].categories == ("food", "books"), "what a column may be, its feature may be"
+
+
+def test_a_ttl_limits_the_latest_values_of_its_view_alone(tmp_path: Path) -> None:
+    found = compiled(
+        tmp_path,
+        "  o: {source: orders, ttl: 2d, features: {last: {latest: amount}, sum_1d: {window: "
+        "{of: amount, agg: sum, over: 1d}}}}",
+    )
+    assert [feature.ttl_us for feature in found.stored] == [2 * DAY, None]
+    assert found.table_reach_us("orders") == 2 * DAY
+
+
+def test_a_lag_in_rows_is_a_time_where_rows_are_known_by_their_order() -> None:
+    found = compile_features(config.load(PROJECTS / "price_stream.yaml", {}))
+    assert [(feature.kind, feature.ago_us) for feature in found.stored] == [
+        ("value_at", DAY // 48),
+        ("value_at", DAY),
+    ]
+
+
+def test_a_function_beside_the_project_file_is_a_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_features.py").write_text("def share(tips, amount):\n    return tips / amount\n")
+    monkeypatch.setenv(expressions.SEARCH_PATH, str(tmp_path))
+    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    found = compiled(
+        tmp_path,
+        "  row: {on_request: {share: {function: {path: own_features.share, inputs: [tips, amount]}}}}",
+    )
+    rows = pl.DataFrame(
+        {"customer": ["a", "b"], "at": [0, 0], "tips": [1, 2], "amount": [4.0, None]},
+        schema_overrides={"at": INSTANT},
+    )
+    assert point_in_time(rows, {}, found)["share"].to_list() == [0.25, None]
+    assert FeatureSet.from_json(found.to_json()) == found
+
+
+def test_a_feature_has_the_type_of_what_it_is_made_of(tmp_path: Path) -> None:
+    found = compiled(
+        tmp_path,
+        "  o: {source: orders, features: {a: {latest: shop}, b: {latest: tips}, c: {latest: paid}, d: "
+        "{window: {of: shop, agg: count, over: 1d}}, e: {window: {of: tips, agg: mean, over: 1d}}, f: "
+        "{window: {of: shop, agg: last, over: 1d}}}}",
+    )
+    assert [column.type for column in found.columns] == [
+        "category",
+        "int",
+        "bool",
+        "int",
+        "float",
+        "category",
+    ]
+
+
+def test_the_same_definition_has_one_identity_whatever_it_is_called(tmp_path: Path) -> None:
+    one = compiled(tmp_path, "  o: {source: orders, features: {a: {latest: amount}, b: {latest: tips}}}")
+    two = compiled(tmp_path, "  x: {source: orders, features: {other: {latest: amount}}}")
+    assert one.identity("a") == two.identity("other")
+    assert one.identity("a") != one.identity("b")
+
+
+@pytest.mark.parametrize(
+    ("features", "said"),
+    [
+        (
+            "  o: {source: shops, features: {k: {latest: kind}}}",
+            "features.o: the key 'id' is no column of the",
+        ),
+        (
+            "  o: {source: shops, join_keys: {shop: di}, features: {k: {latest: kind}}}",
+            "features.o.join_keys: 'di' is no key of the view; known here: id",
+        ),
+        (
+            "  o: {source: shops, join_keys: {shop: id}, features: {k: {value_at: {of: size, ago: 1d}}}}",
+            "features.o.k: 'shops' has no time, so it has latest values only",
+        ),
+        (
+            "  o: {source: orders, features: {k: {window: {of: shop, agg: sum, over: 1d}}}}",
+            "features.o.k: sum of 'shop', which is of type category",
+        ),
+        (
+            "  o: {source: orders, features: {k: {lag: {of: amount, rows: 1}}}}",
+            "features.o.k: lag counts rows",
+        ),
+        (
+            "  row: {columns: [amount, paid]}",
+            "a feature of the request reads 'paid', which the target is made of",
+        ),
+        (
+            "  row: {columns: [amonut]}",
+            "features.row: 'amonut' is no column of the target's source; did you mean",
+        ),
+        (
+            "  row: {on_request: {x: {function: {path: operator.ad, inputs: [amount]}}}}",
+            "the module 'operator' has no function 'ad'; did you mean",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, features: str, said: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        compiled(tmp_path, features)
+    assert said in str(raised.value)
