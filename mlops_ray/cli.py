@@ -162,7 +162,7 @@ def features_list(file: ProjectFile, as_json: Json = False) -> None:
 
 
 @features_app.command(
-    "describe", epilog="Example: mlops-ray features describe carrier_late_rate_7d configs/flights.yaml"
+    "describe", epilog="Example: mlops-ray features describe carrier_late_7d configs/flights.yaml"
 )
 def features_describe(name: str, file: ProjectFile, as_json: Json = False) -> None:
     """One feature, and the state of the history that it reads."""
@@ -221,12 +221,16 @@ def features_export_feast(folder: Path, file: ProjectFile, as_json: Json = False
 )
 def dataset_rebuild(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The JSON file beside the set.")],
+    project: Annotated[
+        Path | None, typer.Option(help="The project file, where its features call functions of its own.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a training set again from its manifest, and check that it is the same."""
     from mlops_ray.features.dataset import rebuild
 
-    _print_set(rebuild(manifest), as_json)
+    functions = _open(project)[0].functions if project else frozenset()
+    _print_set(rebuild(manifest, functions), as_json)
 
 
 @app.callback(invoke_without_command=True)

@@ -348,6 +348,12 @@ class Source(Model):
                 raise _wrong(f"names {name!r}, which is not among columns{hint}", *place)
             if type is not None and self.columns[name].type != type:
                 raise _wrong(f"the column {name!r} is of type {self.columns[name].type}, not {type}", *place)
+        if self.event_time and self.event_time.ambiguous == "infer" and set(self.entity) & set(self.derive):
+            raise _wrong(
+                "ambiguous: infer reads the file's order of each entity, before columns are derived; "
+                "name the columns that the entity is made of",
+                "entity",
+            )
         for place, what, reads, known in self._reads():
             for name in sorted(reads - known):
                 hint = did_you_mean(name, known)
@@ -779,6 +785,12 @@ class Project(Model):
         """The Python functions that features of the request call, by their dotted paths."""
         found = [f.function for view in self.features.values() for f in (view.on_request or {}).values()]
         return frozenset(function.path for function in found if function is not None)
+
+    @property
+    def deriving(self) -> frozenset[str]:
+        """The Python functions that sources call, by their dotted paths."""
+        found = [how for source in self.sources.values() for how in source.derive.values()]
+        return frozenset(how.path for how in found if isinstance(how, Function))
 
     @property
     def label_delay(self) -> int:

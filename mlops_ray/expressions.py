@@ -5,20 +5,32 @@ The same compiled expression runs over a partition of a million rows and over a 
 """
 
 import functools
+import hashlib
 import importlib
+import inspect
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import orjson
 import polars as pl
 
 from mlops_ray.errors import ConfigError, DataError, did_you_mean
 
 #: The environment variable with the folder of the project file, in which its functions may stand.
 SEARCH_PATH = "MLOPS_RAY_SEARCH_PATH"
-#: Parts of an expression that read other rows than their own.
-ACROSS_ROWS = ("Agg", "Over")
+#: Parts of an expression that read other rows than their own, by Polars' names of them.
+ACROSS_ROWS = frozenset({
+    "Agg", "Over", "Len", "Window", "Rolling", "Sort", "SortBy", "Filter", "Slice", "Gather", "Explode",
+    "Range", "Quantile", "Correlation", "Rank", "Shift", "CumCount", "CumSum", "CumProd", "CumMin", "CumMax",
+    "Diff", "PctChange", "Mode", "Unique", "Reverse", "Random",
+})  # fmt: skip
+#: Words that mean another value each time they are read.
+CLOCK = re.compile(r"\b(NOW|CURRENT_\w+|LOCALTIME\w*|RANDOM)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -45,14 +57,32 @@ def compile_sql(text: str) -> Expression:
     try:
         compiled = pl.sql_expr(text)
         columns = frozenset(compiled.meta.root_names())
-        parts = compiled.meta.serialize(format="json")
+        parts = set(_parts(orjson.loads(compiled.meta.serialize(format="json"))))
     except pl.exceptions.PolarsError as error:
         raise ConfigError(f"not a SQL expression: {text!r} ({error})") from error
-    if any(f'"{part}":' in parts for part in ACROSS_ROWS):
+    if parts & ACROSS_ROWS:
         raise ConfigError(
             f"{text!r} reads other rows than its own: an aggregate or a window cannot stand here"
         )
+    if not columns:
+        raise ConfigError(f"{text!r} reads no column")
+    if CLOCK.search(re.sub(r"'[^']*'|\"[^\"]*\"", "", text)):
+        raise ConfigError(f"{text!r} is another value each time that it is computed")
     return Expression(text, columns, compiled)
+
+
+def _parts(tree: Any) -> Iterator[str]:
+    """The names of an expression's parts; what stands in literals and names of columns is none."""
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from _parts(item)
+    elif isinstance(tree, dict):
+        for name, child in tree.items():
+            yield name
+            if name not in ("Literal", "Column"):
+                yield from _parts(child)
 
 
 def load_function(path: str) -> Callable[..., pl.Series]:
@@ -82,6 +112,20 @@ def load_function(path: str) -> Callable[..., pl.Series]:
         hint = did_you_mean(name, [known for known, value in vars(module).items() if callable(value)])
         raise ConfigError(f"the module {module_name!r} has no function {name!r}{hint}")
     return functools.partial(_call, path, function)
+
+
+def function_digest(path: str) -> str:
+    """SHA-256 of the file that the function at a dotted path is written in.
+
+    Raises `ConfigError` where there is no such function. One that is not written in Python has its path's.
+    """
+    function = load_function(path)
+    assert isinstance(function, functools.partial)
+    try:
+        source = Path(inspect.getsourcefile(function.args[1]) or "").read_bytes()
+    except (TypeError, OSError):
+        source = path.encode()
+    return hashlib.sha256(source).hexdigest()
 
 
 def _call(path: str, function: Callable[..., object], *columns: pl.Series) -> pl.Series:

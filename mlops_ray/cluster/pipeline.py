@@ -22,6 +22,7 @@ from mlops_ray.cluster.stages import Progress, Silent, Stages, digest
 from mlops_ray.config import Project, Source
 from mlops_ray.data import counts, ingest, validate
 from mlops_ray.errors import ConfigError, DataError, StorageError, TrainingError
+from mlops_ray.expressions import function_digest
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
@@ -44,6 +45,8 @@ from mlops_ray.training.task import Task
 READ_BYTES = 1 << 20
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
+#: How long files that a compaction left behind are kept for those who read them: longer than any run.
+VACUUM_H = 168.0
 #: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
 MOST_QUARANTINED = 0.5
 
@@ -166,7 +169,12 @@ class Pipeline:
             for item in ingest.files(source, name)
         ]
         history = self.store.history(name)
-        made_from = {"table": self.store.views[name].table, "files": files, "code": release.code_digest()}
+        made_from = {
+            "table": self.store.views[name].table,
+            "files": files,
+            "functions": {path: function_digest(path) for path in sorted(self.project.deriving)},
+            "code": release.code_digest(),
+        }
         content = digest(made_from)
         # What the newest commit holds is stored already; what an older one held is news once more.
         before = history.commit or ""
@@ -194,7 +202,7 @@ class Pipeline:
         if report.quarantined > MOST_QUARANTINED * report.rows_in or not valid:
             raise _hardly_valid(name, report, rejected, kept)
         stored = history.append(pl.concat(valid), source, commit)
-        history.maintain()
+        history.maintain(vacuum_hours=VACUUM_H)
         document = {"source": name, "version": stored.version, **report.to_json()}
         self.storage.write_json(document, "reports", f"validation-{name}.json")
         return document

@@ -44,6 +44,15 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
     frame, typed = _with_derived(frame, source)
     wanted = typed.with_columns(_wanted=pl.sql_expr(source.where or "TRUE").fill_null(False))["_wanted"]
     failures = _identified(source.row_schema.failures(frame, typed), wanted, source)
+    if source.deleted is not None:
+        # What is to go need not be right: it is enough to know which row is meant.
+        gone = typed[source.deleted].fill_null(False)
+        wanted = wanted | gone
+        names = [*source.entity, *source.identity]
+        is_named = pl.col("column").is_in(names) & pl.col("rule").is_in(["required", "type"])
+        failures = failures.filter(
+            ~pl.col("row").is_in(gone.arg_true().implode()) | is_named.fill_null(False)
+        )
     failures = pl.concat([_time_failures(frame, source), failures])
     stopping = failures.filter(pl.col("severity") == "stop")
     if stopping.height:

@@ -15,16 +15,17 @@ from typing import Any
 import orjson
 import polars as pl
 
-from mlops_ray.config import Project
+from mlops_ray.config import Policy, Project
 from mlops_ray.errors import DataError
-from mlops_ray.features.definitions import FeatureSet, ViewTable
+from mlops_ray.expressions import function_digest
+from mlops_ray.features.definitions import LABEL, FeatureSet, ViewTable
 from mlops_ray.features.history import BEGINNING, AsOf, History, Snapshot, clock, read
 from mlops_ray.features.join import join
 from mlops_ray.features.resample import EVENT_TIME
-from mlops_ray.schema import INSTANT, Schema
+from mlops_ray.policy import label_selector
+from mlops_ray.schema import DTYPES, INSTANT, Schema
 from mlops_ray.storage import Storage, replacing
 
-LABEL = "label"
 FOLDER = "datasets"
 LIBRARIES = ("mlops_ray", "polars", "numpy", "deltalake", "holidays")
 
@@ -53,13 +54,13 @@ def build(
     target = project.target.model_dump(mode="json", include={"source", "expr", "where"})
     rows = spine(target, held[project.target.source], features)
     begin = _warm(held, features)
-    frame = _joined(rows, begin, held, features)
+    policies = _policies(project)
+    frame = _joined(rows, begin, held, features, policies)
     if not frame.height:
         raise DataError(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
             "is longer than the data"
         )
-    policies = {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
     return _write(
         project.project, frame, features, held, {"target": target, "warm": begin}, policies, storage
     )
@@ -77,21 +78,23 @@ def get(
     kept = storage.path(FOLDER, f"spine-{digest[:12]}.parquet")
     with replacing(kept) as new:
         rows.write_parquet(new)
-    policies = {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
-    frame = _answered(rows, held, features)
+    policies = _policies(project)
+    frame = _answered(rows, held, features, policies)
     return _write(project.project, frame, features, held, {"spine": kept.name}, policies, storage)
 
 
-def rebuild(manifest: Path) -> TrainingSet:
+def rebuild(manifest: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     """The training set of a manifest again, from the histories beside it.
 
-    Raises `DataError` where its values are not those of the newest hash in the manifest.
+    `functions` are those that the operator's project file names: a manifest may call no other. Raises
+    `DataError` where its values are not those of the newest hash in the manifest.
     """
     storage = Storage.open(str(manifest.absolute().parent.parent))
     recorded = storage.read_json(FOLDER, manifest.name)
     if recorded is None:
         raise DataError("there is no such manifest", file=str(manifest))
     features = FeatureSet.from_json(recorded["features"])
+    _require_own(recorded, features, functions)
     held = {}
     for name, question in recorded["as_of"].items():
         history = History.of(storage.path("features", "x").parent, ViewTable.from_json(question["table"]))
@@ -99,27 +102,52 @@ def rebuild(manifest: Path) -> TrainingSet:
     if "target" in recorded:
         target = recorded["target"]
         rows = spine(target, held[target["source"]], features)
-        frame = _joined(rows, datetime.fromisoformat(recorded["warm"]), held, features)
+        begin = datetime.fromisoformat(recorded["warm"])
+        frame = _joined(rows, begin, held, features, recorded["policies"])
     else:
-        frame = _answered(pl.read_parquet(storage.path(FOLDER, recorded["spine"])), held, features)
+        rows = pl.read_parquet(storage.path(FOLDER, recorded["spine"]))
+        frame = _answered(rows, held, features, recorded["policies"])
     digest = values_digest(frame)
     if digest != recorded["digest"]:
-        changed = [
-            f"{k} {v} → {libraries()[k]}" for k, v in recorded["libraries"].items() if libraries()[k] != v
-        ]
-        why = (
-            f"since then {', '.join(changed)}"
-            if changed
-            else "under the same libraries: the history was tampered with"
-        )
         raise DataError(
-            f"the rebuilt values hash to {digest[:12]}, not {recorded['digest'][:12]}; {why}",
+            f"the rebuilt values hash to {digest[:12]}, not {recorded['digest'][:12]}; "
+            f"{_what_changed(recorded, features)}",
             file=manifest.name,
         )
     path = storage.path(FOLDER, recorded["file"])
     with replacing(path) as new:
         frame.write_parquet(new)
     return TrainingSet(frame, recorded, path)
+
+
+def _require_own(recorded: Mapping[str, Any], features: FeatureSet, functions: frozenset[str]) -> None:
+    """Raises `DataError` where a manifest names a path outside its storage, or a function of its own."""
+    names = [recorded["file"], recorded.get("spine", recorded["file"])]
+    names += [question["table"]["table"] for question in recorded["as_of"].values()]
+    for name in names:
+        if Path(name).name != name:
+            raise DataError(f"the manifest names {name!r}, which is no plain name")
+    for feature in features.computed:
+        if feature.kind == "function" and feature.argument not in functions:
+            raise DataError(
+                f"the manifest calls {feature.argument!r}: give the project file that names it, by --project"
+            )
+
+
+def _what_changed(recorded: Mapping[str, Any], features: FeatureSet) -> str:
+    """Why a set may not be the same again."""
+    now = libraries()
+    changed = [f"{k} {v} → {now.get(k, 'gone')}" for k, v in recorded["libraries"].items() if now.get(k) != v]
+    changed += [
+        f"the code of {feature.argument}"
+        for feature in features.computed
+        if feature.kind == "function" and function_digest(feature.argument) != feature.code
+    ]
+    return (
+        f"since then changed: {', '.join(changed)}"
+        if changed
+        else "the libraries are the same: the history changed"
+    )
 
 
 def open_set(storage: Storage, name: str) -> TrainingSet:
@@ -159,16 +187,27 @@ def _require_inputs(rows: pl.DataFrame, inputs: list[str]) -> None:
 
 
 def _joined(
-    rows: pl.DataFrame, begin: datetime, held: Mapping[str, Snapshot], features: FeatureSet
+    rows: pl.DataFrame,
+    begin: datetime,
+    held: Mapping[str, Snapshot],
+    features: FeatureSet,
+    policies: Mapping[str, Any],
 ) -> pl.DataFrame:
     """The spine's rows from an instant on, with their features and label."""
     rows = rows.filter(pl.col(features.time) >= begin)
-    joined = join(rows.drop(LABEL), held, features)
-    return rows.hstack([joined[name] for name in joined.columns if name not in rows.columns])
+    joined = join(rows.drop(LABEL), held, features, selector=_selector(policies))
+    return rows.hstack([joined[name] for name in joined.columns if name not in features.own_columns])
 
 
-def _answered(rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet) -> pl.DataFrame:
+def _answered(
+    rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet, policies: Mapping[str, Any]
+) -> pl.DataFrame:
     """A user's rows with their features, in their order."""
+    taken = [name for name in features.names if name in rows.columns and name not in features.own_columns]
+    if taken:
+        raise DataError(
+            f"the spine has columns that are called like features: {', '.join(taken)}; rename them"
+        )
     missing = [name for name in features.request.names if name not in rows.columns]
     if missing:
         raise DataError(f"the spine lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
@@ -177,7 +216,15 @@ def _answered(rows: pl.DataFrame, held: Mapping[str, Snapshot], features: Featur
     ]
     if features.time in naive:
         raise DataError("the times carry no offset; write them in UTC, or with one", column=features.time)
+    keys = {name for feature in features.stored for name in feature.on}
+    for column in features.request.columns:
+        given, wanted = rows.schema[column.name], DTYPES[column.type]
+        if column.name in keys and given not in (wanted, pl.String, pl.Categorical, pl.Null):
+            raise DataError(f"the key is {given} in the spine and {wanted} in the view", column=column.name)
     typed, failures = features.request.check(rows.select(features.request.names))
+    # A null key is unknown: its features are nulls.
+    is_unknown = (pl.col("rule") == "required") & pl.col("column").is_in(list(keys))
+    failures = failures.filter((pl.col("severity") != "flag") & ~is_unknown)
     if failures.height:
         first = failures.row(0, named=True)
         raise DataError(
@@ -185,10 +232,19 @@ def _answered(rows: pl.DataFrame, held: Mapping[str, Snapshot], features: Featur
             row=first["row"] + 1,
             column=first["column"],
         )
-    joined = join(typed, held, features)
+    joined = join(typed, held, features, selector=_selector(policies))
     return rows.with_columns(typed.iter_columns()).hstack(
-        [joined[name] for name in joined.columns if name not in rows.columns]
+        [joined[name] for name in joined.columns if name not in features.own_columns]
     )
+
+
+def _policies(project: Project) -> dict[str, Any]:
+    """The policies of the sources, as a manifest keeps them."""
+    return {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
+
+
+def _selector(policies: Mapping[str, Any]) -> dict[str, str]:
+    return label_selector(Policy.model_validate(policy) for policy in policies.values())
 
 
 def _warm(held: Mapping[str, Snapshot], features: FeatureSet) -> datetime:
@@ -213,6 +269,11 @@ def values_digest(frame: pl.DataFrame) -> str:
     """
     digest = hashlib.sha256()
     for column in frame.iter_columns():
+        if column.dtype in (pl.Categorical, pl.Enum):
+            # Their codes depend on what else a process has seen.
+            column = column.cast(pl.String)
+        if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Decimal, pl.Object):
+            raise DataError(f"a spine cannot hold {column.dtype}; leave it out", column=column.name)
         digest.update(f"{column.name}:{column.dtype}:{len(column)};".encode())
         digest.update(column.is_null().cast(pl.UInt8).to_numpy().tobytes())
         if column.dtype == pl.String:

@@ -14,7 +14,7 @@ import polars as pl
 
 from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
 from mlops_ray.errors import ConfigError, did_you_mean
-from mlops_ray.expressions import compile_sql, load_function
+from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.resample import PICKING, aggregated_type
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
 
@@ -30,6 +30,8 @@ CALENDAR_CATEGORIES: dict[str, tuple[int, ...]] = {
 NUMERIC = ("float", "int", "bool")
 #: Aggregates that need no number.
 OF_ANYTHING = ("count", "first", "last", "distinct_count")
+#: What a training set calls what is predicted.
+LABEL = "label"
 #: Part of a history's name: what lies on disk in another form is another table.
 FORMAT = 2
 
@@ -55,6 +57,11 @@ class Stored:
     quantile: float | None = None
     ttl_us: int | None = None
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether it reads a row however old."""
+        return self.kind == "latest" and self.ttl_us is None
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -70,6 +77,13 @@ class Computed:
     #: The columns that a function is given, and the type of what it returns.
     inputs: tuple[str, ...] = ()
     type: ColumnType | None = None
+    #: The digest of a function's source: another function under the same name is another feature.
+    code: str | None = None
+
+    @property
+    def is_own_column(self) -> bool:
+        """Whether the feature is the request's column of its name, as it is."""
+        return self.kind == "expr" and self.argument.strip('"') == self.name
 
 
 @dataclass(frozen=True)
@@ -128,6 +142,11 @@ class FeatureSet:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def own_columns(self) -> frozenset[str]:
+        """Features that are the request's column of their name, as it is."""
+        return frozenset(feature.name for feature in self.computed if feature.is_own_column)
 
     def table_reach_us(self, source: str) -> int:
         """How far before P the features of a table read at most, but for latest values without ttl."""
@@ -208,7 +227,8 @@ def _digest(document: Any) -> str:
 
 def table_name(source_name: str, source: Source) -> str:
     """The name of a source's history: equal definitions share it, a changed one starts anew."""
-    definition = source.model_dump(mode="json", exclude={"path", "policy"})
+    # What a new version of ours adds to the defaults, and what changes no row, must not start a history anew.
+    definition = source.model_dump(mode="json", exclude={"path", "policy", "season"}, exclude_defaults=True)
     return f"{source_name}-{_digest([FORMAT, definition])[:12]}"
 
 
@@ -217,6 +237,8 @@ def view_table(name: str, source: Source) -> ViewTable:
     typed = {column.name: column for column in source.row_schema.columns}
     if source.resample is not None:
         aggregations = tuple(source.resample.columns.items())
+        for of, agg in aggregations:
+            _require_number(f"sources.{name}.resample", typed[of], agg)
         columns = tuple(_aggregated(typed[of], agg) for of, agg in aggregations)
     else:
         aggregations = ()
@@ -259,6 +281,7 @@ def compile_features(project: Project) -> FeatureSet:
     columns = [_stored_column(f, tables[f.source]) for f in stored]
     columns += [_computed_column(f, request) for f in computed]
     _unique([column.name for column in columns])
+    _refuse_taken_names(columns, computed, request)
     return FeatureSet(
         request=request,
         columns=tuple(columns),
@@ -289,6 +312,16 @@ def _refuse_the_label(project: Project, request: Schema) -> None:
         raise ConfigError(f"a feature of the request reads {name!r}, which the target is made of")
 
 
+def _refuse_taken_names(columns: list[Column], computed: tuple[Computed, ...], request: Schema) -> None:
+    """In a training set, features stand beside the request's columns and the label."""
+    same = {feature.name for feature in computed if feature.is_own_column}
+    for column in columns:
+        if column.name in {*request.names, LABEL} - same:
+            raise ConfigError(
+                f"features: {column.name!r} is a column of the request, or the label; call it otherwise"
+            )
+
+
 def _unique(names: list[str]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
@@ -305,12 +338,11 @@ def _stored(project: Project, view_name: str, view: View, name: str, feature: Fe
         return Stored(name, source_name, on, feature.latest, "latest", ttl_us=view.ttl)
     if feature.window is not None:
         window = feature.window
-        kind = source.columns[window.of].type
-        if kind not in NUMERIC and window.agg not in OF_ANYTHING:
-            raise ConfigError(
-                f"{place}: {window.agg} of {window.of!r}, which is of type {kind}; "
-                f"such a column has {', '.join(OF_ANYTHING)}"
-            )
+        columns = {column.name: column for column in view_table(source_name, source).columns}
+        if window.of in columns:
+            _require_number(place, columns[window.of], window.agg)
+        if window.over == 0:
+            raise ConfigError(f"{place}: a window over nothing")
         return Stored(
             name, source_name, on, window.of, "window",
             agg=window.agg, over_us=window.over, quantile=window.quantile,
@@ -322,6 +354,14 @@ def _stored(project: Project, view_name: str, view: View, name: str, feature: Fe
     return Stored(
         name, source_name, on, feature.lag.of, "value_at", ago_us=_lag_us(place, feature.lag, project, source)
     )
+
+
+def _require_number(place: str, column: Column, agg: str) -> None:
+    if column.type not in NUMERIC and agg not in OF_ANYTHING:
+        raise ConfigError(
+            f"{place}: {agg} of {column.name!r}, which is of type {column.type}; "
+            f"such a column has {', '.join(OF_ANYTHING)}"
+        )
 
 
 def _lag_us(place: str, lag: Lag, project: Project, source: Source) -> int:
@@ -343,6 +383,10 @@ def _on(place: str, view: View, source: Source, target: Source) -> tuple[str, ..
             raise ConfigError(
                 f"{place}.join_keys: {name!r} is no key of the view{did_you_mean(name, source.entity)}"
             )
+    if len(set(view.join_keys.values())) < len(view.join_keys):
+        raise ConfigError(f"{place}.join_keys: two names for one key")
+    if source.time is not None and view.ttl is not None:
+        raise ConfigError(f"{place}.ttl: a table without time has no age")
     names = {key: name for name, key in view.join_keys.items()}
     on = tuple(names.get(key, key) for key in source.entity)
     for name, key in zip(on, source.entity, strict=True):
@@ -351,6 +395,11 @@ def _on(place: str, view: View, source: Source, target: Source) -> tuple[str, ..
             raise ConfigError(
                 f"{place}: the key {name!r} is no column of the target's source{hint} (join_keys: "
                 f"{{NAME: {key}}} says what it is called there)"
+            )
+        types = target.columns[name].type, source.columns[key].type
+        if DTYPES[types[0]] != DTYPES[types[1]]:
+            raise ConfigError(
+                f"{place}: the key {name!r} is {types[0]} in the target's source and {types[1]} here"
             )
     return on
 
@@ -388,9 +437,9 @@ def _computed(place: str, name: str, feature: Feature, target: Source) -> Comput
             raise ConfigError(f"{place}: {name!r} is an entity key; call the feature otherwise")
         return Computed(name, "expr", feature.expr)
     if feature.function is not None:
-        load_function(feature.function.path)
         function = feature.function
-        return Computed(name, "function", function.path, inputs=function.inputs, type=feature.type)
+        code = function_digest(function.path)
+        return Computed(name, "function", function.path, inputs=function.inputs, type=feature.type, code=code)
     kind = next(kind for kind in CALENDAR_KINDS if getattr(feature, kind) is not None)
     argument = getattr(feature, kind)
     time = (target.event_time.column if target.event_time else None) or "time"

@@ -36,10 +36,11 @@ END_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 BUCKET = "mlops_bucket"
 COMMITTED_AT, DELETED = "_committed_at", "_deleted"
 
-#: All writers take part in one transaction after another under this name, so that two at once conflict.
-WRITER = "mlops_ray.writer"
-#: What a commit's metadata says: its id, its time (microseconds), and the last sequence number given out.
-ID, TIME, LAST = "mlops.commit", "mlops.committed_at", "mlops.sequence"
+#: Each commit is a step of two transactions, so that two writers at once conflict: the newest commit's time
+#: (microseconds since 1970), and the last sequence number given out. Delta keeps both with a table's state.
+CLOCK, COUNTER = "mlops_ray.committed_at", "mlops_ray.sequence"
+#: What a commit says of itself in the log: its id and time.
+ID, TIME = "mlops.commit", "mlops.committed_at"
 #: How often a writer that lost to another tries again; each loss means that somebody else's commit is in.
 TRIES = 50
 #: Rows that are skipped together where a reader asks for a time.
@@ -129,10 +130,11 @@ class History:
         other writers do not let this one through.
         """
         for attempt in range(TRIES):
-            table = self._table()
-            if table and table.transaction_version(commit_id) is not None:
-                return _newest(table)
-            last = _newest(table) if table and table.version() else None
+            # Made before the newest commit is looked up: another writer may have made it, and more, just now.
+            table = self._table() or self._create(rows, source)
+            last = _newest(table)
+            if last is not None and table.transaction_version(commit_id) is not None:
+                return last
             try:
                 return self._append(table, last, rows, source, commit_id)
             except CommitFailedError:
@@ -142,7 +144,7 @@ class History:
 
     def _append(
         self,
-        table: DeltaTable | None,
+        table: DeltaTable,
         last: Commit | None,
         rows: pl.DataFrame,
         source: Source,
@@ -152,7 +154,6 @@ class History:
         if last is not None:
             now = max(now, last.committed_at + timedelta(microseconds=1))
         written = self._with_bookkeeping(rows, source, now, last.sequence + 1 if last else 0)
-        table = table or self._create(written)
         commit = Commit(table.version() + 1, commit_id, now, (last.sequence if last else -1) + rows.height)
         write_deltalake(
             table,
@@ -163,9 +164,10 @@ class History:
         )
         return commit
 
-    def _create(self, rows: pl.DataFrame) -> DeltaTable:
+    def _create(self, rows: pl.DataFrame, source: Source) -> DeltaTable:
         """The table, still empty: two writers that both began it would not notice each other."""
-        schema = Schema.from_arrow(rows.clear().to_arrow().schema)
+        written = self._with_bookkeeping(rows.clear(), source, EPOCH, 0)
+        schema = Schema.from_arrow(written.to_arrow().schema)
         return DeltaTable.create(
             self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
         )
@@ -200,29 +202,36 @@ class History:
         if table is None:
             return 0
         if len(table.file_uris()) > FILES_A_BUCKET * BUCKETS:
-            table.optimize.compact(commit_properties=_properties(_newest(table), writes=False))
+            table.optimize.compact()
         if vacuum_hours is not None:
             table.vacuum(
                 retention_hours=vacuum_hours,  # type: ignore[arg-type]
                 dry_run=False,
                 enforce_retention_duration=False,
-                commit_properties=_properties(_newest(table), writes=False),
             )
         return len(table.file_uris())
 
     # ------------------------------------------------------------ reading
 
-    def snapshot(self, as_of: AsOf | None = None, *, known_at: datetime | None = None) -> Snapshot:
+    def snapshot(
+        self,
+        as_of: AsOf | None = None,
+        *,
+        known_at: datetime | None = None,
+        latest: datetime | None = None,
+    ) -> Snapshot:
         """The history as it stands now: `as_of` an earlier question, or as known at an instant.
 
-        Raises `DataError` where there is no history yet, or `known_at` is later than its newest commit.
+        Raises `DataError` where there is no history yet, or `known_at` is later than its newest commit, or
+        than `latest`, the newest of all the histories that are asked together.
         """
         table = self._table()
-        if table is None or not table.file_uris():
+        last = _newest(table) if table else None
+        if table is None or last is None or not table.file_uris():
             raise DataError(f"there is no history of {self.view.source!r} yet; ingest it first")
-        newest = _newest(table).committed_at
+        newest = last.committed_at
         if as_of is None:
-            if known_at is not None and known_at > newest:
+            if known_at is not None and known_at > (latest or newest):
                 raise DataError(
                     f"nothing is known as of {known_at.isoformat()} yet: the newest commit of "
                     f"{self.view.source!r} is of {newest.isoformat()}"
@@ -244,21 +253,31 @@ def _known_at(source: Source, now: datetime) -> pl.Expr:
     return pl.col(EVENT_TIME) + pl.duration(microseconds=known.after_event or 0)
 
 
-def _properties(commit: Commit, *, writes: bool = True) -> CommitProperties:
-    """What a commit says of itself; a log entry that stores no rows repeats what the newest commit said."""
-    metadata = {ID: commit.id, TIME: commit.committed_at.isoformat(), LAST: str(commit.sequence)}
-    transactions = [Transaction(WRITER, commit.version), Transaction(commit.id, 0)] if writes else None
-    return CommitProperties(custom_metadata=metadata, app_transactions=transactions)
+def _properties(commit: Commit) -> CommitProperties:
+    steps = {CLOCK: (commit.committed_at - EPOCH) // MICROSECOND, COUNTER: commit.sequence, commit.id: 0}
+    return CommitProperties(
+        custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
+        app_transactions=[Transaction(name, number) for name, number in steps.items()],
+    )
 
 
-def _newest(table: DeltaTable) -> Commit:
-    # Every entry of the log says it, so that the last will do; the first, which makes the table, says nothing.
-    for entry in table.history(1):
-        if ID in entry:
-            committed_at = datetime.fromisoformat(entry[TIME])
-            return Commit(table.version(), entry[ID], committed_at, int(entry[LAST]))
-    # Nothing was stored yet, but perhaps a writer died between making the table and its first commit.
-    return Commit(table.version(), "", datetime(1970, 1, 1, tzinfo=UTC), -1)
+def _newest(table: DeltaTable) -> Commit | None:
+    clock, counter = table.transaction_version(CLOCK), table.transaction_version(COUNTER)
+    if clock is None or counter is None:
+        # A writer may have died between making the table and its first commit.
+        return None
+    committed_at = EPOCH + clock * MICROSECOND
+    return Commit(table.version(), _id(table, committed_at), committed_at, counter)
+
+
+def _id(table: DeltaTable, committed_at: datetime) -> str:
+    """The id of a commit; empty where Delta has dropped its log of that time."""
+    # Before it stand what merged files since, and commits since the table was looked up.
+    for limit in (1, 16, None):
+        for entry in table.history(limit):
+            if entry.get(TIME) == committed_at.isoformat():
+                return str(entry[ID])
+    return ""
 
 
 def _files(table: DeltaTable) -> dict[int, Bucket]:
@@ -303,10 +322,10 @@ def clock(snapshot: Snapshot) -> datetime:
 
 
 def changed_since(snapshot: Snapshot, committed_at: datetime) -> pl.DataFrame:
-    """The keys of rows that were stored after a commit."""
+    """The keys of rows that were stored after a commit, or stored before but known only later."""
     files = [file for bucket in snapshot.buckets.values() for file in bucket.files]
-    rows = _known(snapshot, files).filter(pl.col(COMMITTED_AT) > committed_at)
-    return rows.select(snapshot.view.keys).unique().collect()
+    is_news = (pl.col(COMMITTED_AT) > committed_at) | (pl.col(KNOWN_AT) > committed_at)
+    return _known(snapshot, files).filter(is_news).select(snapshot.view.keys).unique().collect()
 
 
 def _known(snapshot: Snapshot, files: list[str]) -> pl.LazyFrame:
@@ -315,7 +334,7 @@ def _known(snapshot: Snapshot, files: list[str]) -> pl.LazyFrame:
     admitted = pl.col(KNOWN_AT) <= as_of.known_at
     if not snapshot.is_newest:
         admitted &= pl.col(COMMITTED_AT) <= as_of.committed_at
-    return pl.scan_parquet(files, hive_partitioning=False).filter(admitted)
+    return pl.scan_parquet(files, hive_partitioning=False, glob=False).filter(admitted)
 
 
 def read(
@@ -367,9 +386,7 @@ def _versions(
     return rows.select([*names, COMMITTED_AT]).collect()
 
 
-def _whole_intervals(
-    between: tuple[datetime, datetime], every_us: int | None
-) -> tuple[datetime, datetime]:
+def _whole_intervals(between: tuple[datetime, datetime], every_us: int | None) -> tuple[datetime, datetime]:
     """Where the rows lie from which the intervals that end in between are made."""
     if every_us is None:
         return between

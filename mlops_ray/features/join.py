@@ -13,9 +13,10 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import polars as pl
 
+from mlops_ray.errors import ClusterError
 from mlops_ray.features.definitions import FeatureSet, Stored
 from mlops_ray.features.history import Snapshot, buckets_of, read
-from mlops_ray.features.lookup import Values, assemble, read_features
+from mlops_ray.features.lookup import Values, assemble, check_keys, read_features
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, UNTIL
 from mlops_ray.features.windows import Positions
 
@@ -94,6 +95,10 @@ def _on_ray(
         except ray.exceptions.RayTaskError as error:
             # What went wrong there, in its own words, not Ray's account of it.
             raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"a task of the join was lost: {' '.join(str(error).split())[:200]}"
+            ) from error
 
 
 def _is_connected() -> bool:
@@ -118,6 +123,8 @@ class Piece:
     buckets: tuple[int, ...]
     wanted: tuple[Stored, ...]
     edges: tuple[datetime, ...] = ()
+    #: The keys of the buckets with the event time of their first row, where an older slice may be asked.
+    begins: pl.DataFrame | None = None
 
     def read(self, strict: bool, between: Interval | None = None) -> pl.DataFrame:
         columns = {feature.of for feature in self.wanted}
@@ -170,11 +177,12 @@ def _sliced(whole: Piece, features: FeatureSet, slices: int) -> Iterator[Piece]:
     """A piece, cut so that each has about as many rows of the history."""
     files = [file for b in whole.buckets for file in whole.snapshot.buckets[b].files]
     total = sum(whole.snapshot.buckets[b].rows for b in whole.buckets)
-    times = pl.scan_parquet(files, hive_partitioning=False).select(EVENT_TIME)
+    times = pl.scan_parquet(files, hive_partitioning=False, glob=False).select(EVENT_TIME)
     sample = times.gather_every(max(1, total // SAMPLE)).collect()[EVENT_TIME].sort()
     inner = [sample[len(sample) * i // slices] for i in range(1, slices)]
     edges = sorted({EARLIEST, *inner, sample[-1]})
     moment = whole.spine[features.time] - timedelta(microseconds=features.horizon_us)
+    begins = _begins(files, whole) if _is_unbounded(whole) else None
     last = len(edges) - 2
     place = pl.Series(edges).search_sorted(moment, side="left").to_numpy().astype(np.int64) - 1
     place = np.clip(place, 0, last)
@@ -184,8 +192,20 @@ def _sliced(whole: Piece, features: FeatureSet, slices: int) -> Iterator[Piece]:
         if len(rows) or (whole.spine.is_empty() and number == last):
             ends = (*edges[: number + 1], edges[number + 1] if number < last else LATEST)
             yield Piece(
-                whole.spine[rows], whole.rows[rows], whole.snapshot, whole.buckets, whole.wanted, ends
+                whole.spine[rows], whole.rows[rows], whole.snapshot, whole.buckets, whole.wanted, ends, begins
             )
+
+
+def _is_unbounded(piece: Piece) -> bool:
+    """Whether a feature may read a row of any age."""
+    return any(feature.kind == "latest" and feature.ttl_us is None for feature in piece.wanted)
+
+
+def _begins(files: list[str], piece: Piece) -> pl.DataFrame:
+    keys = piece.snapshot.view.keys
+    rows = pl.scan_parquet(files, hive_partitioning=False, glob=False)
+    first = rows.group_by(*keys, _all=pl.lit(0)).agg(pl.col(EVENT_TIME).min().alias("_begin"))
+    return first.collect(engine="streaming")
 
 
 def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
@@ -194,7 +214,8 @@ def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
     begin, end = piece.edges[-2:]
     edge = max(begin, EARLIEST + reach) - reach if len(piece.edges) > 2 else EARLIEST
     table = piece.read(features.strict, (edge, end))
-    if all(feature.kind != "latest" or feature.ttl_us is not None for feature in piece.wanted):
+    check_keys(piece.spine, table, piece.wanted[0].on, piece.snapshot.view.keys)
+    if not _is_unbounded(piece):
         return table
     return pl.concat([table, *_older(piece, features, edge)]).sort(_order(table, piece))
 
@@ -209,6 +230,10 @@ def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.Da
     # A table without keys is one series; a constant stands for its key.
     everywhere = pl.lit(0).alias("_all")
     pending = piece.spine.select(everywhere, *names).unique()
+    assert piece.begins is not None
+    # A key that has nothing so old is not looked for.
+    older = piece.begins.filter(pl.col("_begin") <= edge)
+    pending = pending.join(older, on=["_all", *keys], how="semi")
     for begin, end in reversed(
         [(EARLIEST, piece.edges[1]), *zip(piece.edges[1:-1], piece.edges[2:], strict=True)]
     ):

@@ -101,16 +101,21 @@ def read_features(
     return {feature.name: asked.read(feature) for feature in wanted}
 
 
-def _places(
-    spine: pl.DataFrame, table: pl.DataFrame, on: Sequence[str], keys: Sequence[str]
-) -> tuple[Positions, Positions]:
-    """The range of each spine row's key in the table; a key that the table does not have owns no rows."""
+def check_keys(spine: pl.DataFrame, table: pl.DataFrame, on: Sequence[str], keys: Sequence[str]) -> None:
+    """Raises `DataError` where the type of a key differs between the two."""
     for name, key in zip(on, keys, strict=True):
         if spine.schema[name] != table.schema[key]:
             raise DataError(
                 f"the key is {spine.schema[name]} in the spine and {table.schema[key]} in the view",
                 column=name,
             )
+
+
+def _places(
+    spine: pl.DataFrame, table: pl.DataFrame, on: Sequence[str], keys: Sequence[str]
+) -> tuple[Positions, Positions]:
+    """The range of each spine row's key in the table; a key that the table does not have owns no rows."""
+    check_keys(spine, table, on, keys)
     if not keys:
         return np.zeros(spine.height, np.int64), np.full(spine.height, table.height)
     bounds = spine.select(on).join(
@@ -156,18 +161,19 @@ class Rows:
         return cls(times, columns, known, until, np.repeat(np.arange(len(lengths)), lengths), newest)
 
     @cached_property
-    def _numbers(self) -> dict[str, Numbers]:
+    def _numbers(self) -> dict[tuple[str, bool], Numbers]:
         return {}
 
-    def numbers(self, name: str) -> Numbers:
-        """A column as float64."""
-        if name not in self._numbers:
+    def numbers(self, name: str, agg: str = "") -> Numbers:
+        """A column as float64, for an aggregate."""
+        at = name, agg == "distinct_count"
+        if at not in self._numbers:
             column = self.columns[name]
             if not isinstance(column, pl.Series) and self.is_float(name):
-                self._numbers[name] = Numbers(column.to_numpy(zero_copy_only=False))
+                self._numbers[at] = Numbers(column.to_numpy(zero_copy_only=False))
             else:
-                self._numbers[name] = Numbers.of(self.series(name))
-        return self._numbers[name]
+                self._numbers[at] = Numbers.of(self.series(name), agg)
+        return self._numbers[at]
 
     def series(self, name: str) -> pl.Series:
         """A column with its type."""
@@ -232,7 +238,7 @@ class Asked:
         agg = str(feature.agg)
         if agg in PICKING:
             return self._gather(feature, self._edge(start, stop, agg))
-        numbers = self.rows.numbers(feature.of)
+        numbers = self.rows.numbers(feature.of, agg)
         if self.rows.known is None:
             return aggregate(numbers, start, stop, agg, feature.quantile)
         if agg == "count" or (agg in ("sum", "mean") and numbers.prefix is not None):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import polars as pl
 
+from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, buckets_of, changed_since, clock, read
 from mlops_ray.features.online import About, OnlineStore
@@ -12,6 +13,8 @@ from mlops_ray.features.online import About, OnlineStore
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: The lowest edge of an interval of time: nothing lies before it.
 EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
+#: How often a writer tries again that another came before; each time it wants what that one keeps as well.
+TRIES = 10
 
 
 def materialize(
@@ -24,12 +27,26 @@ def materialize(
     """
     clocks = {view.source: clock(snapshots[view.source]) for view in features.tables}
     for view in features.tables:
-        snapshot = snapshots[view.source]
-        old = store.about(view)
-        new = _about(snapshot, features, old, clocks)
-        since = None if old is None or _is_wider(new, old) else old.stamp
-        store.write(view, _rows(snapshot, new, since), new)
+        _bring_up(store, snapshots[view.source], features, clocks)
     return store.watermark(features)
+
+
+def _bring_up(
+    store: OnlineStore, snapshot: Snapshot, features: FeatureSet, clocks: Mapping[str, datetime]
+) -> None:
+    """Takes in what a history learned; raises `StorageError` where others do not let this one through."""
+    everything = _micros(EARLIEST)
+    since = _micros(snapshot.as_of.committed_at)
+    for _ in range(TRIES):
+        old = store.about(snapshot.view)
+        new = _about(snapshot, features, old, clocks)
+        # What was written in vain, for less than another keeps, is written again.
+        since = min(since, everything if old is None or _is_wider(new, old) else old.stamp)
+        if store.write(snapshot.view, *_rows(snapshot, new, since), new, old):
+            return
+    raise StorageError(
+        f"the online store is being written by others, who were faster {TRIES} times; try again"
+    )
 
 
 def _about(
@@ -42,18 +59,20 @@ def _about(
     """
     view = snapshot.view
     wanted = features.of_table(view.source)
-    watermark = _micros(clocks[view.source])
-    behind = watermark - _micros(min(clocks.values()))
+    # What was answered goes on being answered, though the usual step of a resampled source became shorter.
+    watermark = max(_micros(clocks[view.source]), old.watermark if old else _micros(EARLIEST))
+    # Live tables are asked up to now, however long ago they learned something; the clocks of back-loads hold.
+    clocks_that_hold = [clocks[v.source] for v in features.tables if v.back_loaded]
+    behind = max(0, watermark - _micros(min(clocks_that_hold))) if clocks_that_hold else 0
     keep_us = behind + features.table_reach_us(view.source) + features.horizon_us + 1
     keep_us = max(keep_us, old.keep_us if old else 0)
     columns = {feature.of for feature in wanted} | set(old.columns if old else ())
     return About(
-        stamp=_micros(snapshot.as_of.committed_at),
+        stamp=_micros(min(snapshot.as_of.known_at, snapshot.as_of.committed_at)),
         watermark=watermark,
         oldest=max(watermark - keep_us, _micros(EARLIEST)),
         columns=tuple(sorted(columns)),
-        is_unbounded=any(f.kind == "latest" and f.ttl_us is None for f in wanted)
-        or (old is not None and old.is_unbounded),
+        is_unbounded=any(f.is_unbounded for f in wanted) or (old is not None and old.is_unbounded),
         is_live=not view.back_loaded,
     )
 
@@ -65,17 +84,21 @@ def _is_wider(new: About, old: About) -> bool:
     )
 
 
-def _rows(snapshot: Snapshot, about: About, since: int | None) -> pl.DataFrame:
-    """All that the store keeps of the entities that learned something after the commit of `since`."""
+def _rows(snapshot: Snapshot, about: About, since: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """All that the store keeps of the entities that learned something after the commit of `since`.
+
+    And the keys of these entities: one that has no row any more, since all were deleted, is news too.
+    """
     view = snapshot.view
     oldest = EPOCH + timedelta(microseconds=about.oldest)
     within = None if about.is_unbounded else (oldest, datetime(9999, 12, 31, tzinfo=UTC))
-    changed = None if since is None else changed_since(snapshot, EPOCH + timedelta(microseconds=since))
-    if changed is None or not view.keys:
-        return read(snapshot, columns=about.columns, between=within)
+    begin = EPOCH + timedelta(microseconds=since)
+    changed = changed_since(snapshot, begin)
+    if begin == EARLIEST or not view.keys:
+        return read(snapshot, columns=about.columns, between=within), changed
     buckets = buckets_of(changed, view.keys).unique().to_list()
     rows = read(snapshot, buckets or [next(iter(snapshot.buckets))], columns=about.columns, between=within)
-    return rows.join(changed, on=list(view.keys), how="semi", maintain_order="left")
+    return rows.join(changed, on=list(view.keys), how="semi", maintain_order="left"), changed
 
 
 def _micros(instant: datetime) -> int:

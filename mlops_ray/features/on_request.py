@@ -28,14 +28,14 @@ def compute(feature: Computed, rows: pl.DataFrame) -> pl.Expr | pl.Series:
     """
     if feature.kind == "function":
         return _function(feature.argument)(*(rows[name] for name in feature.inputs))
-    return _expression(feature, _years(rows[feature.argument]) if feature.kind == "holiday_of" else (0, -1))
+    return _expression(feature, _years(rows[feature.argument]) if feature.kind == "holiday_of" else ())
 
 
 _function = lru_cache(maxsize=256)(load_function)
 
 
 @lru_cache(maxsize=1024)
-def _expression(feature: Computed, years: tuple[int, int]) -> pl.Expr:
+def _expression(feature: Computed, years: tuple[int, ...]) -> pl.Expr:
     """The expression of a feature; for holidays, over times of these years."""
     if feature.kind == "expr":
         return compile_sql(feature.argument).polars
@@ -44,21 +44,17 @@ def _expression(feature: Computed, years: tuple[int, int]) -> pl.Expr:
         time = time + pl.duration(microseconds=feature.shift_us)
     local = time.dt.convert_time_zone(feature.timezone)
     if feature.kind == "holiday_of":
-        days = [day for y in range(years[0], years[1] + 1) for day in _public_holidays(feature.country, y)]
+        days = [day for year in years for day in _public_holidays(feature.country, year)]
         return local.dt.date().is_in(days)
     parts = {"hour_of": local.dt.hour, "weekday_of": local.dt.weekday, "month_of": local.dt.month}
     return parts[feature.kind]()
 
 
-def _years(times: pl.Series) -> tuple[int, int]:
-    """The first and last year of instants in any time zone."""
+def _years(times: pl.Series) -> tuple[int, ...]:
+    """The years of instants, in any time zone."""
     micros = times.to_numpy()
-    micros = micros[~np.isnat(micros)]
-    if not len(micros):
-        return 0, -1
-    day = np.timedelta64(1, "D")
-    first, last = (micros.min() - day), (micros.max() + day)
-    return tuple(int(edge.astype("datetime64[Y]").astype(np.int64)) + 1970 for edge in (first, last))  # type: ignore[return-value]
+    found = np.unique(micros[~np.isnat(micros)].astype("datetime64[Y]").astype(np.int64)) + 1970
+    return tuple(sorted({year + near for year in found.tolist() for near in (-1, 0, 1)}))
 
 
 @lru_cache(maxsize=4096)

@@ -20,15 +20,15 @@ from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.lookup import Asked, Rows, Values, assemble, instants, tie_order
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE
-from mlops_ray.features.shelves import Record, open_shelf
+from mlops_ray.features.shelves import Record, open_shelf, shown
 from mlops_ray.features.windows import Positions, runs
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT
 
 NO_FAILURES = pl.DataFrame(schema=FAILURES)
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: Digits of an instant, and of the length of the columns' names, at the head of a record.
-DIGITS, LENGTH = 17, 5
-HEAD = 2 * DIGITS + LENGTH
+#: Characters of an instant (of the year 1 too), and of the length of the columns' names, in a record's head.
+DIGITS, LENGTH = 18, 5
+HEAD = 2 * DIGITS + 1 + LENGTH
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OnlineStore:
 
     def __init__(self, location: str | Path) -> None:
         self._shelf = open_shelf(location)
-        self._location = str(location).rpartition("@")[2]
+        self._location = shown(location)
 
     def close(self) -> None:
         self._shelf.close()
@@ -79,13 +79,18 @@ class OnlineStore:
         found = self._shelf.about(view.table)
         return About.from_bytes(found) if found else None
 
-    def write(self, view: ViewTable, rows: pl.DataFrame, about: About) -> None:
-        """Takes in all rows (of `history.read`) of the entities that `rows` has; others stay as they are.
+    def write(
+        self, view: ViewTable, rows: pl.DataFrame, entities: pl.DataFrame, about: About, seen: About | None
+    ) -> bool:
+        """Takes in all rows (of `history.read`) of these entities, by their keys; others stay as they are.
 
-        An entity whose record was made from a later commit keeps it.
+        An entity whose record was made from a later commit keeps it. Returns whether the table is now what
+        `about` says, or of a later commit; not so where another writer changed it since it was `seen`.
         """
         expired = None if about.is_unbounded else about.oldest
-        self._shelf.put(view.table, about.to_bytes(), about.stamp, _records(view, rows, about), expired)
+        records = _records(view, rows, entities, about)
+        before = seen.to_bytes() if seen else None
+        return self._shelf.put(view.table, about.to_bytes(), about.stamp, records, expired, before)
 
     def watermark(self, features: FeatureSet) -> datetime | None:
         """Up to when everything known is in the store; `None` before the first write."""
@@ -102,6 +107,8 @@ class OnlineStore:
         last = min(_latest(about, about.watermark) for about in found.values()) + features.horizon_us
         first = max(about.oldest + features.table_reach_us(source) for source, about in found.items())
         first += features.horizon_us + 1
+        every = features.every_us or 1
+        first, last = first + -first % every, last - last % every
         return _instant(first), _instant(last)
 
     def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -125,14 +132,13 @@ class OnlineStore:
         distinct = list(dict.fromkeys(keys))
         about, records = self._shelf.get(view.table, distinct)
         table = self._require(view, about)
-        columns = _columns(view, [feature.of for feature in wanted])
-        lacking = set(columns) - set(_columns(view, table.columns))
-        if lacking:
+        try:
+            return _Held.of(view, table, wanted, dict(zip(distinct, records, strict=True)), keys)
+        except KeyError as lacking:
             raise StorageError(
-                f"the online store {self._location} does not hold {', '.join(sorted(lacking))} of "
-                f"{view.source!r} yet; materialise first"
-            )
-        return _Held.of(view, table, columns, dict(zip(distinct, records, strict=True)), keys)
+                f"the online store {self._location} does not hold {lacking.args[0]} of {view.source!r} yet; "
+                "materialise first"
+            ) from None
 
     def _require(self, view: ViewTable, about: bytes | None) -> About:
         if about is None:
@@ -145,14 +151,13 @@ class OnlineStore:
 # ---------------------------------------------------------------- records
 
 
-def _records(view: ViewTable, rows: pl.DataFrame, about: About) -> list[Record]:
-    """One record a key: its head, and the rows that the store keeps as an Arrow record batch."""
+def _records(view: ViewTable, rows: pl.DataFrame, entities: pl.DataFrame, about: About) -> list[Record]:
+    """One record an entity: its head, and the rows that the store keeps, if any, as an Arrow record batch."""
     kept = rows.filter(_is_kept(view, rows, about))
     names = _columns(view, about.columns)
     written = orjson.dumps(names)
-    head = (
-        f"{about.watermark:0{DIGITS}d}{about.oldest:0{DIGITS}d}{len(written):0{LENGTH}d}".encode() + written
-    )
+    edges = f"{about.watermark:0{DIGITS}d}{about.oldest:0{DIGITS}d}{about.is_unbounded:d}"
+    head = f"{edges}{len(written):0{LENGTH}d}".encode() + written
     batches = kept.select(names).rechunk().to_arrow().to_batches()
     records = []
     found = runs(kept, view.keys)
@@ -161,8 +166,8 @@ def _records(view: ViewTable, rows: pl.DataFrame, about: About) -> list[Record]:
     for key, first, end in zip(keys, found["_first"].to_list(), found["_end"].to_list(), strict=True):
         body = batches[0].slice(first, end - first).serialize()
         records.append((key, int(times[end - 1]), head + body.to_pybytes()))
-    gone = runs(rows, view.keys).join(found, on=list(view.keys), how="anti") if view.keys else found.clear()
-    return records + [(key, about.oldest, head) for key in _keys(gone, view.keys)]
+    gone = set(_keys(entities, view.keys)) - set(keys) if view.keys else {"[]"} - set(keys)
+    return records + [(key, about.oldest, head) for key in gone]
 
 
 @lru_cache(maxsize=1024)
@@ -173,13 +178,14 @@ def _schema(view: ViewTable, written: bytes) -> pa.Schema:
     return pl.DataFrame(schema={name: types[name] for name in orjson.loads(written)}).to_arrow().schema
 
 
-def _decoded(view: ViewTable, record: bytes) -> tuple[int, int, pa.RecordBatch | None]:
-    """A record's watermark, its oldest edge, and its rows."""
-    end = HEAD + int(record[2 * DIGITS : HEAD])
+def _decoded(view: ViewTable, record: bytes) -> tuple[int, int, bool, pa.RecordBatch | None]:
+    """A record's watermark, its oldest edge, whether it has the newest row before that, and its rows."""
+    end = HEAD + int(record[HEAD - LENGTH : HEAD])
     batch = None
     if len(record) > end:
         batch = pa.ipc.read_record_batch(pa.py_buffer(record[end:]), _schema(view, record[HEAD:end]))
-    return int(record[:DIGITS]), int(record[DIGITS : 2 * DIGITS]), batch
+    is_unbounded = record[2 * DIGITS : 2 * DIGITS + 1] == b"1"
+    return int(record[:DIGITS]), int(record[DIGITS : 2 * DIGITS]), is_unbounded, batch
 
 
 def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
@@ -215,16 +221,26 @@ class _Held:
         cls,
         view: ViewTable,
         about: About,
-        columns: list[str],
+        wanted: Sequence[Stored],
         records: dict[str, bytes | None],
         keys: list[str],
     ) -> "_Held":
+        """Raises `KeyError` with what a record lacks, or what the table says of itself that it lacks."""
+        columns = _columns(view, [feature.of for feature in wanted])
+        lacking = set(columns) - set(_columns(view, about.columns))
+        if lacking:
+            raise KeyError(", ".join(sorted(lacking)))
+        needs_all = any(feature.is_unbounded for feature in wanted)
         places: dict[str, tuple[int, int, int, int]] = {}
         batches, at = [], 0
         for key, record in records.items():
-            watermark, oldest, batch = (
-                _decoded(view, record) if record else (about.watermark, about.oldest, None)
+            watermark, oldest, is_unbounded, batch = (
+                _decoded(view, record)
+                if record
+                else (about.watermark, about.oldest, about.is_unbounded, None)
             )
+            if needs_all and not is_unbounded:
+                raise KeyError("latest values of any age")
             length = batch.num_rows if batch else 0
             # A record that is newer than what the table says of itself knows more.
             places[key] = (at, at + length, max(watermark, about.watermark), oldest)

@@ -61,7 +61,7 @@ def resample(
         if how in PICKING:
             values = rows[name].gather(start if how == "first" else stop - 1)
         else:
-            values = pl.Series(aggregate(Numbers.of(rows[name]), start, stop, how), nan_to_null=True)
+            values = pl.Series(aggregate(Numbers.of(rows[name], how), start, stop, how), nan_to_null=True)
         made.append(values.cast(DTYPES[column.type]).alias(name))
     if UNTIL not in rows.columns:
         known = aggregate(Numbers.of(rows[KNOWN_AT]), start, stop, "max")

@@ -1,6 +1,7 @@
 """The feature store of a project: its definitions, histories, training sets and online store in one place."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -24,9 +25,9 @@ from mlops_ray.features.definitions import (
 from mlops_ray.features.feast import FeastView
 from mlops_ray.features.history import History, Snapshot, read
 from mlops_ray.features.materialize import materialize
-from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.online import About, OnlineStore
 from mlops_ray.features.resample import KNOWN_AT, SEQUENCE
-from mlops_ray.features.shelves import online_location
+from mlops_ray.features.shelves import ONLINE, online_location
 from mlops_ray.storage import Storage
 
 
@@ -53,7 +54,9 @@ class FeatureStore:
 
     def snapshots(self, known_at: datetime | None = None) -> dict[str, Snapshot]:
         """The histories as they stand now, or as known at an instant; see `History.snapshot`."""
-        return {name: self.history(name).snapshot(known_at=known_at) for name in self.views}
+        commits = [self.history(name).newest for name in self.views]
+        latest = max((commit.committed_at for commit in commits if commit), default=None)
+        return {name: self.history(name).snapshot(known_at=known_at, latest=latest) for name in self.views}
 
     def online(self) -> OnlineStore:
         return OnlineStore(online_location(self.project, self.storage))
@@ -68,7 +71,8 @@ class FeatureStore:
 
     def materialize(self, held: Mapping[str, Snapshot] | None = None) -> datetime | None:
         """Brings the online store up to the histories; returns its watermark."""
-        return materialize(self.online(), self.features, held or self.snapshots())
+        with closing(self.online()) as store:
+            return materialize(store, self.features, held or self.snapshots())
 
     def list(self) -> list[dict[str, Any]]:
         """Every feature: what it is called, its type, what it is made of, and the hash of its definition."""
@@ -94,7 +98,7 @@ class FeatureStore:
             return found[name]
         history = self.history(stored.source)
         newest = history.newest
-        about = self.online().about(self.views[stored.source])
+        about = self._about(self.views[stored.source])
         return found[name] | {
             "source": stored.source,
             "table": history.view.table,
@@ -103,6 +107,12 @@ class FeatureStore:
             "committed_at": newest.committed_at.isoformat() if newest else None,
             "online_up_to": about.until.isoformat() if about else None,
         }
+
+    def _about(self, view: ViewTable) -> About | None:
+        if self.project.online is None and not self.storage.path(ONLINE).exists():
+            return None
+        with closing(self.online()) as store:
+            return store.about(view)
 
     def export_feast(self, folder: Path) -> dict[str, str]:
         """Writes a Feast repository with what Feast can say; returns the other features, with the reason."""

@@ -37,12 +37,16 @@ class Numbers:
     values: Floats
 
     @classmethod
-    def of(cls, series: pl.Series) -> "Numbers":
-        """The numbers of a column; text counts by its rank, which tells equal from different."""
-        if series.dtype == pl.String:
-            series = series.rank("dense")
-        elif series.dtype.is_temporal():
+    def of(cls, series: pl.Series, agg: str = "") -> "Numbers":
+        """The numbers of a column, for an aggregate.
+
+        Text counts by its rank, which tells equal from different, and so do numbers to be told apart that
+        float64 does not.
+        """
+        if series.dtype.is_temporal():
             series = series.to_physical()
+        if series.dtype == pl.String or (agg == "distinct_count" and _is_wide(series)):
+            series = series.rank("dense")
         if series.dtype != pl.Float64 or series.null_count():
             series = series.cast(pl.Float64).fill_null(float("nan"))
         return cls(series.to_numpy())
@@ -159,6 +163,11 @@ def after(times: Positions, first: Positions, end: Positions, moments: Positions
         low = np.where(early, middle + 1, low)
         high = np.where(early, high, middle)
     return low
+
+
+def _is_wide(series: pl.Series) -> bool:
+    """Whether there are integers that float64 rounds."""
+    return series.dtype.is_integer() and bool(((series > int(EXACT)) | (series < -int(EXACT))).any())
 
 
 def _total(total: Floats, count: Positions, agg: str) -> Floats:

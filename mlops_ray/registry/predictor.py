@@ -13,6 +13,7 @@ import polars as pl
 
 from mlops_ray.config import Postprocess
 from mlops_ray.errors import PackageError
+from mlops_ray.expressions import function_digest
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.encoder import Encoder
@@ -143,6 +144,10 @@ def _refuse_foreign(package: Package, functions: frozenset[str]) -> None:
         if feature.kind == "function" and feature.argument not in functions:
             raise PackageError(
                 f"the package {package.folder} calls {feature.argument!r}, which the project file does not"
+            )
+        if feature.kind == "function" and feature.code != function_digest(feature.argument):
+            raise PackageError(
+                f"{feature.argument!r} is not what the model of {package.folder} was trained with"
             )
 
 

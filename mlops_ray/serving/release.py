@@ -23,6 +23,7 @@ from ray.serve.schema import ApplicationStatus
 import mlops_ray
 from mlops_ray.config import MICROSECONDS, Project
 from mlops_ray.errors import ClusterError, StorageError
+from mlops_ray.features.shelves import shown
 from mlops_ray.monitoring import deltas, monitor
 from mlops_ray.policy import label_selector
 from mlops_ray.serving import gateway, replica
@@ -97,7 +98,15 @@ def _applications(project: Project, storage: Storage) -> dict[str, _Application]
         ),
         name: _Application(
             replica.route(name),
-            _digest(root, name, serving, selector, sorted(hidden), project.online, sorted(project.functions)),
+            _digest(
+                root,
+                name,
+                serving,
+                selector,
+                sorted(hidden),
+                shown(project.online or ""),
+                sorted(project.functions),
+            ),
             lambda: replica.deployment(project, storage, selector, hidden),
         ),
     }

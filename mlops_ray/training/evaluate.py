@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.config import Gate
-from mlops_ray.features.dataset import LABEL
+from mlops_ray.features.definitions import LABEL
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Model, Values
 from mlops_ray.training import families, metrics

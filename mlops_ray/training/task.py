@@ -8,7 +8,7 @@ import polars as pl
 
 from mlops_ray.config import Postprocess, Training
 from mlops_ray.errors import TrainingError
-from mlops_ray.features.dataset import LABEL
+from mlops_ray.features.definitions import LABEL
 from mlops_ray.registry.models import Values
 from mlops_ray.schema import INSTANT, Column
 from mlops_ray.training import families, metrics, splits

@@ -18,8 +18,8 @@ import tritonclient.http as triton
 
 from mlops_ray import config
 from mlops_ray.features.definitions import compile_features
-from mlops_ray.features.history import History, read_view
-from mlops_ray.features.join import point_in_time
+from mlops_ray.features.history import History, read
+from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry.predictor import Predictor
 
 from ..conftest import EXAMPLE, require
@@ -212,7 +212,7 @@ def in_process(service: Service, sites: list[str], times: list[str]) -> np.ndarr
     project = config.load(service.file, {})
     features = compile_features(project)
     view = features.tables[0]
-    table = read_view(History.of(service.storage.path("features"), view), view)
+    table = read(History.of(service.storage.path("features"), view).snapshot())
     stamps = pl.Series(times).str.to_datetime(time_unit="us", time_zone="UTC")
     rows = point_in_time(pl.DataFrame({"site": sites, "time": stamps}), {"meter": table}, features)
     release = service.storage.read_json("release", f"{MODEL}.json")

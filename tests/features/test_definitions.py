@@ -1,5 +1,6 @@
 """What a project file may ask of the feature store, and what a mistake costs: a sentence with its place."""
 
+import sys
 from pathlib import Path
 
 import polars as pl
@@ -7,7 +8,7 @@ import pytest
 
 from mlops_ray import config, expressions
 from mlops_ray.errors import ConfigError
-from mlops_ray.features.definitions import FeatureSet, compile_features
+from mlops_ray.features.definitions import FeatureSet, compile_features, table_name
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.schema import INSTANT
 
@@ -98,7 +99,7 @@ def test_a_function_beside_the_project_file_is_a_feature(
 ) -> None:
     (tmp_path / "own_features.py").write_text("def share(tips, amount):\n    return tips / amount\n")
     monkeypatch.setenv(expressions.SEARCH_PATH, str(tmp_path))
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
+    monkeypatch.setattr("sys.path", [*sys.path])
     found = compiled(
         tmp_path,
         "  row: {on_request: {share: {function: {path: own_features.share, inputs: [tips, amount]}}}}",
@@ -163,6 +164,25 @@ def test_the_same_definition_has_one_identity_whatever_it_is_called(tmp_path: Pa
             "a feature of the request reads 'paid', which the target is made of",
         ),
         (
+            "  row: {on_request: {amount: {expr: amount / 1000}}}",
+            "features: 'amount' is a column of the request, or the label; call it otherwise",
+        ),
+        (
+            "  o: {source: orders, features: {label: {latest: amount}}}",
+            "features: 'label' is a column of the request, or the label",
+        ),
+        ("  row: {on_request: {x: {expr: amount / COUNT(*)}}}", "reads other rows than its own"),
+        ("  row: {on_request: {x: {expr: at - NOW()}}}", "is another value each time that it is computed"),
+        ("  row: {on_request: {x: {expr: '1'}}}", "reads no column"),
+        (
+            "  o: {source: shops, join_keys: {tips: id}, features: {k: {latest: kind}}}",
+            "features.o: the key 'tips' is int in the target's source and category here",
+        ),
+        (
+            "  o: {source: shops, ttl: 1d, join_keys: {shop: id}, features: {k: {latest: kind}}}",
+            "features.o.ttl: a table without time has no age",
+        ),
+        (
             "  row: {columns: [amonut]}",
             "features.row: 'amonut' is no column of the target's source; did you mean",
         ),
@@ -176,3 +196,35 @@ def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, features: str,
     with pytest.raises(ConfigError) as raised:
         compiled(tmp_path, features)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["x - QUANTILE_CONT(x, 0.5)", "CORR(x, y)", "ROW_NUMBER() OVER () + x", "x - FIRST(x)", "SUM(x)"]
+)
+def test_an_expression_that_reads_other_rows_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="reads other rows than its own"):
+        expressions.compile_sql(text)
+
+
+def test_what_stands_in_text_is_no_part_of_an_expression() -> None:
+    assert expressions.compile_sql("x = 'Agg NOW()' OR \"Over\" > 1").columns == {"x", "Over"}
+
+
+def test_another_function_under_the_same_name_is_another_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(expressions.SEARCH_PATH, str(tmp_path))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    row = "  row: {on_request: {double: {function: {path: changing_features.f, inputs: [amount]}}}}"
+    digests = []
+    for factor in (2, 3):
+        (tmp_path / "changing_features.py").write_text(f"def f(x):\n    return x * {factor}\n")
+        digests.append(compiled(tmp_path, row).digest)
+    assert digests[0] != digests[1]
+
+
+def test_what_a_new_default_or_a_season_says_does_not_start_a_history_anew(tmp_path: Path) -> None:
+    source = config.load(PROJECTS / "cases_by_region.yaml", {}).sources["cases"]
+    other = source.model_copy(update={"season": None})
+    assert table_name("cases", source) == table_name("cases", other)
+    assert table_name("cases", source) != table_name("cases", source.model_copy(update={"entity": ()}))
