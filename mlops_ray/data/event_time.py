@@ -13,6 +13,8 @@ from mlops_ray.config import EventTime
 from mlops_ray.errors import DataError
 from mlops_ray.schema import INSTANT, read_iso
 
+#: The years 1 to 9999, in microseconds since 1970.
+FIRST_US, LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999
 UNPARSEABLE = "not_a_time"
 NONEXISTENT = "nonexistent_time"
 AMBIGUOUS = "ambiguous_time"
@@ -138,14 +140,19 @@ def _format_of_parts(count: int) -> str:
 
 
 def _from_number(raw: pl.Series, unit: str) -> pl.Series:
-    numbers = raw.str.strip_chars().cast(pl.Float64, strict=False) if raw.dtype == pl.String else raw
+    """Whole numbers exactly, fractions to the nearest microsecond; nanoseconds are cut to microseconds."""
+    raw = raw.str.strip_chars() if raw.dtype == pl.String else raw
+    numbers, whole = raw.cast(pl.Float64, strict=False), raw.cast(pl.Int64, strict=False)
+    is_whole = whole.is_not_null() & (numbers == numbers.floor()).fill_null(False)
     if unit == "ns":
-        return (raw.cast(pl.Int64, strict=False) // 1_000).cast(INSTANT)
-    factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
-    whole = raw.cast(pl.Int64, strict=False)
-    exact = whole if bool((whole.is_not_null() | numbers.is_null()).all()) else None
-    micros = exact * factor if exact is not None else (numbers * factor).round(0).cast(pl.Int64, strict=False)
-    return micros.cast(INSTANT)
+        exact, nearest = whole // 1_000, (numbers / 1_000).floor()
+    else:
+        factor = {"s": 1_000_000, "ms": 1_000, "us": 1}[unit]
+        exact, nearest = whole * factor, (numbers * factor).round(0)
+    # Seconds that are milliseconds in truth lie beyond any calendar, and perhaps beyond 64 bits.
+    is_reached = nearest.is_between(FIRST_US, LAST_US).fill_null(False)
+    micros = exact.zip_with(is_whole, nearest.cast(pl.Int64, strict=False))
+    return micros.set(~is_reached, None).cast(INSTANT)
 
 
 def _exact(raw: pl.Series, format: str) -> pl.Series:
