@@ -11,7 +11,10 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+
+#: Characters of a line where nobody is there to see it wrap.
+WIDTH = 140
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,13 @@ def _commit() -> str:
 
 
 def _print(title: str, rows: list[dict[str, Any]]) -> None:
-    table = Table(*(rows[0] if rows else []), title=title)
+    table = Table(*(Column(name, no_wrap=True) for name in (rows[0] if rows else [])), title=title)
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
+        table.add_row(*map(_text, row.values()))
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -46,7 +46,7 @@ READ_BYTES = 1 << 20
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
 #: How long files that a compaction left behind are kept for those who read them: longer than any run.
-VACUUM_H = 168.0
+VACUUM_H = 168
 #: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
 MOST_QUARANTINED = 0.5
 

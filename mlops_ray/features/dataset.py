@@ -89,12 +89,16 @@ def rebuild(manifest: Path, functions: frozenset[str] = frozenset()) -> Training
     `functions` are those that the operator's project file names: a manifest may call no other. Raises
     `DataError` where its values are not those of the newest hash in the manifest.
     """
+    if not manifest.is_file():
+        raise DataError("there is no such manifest", file=str(manifest))
     storage = Storage.open(str(manifest.absolute().parent.parent))
     recorded = storage.read_json(FOLDER, manifest.name)
-    if recorded is None:
-        raise DataError("there is no such manifest", file=str(manifest))
-    features = FeatureSet.from_json(recorded["features"])
-    _require_own(recorded, features, functions)
+    try:
+        features = FeatureSet.from_json(recorded["features"])
+        _require_own(recorded, features, functions)
+    except (KeyError, TypeError) as error:
+        why = f"no manifest of a training set that this version reads ({error!r})"
+        raise DataError(why, file=str(manifest)) from error
     held = {}
     for name, question in recorded["as_of"].items():
         history = History.of(storage.path("features", "x").parent, ViewTable.from_json(question["table"]))
@@ -105,7 +109,7 @@ def rebuild(manifest: Path, functions: frozenset[str] = frozenset()) -> Training
         begin = datetime.fromisoformat(recorded["warm"])
         frame = _joined(rows, begin, held, features, recorded["policies"])
     else:
-        rows = pl.read_parquet(storage.path(FOLDER, recorded["spine"]))
+        rows = _kept_spine(storage.path(FOLDER, recorded["spine"]))
         frame = _answered(rows, held, features, recorded["policies"])
     digest = values_digest(frame)
     if digest != recorded["digest"]:
@@ -118,6 +122,15 @@ def rebuild(manifest: Path, functions: frozenset[str] = frozenset()) -> Training
     with replacing(path) as new:
         frame.write_parquet(new)
     return TrainingSet(frame, recorded, path)
+
+
+def _kept_spine(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(
+            f"the spine cannot be read: {' '.join(str(error).split())[:200]}", file=path.name
+        ) from error
 
 
 def _require_own(recorded: Mapping[str, Any], features: FeatureSet, functions: frozenset[str]) -> None:
@@ -227,8 +240,11 @@ def _answered(
     failures = failures.filter((pl.col("severity") != "flag") & ~is_unknown)
     if failures.height:
         first = failures.row(0, named=True)
+        is_naive = (first["column"], first["rule"]) == (features.time, "type")
+        hint = "; a time is written with its offset, e.g. 2026-11-01T00:00Z" if is_naive else ""
+        more = f" (and {failures.height - 1} more)" if failures.height > 1 else ""
         raise DataError(
-            f"fails {first['rule']!r} with {first['value']!r} (and {failures.height - 1} more)",
+            f"fails {first['rule']!r} with {first['value']!r}{more}{hint}",
             row=first["row"] + 1,
             column=first["column"],
         )

@@ -193,7 +193,7 @@ class History:
             .sort(BUCKET, *self.view.keys, EVENT_TIME, maintain_order=True)
         )
 
-    def maintain(self, *, vacuum_hours: float | None = None) -> int:
+    def maintain(self, *, vacuum_hours: int | None = None) -> int:
         """Merges small files, where there are many; returns how many files there are. No answer changes.
 
         With `vacuum_hours`, files that no version has needed for so long are deleted.
@@ -205,7 +205,7 @@ class History:
             table.optimize.compact()
         if vacuum_hours is not None:
             table.vacuum(
-                retention_hours=vacuum_hours,  # type: ignore[arg-type]
+                retention_hours=vacuum_hours,
                 dry_run=False,
                 enforce_retention_duration=False,
             )

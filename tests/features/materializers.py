@@ -1,0 +1,77 @@
+"""Processes that bring an online store up to a history until they are done or killed; see `writers`."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from mlops_ray.features import shelves
+from mlops_ray.features.materialize import materialize
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.shelves import Record, Shelf
+
+from . import writers
+from .writers import ROOT, Writers
+
+#: The client is loaded once, before any fork.
+_ = redis.Redis
+#: Records that go to Redis at once here: fewer than ever, for more moments at which some are there.
+BATCH = 20
+
+
+class Dying:
+    """A shelf whose writer kills itself when it has handed over so many records."""
+
+    def __init__(self, shelf: Shelf, after: int) -> None:
+        self._shelf, self._after = shelf, after
+        self.about, self.get, self.close = shelf.about, shelf.get, shelf.close
+
+    def put(
+        self,
+        table: str,
+        about: bytes,
+        stamp: int,
+        records: Iterable[Record],
+        expired: int | None,
+        seen: bytes | None,
+    ) -> bool:
+        return self._shelf.put(table, about, stamp, self._some(records), expired, seen)
+
+    def _some(self, records: Iterable[Record]) -> Iterator[Record]:
+        for number, record in enumerate(records):
+            if number == self._after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield record
+
+
+def bring_up(say: Callable[[Any], None], *, place: str, what: str, dies_after: int | None = None) -> None:
+    """Materialises features from snapshots, which lie pickled in a file."""
+    shelves.BATCH = BATCH
+    features, snapshots = pickle.loads(Path(what).read_bytes())
+    store = OnlineStore(place)
+    if dies_after is not None:
+        store._shelf = Dying(store._shelf, dies_after)
+    materialize(store, features, snapshots)
+    say("all")
+
+
+@contextmanager
+def started() -> Iterator[Writers]:
+    command = [sys.executable, "-m", "tests.features.materializers"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        yield Writers(process)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+if __name__ == "__main__":
+    writers.JOBS["materialize"] = bring_up
+    writers.main()
