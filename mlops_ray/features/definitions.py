@@ -143,6 +143,14 @@ class FeatureSet:
     def names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
 
+    def column(self, name: str) -> Column:
+        """The column of a feature."""
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
     @cached_property
     def own_columns(self) -> frozenset[str]:
         """Features that are the request's column of their name, as it is."""
@@ -150,7 +158,14 @@ class FeatureSet:
 
     def table_reach_us(self, source: str) -> int:
         """How far before P the features of a table read at most, but for latest values without ttl."""
-        return max((self.reach_us(feature) for feature in self.of_table(source)), default=0)
+        return self._reaches.get(source, 0)
+
+    @cached_property
+    def _reaches(self) -> dict[str, int]:
+        return {
+            view.source: max((self.reach_us(feature) for feature in self.of_table(view.source)), default=0)
+            for view in self.tables
+        }
 
     def reach_us(self, feature: Stored) -> int:
         """How far before P a feature reads; a latest value without ttl counts as 0."""

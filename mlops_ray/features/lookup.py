@@ -25,13 +25,15 @@ from mlops_ray.features.windows import (
     after,
     aggregate,
     aggregate_active,
-    is_one_range,
+    aggregate_one,
     newest_active,
     runs,
 )
 from mlops_ray.schema import DTYPES, Column
 
 Flags = npt.NDArray[np.bool_]
+#: What an aggregate that is no fraction is in Arrow.
+_ARROW = {"int": pa.int64(), "bool": pa.bool_()}
 #: Fewer rows than these are a request.
 FEW = 1024
 #: Later than anything.
@@ -60,10 +62,7 @@ def point_in_time(
 
 def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
     """All features of the spine's rows: those read from histories, and those computed from the rows."""
-    floats = {name: values for name, values in stored.items() if isinstance(values, np.ndarray)}
-    found = {name: values for name, values in stored.items() if isinstance(values, pl.Series)}
-    if floats:
-        found |= {series.name: series for series in _frame(floats).iter_columns()}
+    found: dict[str, pl.Series] = {}
     expressions = []
     for feature in features.computed:
         values = compute(feature, spine)
@@ -75,15 +74,28 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
         # One query for all; over a few rows, sharing it among threads costs more than it saves.
         made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
         found |= {series.name: series for series in made.iter_columns()}
-    return pl.DataFrame([_typed(found[column.name], column) for column in features.columns])
+    frame = _frame(stored, features)
+    if found:
+        typed = [_typed(found[c.name], c) for c in features.columns if c.name in found]
+        frame = frame.hstack(typed) if frame.width else pl.DataFrame(typed)
+    return frame if frame.columns == list(features.names) else frame.select(features.names)
 
 
-def _frame(floats: Mapping[str, Floats]) -> pl.DataFrame:
-    """Columns of float64, NaN as null: all in one array, which costs as much as one."""
-    height = len(next(iter(floats.values())))
-    whole = pa.array(np.concatenate(list(floats.values())), from_pandas=True)
-    parts = [whole.slice(number * height, height) for number in range(len(floats))]
-    return pl.DataFrame(pa.RecordBatch.from_arrays(parts, list(floats)))
+def _frame(stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
+    """The stored features as columns; of numbers, NaN becomes null. All of them are one array, sliced."""
+    floats = [values for values in stored.values() if isinstance(values, np.ndarray)]
+    numbers = pa.array(np.concatenate(floats) if floats else np.empty(0), from_pandas=True)
+    columns, at = [], 0
+    for name, values in stored.items():
+        if isinstance(values, pl.Series):
+            columns.append(_typed(values, features.column(name)).to_arrow())
+            continue
+        part = numbers.slice(at, len(values))
+        columns.append(
+            part if features.column(name).type == "float" else part.cast(_ARROW[features.column(name).type])
+        )
+        at += len(values)
+    return pl.DataFrame(pa.RecordBatch.from_arrays(columns, list(stored)))
 
 
 def _typed(values: pl.Series, column: Column) -> pl.Series:
@@ -208,20 +220,13 @@ class Asked:
     def _after(self, ago_us: int) -> Positions:
         """The position behind the newest row of at most so long before P (negative: before T)."""
         if ago_us not in self._found:
-            moments = self.moment - ago_us
-            if self._range is None:
-                self._found[ago_us] = after(self.rows.times, self.first, self.end, moments)
-            else:
-                self._found[ago_us] = self.first + self._range.searchsorted(moments, side="right")
+            self._found[ago_us] = after(self.rows.times, self.first, self.end, self.moment - ago_us)
         return self._found[ago_us]
-
-    @cached_property
-    def _range(self) -> Positions | None:
-        """The event times of the one entity that is asked for; `None` where there are several."""
-        return self.rows.times[self.first[0] : self.end[0]] if is_one_range(self.first, self.end) else None
 
     def read(self, feature: Stored) -> Values:
         """The feature's values, one a row of the spine."""
+        if self._is_one_plain_row:
+            return self._read_one(feature)
         if feature.kind == "window":
             return self._window(feature, self._after(feature.over_us), self._after(0))
         if feature.kind == "value_at":
@@ -233,6 +238,37 @@ class Asked:
         else:
             start, stop = self.first, self._after(0)
         return self._gather(feature, self._newest(start, stop))
+
+    @cached_property
+    def _is_one_plain_row(self) -> bool:
+        return len(self.first) == 1 and self.rows.known is None and self.rows.newest is None
+
+    def _read_one(self, feature: Stored) -> Values:
+        """What `read` gives for a single row: numbers instead of arrays of one are three times as fast."""
+        start, stop = self._range_of(feature)
+        picked = feature.agg is None or feature.agg in PICKING
+        if not picked:
+            values = self.rows.numbers(feature.of, str(feature.agg)).values[start:stop]
+            return np.array([aggregate_one(values, str(feature.agg), feature.quantile)])
+        at = NONE if stop <= start else start if feature.agg == "first" else stop - 1
+        if self.rows.is_float(feature.of):
+            return np.array([np.nan if at == NONE else self.rows.numbers(feature.of).values[at]])
+        return self._gather(feature, np.array([at]))
+
+    def _range_of(self, feature: Stored) -> tuple[int, int]:
+        """The positions that a feature of the single row reads."""
+        first, moment = int(self.first[0]), int(self.moment[0])
+        times = self.rows.times[first : int(self.end[0])]
+
+        def after(ago_us: int) -> int:
+            return first + int(times.searchsorted(moment - ago_us, side="right"))
+
+        if feature.kind == "window":
+            return after(feature.over_us), after(0)
+        if feature.kind == "value_at":
+            ago = feature.ago_us - self.horizon_us
+            return after(ago + feature.tolerance_us + 1), after(ago)
+        return first if feature.ttl_us is None else after(feature.ttl_us + 1), after(0)
 
     def _window(self, feature: Stored, start: Positions, stop: Positions) -> Values:
         agg = str(feature.agg)

@@ -200,7 +200,9 @@ def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
 
 def _columns(view: ViewTable, columns: Sequence[str]) -> list[str]:
     """The columns of a record that holds these: where rows can be tied, also what tells them apart."""
-    ties = (KNOWN_AT, SEQUENCE, view.row_id) if view.row_id and view.every_us is None else ()
+    # Of an entity that is told apart from others by its row id there is one row.
+    can_tie = view.row_id not in (None, *view.keys) and view.every_us is None
+    ties = (KNOWN_AT, SEQUENCE, view.row_id) if can_tie else ()
     return list(dict.fromkeys(str(name) for name in (EVENT_TIME, *ties, *columns)))
 
 
@@ -257,12 +259,15 @@ class _Held:
     ) -> list["_Refused"]:
         """Requests that the store cannot answer, and those of whom it knows nothing."""
         late = moment > _latest(self.about, self.watermark)
-        old = (moment - features.table_reach_us(view.source) <= self.oldest) & ~late
+        old = moment - features.table_reach_us(view.source) <= self.oldest
+        unknown = self.is_unknown & bool(on)
+        if not (late | old | unknown).any():
+            return []
         return [
             _Refused(np.flatnonzero(late), "watermark", (features.time,)),
-            _Refused(np.flatnonzero(old), "too_old", (features.time,)),
+            _Refused(np.flatnonzero(old & ~late), "too_old", (features.time,)),
             # Answered, as offline, but not silently.
-            _Refused(np.flatnonzero(self.is_unknown & bool(on)), "no_history", on, "flag"),
+            _Refused(np.flatnonzero(unknown), "no_history", on, "flag"),
         ]
 
 

@@ -222,8 +222,10 @@ redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
 
-#: Drops the records of earlier commits whose newest row has become too old.
+#: Drops records of earlier commits whose newest row has become too old, where the table says of itself what
+#: this writer says: another may keep more.
 _LUA_EXPIRE = """
+if redis.call('GET', KEYS[2]) ~= ARGV[3] then return end
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
     if (tonumber(redis.call('GETRANGE', name, 0, 15)) or 0) < tonumber(ARGV[2]) then
         redis.call('DEL', name)
@@ -289,7 +291,7 @@ class RedisShelf:
             # After the records: it promises what they hold. From then on no earlier record can come back.
             self._put_about(keys=[whole], args=[written + about, seen or b""], client=pipe)
             if expired is not None:
-                self._expire(keys=[order], args=[expired, stamp], client=pipe)
+                self._expire(keys=[order, whole], args=[expired, stamp, written + about], client=pipe)
             *_, is_well = pipe.execute()[: None if expired is None else -1]
         return bool(is_well)
 

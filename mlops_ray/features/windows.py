@@ -81,13 +81,34 @@ def aggregate(
     """
     if agg == "count":
         return (stop - start).astype(np.float64)
+    if len(start) <= FEW:
+        ranges = zip(start.tolist(), stop.tolist(), strict=True)
+        return np.array([aggregate_one(numbers.values[a:b], agg, quantile) for a, b in ranges], np.float64)
     if agg in ("sum", "mean") and len(start) >= MANY and numbers.prefix is not None:
         total, count = (cumulated[stop] - cumulated[start] for cumulated in numbers.prefix)
         return _total(total.astype(np.float64), count, agg)
     if agg in _REDUCTIONS:
-        reduced = _reduced if len(start) > FEW else _reduced_one_by_one
-        return reduced(numbers.values, start, stop, agg)
-    return _expanded(numbers.values, start, stop, _SEGMENTS[agg], 0.5 if quantile is None else quantile)
+        return _reduced(numbers.values, start, stop, agg)
+    return _expanded(numbers.values, start, stop, _SEGMENTS[agg], _MEDIAN if quantile is None else quantile)
+
+
+def aggregate_one(values: Floats, agg: str, quantile: float | None = None) -> float:
+    """`aggregate` of all the values, to the bit.
+
+    >>> aggregate_one(np.array([1.0, np.nan, 4.0]), "mean")
+    2.5
+    """
+    missing = np.isnan(values)
+    count = len(values) - int(missing.sum())
+    if agg == "count" or not count:
+        return float(len(values)) if agg == "count" else np.nan
+    if agg in _REDUCTIONS:
+        ufunc, neutral = _REDUCTIONS[agg]
+        filled = values if count == len(values) else np.where(missing, neutral, values)
+        total = float(ufunc.reduceat(filled, _WHOLE)[0]) + 0.0
+        return total / count if agg == "mean" else total
+    given = values if count == len(values) else values[~missing]
+    return float(_SEGMENTS[agg](given, np.array([count]), _MEDIAN if quantile is None else quantile)[0])
 
 
 def aggregate_active(
@@ -139,11 +160,6 @@ def runs(table: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame([*found, starts.alias("_first"), ends.alias("_end")])
 
 
-def is_one_range(first: Positions, end: Positions) -> bool:
-    """Whether all rows of a spine look at the same range of a table."""
-    return len(first) == 1 or bool(len(first) and (first == first[0]).all() and (end == end[0]).all())
-
-
 def after(times: Positions, first: Positions, end: Positions, moments: Positions) -> Positions:
     """For each row of the spine the position behind the last of `times[first:end]` that is ≤ its moment.
 
@@ -153,7 +169,7 @@ def after(times: Positions, first: Positions, end: Positions, moments: Positions
     >>> after(times, np.array([0, 0, 3]), np.array([3, 3, 4]), np.array([9, 20, 7]))
     array([0, 3, 4])
     """
-    if is_one_range(first, end):
+    if len(first) and (first == first[0]).all() and (end == end[0]).all():
         return first + times[first[0] : end[0]].searchsorted(moments, side="right")
     low, high = first.copy(), np.maximum(end, first)
     for _ in range(int((high - low).max(initial=0)).bit_length()):
@@ -189,23 +205,6 @@ def _reduced(values: Floats, start: Positions, stop: Positions, agg: str) -> Flo
         count = _reduce(np.add, given.astype(np.int64), start, stop, 0)
         result = _reduce(ufunc, np.where(given, values, neutral), start, stop, neutral)
     return _total(result, count, agg)
-
-
-def _reduced_one_by_one(values: Floats, start: Positions, stop: Positions, agg: str) -> Floats:
-    """The same as `_reduced`, to the bit."""
-    ufunc, neutral = _REDUCTIONS[agg]
-    out = np.full(len(start), np.nan)
-    for number, (low, high) in enumerate(zip(start.tolist(), stop.tolist(), strict=True)):
-        piece = values[low:high]
-        missing = np.isnan(piece)
-        count = high - low
-        if missing.any():
-            count -= int(missing.sum())
-            piece = np.where(missing, neutral, piece)
-        if count:
-            total = ufunc.reduceat(piece, _WHOLE)[0] + 0.0
-            out[number] = total / count if agg == "mean" else total
-    return out
 
 
 def _reduce(ufunc: Any, values: Any, start: Positions, stop: Positions, neutral: float) -> Any:
@@ -292,6 +291,7 @@ def _sorted_within(values: Floats, counts: Positions) -> Floats:
 
 
 _WHOLE = np.array([0])
+_MEDIAN = 0.5
 _REDUCTIONS: dict[str, tuple[Any, float]] = {
     "sum": (np.add, 0.0),
     "mean": (np.add, 0.0),

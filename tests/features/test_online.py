@@ -303,6 +303,20 @@ def test_the_rows_of_a_table_without_keys_vanish_too(place: str, tmp_path: Path)
     assert store.features(features, asked(("", at(0))))[0].rows() == [(None, None)]
 
 
+def test_an_entity_whose_key_is_its_row_id_is_read_as_offline(place: str, tmp_path: Path) -> None:
+    """An order happens once: a row that moves its time corrects it."""
+    history = Growing(tmp_path, BACK_LOADED.model_copy(update={"row_id": "k"}))
+    view = replace(history.view, row_id="k")
+    features, store = feature_set(view, LATEST, COUNT), OnlineStore(place)
+    snapshot = replace(history.commit(("a", 0, 1.0), ("a", 5, 2.0), ("b", 5, 3.0)), view=view)
+    materialize(store, features, {"s": snapshot})
+    ask = asked(("a", at(5)), ("b", at(5)))
+    found, failures = store.features(features, ask)
+    assert failures.is_empty()
+    assert found.rows() == [(2.0, 1), (3.0, 1)]
+    assert found.equals(offline(ask, {"s": snapshot}, features))
+
+
 # ---------------------------------------------------------------- what is kept, and for how long
 
 
@@ -477,7 +491,7 @@ def orders(steps: int, most: int) -> list[list[int]]:
 
 
 #: Steps of a writer: from call to call on SQLite; on Redis also from record to record.
-STEPS = {"sqlite": 4, "redis": 7}
+STEPS = {"sqlite": 4, "redis": 8}
 
 
 @dataclass(frozen=True)
