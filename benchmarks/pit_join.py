@@ -33,9 +33,10 @@ PAIRS, QUICK_PAIRS = 7, 5
 SIZES = (100_000, 300_000, 1_000_000, 3_000_000, 10_000_000)
 QUICK_SIZES = SIZES[:3]
 GROWTH_RUNS = 3
-#: Numbers of buckets that are joined on Ray, to tell its fixed cost from that of a bucket.
-BUCKET_COUNTS = (1, 2, 4, 8, BUCKETS)
 CPUS = 2
+#: Numbers of buckets that are joined on Ray, to tell its fixed cost from that of a bucket. All keep every CPU
+#: busy: fewer would take as long.
+BUCKET_COUNTS = (CPUS, 2 * CPUS, 4 * CPUS, BUCKETS)
 FEAST = Path(peers.__file__).parent / "peer_scripts" / "feast_join.py"
 PROJECT = histories.project({VALUE: {"latest": VALUE}})
 FEATURES = compile_features(PROJECT)

@@ -11,7 +11,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ INTERRUPTED = 130
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: What the main thread may take to close its MLflow run and to come to the end of its block.
 GRACE_S = 4.0
+#: How soon an interrupt that a finaliser swallowed is raised again.
+AGAIN_S = 0.05
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -33,8 +36,9 @@ def stops(folder: Path | None) -> Iterator[None]:
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    done = threading.Event()
-    threading.Thread(target=_watch, args=(reader, folder, done), daemon=True).start()
+    done, swallowed = threading.Event(), threading.Event()
+    threading.Thread(target=_watch, args=(reader, folder, done, swallowed), daemon=True).start()
+    hook, sys.unraisablehook = sys.unraisablehook, _notes(swallowed, sys.unraisablehook)
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     handlers = {number: signal.signal(number, _raise) for number in SIGNALS}
     try:
@@ -43,6 +47,7 @@ def stops(folder: Path | None) -> Iterator[None]:
         _become_stop(folder)
     finally:
         done.set()
+        sys.unraisablehook = hook
         signal.set_wakeup_fd(before)
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -52,12 +57,32 @@ def _raise(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _watch(reader: int, folder: Path | None, done: threading.Event) -> None:
+def _notes(
+    swallowed: threading.Event, hook: Callable[["sys.UnraisableHookArgs"], Any]
+) -> Callable[["sys.UnraisableHookArgs"], Any]:
+    """`hook`, but a `KeyboardInterrupt` that a finaliser swallowed is noted instead of printed."""
+
+    def note(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            swallowed.set()
+        else:
+            hook(unraisable)
+
+    return note
+
+
+def _watch(reader: int, folder: Path | None, done: threading.Event, swallowed: threading.Event) -> None:
     """Waits for a signal's number in the pipe, and then for the main thread."""
     while os.read(reader, 1)[0] not in SIGNALS:
         continue
-    if not done.wait(GRACE_S):
-        _become_stop(folder)
+    end, main = time.monotonic() + GRACE_S, threading.main_thread().ident
+    assert main is not None
+    while not done.wait(AGAIN_S):
+        if time.monotonic() > end:
+            _become_stop(folder)
+        if swallowed.is_set():
+            swallowed.clear()
+            signal.pthread_kill(main, signal.SIGINT)
 
 
 def _become_stop(folder: Path | None) -> None:

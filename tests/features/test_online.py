@@ -337,10 +337,15 @@ def test_rows_expire_by_ttl_and_by_look_back(place: str, tmp_path: Path) -> None
         assert (store._shelf.get(history.view.table, ['["old"]'])[1] != [None]) == is_kept
 
 
-def test_the_newest_row_of_a_latest_value_without_ttl_never_expires(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+def test_the_newest_row_of_a_latest_value_without_ttl_never_expires(
+    place: str, tmp_path: Path, at_once: bool
+) -> None:
     history = Growing(tmp_path)
     features, store = feature_set(history.view, LATEST, SUM), OnlineStore(place)
-    materialize(store, features, {"s": history.commit(("old", 0, 1.0), ("a", 0, 2.0))})
+    early = history.commit(("old", -1, 0.0), ("old", 0, 1.0), ("a", 0, 2.0))
+    if not at_once:
+        materialize(store, features, {"s": early})
     materialize(store, features, {"s": history.commit(("a", 9_999, 3.0))})
     found, failures = store.features(features, asked(("old", at(9_999))))
     assert (found.rows(), failures.height) == ([(1.0, None)], 0)
@@ -472,6 +477,14 @@ class Pausing:
             self._pause()
 
 
+class Blind(Watched):
+    """A shelf of which its writer has seen nothing yet."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        super().__init__(shelf)
+        self.about = lambda _: None
+
+
 def writer(place: str, features: FeatureSet, snapshot: Snapshot) -> Steps:
     def work(pause: Callable[[], None]) -> None:
         store = OnlineStore(place)
@@ -567,6 +580,32 @@ def test_a_late_writer_overwrites_nothing_newer_in_any_order_of_steps(race: Race
         seen[:] = [0] * ask.height
 
     race.run(features, [(features, snapshot) for snapshot in race.snapshots[1:]], look, done)
+
+
+def test_what_was_deleted_long_ago_does_not_come_back_by_a_very_late_writer(
+    place: str, tmp_path: Path
+) -> None:
+    """Nothing in the store tells of the deletion any more, but that it knows more than the writer."""
+    history = Growing(tmp_path)
+    features, store = feature_set(history.view, replace(SUM, over_us=90 * DAY_US)), OnlineStore(place)
+    commits: list[list[Row]] = [
+        [("a", 0, 1.0)],
+        [("a", 0, None, True)],
+        [("b", 9_999, 1.0)],
+        [("b", 99, 1.0)],
+    ]
+    snapshots = [history.commit(*rows) for rows in commits]
+    shelf = watched(store)
+    for snapshot in snapshots:
+        materialize(store, features, {"s": snapshot})
+    assert shelf.get(history.view.table, ['["a"]'])[1] == [None]
+    before = store.about(history.view)
+    # As a writer that began when the store was empty, and was held up until now.
+    late = OnlineStore(place)
+    late._shelf = Blind(late._shelf)
+    materialize(late, features, {"s": snapshots[0]})
+    assert shelf.get(history.view.table, ['["a"]'])[1] == [None]
+    assert store.about(history.view) == before
 
 
 @pytest.mark.parametrize("commits", [(1, 2), (2, 1), (2, 2)], ids=["earlier", "later", "the same commit"])
