@@ -194,12 +194,14 @@ def features_get(
 @features_app.command("materialize", epilog="Example: mlops-ray features materialize configs/flights.yaml")
 def features_materialize(file: ProjectFile, as_json: Json = False) -> None:
     """Bring the online store up to what the histories know."""
-    watermark = _store(file).materialize()
-    said = watermark.isoformat() if watermark else None
+    watermarks = {source: until.isoformat() for source, until in _store(file).materialize().items()}
     if as_json:
-        _print_json({"watermark": said})
-    else:
-        print(f"online up to {said}" if said else "no feature reads a history")
+        _print_json({"watermarks": watermarks})
+        return
+    for source, until in watermarks.items():
+        print(f"{source}: online up to {until}")
+    if not watermarks:
+        print("no feature reads a history")
 
 
 @features_app.command(

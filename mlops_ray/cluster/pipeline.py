@@ -223,7 +223,7 @@ class Pipeline:
             self._stage("features"),
             made_from,
             self._build,
-            say=lambda r: f"{r['rows']:,} rows × {len(r['columns'])} features, online up to {r['watermark']}",
+            say=_say_features,
             still_there=self._is_built,
         )
         return dataset.open_set(self.storage, result["file"])
@@ -234,14 +234,23 @@ class Pipeline:
 
     def _build(self) -> dict[str, Any]:
         made = self.store.build(self.snapshots)
-        watermark = self.store.materialize(self.snapshots)
+        watermarks = {
+            source: until.isoformat() for source, until in self.store.materialize(self.snapshots).items()
+        }
         columns = list(self.features.names)
-        return {"file": made.path.name, "rows": made.frame.height, "columns": columns, "watermark": watermark}
+        return {
+            "file": made.path.name,
+            "rows": made.frame.height,
+            "columns": columns,
+            "watermarks": watermarks,
+        }
 
     def _is_built(self, result: dict[str, Any]) -> bool:
         if not self.storage.path("datasets", result["file"]).exists():
             return False
-        return not self.features.tables or self.store.online().watermark(self.features) is not None
+        return not self.features.tables or len(self.store.online().watermarks(self.features)) == len(
+            self.features.tables
+        )
 
     # ------------------------------------------------------------ training
 
@@ -463,6 +472,14 @@ def _say_ingest(result: dict[str, Any]) -> str:
     flagged = sum(result["flagged_by"].values())
     rest = f", {flagged:,} flagged" if flagged else ""
     return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
+
+
+def _say_features(result: dict[str, Any]) -> str:
+    untils = result["watermarks"]
+    said = [f"{source} up to {until}" for source, until in untils.items()]
+    if len(set(untils.values())) == 1:
+        said = [f"online up to {until}" for until in set(untils.values())]
+    return ", ".join([f"{result['rows']:,} rows × {len(result['columns'])} features", *said])
 
 
 def _say_train(result: dict[str, Any]) -> str:

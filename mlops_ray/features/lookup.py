@@ -4,9 +4,11 @@ Every stored feature is a range of positions in its source's table, found by bin
 kernel of `windows.py`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from math import isnan
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +36,7 @@ from mlops_ray.schema import DTYPES, Column
 Flags = npt.NDArray[np.bool_]
 #: What an aggregate that is no fraction is in Arrow.
 _ARROW = {"int": pa.int64(), "bool": pa.bool_()}
+_PYTHON: dict[str, Callable[[float], Any]] = {"int": int, "bool": bool}
 #: Fewer rows than these are a request.
 FEW = 1024
 #: Later than anything.
@@ -42,6 +45,8 @@ NEVER = np.iinfo(np.int64).max
 
 #: A feature's values, one a row: float64 with NaN where one is missing, or a column of another type.
 Values = Floats | pl.Series
+#: A position in a table, or one for each row of a spine.
+Place = TypeVar("Place", int, Positions)
 
 
 def point_in_time(
@@ -83,6 +88,8 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
 
 def _frame(stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
     """The stored features as columns; of numbers, NaN becomes null. All of them are one array, sliced."""
+    if stored and all(len(values) == 1 for values in stored.values()):
+        return _frame_of_one(stored, features)
     floats = [values for values in stored.values() if isinstance(values, np.ndarray)]
     numbers = pa.array(np.concatenate(floats) if floats else np.empty(0), from_pandas=True)
     columns, at = [], 0
@@ -96,6 +103,16 @@ def _frame(stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
         )
         at += len(values)
     return pl.DataFrame(pa.RecordBatch.from_arrays(columns, list(stored)))
+
+
+def _frame_of_one(stored: Mapping[str, Values], features: FeatureSet) -> pl.DataFrame:
+    """`_frame` of a single row, which is faster by way of Python's own values."""
+    types = {name: features.column(name).type for name in stored}
+    row = {name: values.item() for name, values in stored.items()}
+    for name, type in types.items():
+        if isinstance(stored[name], np.ndarray):
+            row[name] = None if isnan(row[name]) else _PYTHON.get(type, float)(row[name])
+    return pl.from_dicts([row], schema={name: DTYPES[type] for name, type in types.items()})
 
 
 def _typed(values: pl.Series, column: Column) -> pl.Series:
@@ -166,10 +183,23 @@ class Rows:
         newest = tie_order(table, view.keys, str(view.row_id)) if tied else None
         if UNTIL not in table.columns:
             return cls(times, columns, newest=newest)
-        known, until = instants(table[KNOWN_AT]), table[UNTIL].to_physical().fill_null(NEVER).to_numpy()
+        lengths = runs(table, view.keys).select(pl.col("_end") - pl.col("_first")).to_series().to_numpy()
+        until = table[UNTIL].to_physical().fill_null(NEVER).to_numpy()
+        return cls.of_versions(times, columns, instants(table[KNOWN_AT]), until, lengths, newest)
+
+    @classmethod
+    def of_versions(
+        cls,
+        times: Positions,
+        columns: Mapping[str, pl.Series | pa.Array],
+        known: Positions,
+        until: Positions,
+        lengths: Sequence[int] | Positions,
+        newest: Positions | None,
+    ) -> "Rows":
+        """Rows that are in force from `known` until before `until`; entities have these numbers of rows."""
         if (known <= times).all() and (until == NEVER).all():
             return cls(times, columns, newest=newest)
-        lengths = runs(table, view.keys).select(pl.col("_end") - pl.col("_first")).to_series().to_numpy()
         return cls(times, columns, known, until, np.repeat(np.arange(len(lengths)), lengths), newest)
 
     @cached_property
@@ -226,49 +256,39 @@ class Asked:
     def read(self, feature: Stored) -> Values:
         """The feature's values, one a row of the spine."""
         if self._is_one_plain_row:
-            return self._read_one(feature)
+            return self._read_one(
+                feature, *_range(feature, self.horizon_us, int(self.first[0]), self._after_one)
+            )
+        start, stop = _range(feature, self.horizon_us, self.first, self._after)
         if feature.kind == "window":
-            return self._window(feature, self._after(feature.over_us), self._after(0))
-        if feature.kind == "value_at":
-            ago = feature.ago_us - self.horizon_us
-            # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
-            start, stop = self._after(ago + feature.tolerance_us + 1), self._after(ago)
-        elif feature.ttl_us is not None:
-            start, stop = self._after(feature.ttl_us + 1), self._after(0)
-        else:
-            start, stop = self.first, self._after(0)
+            return self._window(feature, start, stop)
         return self._gather(feature, self._newest(start, stop))
 
     @cached_property
     def _is_one_plain_row(self) -> bool:
         return len(self.first) == 1 and self.rows.known is None and self.rows.newest is None
 
-    def _read_one(self, feature: Stored) -> Values:
+    @cached_property
+    def _after_one(self) -> Callable[[int], int]:
+        """`_after` of a single row, as a number."""
+        first, moment = int(self.first[0]), int(self.moment[0])
+        times = self.rows.times[first : int(self.end[0])]
+
+        @cache
+        def after_one(ago_us: int) -> int:
+            return first + int(times.searchsorted(moment - ago_us, side="right"))
+
+        return after_one
+
+    def _read_one(self, feature: Stored, start: int, stop: int) -> Values:
         """What `read` gives for a single row: numbers instead of arrays of one are three times as fast."""
-        start, stop = self._range_of(feature)
-        picked = feature.agg is None or feature.agg in PICKING
-        if not picked:
-            values = self.rows.numbers(feature.of, str(feature.agg)).values[start:stop]
-            return np.array([aggregate_one(values, str(feature.agg), feature.quantile)])
+        if feature.agg is not None and feature.agg not in PICKING:
+            numbers = self.rows.numbers(feature.of, feature.agg)
+            return np.array([aggregate_one(numbers, start, stop, feature.agg, feature.quantile)])
         at = NONE if stop <= start else start if feature.agg == "first" else stop - 1
         if self.rows.is_float(feature.of):
             return np.array([np.nan if at == NONE else self.rows.numbers(feature.of).values[at]])
         return self._gather(feature, np.array([at]))
-
-    def _range_of(self, feature: Stored) -> tuple[int, int]:
-        """The positions that a feature of the single row reads."""
-        first, moment = int(self.first[0]), int(self.moment[0])
-        times = self.rows.times[first : int(self.end[0])]
-
-        def after(ago_us: int) -> int:
-            return first + int(times.searchsorted(moment - ago_us, side="right"))
-
-        if feature.kind == "window":
-            return after(feature.over_us), after(0)
-        if feature.kind == "value_at":
-            ago = feature.ago_us - self.horizon_us
-            return after(ago + feature.tolerance_us + 1), after(ago)
-        return first if feature.ttl_us is None else after(feature.ttl_us + 1), after(0)
 
     def _window(self, feature: Stored, start: Positions, stop: Positions) -> Values:
         agg = str(feature.agg)
@@ -343,6 +363,19 @@ class Asked:
         total = np.concatenate([[0.0], np.cumsum(values[order])])
         begun: Floats = total[after(moments[order], self.first, self.end, self.moment)] - total[self.first]
         return begun
+
+
+def _range(
+    feature: Stored, horizon_us: int, first: Place, after: Callable[[int], Place]
+) -> tuple[Place, Place]:
+    """The positions, from one to before another, of the rows that a feature reads."""
+    if feature.kind == "window":
+        return after(feature.over_us), after(0)
+    # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
+    if feature.kind == "value_at":
+        ago = feature.ago_us - horizon_us
+        return after(ago + feature.tolerance_us + 1), after(ago)
+    return first if feature.ttl_us is None else after(feature.ttl_us + 1), after(0)
 
 
 def tie_order(table: pl.DataFrame, entity: Sequence[str], row_id: str) -> Positions:

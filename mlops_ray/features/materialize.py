@@ -9,6 +9,7 @@ from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, buckets_of, changed_since, clock, read
 from mlops_ray.features.online import About, OnlineStore
+from mlops_ray.features.resample import UNTIL
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: The lowest edge of an interval of time: nothing lies before it.
@@ -17,24 +18,28 @@ EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 TRIES = 10
 
 
+class OvertakenError(StorageError):
+    """The store is of a later commit, and does not hold what is wanted."""
+
+
 def materialize(
     store: OnlineStore, features: FeatureSet, snapshots: Mapping[str, Snapshot]
-) -> datetime | None:
-    """Takes in what the histories, by source, learned since the last time; returns the store's watermark.
+) -> dict[str, datetime]:
+    """Takes in what the histories, by source, learned since the last time; returns `store.watermarks`.
 
     Only entities with new rows are written. What another version still reads stays: a store never keeps less
-    than it did.
+    than it did. Raises `OvertakenError`, or `StorageError` where others got in the way; try again.
     """
     clocks = {view.source: clock(snapshots[view.source]) for view in features.tables}
     for view in features.tables:
         _bring_up(store, snapshots[view.source], features, clocks)
-    return store.watermark(features)
+    return store.watermarks(features)
 
 
 def _bring_up(
     store: OnlineStore, snapshot: Snapshot, features: FeatureSet, clocks: Mapping[str, datetime]
 ) -> None:
-    """Takes in what a history learned; raises `StorageError` where others do not let this one through."""
+    """Takes in what a history learned."""
     everything = _micros(EARLIEST)
     since = _micros(snapshot.as_of.committed_at)
     for _ in range(TRIES):
@@ -43,6 +48,12 @@ def _bring_up(
         # What was written in vain, for less than another keeps, is written again.
         since = min(since, everything if old is None or _is_wider(new, old) else old.stamp)
         if store.write(snapshot.view, *_rows(snapshot, new, since), new, old):
+            there = store.about(snapshot.view)
+            if there is None or _is_wider(new, there):
+                raise OvertakenError(
+                    f"another wrote a later commit of {snapshot.view.source!r} to the online store, and less "
+                    "of it than is wanted here; materialise again"
+                )
             return
     raise StorageError(
         f"the online store is being written by others, who were faster {TRIES} times; try again"
@@ -67,6 +78,7 @@ def _about(
     keep_us = behind + features.table_reach_us(view.source) + features.horizon_us + 1
     keep_us = max(keep_us, old.keep_us if old else 0)
     columns = {feature.of for feature in wanted} | set(old.columns if old else ())
+    columns |= {UNTIL} if features.strict else set()
     return About(
         stamp=_micros(min(snapshot.as_of.known_at, snapshot.as_of.committed_at)),
         watermark=watermark,
@@ -80,7 +92,9 @@ def _about(
 def _is_wider(new: About, old: About) -> bool:
     """Whether records hold less than is now wanted of them."""
     return (
-        new.columns != old.columns or new.keep_us > old.keep_us or (new.is_unbounded and not old.is_unbounded)
+        not set(new.columns) <= set(old.columns)
+        or new.keep_us > old.keep_us
+        or (new.is_unbounded and not old.is_unbounded)
     )
 
 
@@ -92,12 +106,13 @@ def _rows(snapshot: Snapshot, about: About, since: int) -> tuple[pl.DataFrame, p
     view = snapshot.view
     oldest = EPOCH + timedelta(microseconds=about.oldest)
     within = None if about.is_unbounded else (oldest, datetime(9999, 12, 31, tzinfo=UTC))
+    strict = UNTIL in about.columns
     begin = EPOCH + timedelta(microseconds=since)
     changed = changed_since(snapshot, begin)
     if begin == EARLIEST or not view.keys:
-        return read(snapshot, columns=about.columns, between=within), changed
-    buckets = buckets_of(changed, view.keys).unique().to_list()
-    rows = read(snapshot, buckets or [next(iter(snapshot.buckets))], columns=about.columns, between=within)
+        return read(snapshot, columns=about.columns, strict=strict, between=within), changed
+    buckets = buckets_of(changed, view.keys).unique().to_list() or [next(iter(snapshot.buckets))]
+    rows = read(snapshot, buckets, columns=about.columns, strict=strict, between=within)
     return rows.join(changed, on=list(view.keys), how="semi", maintain_order="left"), changed
 
 

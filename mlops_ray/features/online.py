@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
-from mlops_ray.features.lookup import Asked, Rows, Values, assemble, instants, tie_order
-from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE
+from mlops_ray.features.lookup import NEVER, Asked, Rows, Values, assemble, instants, tie_order
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL
 from mlops_ray.features.shelves import Record, open_shelf, shown
 from mlops_ray.features.windows import Positions, runs
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT
@@ -35,9 +35,9 @@ HEAD = 2 * DIGITS + 1 + LENGTH
 class About:
     """What the store holds of a table: everything known at `watermark`, of rows after `oldest`.
 
-    Times are microseconds. `stamp` is the commit that it was taken from. `columns` are those kept.
-    `is_unbounded` where each entity's newest row is kept however old it is; `is_live` where rows become known
-    by being stored, so that what nobody has stored by now is not known by now.
+    Times are microseconds. `stamp` is the commit that it was taken from. `columns` are those kept; with
+    `UNTIL`, superseded rows are too. `is_unbounded` where each entity's newest row is kept however old it is;
+    `is_live` where rows become known by being stored, so that what nobody has stored by now is not known now.
     """
 
     stamp: int
@@ -92,12 +92,10 @@ class OnlineStore:
         before = seen.to_bytes() if seen else None
         return self._shelf.put(view.table, about.to_bytes(), about.stamp, records, expired, before)
 
-    def watermark(self, features: FeatureSet) -> datetime | None:
-        """Up to when everything known is in the store; `None` before the first write."""
-        found = [self.about(view) for view in features.tables]
-        if not found or None in found:
-            return None
-        return _instant(min(about.watermark for about in found if about))
+    def watermarks(self, features: FeatureSet) -> dict[str, datetime]:
+        """Up to when everything known of each source is in the store; without those that nobody wrote yet."""
+        found = {view.source: self.about(view) for view in features.tables}
+        return {source: about.until for source, about in found.items() if about}
 
     def bounds(self, features: FeatureSet) -> tuple[datetime, datetime] | None:
         """The first and last target time that can be answered now; `None` where no history is read."""
@@ -121,19 +119,19 @@ class OnlineStore:
         found: dict[str, Values] = {}
         failures = [_off_grid(features, target)] if features.every_us else []
         for view, on, wanted in features.reads:
-            held = self._read(view, _keys(rows, on), wanted)
+            held = self._read(view, _keys(rows, on), wanted, features.strict)
             asked = Asked(held.rows, held.first, held.end, target, features.horizon_us)
             found |= {feature.name: asked.read(feature) for feature in wanted}
             failures += held.failures(features, view, on, asked.moment)
         refused = [failure for failure in failures if failure.rows.size]
         return assemble(rows, found, features), _frame(refused, rows, features)
 
-    def _read(self, view: ViewTable, keys: list[str], wanted: Sequence[Stored]) -> "_Held":
+    def _read(self, view: ViewTable, keys: list[str], wanted: Sequence[Stored], strict: bool) -> "_Held":
         distinct = list(dict.fromkeys(keys))
         about, records = self._shelf.get(view.table, distinct)
         table = self._require(view, about)
         try:
-            return _Held.of(view, table, wanted, dict(zip(distinct, records, strict=True)), keys)
+            return _Held.of(view, table, wanted, dict(zip(distinct, records, strict=True)), keys, strict)
         except KeyError as lacking:
             raise StorageError(
                 f"the online store {self._location} does not hold {lacking.args[0]} of {view.source!r} yet; "
@@ -174,7 +172,7 @@ def _records(view: ViewTable, rows: pl.DataFrame, entities: pl.DataFrame, about:
 def _schema(view: ViewTable, written: bytes) -> pa.Schema:
     """The Arrow schema of records with these columns."""
     types = {column.name: DTYPES[column.type] for column in view.columns}
-    types |= {EVENT_TIME: INSTANT, KNOWN_AT: INSTANT, SEQUENCE: pl.Int64}
+    types |= {EVENT_TIME: INSTANT, KNOWN_AT: INSTANT, UNTIL: INSTANT, SEQUENCE: pl.Int64}
     return pl.DataFrame(schema={name: types[name] for name in orjson.loads(written)}).to_arrow().schema
 
 
@@ -189,21 +187,29 @@ def _decoded(view: ViewTable, record: bytes) -> tuple[int, int, bool, pa.RecordB
 
 
 def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
-    """Rows that a request may look back to, and each entity's newest before them where that may be one."""
+    """Rows that a request may look back to, and each entity's newest before them where that may be one.
+
+    Before a row that is in force for as long as anybody asks, nobody looks for a newer one.
+    """
     micros = pl.col(EVENT_TIME).dt.timestamp("us")
     recent = micros > about.oldest
     if not about.is_unbounded:
         return recent
-    newest_old = pl.col(EVENT_TIME).filter(~recent).max()
-    return recent | (pl.col(EVENT_TIME) == (newest_old.over(view.keys) if view.keys else newest_old))
+    lasting = ~recent
+    if UNTIL in rows.columns:
+        lasting &= pl.col(UNTIL).is_null() & (pl.col(KNOWN_AT).dt.timestamp("us") <= about.oldest)
+    newest_old = pl.col(EVENT_TIME).filter(lasting).max()
+    since = newest_old.over(view.keys) if view.keys else newest_old
+    return (pl.col(EVENT_TIME) >= since).fill_null(True)
 
 
 def _columns(view: ViewTable, columns: Sequence[str]) -> list[str]:
-    """The columns of a record that holds these: where rows can be tied, also what tells them apart."""
+    """The columns of a record that holds these, and those that tell its rows and their versions apart."""
     # Of an entity that is told apart from others by its row id there is one row.
     can_tie = view.row_id not in (None, *view.keys) and view.every_us is None
     ties = (KNOWN_AT, SEQUENCE, view.row_id) if can_tie else ()
-    return list(dict.fromkeys(str(name) for name in (EVENT_TIME, *ties, *columns)))
+    versions = (KNOWN_AT, UNTIL) if UNTIL in columns else ()
+    return list(dict.fromkeys(str(name) for name in (EVENT_TIME, *ties, *versions, *columns)))
 
 
 @dataclass(frozen=True)
@@ -226,12 +232,13 @@ class _Held:
         wanted: Sequence[Stored],
         records: dict[str, bytes | None],
         keys: list[str],
+        strict: bool,
     ) -> "_Held":
         """Raises `KeyError` with what a record lacks, or what the table says of itself that it lacks."""
-        columns = _columns(view, [feature.of for feature in wanted])
+        columns = _columns(view, [feature.of for feature in wanted] + [UNTIL] * strict)
         lacking = set(columns) - set(_columns(view, about.columns))
         if lacking:
-            raise KeyError(", ".join(sorted(lacking)))
+            raise KeyError(", ".join(sorted(lacking - {KNOWN_AT, UNTIL})) or "what was known when")
         needs_all = any(feature.is_unbounded for feature in wanted)
         places: dict[str, tuple[int, int, int, int]] = {}
         batches, at = [], 0
@@ -243,6 +250,8 @@ class _Held:
             )
             if needs_all and not is_unbounded:
                 raise KeyError("latest values of any age")
+            if batch and not strict and UNTIL in batch.schema.names:
+                batch = batch.filter(batch.column(UNTIL).is_null())
             length = batch.num_rows if batch else 0
             # A record that is newer than what the table says of itself knows more.
             places[key] = (at, at + length, max(watermark, about.watermark), oldest)
@@ -252,7 +261,7 @@ class _Held:
         lengths = [end - first for first, end, *_ in places.values()]
         first, end, watermarks, olds = np.array([places[key] for key in keys], np.int64).reshape(-1, 4).T
         unknown = np.array([records[key] is None for key in keys], np.bool_)
-        return cls(_rows(held, view, lengths), first, end, watermarks, olds, unknown, about)
+        return cls(_rows(held, view, lengths, strict), first, end, watermarks, olds, unknown, about)
 
     def failures(
         self, features: FeatureSet, view: ViewTable, on: tuple[str, ...], moment: Positions
@@ -321,14 +330,24 @@ def _column(name: str, batches: list[pa.RecordBatch], view: ViewTable) -> pa.Arr
     return pa.concat_arrays([batch.column(name) for batch in batches])
 
 
-def _rows(columns: dict[str, pa.Array], view: ViewTable, lengths: list[int]) -> Rows:
-    times = columns[EVENT_TIME].to_numpy(zero_copy_only=False).view(np.int64)
-    if SEQUENCE not in columns or not (times[1:] == times[:-1]).any():
-        return Rows(times, columns)
-    table = pl.DataFrame(pa.table(columns)).with_columns(
-        pl.Series("_entity", np.repeat(np.arange(len(lengths)), lengths))
-    )
-    return Rows(times, columns, newest=tie_order(table, ["_entity"], str(view.row_id)))
+def _rows(columns: dict[str, pa.Array], view: ViewTable, lengths: list[int], strict: bool) -> Rows:
+    """The rows of entities, of whom each has so many."""
+    times = _micros(columns[EVENT_TIME])
+    newest = None
+    if SEQUENCE in columns and (times[1:] == times[:-1]).any():
+        table = pl.DataFrame(pa.table(columns)).with_columns(
+            pl.Series("_entity", np.repeat(np.arange(len(lengths)), lengths))
+        )
+        newest = tie_order(table, ["_entity"], str(view.row_id))
+    if not strict:
+        return Rows(times, columns, newest=newest)
+    until = columns[UNTIL].cast(pa.int64()).fill_null(NEVER)
+    return Rows.of_versions(times, columns, _micros(columns[KNOWN_AT]), _micros(until), lengths, newest)
+
+
+def _micros(instants: pa.Array) -> Positions:
+    micros: Positions = instants.to_numpy(zero_copy_only=False).view(np.int64)
+    return micros
 
 
 def _latest(about: About, watermark: Any) -> Any:

@@ -69,8 +69,8 @@ class FeatureStore:
         """The features of a user's own rows, as known at an instant; see `dataset.get`."""
         return dataset.get(self.project, self.features, rows, self.snapshots(known_at), self.storage)
 
-    def materialize(self, held: Mapping[str, Snapshot] | None = None) -> datetime | None:
-        """Brings the online store up to the histories; returns its watermark."""
+    def materialize(self, held: Mapping[str, Snapshot] | None = None) -> dict[str, datetime]:
+        """Brings the online store up to the histories; returns up to when each source is known to it."""
         with closing(self.online()) as store:
             return materialize(store, self.features, held or self.snapshots())
 

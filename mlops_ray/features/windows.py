@@ -52,6 +52,12 @@ class Numbers:
         return cls(series.to_numpy())
 
     @cached_property
+    def missing(self) -> npt.NDArray[np.bool_] | None:
+        """Which values are missing; `None` where none is."""
+        missing = np.isnan(self.values)
+        return missing if missing.any() else None
+
+    @cached_property
     def prefix(self) -> tuple[Positions, Positions] | None:
         """Sums of the values, and counts of them, before each position; `None` where a sum could round."""
         given = ~np.isnan(self.values)
@@ -83,7 +89,7 @@ def aggregate(
         return (stop - start).astype(np.float64)
     if len(start) <= FEW:
         ranges = zip(start.tolist(), stop.tolist(), strict=True)
-        return np.array([aggregate_one(numbers.values[a:b], agg, quantile) for a, b in ranges], np.float64)
+        return np.array([aggregate_one(numbers, a, b, agg, quantile) for a, b in ranges], np.float64)
     if agg in ("sum", "mean") and len(start) >= MANY and numbers.prefix is not None:
         total, count = (cumulated[stop] - cumulated[start] for cumulated in numbers.prefix)
         return _total(total.astype(np.float64), count, agg)
@@ -92,22 +98,26 @@ def aggregate(
     return _expanded(numbers.values, start, stop, _SEGMENTS[agg], _MEDIAN if quantile is None else quantile)
 
 
-def aggregate_one(values: Floats, agg: str, quantile: float | None = None) -> float:
-    """`aggregate` of all the values, to the bit.
+def aggregate_one(numbers: Numbers, start: int, stop: int, agg: str, quantile: float | None = None) -> float:
+    """`aggregate` of `values[start:stop]`, to the bit.
 
-    >>> aggregate_one(np.array([1.0, np.nan, 4.0]), "mean")
+    >>> aggregate_one(Numbers(np.array([1.0, np.nan, 4.0])), 0, 3, "mean")
     2.5
     """
-    missing = np.isnan(values)
-    count = len(values) - int(missing.sum())
-    if agg == "count" or not count:
-        return float(len(values)) if agg == "count" else np.nan
+    if agg == "count":
+        return float(stop - start)
+    values, count = numbers.values[start:stop], stop - start
+    missing = None if numbers.missing is None else numbers.missing[start:stop]
+    if missing is not None:
+        count -= int(np.count_nonzero(missing))
+    if not count:
+        return np.nan
     if agg in _REDUCTIONS:
         ufunc, neutral = _REDUCTIONS[agg]
-        filled = values if count == len(values) else np.where(missing, neutral, values)
+        filled = values if missing is None else np.where(missing, neutral, values)
         total = float(ufunc.reduceat(filled, _WHOLE)[0]) + 0.0
         return total / count if agg == "mean" else total
-    given = values if count == len(values) else values[~missing]
+    given = values if missing is None else values[~missing]
     return float(_SEGMENTS[agg](given, np.array([count]), _MEDIAN if quantile is None else quantile)[0])
 
 
@@ -261,9 +271,9 @@ def _expand(start: Positions, stop: Positions) -> tuple[Positions, Positions]:
 
 def _std(values: Floats, counts: Positions, _: float) -> Floats:
     """The sample standard deviation: two passes, as the textbook has it, so that nothing cancels."""
-    starts, segment = np.cumsum(counts) - counts, np.repeat(np.arange(len(counts)), counts)
+    starts = np.cumsum(counts) - counts
     mean = np.add.reduceat(values, starts) / counts
-    squares = np.add.reduceat((values - mean[segment]) ** 2, starts)
+    squares = np.add.reduceat((values - np.repeat(mean, counts)) ** 2, starts)
     return np.where(counts > 1, np.sqrt(squares / np.maximum(counts - 1, 1)), np.nan)
 
 

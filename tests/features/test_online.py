@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import combinations
@@ -20,7 +21,7 @@ from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import shelves
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import History, Snapshot
-from mlops_ray.features.materialize import materialize
+from mlops_ray.features.materialize import OvertakenError, materialize
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import Record, RedisShelf, Shelf
 from mlops_ray.features.store import FeatureStore
@@ -217,16 +218,16 @@ def test_only_entities_that_learned_something_are_written(place: str, tmp_path: 
     store = OnlineStore(place)
     shelf = watched(store)
     first = history.commit(("a", 0, 1.0), ("b", 0, 2.0), ("c", 0, 3.0))
-    assert materialize(store, features, {"s": first}) == at(0)
+    assert materialize(store, features, {"s": first}) == {"s": at(0)}
     assert shelf.taken() == ['["a"]', '["b"]', '["c"]']
     second = history.commit(("b", 5, 4.0))
-    assert materialize(store, features, {"s": second}) == at(5), "the watermark is everybody's"
+    assert materialize(store, features, {"s": second}) == {"s": at(5)}, "the watermark is everybody's"
     assert shelf.taken() == ['["b"]']
     for unchanged in ("a", "c"):
         found, failures = store.features(features, asked((unchanged, at(5))))
         assert failures.is_empty()
         assert found.equals(offline(asked((unchanged, at(5))), {"s": second}, features))
-    assert materialize(store, features, {"s": second}) == at(5)
+    assert materialize(store, features, {"s": second}) == {"s": at(5)}
     assert shelf.taken() == []
 
 
@@ -327,7 +328,7 @@ def test_rows_expire_by_ttl_and_by_look_back(place: str, tmp_path: Path) -> None
     materialize(store, features, {"s": history.commit(("old", 0, 1.0))})
     for hours, answer in ((24 - US, (1.0, 1.0)), (24, (1.0, None)), (24 + US, (None, None))):
         snapshot = history.commit(("a", hours, 2.0))
-        assert materialize(store, features, {"s": snapshot}) == at(hours)
+        assert materialize(store, features, {"s": snapshot}) == {"s": at(hours)}
         ask = asked(("old", at(hours)), ("a", at(hours)))
         found, failures = store.features(features, ask)
         assert found.row(0) == answer
@@ -372,7 +373,7 @@ def test_a_live_source_is_answered_up_to_now_and_not_later(place: str, tmp_path:
     history = Growing(tmp_path, SOURCE, datetime.now(UTC) - 3 * HOUR)
     features, store = feature_set(history.view, COUNT, FRESH), OnlineStore(place)
     snapshot = history.commit(("a", 0, 1.0))
-    watermark = materialize(store, features, {"s": snapshot})
+    watermark = materialize(store, features, {"s": snapshot})["s"]
     assert watermark == snapshot.as_of.committed_at
     now = datetime.now(UTC)
     assert now > watermark
@@ -404,7 +405,7 @@ def test_every_century_is_kept(place: str, tmp_path: Path, year: int) -> None:
             materialize(store, features, {"s": history.commit(("a", 0, 1.0))})
         return
     snapshot = history.commit(("a", 0, 1.0), ("a", 1, 2.0), ("b", -30, 2.0))
-    end = materialize(store, features, {"s": snapshot})
+    end = materialize(store, features, {"s": snapshot})["s"]
     assert end == history.begin + HOUR
     ask = asked(("a", end), ("b", end))
     assert store.features(features, ask)[0].rows() == [(3.0,), (None,)]
@@ -478,18 +479,22 @@ class Pausing:
 
 
 class Blind(Watched):
-    """A shelf of which its writer has seen nothing yet."""
+    """A shelf of which its writer saw nothing when it looked first."""
 
     def __init__(self, shelf: Shelf) -> None:
         super().__init__(shelf)
-        self.about = lambda _: None
+        self.about = self._nothing
+
+    def _nothing(self, _: str) -> None:
+        self.about = self._shelf.about
 
 
 def writer(place: str, features: FeatureSet, snapshot: Snapshot) -> Steps:
     def work(pause: Callable[[], None]) -> None:
         store = OnlineStore(place)
         store._shelf = Pausing(store._shelf, pause)
-        materialize(store, features, {"s": snapshot})
+        with suppress(OvertakenError):
+            materialize(store, features, {"s": snapshot})
         store.close()
 
     return Steps(work)
@@ -576,7 +581,7 @@ def test_a_late_writer_overwrites_nothing_newer_in_any_order_of_steps(race: Race
 
     def done(store: OnlineStore) -> None:
         assert store.features(features, ask)[0].rows() == [of_row[-1] for of_row in expected]
-        assert store.watermark(features) == race.snapshots[-1].as_of.committed_at
+        assert store.watermarks(features) == {"s": race.snapshots[-1].as_of.committed_at}
         seen[:] = [0] * ask.height
 
     race.run(features, [(features, snapshot) for snapshot in race.snapshots[1:]], look, done)
@@ -704,6 +709,44 @@ def test_a_store_widened_by_another_project_answers_both_and_keeps_all(place: st
             found, failures = store.features(features, ask)
             assert refused(failures) == {}
             assert found.equals(offline(ask, {"s": snapshot}, features))
+
+
+def test_who_wants_more_of_an_earlier_commit_than_is_stored_is_told(place: str, tmp_path: Path) -> None:
+    history, store = Growing(tmp_path), OnlineStore(place)
+    narrow, wide = feature_set(history.view, FRESH), feature_set(history.view, FRESH, replace(SUM, of="y"))
+    early, late = history.commit(("a", 0, 1.0)), history.commit(("a", 1, 2.0))
+    materialize(store, narrow, {"s": late})
+    with pytest.raises(OvertakenError, match=r"a later commit of 's' .* materialise again"):
+        materialize(store, wide, {"s": early})
+    materialize(store, wide, {"s": late})
+    assert store.features(wide, asked(("a", at(1))))[0].rows() == [(2.0, 30.0)]
+
+
+def test_strict_features_are_answered_as_known_at_each_p_beside_others_that_are_not(
+    place: str, tmp_path: Path
+) -> None:
+    """A row known an hour after its event, corrected ten hours later, and a day later deleted."""
+    source = SOURCE.model_copy(update={"known_at": config.KnownAt(column="known")})
+    columns = (Column("x", "float"), Column("gone", "bool"), Column("known", "datetime"))
+    history = History(tmp_path / "s", replace(Growing(tmp_path, source).view, columns=columns))
+    schema = {"event_time": INSTANT, "known": INSTANT}
+    versions = [(1, 1.0, False), (10, 2.0, False), (24, None, True)]
+    for number, (hours, x, gone) in enumerate(versions):
+        row = {"k": "a", "event_time": at(0), "known": at(hours), "x": x, "gone": gone}
+        history.append(pl.DataFrame([row], schema_overrides={**schema, "x": pl.Float64}), source, f"{number}")
+    features = feature_set(history.view, replace(LATEST, name="newest"), replace(COUNT, over_us=2 * DAY_US))
+    strict, store = replace(features, strict=True), OnlineStore(place)
+    snapshot = {"s": history.snapshot()}
+    materialize(store, features, snapshot)
+    ask = asked(*(("a", at(hours)) for hours in (0.5, 1, 10 - US, 10, 24 - US, 24)))
+    with pytest.raises(StorageError, match="does not hold what was known when of 's' yet"):
+        store.features(strict, ask)
+    materialize(store, strict, snapshot)
+    seen = [(None, 0), (1.0, 1), (1.0, 1), (2.0, 1), (2.0, 1), (None, 0)]
+    assert store.features(strict, ask)[0].rows() == seen == offline(ask, snapshot, strict).rows()
+    for row in range(ask.height):
+        assert store.features(strict, ask[row : row + 1])[0].rows() == [seen[row]]
+    assert store.features(features, ask)[0].rows() == [(None, 0)] * 6
 
 
 def test_a_latest_value_of_any_age_is_not_read_from_records_that_end_somewhere(
@@ -852,4 +895,4 @@ def test_a_writer_that_waits_too_long_for_another_says_so(
         with pytest.raises(StorageError, match="cannot be used: database is locked"):
             materialize(store, features, {"s": snapshot})
         other.execute("ROLLBACK")
-    assert materialize(store, features, {"s": snapshot}) == at(0)
+    assert materialize(store, features, {"s": snapshot}) == {"s": at(0)}

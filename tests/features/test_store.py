@@ -134,7 +134,7 @@ def test_online_at_p_equals_offline_at_p(
     history.append(raw.filter(pl.col("event_time") < now), example.sources["meter"], "until now")
     snapshot = history.snapshot()
     store = OnlineStore(storage.path("online.db"))
-    assert materialize(store, features, {"meter": snapshot}) == now
+    assert materialize(store, features, {"meter": snapshot}) == {"meter": now}
     table = read(snapshot)
     last = table.filter(pl.col("event_time") > now - timedelta(hours=24))
     asked = last.select("site", (pl.col("event_time") + timedelta(hours=24)).alias("time"))

@@ -70,10 +70,11 @@ class Table:
 
 @dataclass(frozen=True)
 class World:
-    """Tables, the features that read them, and the horizon."""
+    """Tables, the features that read them, the horizon, and whether each P sees what was known then."""
 
     tables: tuple[Table, ...]
     horizon: int
+    strict: bool
 
     @cached_property
     def features(self) -> FeatureSet:
@@ -88,6 +89,7 @@ class World:
             tables=tuple(table.view for table in self.tables),
             horizon_us=self.horizon,
             time="t",
+            strict=self.strict,
         )
 
     @property
@@ -139,7 +141,7 @@ def offline(asked: pl.DataFrame, snapshots: dict[str, Snapshot], features: Featu
 @st.composite
 def worlds(draw: st.DrawFn) -> World:
     """One or two tables: live or back-loaded, some without time, some without keys, some resampled."""
-    shape = draw(st.binary(min_size=4, max_size=4))
+    shape = draw(st.binary(min_size=5, max_size=5))
     drawn = [draw(cases()) for _ in range(1 + (shape[0] % 3 == 2))]
     assume(all(case.versions and case.features for case in drawn))
     tables = []
@@ -148,7 +150,7 @@ def worlds(draw: st.DrawFn) -> World:
             case = without_time(case)
         says_itself = any(row.known != row.committed for row in case.versions)
         tables.append(Table(case, "st"[number], says_itself or shape[3] % 2 == 1))
-    return World(tuple(tables), min(case.question.horizon for case in drawn))
+    return World(tuple(tables), min(case.question.horizon for case in drawn), strict=shape[4] % 2 == 1)
 
 
 def without_time(case: Case) -> Case:
