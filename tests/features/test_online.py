@@ -722,18 +722,43 @@ def test_who_wants_more_of_an_earlier_commit_than_is_stored_is_told(place: str, 
     assert store.features(wide, asked(("a", at(1))))[0].rows() == [(2.0, 30.0)]
 
 
+def known_when(folder: Path, *versions: tuple[str, float, float, float | None, bool]) -> History:
+    """A history of these rows, a commit each: key, hours of event and of knowledge, value, and deleted."""
+    source = SOURCE.model_copy(update={"known_at": config.KnownAt(column="known")})
+    columns = (Column("x", "float"), Column("gone", "bool"), Column("known", "datetime"))
+    history = History(folder / "s", replace(Growing(folder, source).view, columns=columns))
+    schema = {"k": pl.String, "event_time": INSTANT, "known": INSTANT, "x": pl.Float64, "gone": pl.Boolean}
+    for number, (k, event, known, x, gone) in enumerate(versions):
+        row = pl.DataFrame([(k, at(event), at(known), x, gone)], schema=schema, orient="row")
+        history.append(row, source, f"{number}")
+    return history
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["learned of late", "deleted since"])
+def test_strict_latest_values_of_any_age_are_those_of_each_p(place: str, tmp_path: Path, late: bool) -> None:
+    """The newest of the rows that are older than anything kept is another one before hour 5."""
+    if late:
+        newer = [("a", -400, 5, 2.0, False)]
+    else:
+        newer = [("a", -400, -400, 2.0, False), ("a", -400, 5, None, True)]
+    history = known_when(tmp_path, ("a", -500, -500, 1.0, False), *newer, ("b", 10, 10, 9.0, False))
+    features, store = replace(feature_set(history.view, LATEST), strict=True), OnlineStore(place)
+    snapshot = {"s": history.snapshot()}
+    materialize(store, replace(features, horizon_us=DAY_US), snapshot)
+    ask = asked(*(("a", at(hours)) for hours in (4, 5 - US, 5, 6)))
+    found, failures = store.features(features, ask)
+    assert not failures.height
+    assert found.rows() == [(1.0,), (1.0,), (2.0,), (2.0,)] if late else [(2.0,), (2.0,), (1.0,), (1.0,)]
+    assert found.equals(offline(ask, snapshot, features))
+
+
 def test_strict_features_are_answered_as_known_at_each_p_beside_others_that_are_not(
     place: str, tmp_path: Path
 ) -> None:
     """A row known an hour after its event, corrected ten hours later, and a day later deleted."""
-    source = SOURCE.model_copy(update={"known_at": config.KnownAt(column="known")})
-    columns = (Column("x", "float"), Column("gone", "bool"), Column("known", "datetime"))
-    history = History(tmp_path / "s", replace(Growing(tmp_path, source).view, columns=columns))
-    schema = {"event_time": INSTANT, "known": INSTANT}
-    versions = [(1, 1.0, False), (10, 2.0, False), (24, None, True)]
-    for number, (hours, x, gone) in enumerate(versions):
-        row = {"k": "a", "event_time": at(0), "known": at(hours), "x": x, "gone": gone}
-        history.append(pl.DataFrame([row], schema_overrides={**schema, "x": pl.Float64}), source, f"{number}")
+    history = known_when(
+        tmp_path, ("a", 0, 1, 1.0, False), ("a", 0, 10, 2.0, False), ("a", 0, 24, None, True)
+    )
     features = feature_set(history.view, replace(LATEST, name="newest"), replace(COUNT, over_us=2 * DAY_US))
     strict, store = replace(features, strict=True), OnlineStore(place)
     snapshot = {"s": history.snapshot()}
