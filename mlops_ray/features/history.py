@@ -22,16 +22,13 @@ from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features.definitions import ViewTable
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL, resample
 from mlops_ray.features.windows import runs
+from mlops_ray.instants import EARLIEST, EPOCH, LATEST, MICROSECOND, from_micros, to_micros
 from mlops_ray.schema import INSTANT
 
 #: Enough for a node's cores to share a join, few enough that a small history is not a heap of tiny files.
 BUCKETS = 16
 #: Where the row of a table without time stands: before everything else that has a date.
 BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
-EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
-#: The first and the last instant of the calendar, in microseconds since 1970.
-BEGINNING_US = (datetime(1, 1, 1, tzinfo=UTC) - EPOCH) // MICROSECOND
-END_US = (datetime.max.replace(tzinfo=UTC) - EPOCH) // MICROSECOND
 
 BUCKET = "mlops_bucket"
 COMMITTED_AT, DELETED = "_committed_at", "_deleted"
@@ -152,7 +149,7 @@ class History:
     ) -> Commit:
         now = datetime.now(UTC)
         if last is not None:
-            now = max(now, last.committed_at + timedelta(microseconds=1))
+            now = max(now, last.committed_at + MICROSECOND)
         written = self._with_bookkeeping(rows, source, now, last.sequence + 1 if last else 0)
         commit = Commit(table.version() + 1, commit_id, now, (last.sequence if last else -1) + rows.height)
         write_deltalake(
@@ -254,7 +251,7 @@ def _known_at(source: Source, now: datetime) -> pl.Expr:
 
 
 def _properties(commit: Commit) -> CommitProperties:
-    steps = {CLOCK: (commit.committed_at - EPOCH) // MICROSECOND, COUNTER: commit.sequence, commit.id: 0}
+    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0}
     return CommitProperties(
         custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
         app_transactions=[Transaction(name, number) for name, number in steps.items()],
@@ -266,7 +263,7 @@ def _newest(table: DeltaTable) -> Commit | None:
     if clock is None or counter is None:
         # A writer may have died between making the table and its first commit.
         return None
-    committed_at = EPOCH + clock * MICROSECOND
+    committed_at = from_micros(clock)
     return Commit(table.version(), _id(table, committed_at), committed_at, counter)
 
 
@@ -390,11 +387,11 @@ def _whole_intervals(between: tuple[datetime, datetime], every_us: int | None) -
     """Where the rows lie from which the intervals that end in between are made."""
     if every_us is None:
         return between
-    first, last = ((edge - EPOCH) // MICROSECOND // every_us for edge in between)
+    first, last = (to_micros(edge) // every_us for edge in between)
     # The calendar ends somewhere.
     edges = (first * every_us, (last + 1) * every_us)
-    begin, end = (min(max(edge, BEGINNING_US), END_US) for edge in edges)
-    return EPOCH + begin * MICROSECOND, EPOCH + end * MICROSECOND
+    begin, end = (min(max(edge, to_micros(EARLIEST)), to_micros(LATEST)) for edge in edges)
+    return from_micros(begin), from_micros(end)
 
 
 def in_force(

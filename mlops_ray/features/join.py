@@ -8,7 +8,7 @@ data, so that the answer depends neither on where it runs nor on how it was cut.
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
@@ -19,6 +19,7 @@ from mlops_ray.features.history import Snapshot, buckets_of, read
 from mlops_ray.features.lookup import Values, assemble, check_keys, read_features
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, UNTIL
 from mlops_ray.features.windows import Positions
+from mlops_ray.instants import EARLIEST, LATEST, MICROSECOND
 
 #: Rows of a history that one task holds at most: some hundred megabytes.
 ROWS_A_TASK = 4_000_000
@@ -29,9 +30,6 @@ ROWS_IN_PROCESS = 50_000_000
 #: Rows that are looked at to find where a large bucket is cut.
 SAMPLE = 100_000
 
-#: Before and after every event that can be written down.
-EARLIEST, LATEST = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
 Interval = tuple[datetime, datetime]
 
 

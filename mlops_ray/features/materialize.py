@@ -1,7 +1,7 @@
 """Brings the online store up to what the history knows."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import polars as pl
 
@@ -10,10 +10,8 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, buckets_of, changed_since, clock, read
 from mlops_ray.features.online import About, OnlineStore
 from mlops_ray.features.resample import UNTIL
+from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: The lowest edge of an interval of time: nothing lies before it.
-EARLIEST = datetime(1, 1, 1, tzinfo=UTC)
 #: How often a writer tries again that another came before; each time it wants what that one keeps as well.
 TRIES = 10
 
@@ -40,8 +38,8 @@ def _bring_up(
     store: OnlineStore, snapshot: Snapshot, features: FeatureSet, clocks: Mapping[str, datetime]
 ) -> None:
     """Takes in what a history learned."""
-    everything = _micros(EARLIEST)
-    since = _micros(snapshot.as_of.committed_at)
+    everything = to_micros(EARLIEST)
+    since = to_micros(snapshot.as_of.committed_at)
     for _ in range(TRIES):
         old = store.about(snapshot.view)
         new = _about(snapshot, features, old, clocks)
@@ -71,18 +69,20 @@ def _about(
     view = snapshot.view
     wanted = features.of_table(view.source)
     # What was answered goes on being answered, though the usual step of a resampled source became shorter.
-    watermark = max(_micros(clocks[view.source]), old.watermark if old else _micros(EARLIEST))
+    watermark = max(to_micros(clocks[view.source]), old.watermark if old else to_micros(EARLIEST))
     # Live tables are asked up to now, however long ago they learned something; the clocks of back-loads hold.
     clocks_that_hold = [clocks[v.source] for v in features.tables if v.back_loaded]
-    behind = max(0, watermark - _micros(min(clocks_that_hold))) if clocks_that_hold else 0
+    behind = max(0, watermark - to_micros(min(clocks_that_hold))) if clocks_that_hold else 0
+    # A gap that grows with each commit must not have every record written again each time.
+    behind = 1 << (behind - 1).bit_length() if behind else 0
     keep_us = behind + features.table_reach_us(view.source) + features.horizon_us + 1
     keep_us = max(keep_us, old.keep_us if old else 0)
     columns = {feature.of for feature in wanted} | set(old.columns if old else ())
     columns |= {UNTIL} if features.strict else set()
     return About(
-        stamp=_micros(min(snapshot.as_of.known_at, snapshot.as_of.committed_at)),
+        stamp=to_micros(min(snapshot.as_of.known_at, snapshot.as_of.committed_at)),
         watermark=watermark,
-        oldest=max(watermark - keep_us, _micros(EARLIEST)),
+        oldest=max(watermark - keep_us, to_micros(EARLIEST)),
         columns=tuple(sorted(columns)),
         is_unbounded=any(f.is_unbounded for f in wanted) or (old is not None and old.is_unbounded),
         is_live=not view.back_loaded,
@@ -104,17 +104,13 @@ def _rows(snapshot: Snapshot, about: About, since: int) -> tuple[pl.DataFrame, p
     And the keys of these entities: one that has no row any more, since all were deleted, is news too.
     """
     view = snapshot.view
-    oldest = EPOCH + timedelta(microseconds=about.oldest)
-    within = None if about.is_unbounded else (oldest, datetime(9999, 12, 31, tzinfo=UTC))
+    oldest = from_micros(about.oldest)
+    within = None if about.is_unbounded else (oldest, LATEST)
     strict = UNTIL in about.columns
-    begin = EPOCH + timedelta(microseconds=since)
+    begin = from_micros(since)
     changed = changed_since(snapshot, begin)
     if begin == EARLIEST or not view.keys:
         return read(snapshot, columns=about.columns, strict=strict, between=within), changed
     buckets = buckets_of(changed, view.keys).unique().to_list() or [next(iter(snapshot.buckets))]
     rows = read(snapshot, buckets, columns=about.columns, strict=strict, between=within)
     return rows.join(changed, on=list(view.keys), how="semi", maintain_order="left"), changed
-
-
-def _micros(instant: datetime) -> int:
-    return (instant - EPOCH) // timedelta(microseconds=1)

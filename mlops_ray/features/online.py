@@ -6,7 +6,7 @@ computes features from them by the same kernel as offline: what an endpoint answ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from mlops_ray.features.lookup import NEVER, Asked, Rows, Values, assemble, inst
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL
 from mlops_ray.features.shelves import Record, open_shelf, shown
 from mlops_ray.features.windows import Positions, runs
+from mlops_ray.instants import from_micros, to_micros
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT
 
 NO_FAILURES = pl.DataFrame(schema=FAILURES)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Characters of an instant (of the year 1 too), and of the length of the columns' names, in a record's head.
 DIGITS, LENGTH = 18, 5
 HEAD = 2 * DIGITS + 1 + LENGTH
@@ -57,7 +57,7 @@ class About:
 
     @property
     def until(self) -> datetime:
-        return _instant(self.watermark)
+        return from_micros(self.watermark)
 
     @property
     def keep_us(self) -> int:
@@ -107,7 +107,7 @@ class OnlineStore:
         first += features.horizon_us + 1
         every = features.every_us or 1
         first, last = first + -first % every, last - last % every
-        return _instant(first), _instant(last)
+        return from_micros(first), from_micros(last)
 
     def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The features of typed request rows, and the rows that cannot be answered (`schema.FAILURES`).
@@ -357,7 +357,7 @@ def _latest(about: About, watermark: Any) -> Any:
     """
     if not about.is_live:
         return watermark
-    return np.maximum(watermark, (datetime.now(UTC) - EPOCH) // timedelta(microseconds=1))
+    return np.maximum(watermark, to_micros(datetime.now(UTC)))
 
 
 def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str]:
@@ -365,7 +365,3 @@ def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str]:
     if not names:
         return ["[]"] * rows.height
     return [orjson.dumps(key).decode() for key in zip(*(rows[name].to_list() for name in names), strict=True)]
-
-
-def _instant(micros: int) -> datetime:
-    return EPOCH + timedelta(microseconds=int(micros))

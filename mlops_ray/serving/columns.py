@@ -7,21 +7,21 @@ plausible one is left to `Schema.check`, which the predictor runs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 import polars as pl
 
 from mlops_ray.errors import InvalidRowError, did_you_mean
+from mlops_ray.instants import to_micros
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
 from mlops_ray.serving.documents import show
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 #: Whoever sends text as an instant sends years 1 to 9999; a year less at either end leaves room for horizons
 #: and time zones, so that no later arithmetic leaves the calendar.
-FIRST_US = (datetime(2, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
-LAST_US = (datetime(9999, 1, 1, tzinfo=UTC) - EPOCH) // timedelta(microseconds=1)
+FIRST_US = to_micros(datetime(2, 1, 1, tzinfo=UTC))
+LAST_US = to_micros(datetime(9999, 1, 1, tzinfo=UTC))
 _NONE = type(None)
 #: Values of these Python types go into a column as they are.
 _AS_IS: dict[ColumnType, set[type]] = {
@@ -136,4 +136,4 @@ def _microseconds(value: object) -> int:
     stamp = datetime.fromisoformat(value.strip())
     if stamp.tzinfo is None:
         raise ValueError("no offset")
-    return (stamp - EPOCH) // timedelta(microseconds=1)
+    return to_micros(stamp)

@@ -25,11 +25,12 @@ from mlops_ray.features.materialize import OvertakenError, materialize
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import Record, RedisShelf, Shelf
 from mlops_ray.features.store import FeatureStore
+from mlops_ray.instants import to_micros
 from mlops_ray.schema import INSTANT, Column, Schema
 from mlops_ray.storage import Storage
 
 from .conftest import NewPlace, RedisServer
-from .worlds import STRANGER, World, in_micros, offline, worlds
+from .worlds import STRANGER, World, offline, worlds
 
 MICROSECOND, HOUR, DAY = timedelta(microseconds=1), timedelta(hours=1), timedelta(days=1)
 HOUR_US, DAY_US = 3_600_000_000, 86_400_000_000
@@ -74,7 +75,7 @@ def test_after_every_commit_online_at_p_equals_offline_at_p(new_place: NewPlace,
 
 def check(store: OnlineStore, world: World, snapshots: dict[str, Snapshot]) -> None:
     features = world.features
-    first, last = (in_micros(bound) for bound in store.bounds(features) or ())
+    first, last = (to_micros(bound) for bound in store.bounds(features) or ())
     edges = {first - DAY_US, first - 1, first, last, last + 1}
     asked = world.asked(sorted(edges.union(world.times())))
     found, failures = store.features(features, asked)
@@ -247,6 +248,26 @@ def test_a_quiet_table_does_not_make_another_be_written_whole(place: str, tmp_pa
     for number in range(3):
         materialize(store, features, {**held, "s": busy.commit(("a", number, 1.0))})
         assert shelf.taken() == ['["a"]']
+
+
+def test_a_table_that_runs_ahead_of_another_is_not_written_whole_at_each_commit(
+    place: str, tmp_path: Path
+) -> None:
+    slow, fast = Growing(tmp_path, name="q"), Growing(tmp_path)
+    features = feature_set(fast.view, SUM, replace(FRESH, name="q", source="q"))
+    features = replace(features, tables=(slow.view, fast.view))
+    store = OnlineStore(place)
+    shelf = watched(store)
+    held = {"q": slow.commit(("a", 0, 1.0)), "s": fast.commit(("b", 0, 1.0))}
+    materialize(store, features, held)
+    shelf.taken()
+    whole = 0
+    for hour in range(1, 40):
+        materialize(store, features, {**held, "s": fast.commit(("a", hour, 1.0))})
+        whole += shelf.taken() == ['["a"]', '["b"]']
+        first, last = store.bounds(features) or (at(0), at(0))
+        assert (first <= at(0), last) == (True, at(0)), "what the slow one knows is answered"
+    assert 1 <= whole <= 7
 
 
 def test_a_row_that_becomes_known_after_its_commit_is_taken_in_then(place: str, tmp_path: Path) -> None:

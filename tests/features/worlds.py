@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import BEGINNING, AsOf, Snapshot
 from mlops_ray.features.join import join
-from mlops_ray.features.materialize import EPOCH
+from mlops_ray.instants import to_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType, Schema
 
 from .cases import BASE, KEY_TYPES, SPAN, Case, cases, micros
@@ -27,7 +26,7 @@ STRANGER: dict[str, Any] = {"k": "unknown", "l": 9}
 ASKED: dict[str, list[Any]] = {"k": ["a", "b", STRANGER["k"], None], "l": [1, 2, STRANGER["l"], None]}
 #: Long after everything.
 DAYS = 10 * 86_400_000_000
-START = (BEGINNING - EPOCH) // timedelta(microseconds=1)
+START = to_micros(BEGINNING)
 
 
 @dataclass(frozen=True)
@@ -128,10 +127,6 @@ class World:
         """Target times on all edges of events and features, and long after them."""
         yield from range(BASE - 2, BASE + SPAN + 6)
         yield from (BASE + SPAN + 40, BASE + SPAN + DAYS)
-
-
-def in_micros(instant: datetime) -> int:
-    return (instant - EPOCH) // timedelta(microseconds=1)
 
 
 def offline(asked: pl.DataFrame, snapshots: dict[str, Snapshot], features: FeatureSet) -> pl.DataFrame:

@@ -1,0 +1,24 @@
+"""Instants as whole microseconds since 1970, as the calendar has them."""
+
+from datetime import UTC, datetime, timedelta
+
+EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+#: The ends of the calendar.
+EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+
+def to_micros(instant: datetime) -> int:
+    """
+    >>> to_micros(datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC))
+    -1000000
+    """
+    return (instant - EPOCH) // MICROSECOND
+
+
+def from_micros(micros: int) -> datetime:
+    """The instant in UTC. Raises `OverflowError` outside the calendar.
+
+    >>> from_micros(-1_000_000).isoformat()
+    '1969-12-31T23:59:59+00:00'
+    """
+    return EPOCH + int(micros) * MICROSECOND
