@@ -74,9 +74,14 @@ def ingest(file: ProjectFile, as_json: Json = False) -> None:
     if as_json:
         _print_json(found)
     else:
-        columns = ["source", "rows", "valid", "quarantined", "filtered"]
+        columns = ["source", "state", "rows", "valid", "quarantined", "filtered"]
         rows = [
-            [name, *(report[key] for key in ("rows_in", "valid", "quarantined", "filtered"))]
+            [
+                name,
+                "unchanged" if report["unchanged"] else "ingested",
+                *(report[key] for key in ("rows_in", "valid", "quarantined", "filtered")),
+                ", ".join(f"{count:,} {rule}" for rule, count in report["flagged_by"].items()),
+            ]
             for name, report in found.items()
         ]
         _print_table(columns, rows)
@@ -102,7 +107,7 @@ def down(file: ProjectFile) -> None:
 @app.command(epilog="Example: mlops-ray schema > project.schema.json")
 def schema() -> None:
     """The JSON Schema of the project file, for editors."""
-    print(json.dumps(Project.model_json_schema(by_alias=True), indent=2))
+    print(json.dumps(config.json_schema(), indent=2))
 
 
 @app.command(epilog="Example: mlops-ray models configs/factory_load.yaml")
@@ -180,11 +185,18 @@ def features_describe(name: str, file: ProjectFile, as_json: Json = False) -> No
 )
 def features_get(
     file: ProjectFile,
-    spine: Annotated[Path, typer.Option(help="Parquet or CSV with the keys and times of a request.")],
-    as_known_at: Annotated[str | None, typer.Option(help="An instant; default: now.")] = None,
+    spine: Annotated[Path, typer.Option(help="Parquet or CSV with the columns of a request.")],
+    as_known_at: Annotated[
+        str | None, typer.Option(help="An instant, e.g. 2026-11-01T00:00Z; default: all that is stored.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """The features of your own rows, in their order, as they were known; as Parquet with a manifest."""
+    """The features of your own rows, in their order, as they were known; as Parquet with a manifest.
+
+    The spine needs the keys, the target time (the moment of prediction lies the horizon before it) under the
+    name of the target source's time column, and what on-request features read. Times carry an offset, as in
+    2026-11-01T00:00Z. Other columns are passed through.
+    """
     from mlops_ray.features.store import read_spine
 
     made = _store(file).get(read_spine(spine), _instant(as_known_at))
@@ -278,8 +290,13 @@ def _instant(text: str | None) -> datetime | None:
     except ValueError:
         raise UsageError(f"--as-known-at: {text!r} is no instant; write e.g. 2026-11-01T00:00Z") from None
     if instant.tzinfo is None:
-        raise UsageError(f"--as-known-at: {text!r} carries no offset; write e.g. {text}Z for UTC")
-    return instant.astimezone(UTC)
+        # A date alone begins somewhere too.
+        whole = text if "T" in text or " " in text else f"{instant.date()}T00:00"
+        raise UsageError(f"--as-known-at: {text!r} carries no offset; write e.g. {whole}Z for UTC")
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise UsageError(f"--as-known-at: {text!r} lies outside the calendar") from None
 
 
 def _print_set(made: "TrainingSet", as_json: bool) -> None:

@@ -18,10 +18,12 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     ValidationError,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 from mlops_ray.errors import ConfigError, did_you_mean
 from mlops_ray.expressions import compile_sql
@@ -36,7 +38,11 @@ MICROSECONDS = {
     "d": 86_400_000_000,
     "w": 604_800_000_000,
 }
+#: So that no time minus a duration leaves the calendar.
+LONGEST = 36_525 * MICROSECONDS["d"]
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d|w)")
+#: What a project file may hold, aliases written out.
+MOST_NODES, DEEPEST = 100_000, 50
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -49,7 +55,26 @@ def parse_duration(text: str) -> int:
     match = _DURATION.fullmatch(str(text).strip())
     if match is None:
         raise ValueError(f"{text!r} is not a duration; write e.g. 15m, 24h, 7d")
-    return round(float(match[1]) * MICROSECONDS[match[2]])
+    micros = round(float(match[1]) * MICROSECONDS[match[2]])
+    if micros > LONGEST:
+        raise ValueError(f"{text!r} is longer than a century")
+    return micros
+
+
+def duration_in_words(micros: int) -> str:
+    """A duration as a project file says it.
+
+    >>> duration_in_words(7 * MICROSECONDS["d"]), duration_in_words(90 * MICROSECONDS["m"])
+    ('7d', '90m')
+    """
+    unit = next(unit for unit in ("d", "h", "m", "s", "ms", "us") if micros % MICROSECONDS[unit] == 0)
+    return f"{micros // MICROSECONDS[unit]}{unit}"
+
+
+def _some_time(micros: int) -> int:
+    if micros == 0:
+        raise ValueError("must be longer than nothing")
+    return micros
 
 
 def _parse_share(value: object) -> float:
@@ -73,6 +98,8 @@ def _as_list(value: object) -> object:
 
 
 Duration = Annotated[int, BeforeValidator(parse_duration, json_schema_input_type=str)]
+#: A duration that is not nothing.
+Step = Annotated[Duration, AfterValidator(_some_time)]
 Share = Annotated[float, BeforeValidator(_parse_share, json_schema_input_type=float | str)]
 Sql = Annotated[str, AfterValidator(_checked_sql)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
@@ -83,7 +110,7 @@ Rate = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?(s|m|h|d|w)$")]
 class Model(BaseModel):
     """Frozen, and an unknown key is an error that names the nearest known one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -154,23 +181,36 @@ class Format(Model):
     excel: Excel | None = None
     delta: Delta | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _by_name(cls, data: Any) -> Any:
-        return {data: {}} if isinstance(data, str) else data
-
     @model_validator(mode="after")
     def _one(self) -> Self:
         _exactly_one(self, tuple(type(self).model_fields))
         return self
 
 
+def _by_name(value: object) -> object:
+    return {value: {}} if isinstance(value, str) else value
+
+
+#: A format, or its name alone.
+AnyFormat = Annotated[Format, BeforeValidator(_by_name, json_schema_input_type=str | Format)]
+
+
 class File(Model):
     """A file among several that make one table, where it differs from the others."""
 
     path: str
-    format: Format | None = None
+    format: AnyFormat | None = None
     rename: dict[str, str] = {}
+
+
+def _as_files(value: object) -> object:
+    items = value if isinstance(value, list | tuple) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+Files = Annotated[
+    tuple[File, ...], BeforeValidator(_as_files, json_schema_input_type=str | File | list[str | File])
+]
 
 
 class SqlQuery(Model):
@@ -195,7 +235,7 @@ class EventTime(Model):
     columns: Names | None = None
     granularity: Literal["day", "hour", "minute"] | None = None
     order: bool = False
-    every: Duration | None = None
+    every: Step | None = None
     format: str | None = None
     unit: Literal["s", "ms", "us", "ns"] | None = None
     timezone: str | None = None
@@ -226,15 +266,30 @@ def _check_timezone(name: str) -> None:
         raise ValueError(f"no time zone {name!r}{did_you_mean(name, zoneinfo.available_timezones())}")
 
 
+def _check_country(name: str) -> None:
+    import holidays
+
+    if name not in holidays.list_supported_countries():
+        raise ValueError(f"no holidays of {name!r} are known; write the country as ISO 3166 does, e.g. DE")
+
+
 Aggregation = Literal[
     "count", "sum", "mean", "min", "max", "std", "first", "last", "distinct_count", "quantile"
 ]
 
 
+def _columns_beside_every(schema: dict[str, Any]) -> None:
+    """A file says `{every: 1h, load: mean}`."""
+    columns = schema["properties"].pop("columns")
+    schema["additionalProperties"] = columns["additionalProperties"]
+
+
 class Resample(Model):
     """Aggregates over intervals of `every`; each is stamped with the interval's end."""
 
-    every: Duration
+    model_config = ConfigDict(json_schema_extra=_columns_beside_every)
+
+    every: Step
     columns: dict[str, Aggregation] = {}
 
     @model_validator(mode="before")
@@ -252,7 +307,9 @@ class KnownAt(Model):
     """A declared back-load: when the rows became known, instead of the time of the commit."""
 
     column: str | None = None
+    """The column that says it."""
     after_event: Duration | None = None
+    """How long after its event time each row became known."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -298,40 +355,46 @@ class Policy(Model):
     minimum_count: int = Field(10, ge=1)
 
 
+#: What reading puts beside a file's own columns.
+OURS = frozenset({"_file", "_row", "time_problem", "time_written"})
+
+
 class Source(Model):
     """A table of rows: where it is read, what its columns are, and what must hold."""
 
-    path: tuple[File, ...] | None = None
+    path: Files | None = None
+    """A path, a glob, or a list of them; relative to this file, or `package://NAME/…`."""
     sql: SqlQuery | None = None
-    format: Format = Format(csv=Csv())
+    format: AnyFormat = Format(csv=Csv())
     null_values: Names = ("",)
+    """What stands in a file where a value is missing."""
     true_values: Names = Schema.true_values
     false_values: Names = Schema.false_values
     rename: dict[str, str] = {}
     unpivot: Unpivot | None = None
     derive: dict[str, "Sql | Function"] = {}
+    """Declared columns that are computed from the others of their row."""
     where: Sql | None = None
+    """Rows that do not fulfil it are left out."""
     entity: Names = ()
+    """The key: whose rows they are."""
     time: Literal["none"] | None = None
+    """`none` for a table that has keys alone."""
     event_time: EventTime | None = None
     resample: Resample | None = None
     season: Duration | None = None
+    """After how long the rows repeat themselves; the naive forecast is the value then."""
     known_at: KnownAt | None = None
     row_id: str | None = None
+    """The column that tells rows of one key and time apart; without it, a second one corrects the first."""
     sequence: str | None = None
+    """The column that orders the versions of a row that become known at once; default: the file's order."""
     deleted: str | None = None
+    """The column that says that a row is to be taken back."""
     columns: dict[str, ColumnSpec]
+    """The columns that are kept, with their types; others are left in the file."""
     rules: tuple[RuleSpec, ...] = ()
     policy: Policy = Policy()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _files(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and data.get("path") is not None:
-            items = data["path"] if isinstance(data["path"], list) else [data["path"]]
-            files = [{"path": item} if isinstance(item, str) else item for item in items]
-            return {**data, "path": files}
-        return data
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -342,6 +405,26 @@ class Source(Model):
             raise _wrong(
                 "rows of a table without time have no event to count from", "known_at", "after_event"
             )
+        for name in self.columns:
+            if not name or name == "*" or (name[0] == "^" and name[-1] == "$"):
+                raise _wrong("is no name for a column", "columns", name)
+            if name.startswith("_") or name in OURS or (name == "event_time" != self._time_column):
+                raise _wrong(
+                    "is a name of ours; call the column otherwise, e.g. by rename: {"
+                    f"{name}: {name.strip('_') or 'x'}_given}}",
+                    "columns",
+                    name,
+                )
+        time = self.event_time
+        read: dict[str, set[str | None]] = {
+            "event_time": {time.column, *(time.columns or ())} if time else set(),
+            "unpivot": {self.unpivot.names, self.unpivot.values} if self.unpivot else set(),
+        }
+        for key, names in read.items():
+            for taken in OURS & names:
+                raise _wrong(f"{taken!r} is a name of ours; call the column otherwise, by rename", key)
+        if len(set(self.entity)) < len(self.entity):
+            raise _wrong("names a key twice", "entity")
         for place, name, type in self._named():
             if name not in self.columns:
                 hint = did_you_mean(name, self.columns)
@@ -359,6 +442,10 @@ class Source(Model):
                 hint = did_you_mean(name, known)
                 raise _wrong(f"{what}reads {name!r}, which is no column{hint}", *place)
         return self
+
+    @property
+    def _time_column(self) -> str | None:
+        return self.event_time.column if self.event_time else None
 
     def _named(self) -> Iterator[tuple[tuple[str, ...], str, ColumnType | None]]:
         """Where the source names a column, which, and the type that it must have there."""
@@ -391,6 +478,11 @@ class Source(Model):
         return tuple(name for name in (self.row_id, known_at) if name is not None)
 
     @property
+    def deriving(self) -> frozenset[str]:
+        """The Python functions that it calls, by their dotted paths."""
+        return frozenset(how.path for how in self.derive.values() if isinstance(how, Function))
+
+    @property
     def row_schema(self) -> Schema:
         """The check that every row of the source goes through."""
         # A row of nobody helps nobody: what a row is known by is required, whatever its column says.
@@ -411,6 +503,7 @@ class ValueAt(Model):
 
     of: str
     ago: Duration
+    """Counted from the target time T; at least the horizon."""
     tolerance: Duration = 0
 
 
@@ -426,8 +519,16 @@ class Window(Model):
 
     of: str
     agg: Aggregation
-    over: Duration
+    """Missing values are skipped, but by `count`, which counts rows, and by `first` and `last`."""
+    over: Step
     quantile: float | None = Field(None, ge=0, le=1)
+    """Which, for `agg: quantile`: 0.5 is the median."""
+
+    @model_validator(mode="after")
+    def _which(self) -> Self:
+        if (self.quantile is not None) != (self.agg == "quantile"):
+            raise ValueError("agg: quantile, and it alone, says which, e.g. quantile: 0.9")
+        return self
 
 
 class Function(Model):
@@ -441,25 +542,36 @@ class Feature(Model):
     """One feature; exactly one of its kinds."""
 
     latest: str | None = None
+    """The newest value of a column; missing where the newest row's is."""
     value_at: ValueAt | None = None
     lag: Lag | None = None
     window: Window | None = None
     expr: Sql | None = None
+    """SQL over the columns of the request's row."""
     function: Function | None = None
-    #: What a function returns.
     type: ColumnType = "float"
+    """What a function returns."""
     hour_of: str | None = None
+    """0 to 23, of a time of the request."""
     weekday_of: str | None = None
+    """1 (Monday) to 7."""
     month_of: str | None = None
     holiday_of: str | None = None
+    """Whether it is a public holiday in `country`."""
     country: str | None = None
+    """ISO 3166, e.g. DE."""
     timezone: str | None = None
+    """Of hours, weekdays, months and holidays; default: that of the target's source, or UTC."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         _exactly_one(self, FEATURE_KINDS)
         if self.holiday_of is not None and self.country is None:
             raise ValueError("holiday_of needs country, e.g. country: DE")
+        if self.country is not None:
+            _check_country(self.country)
+        if self.timezone is not None:
+            _check_timezone(self.timezone)
         return self
 
 
@@ -474,9 +586,13 @@ class View(Model):
     source: str | None = None
     features: dict[str, Feature] = {}
     ttl: Duration | None = None
+    """How old a `latest` value may be; both ends count."""
     join_keys: dict[str, str] = {}
+    """What the keys of the source are called in a request, e.g. `{origin: airport}` for its key `airport`."""
     on_request: dict[str, Feature] | None = None
+    """Features that are computed from the request's own row: columns of the target's source."""
     columns: Names | None = None
+    """Columns of the request's row that are features as they are."""
     exclude: Names = ()
 
     @model_validator(mode="after")
@@ -500,12 +616,17 @@ class Target(Model):
 
     source: str
     expr: Sql
-    horizon: Annotated[tuple[Duration, ...], BeforeValidator(_as_list)] = (0,)
+    """What is predicted, over the columns of the source's row at T."""
+    horizon: Annotated[
+        tuple[Duration, ...], BeforeValidator(_as_list, json_schema_input_type=Duration | list[Duration])
+    ] = (0,)
+    """How far ahead: features see nothing younger than P = T - horizon."""
     task: Literal["regression", "classification"]
     positive: str | int | bool | None = None
     where: Sql | None = None
     label_known: LabelKnown | None = None
     known_at: Literal["event"] | None = None
+    """`event`: features of a row see what was known at its P; default: all that is known when asked for."""
     transform: Literal["log", "log1p"] | None = None
 
 
@@ -729,6 +850,10 @@ class Cost(Model):
     budget: dict[str, Any] | None = None
 
 
+#: Files and folders are called after sources.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
+
+
 class Project(Model):
     """The whole project file."""
 
@@ -737,7 +862,7 @@ class Project(Model):
     tracking: str | None = None
     online: str | None = None
     include: Names = ()
-    sources: dict[str, Source]
+    sources: dict[Name, Source]
     features: dict[str, View]
     target: Target
     training: Training = Training()
@@ -745,6 +870,14 @@ class Project(Model):
     release: Release = Release()
     monitoring: Monitoring = Monitoring()
     cost: Cost = Cost()
+
+    #: The file, and the line of each place in it.
+    _origin: tuple[str | None, Mapping[tuple[Any, ...], int]] = PrivateAttr((None, {}))
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """The error with file and line, for the place in this project that it is at."""
+        file, lines = self._origin
+        return ConfigError(error.message, file=file, line=_line(error.at, lines), at=error.at)
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -789,14 +922,36 @@ class Project(Model):
     @property
     def deriving(self) -> frozenset[str]:
         """The Python functions that sources call, by their dotted paths."""
-        found = [how for source in self.sources.values() for how in source.derive.values()]
-        return frozenset(how.path for how in found if isinstance(how, Function))
+        return frozenset[str]().union(*(source.deriving for source in self.sources.values()))
 
     @property
     def label_delay(self) -> int:
         """Microseconds from a row's event time to the moment its label is known."""
         known = self.target.label_known
         return (known.after_event or 0) if known is not None else self.monitoring.labels.delay
+
+
+class _JsonSchema(GenerateJsonSchema):
+    """Says defaults as a file says them."""
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        made = super().default_schema(schema)
+        default = made.get("default")
+        if isinstance(default, dict):
+            # Its own parts say theirs.
+            return {key: value for key, value in made.items() if key != "default"}
+        default = default[0] if isinstance(default, list) and len(default) == 1 else default
+        if type(default) is int and "string" in (
+            made.get("type"),
+            *(t.get("type") for t in made.get("anyOf", ())),
+        ):
+            made["default"] = duration_in_words(default)
+        return made
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a project file."""
+    return Project.model_json_schema(by_alias=True, schema_generator=_JsonSchema)
 
 
 # ---------------------------------------------------------------- reading the file
@@ -809,14 +964,21 @@ def load(path: str | Path, environ: Mapping[str, str] = os.environ) -> Project:
     """
     file = Path(path)
     tree, lines = _parse(file)
-    for included in _as_list(tree.get("include", [])) or []:  # type: ignore[attr-defined]
+    includes = _as_list(tree.get("include") or [])
+    if not isinstance(includes, list):
+        raise ConfigError(
+            "a path, or a list of them, is needed", file=str(file), line=lines[("include",)], at=("include",)
+        )
+    for included in includes:
         other, _ = _parse(file.parent / str(included))
         for part in ("sources", "features"):
             shared = _resolve_paths(other, (file.parent / str(included)).parent).get(part, {})
             tree[part] = {**shared, **(tree.get(part) or {})}
     tree = _substitute(tree, environ, file, lines)
     try:
-        return Project.model_validate(_resolve_paths(tree, file.parent.resolve()))
+        project = Project.model_validate(_resolve_paths(tree, file.parent.resolve()))
+        project._origin = str(file), lines
+        return project
     except ValidationError as error:
         raise _first_error(error, file, lines) from None
 
@@ -839,14 +1001,39 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
+        _refuse_repetition(node, file)
         # Puts what `<<` merges into the nodes too, which then tell the line where it was written.
         tree = loader.construct_document(node) if node else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not YAML: {error.problem}", file=str(file), line=line) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=str(file)) from error
     if not isinstance(tree, dict):
         raise ConfigError("a project file is a mapping that begins with project: NAME", file=str(file))
     return tree, dict(_lines(node))
+
+
+def _refuse_repetition(root: yaml.Node | None, file: Path) -> None:
+    """Raises `ConfigError` for a key twice in a mapping, and for what grows without end by naming itself."""
+    seen, pending = 0, [(root, 0)]
+    while pending:
+        node, depth = pending.pop()
+        seen += 1
+        if seen > MOST_NODES or depth > DEEPEST:
+            raise ConfigError("too large, or an alias (*NAME) stands within what it names", file=str(file))
+        if isinstance(node, yaml.MappingNode):
+            keys: set[str] = set()
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode):
+                    raise ConfigError("a key is a word", file=str(file), line=line)
+                if key.value in keys and key.value != "<<":
+                    raise ConfigError(f"the key {key.value!r} stands here twice", file=str(file), line=line)
+                keys.add(key.value)
+                pending.append((value, depth + 1))
+        elif isinstance(node, yaml.SequenceNode):
+            pending += [(value, depth + 1) for value in node.value]
 
 
 def _lines(node: yaml.Node | None, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], int]]:
@@ -869,13 +1056,19 @@ def _first_error(error: ValidationError, file: Path, lines: Mapping[tuple[Any, .
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         message = f"the key {str(detail['loc'][-1])!r} is missing"
+    if detail["type"] == "model_type":
+        message = f"{detail['input']!r} stands where a mapping is needed, e.g. {{key: value}}"
     if detail["type"] == "wrong":
         place = (*place, *detail["ctx"]["at"])
-    where = ".".join(str(part) for part in place)
+    at = place
     if detail["type"] == "unknown_key":
         place = (*place, detail["ctx"]["key"])
-    line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
-    return ConfigError(f"{where}: {message}" if where else message, file=str(file), line=line)
+    return ConfigError(message, file=str(file), line=_line(place, lines), at=at)
+
+
+def _line(place: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int]) -> int | None:
+    """The line of a place in the file, or of the nearest thing around it that stands there."""
+    return next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
 
 
 def _place(loc: tuple[int | str, ...], lines: Mapping[tuple[Any, ...], int]) -> tuple[Any, ...]:
@@ -909,11 +1102,8 @@ def _substitute(
         if not isinstance(value, str):
             return value
         for name in _unset(value, environ):
-            raise ConfigError(
-                f"{'.'.join(map(str, at))}: the environment variable {name} is not set",
-                file=str(file),
-                line=lines.get(at),
-            )
+            why = f"the environment variable {name} is not set"
+            raise ConfigError(why, file=str(file), line=lines.get(at), at=at)
         return _VARIABLE.sub(lambda match: environ[match[1]], value)
 
     return walk(tree, ())  # type: ignore[no-any-return]

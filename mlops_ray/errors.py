@@ -6,7 +6,7 @@ defect of ours and keeps its traceback.
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 WRONG_USE = 2
 FAILED = 1
@@ -27,17 +27,21 @@ class UsageError(MlopsError):
 
 
 class ConfigError(MlopsError):
-    """The project file says something that cannot be done.
+    """The project file says something that cannot be done, `at` a path of its keys.
 
-    >>> str(ConfigError("unknown key 'sorces'", file="p.yaml", line=3))
-    "p.yaml:3: unknown key 'sorces'"
+    >>> str(ConfigError("unknown key 'path'", file="p.yaml", line=3, at=("sources", "a")))
+    "p.yaml:3: sources.a: unknown key 'path'"
     """
 
     exit_status = WRONG_USE
 
-    def __init__(self, message: str, *, file: str | None = None, line: int | None = None) -> None:
-        place = ":".join(str(part) for part in (file, line) if part is not None)
-        super().__init__(f"{place}: {message}" if place else message)
+    def __init__(
+        self, message: str, *, file: str | None = None, line: int | None = None, at: Sequence[object] = ()
+    ) -> None:
+        self.message, self.at = message, tuple(at)
+        place = [":".join(str(part) for part in (file, line) if part is not None)] if file else []
+        place += [".".join(str(key) for key in at)] if at else []
+        super().__init__(": ".join([*place, message]))
 
 
 class DataError(MlopsError):

@@ -22,3 +22,9 @@ def from_micros(micros: int) -> datetime:
     '1969-12-31T23:59:59+00:00'
     """
     return EPOCH + int(micros) * MICROSECOND
+
+
+#: The first and the last instant that data may hold, in microseconds since 1970: of the years 2 to 9998. The
+#: year at either end is left for horizons, windows and zones: no later arithmetic leaves the calendar.
+FIRST_US = to_micros(datetime(2, 1, 1, tzinfo=UTC))
+LAST_US = to_micros(datetime(9999, 1, 1, tzinfo=UTC)) - 1

@@ -3,6 +3,7 @@
 A batch of n rows and n requests of one row get the same verdicts, because both run through `Schema.check`.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -10,6 +11,7 @@ from typing import Any, Literal, Self
 import polars as pl
 
 from mlops_ray.expressions import Expression, compile_sql
+from mlops_ray.instants import FIRST_US, LAST_US
 
 ColumnType = Literal["float", "int", "bool", "string", "category", "datetime"]
 Severity = Literal["reject", "flag", "stop"]
@@ -24,6 +26,16 @@ DTYPES: dict[ColumnType, Any] = {
     "string": pl.String,
     "category": pl.String,
     "datetime": INSTANT,
+}
+
+#: Parts of a format that read seconds, with a literal 60 in their place.
+SECOND_60 = {
+    **dict.fromkeys(("%S", "%-S", "%_S", "%0S"), " 60"),
+    "%T": "%H:%M: 60",
+    "%X": "%H:%M: 60",
+    "%r": "%I:%M: 60 %p",
+    "%c": "%a %b %e %H:%M: 60 %Y",
+    "%+": "%Y-%m-%dT%H:%M: 60%.f%:z",
 }
 
 #: Text that is a number's absence: NaN becomes null before rules.
@@ -135,6 +147,8 @@ class Schema:
             # An id read as 7.0 must not become another id than 7.
             values = values.cast(pl.String).str.replace(r"\.0$", "")
         typed = values.cast(DTYPES[column.type], strict=False)
+        if column.type == "datetime":
+            return in_calendar(typed)
         return typed.set(~typed.is_finite().fill_null(True), None) if column.type == "float" else typed
 
     def _column_failures(
@@ -184,7 +198,7 @@ class Schema:
 
 
 def read_iso(text: pl.Series) -> pl.Series:
-    """The instants that ISO 8601 text names; null where it is none, or carries no offset.
+    """The instants that ISO 8601 text names; null where it is none in the calendar, or carries no offset.
 
     >>> read_iso(pl.Series(["2016-01-01T01:00+01:00", "2016-01-01 00:00:00.5Z", "2016-01-01"])).to_list()[2]
     >>> read_iso(pl.Series(["2016-01-01T01:00+01:00"])).dt.hour().to_list()
@@ -192,7 +206,29 @@ def read_iso(text: pl.Series) -> pl.Series:
     """
     plain = text.str.strip_chars().str.replace(" ", "T", literal=True).str.replace("Z$", "+0000")
     plain = plain.str.replace(r"([+-]\d{2}):(\d{2})$", "$1$2").str.replace(r"(T\d{2}:\d{2})([+-])", "$1:00$2")
-    return plain.str.strptime(INSTANT, "%Y-%m-%dT%H:%M:%S%.f%z", strict=False)
+    return read_stamps(plain, "%Y-%m-%dT%H:%M:%S%.f%z")
+
+
+def read_stamps(text: pl.Series, format: str) -> pl.Series:
+    """Stamps in microseconds, in UTC where the format reads an offset; null where there is none to read.
+
+    >>> text = pl.Series(["2016-05-05 12:30:59", "2016-05-05 12:30:60", "0001-05-05 12:30:00"])
+    >>> read_stamps(text, "%Y-%m-%d %H:%M:%S").is_null().to_list()
+    [False, True, True]
+    """
+    stamps = text.str.strptime(pl.Datetime("us"), format, strict=False)
+    sixty = re.sub("%[-_0]?.", lambda part: SECOND_60.get(part[0], part[0]), format)
+    suspects = text.set(~text.str.contains("60", literal=True).fill_null(False), None)
+    if sixty != format and suspects.null_count() < len(text):
+        # A second 60 would be rolled over. It is one where the text still parses with 60 read as a literal.
+        rolled = ("00 " + suspects).str.strptime(pl.Datetime("us"), f"%S {sixty}", strict=False)
+        stamps = stamps.set(rolled.is_not_null(), None)
+    return in_calendar(stamps)
+
+
+def in_calendar(stamps: pl.Series) -> pl.Series:
+    """Stamps in microseconds, null where they lie outside the years that data may hold (instants.py)."""
+    return stamps.set(~stamps.to_physical().is_between(FIRST_US, LAST_US).fill_null(True), None)
 
 
 def _missing(name: str) -> Column:

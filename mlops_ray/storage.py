@@ -18,6 +18,8 @@ from mlops_ray.errors import StorageError
 
 #: Files that hold secrets are readable by their owner alone.
 PRIVATE = 0o600
+#: What the reader of Delta tables takes for a part of an address.
+FORBIDDEN = frozenset("%[]")
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Storage:
         if "://" in location:
             raise StorageError(f"storage {location!r}: object stores are not supported yet; name a folder")
         root = Path(location)
+        forbidden = sorted(FORBIDDEN.intersection(str(root)))
+        if forbidden:
+            raise StorageError(
+                f"the path of the storage folder {root} has {forbidden[0]!r}, which Delta tables do not bear;"
+                " name another (storage: PATH)"
+            )
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

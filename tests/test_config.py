@@ -1,8 +1,12 @@
 """The project file: what it may say, and what a mistake in it costs."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
+import yaml
 
 from mlops_ray import config
 from mlops_ray.errors import ConfigError
@@ -38,6 +42,21 @@ MISTAKES = {
     "project: factory-load": ("project: Factory Load", "project: String should match pattern"),
     "target: {": ("targets: {", "did you mean 'target'?"),
     "expr: load, ": ("", "the key 'expr' is missing"),
+    "agg: mean, ": ("agg: quantile, ", "agg: quantile, and it alone, says which, e.g. quantile: 0.9"),
+    "over: 30d": ("over: 15000000w", "'15000000w' is longer than a century"),
+    "every: 1h": ("every: 0s", "must be longer than nothing"),
+    "country: DE": ("country: XX", "no holidays of 'XX' are known; write the country as ISO 3166 does"),
+    "hour_of: time": (
+        "hour_of: time, timezone: Berlin",
+        "no time zone 'Berlin'; did you mean 'Europe/Berlin'?",
+    ),
+    "known_at: {after_event: 0s}": ("known_at: 6h", "'6h' stands where a mapping is needed"),
+    "meter:": ("../meter:", "sources.../meter: String should match pattern"),
+    "load: {type": ("_load: {type", "columns._load: is a name of ours; call the column otherwise"),
+    "site: {type": ("event_time: {type", "columns.event_time: is a name of ours"),
+    "event_time: {column: time": ("event_time: {column: _row", "event_time: '_row' is a name of ours"),
+    "load: {type: float": ("^load$: {type: float", "is no name for a column"),
+    "features:": ("sources: {}\nfeatures:", "the key 'sources' stands here twice"),
     "source: meter,": ("source: metre,", "names 'metre', which is no source; did you mean 'meter'?"),
 }
 
@@ -54,6 +73,70 @@ def test_a_mistake_in_the_file_is_one_sentence_with_its_line(right: str, tmp_pat
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"{file}:{line}: ")
+
+
+#: Nine to the power of eleven, in twelve lines.
+BOMB = "\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: &x [*x]", "too large, or an alias (*NAME) stands within what it names"),
+        (BOMB, "too large, or an alias"),
+        (f"a: {'[' * 5000}{']' * 5000}", "not YAML: maximum recursion depth exceeded"),
+        ("project: 2016-13-45", "not YAML: month must be in 1..12"),
+        ("project: a\0", "not YAML: unacceptable character #x0000"),
+        ("? [a]\n: 1", "p.yaml:1: a key is a word"),
+        ("include: 5", "p.yaml:1: include: a path, or a list of them, is needed"),
+    ],
+    ids=["itself", "bomb", "deep", "date", "NUL", "key", "include"],
+)  # fmt: skip
+def test_what_is_no_sane_yaml_costs_one_sentence(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        config.load(file, {})
+    assert says in str(error.value)
+
+
+class _Editor(yaml.SafeLoader):
+    """YAML as editors read it before they check it: a date is text."""
+
+
+_Editor.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+@pytest.mark.parametrize(
+    "path", [*EXAMPLE.parent.glob("*.yaml"), *FIXTURES.glob("*.yaml")], ids=lambda path: path.stem
+)
+def test_the_schema_for_editors_takes_what_we_take(path: Path) -> None:
+    jsonschema.validate(yaml.load(path.read_text(), _Editor), config.json_schema())
+
+
+def test_the_schema_for_editors_refuses_what_we_refuse() -> None:
+    tree = yaml.load(EXAMPLE.read_text().replace("unpivot:", "unpivott:"), _Editor)
+    with pytest.raises(jsonschema.ValidationError, match="unpivott"):
+        jsonschema.validate(tree, config.json_schema())
+
+
+def _defaults(schema: Any) -> Iterator[dict[str, Any]]:
+    children = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    if isinstance(schema, dict) and "default" in schema:
+        yield schema
+    for child in children:
+        yield from _defaults(child)
+
+
+def test_the_defaults_that_the_schema_tells_are_ones_that_a_file_may_say() -> None:
+    schema = config.json_schema()
+    found = list(_defaults(schema))
+    assert any(one["default"] == "90d" for one in found)
+    for one in found:
+        jsonschema.Draft202012Validator({**one, "$defs": schema["$defs"]}).validate(one["default"])
 
 
 def test_a_missing_file_and_broken_yaml_are_errors_that_name_the_file(tmp_path: Path) -> None:

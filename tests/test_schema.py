@@ -4,7 +4,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.schema import Column, Rule, Schema
+from mlops_ray.schema import INSTANT, Column, Rule, Schema
 
 SCHEMA = Schema(
     (
@@ -56,6 +56,18 @@ def test_nan_is_missing_and_infinity_is_of_the_wrong_type() -> None:
     typed, failures = Schema((Column("x", "float"),)).check(frame)
     assert typed["x"].to_list() == [None, None, 1.0]
     assert failures.select("row", "rule").rows() == [(1, "type")]
+
+
+def test_an_instant_at_the_ends_of_the_calendar_or_beyond_is_of_the_wrong_type() -> None:
+    schema = Schema((Column("at", "datetime"),))
+    text = ["0000-12-31T23:59Z", "0001-12-31T23:59Z", "9999-01-01T00:00Z", "+12345-01-01T00:00Z"]
+    text += ["9999-12-31T23:59:59-23:59", "2016-05-05T12:30:60Z", "2016-05-05T12:30Z"]
+    typed, failures = schema.check(pl.DataFrame({"at": text}))
+    assert failures.select("row", "rule").rows() == [(row, "type") for row in range(len(text) - 1)]
+    assert typed["at"].null_count() == len(text) - 1
+    numbers = pl.Series("at", [-62_104_060_800_000_001, 253_370_764_800_000_000, 0])
+    for values in (numbers, numbers.cast(INSTANT), numbers.cast(INSTANT).cast(pl.Datetime("ms", "UTC"))):
+        assert schema.check(pl.DataFrame([values]))[1]["row"].to_list() == [0, 1]
 
 
 def test_a_fraction_is_no_integer() -> None:

@@ -24,6 +24,13 @@ def test_a_damaged_document_is_an_error_that_names_the_file(storage: Storage) ->
         storage.read_json("x.json")
 
 
+@pytest.mark.parametrize("name", ["a%20b", "a[1]"])
+def test_a_path_that_delta_tables_do_not_bear_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(StorageError, match="which Delta tables do not bear"):
+        Storage.open(str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot make the storage folder"):

@@ -172,7 +172,7 @@ class Pipeline:
         made_from = {
             "table": self.store.views[name].table,
             "files": files,
-            "functions": {path: function_digest(path) for path in sorted(self.project.deriving)},
+            "functions": {path: function_digest(path) for path in sorted(source.deriving)},
             "code": release.code_digest(),
         }
         content = digest(made_from)
@@ -201,7 +201,9 @@ class Pipeline:
             rejected.write_parquet(new)
         if report.quarantined > MOST_QUARANTINED * report.rows_in or not valid:
             raise _hardly_valid(name, report, rejected, kept)
-        stored = history.append(pl.concat(valid), source, commit)
+        rows = pl.concat(valid)
+        report.add_repeated(rows, history.view.identity)
+        stored = history.append(rows, source, commit)
         history.maintain(vacuum_hours=VACUUM_H)
         document = {"source": name, "version": stored.version, **report.to_json()}
         self.storage.write_json(document, "reports", f"validation-{name}.json")

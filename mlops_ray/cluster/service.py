@@ -84,7 +84,7 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
 
 
 def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, dict[str, Any]]:
-    """Brings every source into its history; returns what became of its rows, by source.
+    """Brings every source into its history; returns what became of its rows, and if it was `unchanged`.
 
     On the cluster of this storage, or on one that is started for it and stopped again.
     """
@@ -94,8 +94,13 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
     ):
         pipeline.ingest()
         _leave_cluster(storage, stop=ours)
+        unchanged = pipeline.stages.unchanged
         return {
-            name: storage.read_json("reports", f"validation-{name}.json") for name in pipeline.store.views
+            name: {
+                **storage.read_json("reports", f"validation-{name}.json"),
+                "unchanged": f"ingest {name}" in unchanged,
+            }
+            for name in pipeline.store.views
         }
 
 

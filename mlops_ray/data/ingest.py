@@ -4,6 +4,7 @@ Everything is read as text and then cast by the schema, so that a value of the w
 goes to quarantine, and never the file; types are never guessed.
 """
 
+import codecs
 import contextlib
 import csv
 import glob
@@ -11,6 +12,7 @@ import io
 import logging
 import zipfile
 import zlib
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,19 @@ import ray
 
 from mlops_ray.config import Csv, File, Source
 from mlops_ray.data import validate
-from mlops_ray.data.event_time import Clock
+from mlops_ray.data.event_time import Clock, columns_of
 from mlops_ray.errors import DataError, MlopsError, did_you_mean
 from mlops_ray.expressions import load_function
 
 #: Rows of a file that are read, checked and dropped again at a time; bounds the memory of a task.
 BLOCK_BYTES = 8 << 20
+#: Of a file, what is read for its header, with the rows that are skipped before it.
+HEADER_BYTES = 1 << 20
+#: Rows of a wrong width, one after another, at which a file is given up: the reader hands out none before it
+#: finds a right one. More than a block can hold: it stops no file in which right ones stand between.
+WRONG_ROWS = BLOCK_BYTES
+#: Rows of a wrong width that are handed on at a time; bounds the memory of a verdict.
+WRONG_ROWS_AT_A_TIME = 100_000
 #: What reading a damaged file raises.
 UNREADABLE = (pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
@@ -113,16 +122,13 @@ def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
     names = check_header(file, source)
     renames = {**source.rename, **file.rename}
     clock = Clock(source.event_time) if source.event_time else None
-    bad_rows: list[tuple[int, str]] = []
-    for block in _read_csv(file.path, format, names, bad_rows):
-        frame = _decimals(block, format, source).rename(renames, strict=False)
-        if clock is not None:
-            keys = [key for key in source.entity if key in frame.columns]
-            times, problems = clock.read(frame, keys)
-            frame = frame.with_columns(times.alias("event_time"), problems.alias("time_problem"))
-        yield validate.check(_unpivoted(frame, source), source)
-    if bad_rows:
-        yield _malformed(file.path, bad_rows)
+    read = [name for name in names if _is_read(renames.get(name, name), source)]
+    for block, wrong in _read_csv(file.path, format, names, read):
+        if block.height:
+            frame = _decimals(block.rename(renames, strict=False), format, source)
+            yield validate.check(_unpivoted(_timed(frame, clock, source), source), source)
+        for part in wrong.iter_slices(WRONG_ROWS_AT_A_TIME):
+            yield _malformed(file.path, part, len(names))
 
 
 def check_header(file: File, source: Source) -> list[str]:
@@ -135,10 +141,24 @@ def check_header(file: File, source: Source) -> list[str]:
         if not isinstance(how, str):
             load_function(how.path)
     format = _format(file, source)
+    try:
+        "".encode(format.encoding)
+    except (LookupError, ValueError) as error:
+        hint = "say format.csv.encoding, e.g. utf-8 or latin-1"
+        raise DataError(f"no text is encoded as {format.encoding!r}; {hint}", file=file.path) from error
     names = list(format.names or _header(file.path, format))
+    _require_unique(names, "the header", file.path)
     renames = {**source.rename, **file.rename}
-    _require_columns([renames.get(name, name) for name in names], source, file.path)
+    renamed = [renames.get(name, name) for name in names]
+    _require_unique(renamed, "with rename, the header", file.path)
+    _require_columns(renamed, source, file.path)
     return names
+
+
+def _require_unique(names: list[str], what: str, path: str) -> None:
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise DataError(f"{what} has {sorted(repeated)[0]!r} more than once", file=path)
 
 
 def _format(file: File, source: Source) -> Csv:
@@ -148,15 +168,11 @@ def _format(file: File, source: Source) -> Csv:
 
 
 def _require_columns(columns: list[str], source: Source, path: str) -> None:
-    """Raises `DataError` where a file lacks a column that the source reads."""
-    spec, time = source.unpivot, source.event_time
-    made = ({spec.names, spec.values} if spec else set()) | set(source.derive)
-    needed = dict.fromkeys(spec.keep if spec else (), "unpivot.keep")
-    needed |= dict.fromkeys(
-        (time.columns or ((time.column,) if time.column else ())) if time else (), "event_time"
-    )
-    needed |= dict.fromkeys((name for name in source.columns if name not in made), "columns")
-    for name, key in needed.items():
+    """Raises `DataError` where a file lacks a column that the source reads, or has one that unpivot makes."""
+    for name in (source.unpivot.names, source.unpivot.values) if source.unpivot else ():
+        if name in columns:
+            raise DataError(f"unpivot makes the column {name!r}, which the file has; rename it", file=path)
+    for name, key in _needed(source).items():
         if name not in columns:
             hint = did_you_mean(name, columns)
             if len(columns) == 1:
@@ -164,52 +180,108 @@ def _require_columns(columns: list[str], source: Source, path: str) -> None:
             raise DataError(f"{key} names the column {name!r}, which the file does not have{hint}", file=path)
 
 
+def _needed(source: Source) -> dict[str, str]:
+    """The columns that a file must have, and the key of the project file that asks for each."""
+    spec, time = source.unpivot, source.event_time
+    made = ({spec.names, spec.values} if spec else set()) | set(source.derive)
+    needed = dict.fromkeys(spec.keep if spec else (), "unpivot.keep")
+    needed |= dict.fromkeys(columns_of(time) if time else (), "event_time")
+    return needed | dict.fromkeys((name for name in source.columns if name not in made), "columns")
+
+
+def _is_read(name: str, source: Source) -> bool:
+    """Whether a column of a file is read; the others may be called as they like, also like ours."""
+    ours = (*validate.PLACE, *validate.TIME)
+    return name in _needed(source) or (source.unpivot is not None and name not in ours)
+
+
+def _timed(frame: pl.DataFrame, clock: Clock | None, source: Source) -> pl.DataFrame:
+    """A block with what it says about time, see `validate.TIME`."""
+    if clock is None:
+        return frame
+    times, problems = clock.read(frame, [key for key in source.entity if key in frame.columns])
+    written = pl.concat_str(
+        [pl.col(name).cast(pl.String) for name in columns_of(clock.spec)], separator="-", ignore_nulls=True
+    )
+    shown = pl.when(problems.is_not_null()).then(written)
+    instant, problem, text = validate.TIME
+    return frame.with_columns(times.alias(instant), problems.alias(problem), shown.alias(text))
+
+
 def _unpivoted(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     spec = source.unpivot
     if spec is None:
         return frame
-    ours = [name for name in frame.columns if name in (*validate.PLACE, "event_time", "time_problem")]
+    ours = [name for name in frame.columns if name in (*validate.PLACE, *validate.TIME)]
     return frame.unpivot(
         index=list(dict.fromkeys([*spec.keep, *ours])), variable_name=spec.names, value_name=spec.values
     )
 
 
 def _read_csv(
-    path: str, format: Csv, names: list[str], bad_rows: list[tuple[int, str]]
-) -> Iterator[pl.DataFrame]:
-    """Blocks of a CSV file as text, with the place of each row; rows of a wrong width are put aside."""
+    path: str, format: Csv, names: list[str], read: list[str]
+) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """Blocks of a CSV file, the columns to `read` as text, with the place of each row.
+
+    Each comes with the rows of a wrong width up to its end: their number (`_row`) and of columns (`width`).
+    """
 
     def put_aside(row: Any) -> str:
-        bad_rows.append((row.number - skipped, f"{row.actual_columns} columns, not {row.expected_columns}"))
-        return "skip"
+        wrong["_row"].append(row.number - before)
+        wrong["width"].append(row.actual_columns)
+        return "skip" if len(wrong["_row"]) < WRONG_ROWS else "error"
 
-    skipped = format.skip_rows + (format.names is None)
-    row = 1
+    wrong = {"_row": array("q"), "width": array("q")}
+    # The header is read like a row, of number 0: it may hold line breaks, so that no line can be skipped.
+    row = int(format.names is not None)
+    before = format.skip_rows + 1 - row
     try:
         with (
             _open(path) as stream,
-            pa.csv.open_csv(stream, **_csv_options(format, names, put_aside)) as reader,
+            pa.csv.open_csv(stream, **_csv_options(format, names, read, put_aside)) as reader,
         ):
             for batch in reader:
+                if not batch.num_rows:
+                    continue
                 block = pl.DataFrame(pa.Table.from_batches([batch]))
-                numbers = pl.int_range(row, row + block.height + len(bad_rows), eager=True)
-                numbers = numbers.filter(~numbers.is_in([number for number, _ in bad_rows])).head(
-                    block.height
-                )
-                yield block.with_columns(pl.lit(path).alias("_file"), numbers.alias("_row"))
-                row = int(numbers[-1]) + 1 if block.height else row
+                aside = _wrong_rows(wrong)
+                numbers = pl.int_range(row, row + block.height + aside.height, eager=True)
+                if aside.height:
+                    numbers = numbers.filter(~numbers.is_in(aside["_row"].implode())).head(block.height)
+                if row == 0 and not (numbers[0] == 0 and _is_header(block, read)):
+                    raise DataError("the header does not end where the first row begins", file=path)
+                row = int(numbers[-1]) + 1
+                done = aside.filter(pl.col("_row") < row)
+                for column in wrong.values():
+                    del column[: done.height]
+                block = block.with_columns(pl.lit(path).alias("_file"), numbers.alias("_row"))
+                yield block[int(numbers[0] == 0) :], done
     except UNREADABLE as error:
-        raise DataError(f"cannot be read after row {row - 1}: {_one_line(error)}", file=path) from error
+        if len(wrong["_row"]) >= WRONG_ROWS:
+            why = f"{WRONG_ROWS} rows on end do not have {len(names)} columns; is the delimiter right?"
+            raise DataError(why, file=path, row=wrong["_row"][0]) from error
+        raise DataError(
+            f"cannot be read after row {max(row - 1, 0)}: {_one_line(error)}", file=path
+        ) from error
+    yield pl.DataFrame(), _wrong_rows(wrong)
 
 
-def _csv_options(format: Csv, names: list[str], on_invalid: Any) -> dict[str, Any]:
+def _is_header(block: pl.DataFrame, names: list[str]) -> bool:
+    return [name.removeprefix("\ufeff") for name in block.row(0)] == names
+
+
+def _wrong_rows(wrong: dict[str, "array[int]"]) -> pl.DataFrame:
+    return pl.DataFrame([pl.Series(name, values, dtype=pl.Int64) for name, values in wrong.items()])
+
+
+def _csv_options(format: Csv, names: list[str], read: list[str], on_invalid: Any) -> dict[str, Any]:
     return {
         "read_options": pa.csv.ReadOptions(
             # Row numbers of refused rows are known to a single thread only.
             use_threads=False,
             block_size=BLOCK_BYTES,
             column_names=names,
-            skip_rows=format.skip_rows + (format.names is None),
+            skip_rows=format.skip_rows,
             encoding=format.encoding,
         ),
         "parse_options": pa.csv.ParseOptions(
@@ -219,31 +291,39 @@ def _csv_options(format: Csv, names: list[str], on_invalid: Any) -> dict[str, An
             invalid_row_handler=on_invalid,
         ),
         "convert_options": pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            column_types=dict.fromkeys(names, pa.string()), include_columns=read, strings_can_be_null=False
         ),
     }
 
 
 def _header(path: str, format: Csv) -> list[str]:
+    dialect: dict[str, Any] = {"delimiter": format.delimiter, "quoting": csv.QUOTE_NONE}
+    if format.quote:
+        dialect |= {"quotechar": format.quote, "quoting": csv.QUOTE_MINIMAL}
     try:
         with _open(path) as stream:
-            text = io.TextIOWrapper(stream, encoding=format.encoding, newline="")
-            for _ in range(format.skip_rows):
-                text.readline()
-            dialect: dict[str, Any] = {"delimiter": format.delimiter, "quoting": csv.QUOTE_NONE}
-            if format.quote:
-                dialect |= {"quotechar": format.quote, "quoting": csv.QUOTE_MINIMAL}
-            header = next(csv.reader(text, **dialect))
-    except StopIteration:
-        raise DataError("the file is empty", file=path) from None
+            head = stream.read(HEADER_BYTES)
+            is_whole = not stream.read(1)
+        # The last character may be cut in two.
+        text = codecs.getincrementaldecoder(format.encoding)().decode(head)
+        lines = io.StringIO(text, newline="")
+        for _ in range(format.skip_rows):
+            lines.readline()
+        header = next(csv.reader(lines, **dialect), None)
     except UnicodeDecodeError as error:
         hint = "say format.csv.encoding, e.g. latin-1"
         raise DataError(f"not {format.encoding} text ({_one_line(error)}); {hint}", file=path) from error
+    except csv.Error as error:
+        raise DataError(f"the header cannot be read: {_one_line(error)}", file=path) from error
     except UNREADABLE as error:
         raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
-    repeated = {name for name in header if header.count(name) > 1}
-    if repeated:
-        raise DataError(f"the header has {sorted(repeated)[0]!r} more than once", file=path)
+    if not (is_whole or lines.read(1)):
+        raise DataError(
+            f"the header does not end within {HEADER_BYTES} bytes; is it a CSV file, with the right quote?",
+            file=path,
+        )
+    if header is None:
+        raise DataError("the file is empty", file=path)
     return [name.removeprefix("\ufeff") for name in header]
 
 
@@ -281,13 +361,17 @@ def _decimals(block: pl.DataFrame, format: Csv, source: Source) -> pl.DataFrame:
     )
 
 
-def _malformed(path: str, rows: list[tuple[int, str]]) -> validate.Verdict:
-    quarantine = pl.DataFrame(
-        [(path, number, None, WRONG_WIDTH, what) for number, what in rows],
-        schema=validate.QUARANTINE,
-        orient="row",
+def _malformed(path: str, rows: pl.DataFrame, columns: int) -> validate.Verdict:
+    """The verdict over rows of a wrong width."""
+    found = rows.select(
+        pl.lit(path).alias("_file"),
+        pl.col("_row"),
+        pl.lit(None).alias("column"),
+        pl.lit(WRONG_WIDTH).alias("rule"),
+        pl.format("{} columns, not {}", "width", pl.lit(columns)).alias("value"),
     )
-    return validate.Verdict(len(rows), pl.DataFrame(), quarantine, len(rows), 0, {})
+    quarantine = found.cast(validate.QUARANTINE)  # type: ignore[arg-type]
+    return validate.Verdict(rows.height, pl.DataFrame(), quarantine, rows.height, 0, {})
 
 
 _PACKED = pa.schema(

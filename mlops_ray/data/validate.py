@@ -3,14 +3,16 @@
 Plain functions over a block of rows; `ingest.py` runs them on Ray.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from mlops_ray.config import Function, Source
+from mlops_ray.data.event_time import columns_of
 from mlops_ray.errors import DataError
-from mlops_ray.expressions import load_function
+from mlops_ray.expressions import compile_sql, load_function
 from mlops_ray.schema import FAILURES, Column
 
 #: Where a row stood: the file, and its number among the file's data rows (from 1).
@@ -19,8 +21,15 @@ PLACE = {"_file": pl.String, "_row": pl.Int64}
 QUARANTINE = {**PLACE, "column": pl.String, "rule": pl.String, "value": pl.String}
 
 EVENT_TIME = "event_time"
+#: A row of the same key and row id (or event time) as another of the same reading: the last one counts.
+REPEATED = "same_identity"
+#: What a block says about time: the instant, what is wrong with it, and what stood in the file.
+TIME = (EVENT_TIME, "time_problem", "time_written")
 #: Ambiguous stamps end the job: guessing one would put every later hour in doubt.
-STOPPING_TIME_PROBLEMS = ("ambiguous_time",)
+STOPPING_TIME_PROBLEMS = {
+    "ambiguous_time": " (a clock change repeats this hour: where rows are in ascending order, "
+    "event_time.ambiguous: infer tells the two apart)"
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,14 @@ class Verdict:
 
 
 def check(frame: pl.DataFrame, source: Source) -> Verdict:
-    """The verdict over a block with the columns of the source, `event_time`, `time_problem` and `PLACE`.
+    """The verdict over a block with the columns of the source, `TIME` and `PLACE`.
 
     Valid rows come back typed, with the derived columns, in their order. Raises `DataError` where a check of
     severity `stop` fails, or a derived column cannot be computed.
     """
     frame, typed = _with_derived(frame, source)
-    wanted = typed.with_columns(_wanted=pl.sql_expr(source.where or "TRUE").fill_null(False))["_wanted"]
+    where = compile_sql(source.where).polars if source.where else pl.lit(True)
+    wanted = typed.with_columns(_wanted=where.fill_null(False))["_wanted"]
     failures = _identified(source.row_schema.failures(frame, typed), wanted, source)
     if source.deleted is not None:
         # What is to go need not be right: it is enough to know which row is meant.
@@ -90,7 +100,7 @@ def _with_derived(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl
 
 def _derived(how: str | Function, typed: pl.DataFrame, column: Column) -> pl.Series:
     if isinstance(how, str):
-        values = typed.with_columns(_derived=pl.sql_expr(how))["_derived"]
+        values = typed.with_columns(_derived=compile_sql(how).polars)["_derived"]
     else:
         values = load_function(how.path)(*(typed[name] for name in how.inputs))
     dtype = values.dtype
@@ -112,20 +122,15 @@ def _identified(failures: pl.DataFrame, wanted: pl.Series, source: Source) -> pl
 def _time_failures(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     if source.event_time is None or "time_problem" not in frame.columns:
         return pl.DataFrame(schema=FAILURES)
-    spec = source.event_time
-    columns = spec.columns or (spec.column or "",)
-    written = pl.concat_str(
-        [pl.col(name).cast(pl.String) for name in columns], separator="-", ignore_nulls=True
-    )
-    is_stop = pl.col("time_problem").is_in(STOPPING_TIME_PROBLEMS)
+    is_stop = pl.col("time_problem").is_in(list(STOPPING_TIME_PROBLEMS))
     return (
-        frame.with_row_index("row")
+        frame.with_row_index("_row_index")
         .filter(pl.col("time_problem").is_not_null())
         .select(
-            pl.col("row").cast(pl.UInt32),
-            pl.lit("+".join(columns)).alias("column"),
+            pl.col("_row_index").cast(pl.UInt32).alias("row"),
+            pl.lit("+".join(columns_of(source.event_time))).alias("column"),
             pl.col("time_problem").alias("rule"),
-            written.alias("value"),
+            pl.col("time_written").alias("value"),
             pl.when(is_stop).then(pl.lit("stop")).otherwise(pl.lit("reject")).alias("severity"),
         )
     )
@@ -145,8 +150,9 @@ def _places(frame: pl.DataFrame, failures: pl.DataFrame, source: Source) -> pl.D
 def _stop(places: pl.DataFrame) -> DataError:
     first = places.row(0, named=True)
     others = f" (and {places.height - 1} more)" if places.height > 1 else ""
+    hint = STOPPING_TIME_PROBLEMS.get(first["rule"], "")
     return DataError(
-        f"{first['rule']}: {first['value']!r}{others}; this check stops the job",
+        f"{first['rule']}: {first['value']!r}{others}; this check stops the job{hint}",
         file=first["_file"],
         row=first["_row"],
         column=first["column"],
@@ -174,6 +180,14 @@ class Report:
             self.rejected_by[rule] = self.rejected_by.get(rule, 0) + count
         for rule, count in verdict.flags.items():
             self.flagged_by[rule] = self.flagged_by.get(rule, 0) + count
+
+    def add_repeated(self, valid: pl.DataFrame, identity: Sequence[str]) -> None:
+        """Counts the valid rows that another one with the same identity supersedes at once."""
+        # A table without time has none in its identity; one without keys as well is a single row.
+        names = [name for name in identity if name in valid.columns]
+        repeated = valid.height - (valid.select(names).n_unique() if names else 1)
+        if repeated:
+            self.flagged_by[REPEATED] = repeated
 
     def to_json(self) -> dict[str, Any]:
         return dict(vars(self))

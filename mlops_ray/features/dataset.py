@@ -17,16 +17,21 @@ import polars as pl
 
 from mlops_ray.config import Policy, Project
 from mlops_ray.errors import DataError
-from mlops_ray.expressions import function_digest
-from mlops_ray.features.definitions import LABEL, FeatureSet, ViewTable
-from mlops_ray.features.history import BEGINNING, AsOf, History, Snapshot, clock, read
+from mlops_ray.expressions import compile_sql, function_digest
+from mlops_ray.features import manifest
+from mlops_ray.features.definitions import LABEL, FeatureSet
+from mlops_ray.features.history import BEGINNING, History, Snapshot, clock, read
 from mlops_ray.features.join import join
+from mlops_ray.features.manifest import Manifest
 from mlops_ray.features.resample import EVENT_TIME
+from mlops_ray.instants import EARLIEST, LATEST, to_micros
 from mlops_ray.policy import label_selector
 from mlops_ray.schema import DTYPES, INSTANT, Schema
 from mlops_ray.storage import Storage, replacing
 
 FOLDER = "datasets"
+#: Types of columns without values that can be hashed.
+NO_VALUES = (pl.Binary, pl.Decimal, pl.Object, pl.Int128, pl.UInt128)
 LIBRARIES = ("mlops_ray", "polars", "numpy", "deltalake", "holidays")
 
 
@@ -54,16 +59,13 @@ def build(
     target = project.target.model_dump(mode="json", include={"source", "expr", "where"})
     rows = spine(target, held[project.target.source], features)
     begin = _warm(held, features)
-    policies = _policies(project)
-    frame = _joined(rows, begin, held, features, policies)
+    frame = _joined(rows, begin, held, features, _policies(project))
     if not frame.height:
         raise DataError(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
             "is longer than the data"
         )
-    return _write(
-        project.project, frame, features, held, {"target": target, "warm": begin}, policies, storage
-    )
+    return _write(project, frame, features, held, {"target": target, "warm": begin}, storage)
 
 
 def get(
@@ -74,72 +76,86 @@ def get(
     `rows` have the columns of a request, and whatever else, which is passed through. Raises `DataError` for
     a row that is no valid request.
     """
-    digest = values_digest(rows)
-    kept = storage.path(FOLDER, f"spine-{digest[:12]}.parquet")
+    kept = storage.path(FOLDER, _spine_name(rows))
+    frame = _answered(rows, held, features, _policies(project))
     with replacing(kept) as new:
         rows.write_parquet(new)
-    policies = _policies(project)
-    frame = _answered(rows, held, features, policies)
-    return _write(project.project, frame, features, held, {"spine": kept.name}, policies, storage)
+    return _write(project, frame, features, held, {"spine": kept.name}, storage)
 
 
-def rebuild(manifest: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
+def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     """The training set of a manifest again, from the histories beside it.
 
     `functions` are those that the operator's project file names: a manifest may call no other. Raises
-    `DataError` where its values are not those of the newest hash in the manifest.
+    `DataError` where the file is no whole manifest, or where the values are not those that it was made for.
     """
-    if not manifest.is_file():
-        raise DataError("there is no such manifest", file=str(manifest))
-    storage = Storage.open(str(manifest.absolute().parent.parent))
-    recorded = storage.read_json(FOLDER, manifest.name)
-    try:
-        features = FeatureSet.from_json(recorded["features"])
-        _require_own(recorded, features, functions)
-    except (KeyError, TypeError) as error:
-        why = f"no manifest of a training set that this version reads ({error!r})"
-        raise DataError(why, file=str(manifest)) from error
+    recorded = _read_manifest(file)
+    asked = manifest.parse(recorded, str(file))
+    _require_own(asked.features, functions)
+    storage = Storage.open(str(file.absolute().parent.parent))
     held = {}
-    for name, question in recorded["as_of"].items():
-        history = History.of(storage.path("features", "x").parent, ViewTable.from_json(question["table"]))
-        held[name] = history.snapshot(AsOf.from_json(question))
-    if "target" in recorded:
-        target = recorded["target"]
-        rows = spine(target, held[target["source"]], features)
-        begin = datetime.fromisoformat(recorded["warm"])
-        frame = _joined(rows, begin, held, features, recorded["policies"])
-    else:
-        rows = _kept_spine(storage.path(FOLDER, recorded["spine"]))
-        frame = _answered(rows, held, features, recorded["policies"])
+    for name, question in asked.as_of.items():
+        history = History.of(storage.path("features", "x").parent, question.table)
+        held[name] = history.snapshot(question.as_of)
+    try:
+        frame = _made_again(asked, held, storage)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"its features cannot be computed: {_one_line(error)}", file=str(file)) from error
     digest = values_digest(frame)
-    if digest != recorded["digest"]:
+    if digest != asked.digest:
         raise DataError(
-            f"the rebuilt values hash to {digest[:12]}, not {recorded['digest'][:12]}; "
-            f"{_what_changed(recorded, features)}",
-            file=manifest.name,
+            f"the rebuilt values hash to {digest[:12]}, not {asked.digest[:12]}; {_what_changed(asked)}",
+            file=file.name,
         )
-    path = storage.path(FOLDER, recorded["file"])
+    path = storage.path(FOLDER, asked.file)
     with replacing(path) as new:
         frame.write_parquet(new)
     return TrainingSet(frame, recorded, path)
 
 
-def _kept_spine(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except (OSError, pl.exceptions.PolarsError) as error:
+def _read_manifest(file: Path) -> Any:
+    if not file.is_file():
+        raise DataError("there is no such manifest", file=str(file))
+    if file.suffix == ".parquet":
+        raise DataError(f"is the set itself; its manifest is {file.stem}.json, beside it", file=str(file))
+    if file.absolute().parent.name != FOLDER:
         raise DataError(
-            f"the spine cannot be read: {' '.join(str(error).split())[:200]}", file=path.name
-        ) from error
+            f"a manifest is rebuilt from the histories beside it: it must lie in the folder "
+            f"{FOLDER!r} of its storage",
+            file=str(file),
+        )
+    return Storage(file.absolute().parent.parent).read_json(FOLDER, file.name)
 
 
-def _require_own(recorded: Mapping[str, Any], features: FeatureSet, functions: frozenset[str]) -> None:
-    """Raises `DataError` where a manifest names a path outside its storage, or a function of its own."""
-    names = [recorded["file"], recorded.get("spine", recorded["file"])]
-    names += [question["table"]["table"] for question in recorded["as_of"].values()]
-    for name in names:
-        if Path(name).name != name:
-            raise DataError(f"the manifest names {name!r}, which is no plain name")
+def _made_again(asked: Manifest, held: Mapping[str, Snapshot], storage: Storage) -> pl.DataFrame:
+    if asked.target is not None and asked.warm is not None:
+        rows = spine(asked.target.model_dump(), held[asked.target.source], asked.features)
+        return _joined(rows, asked.warm, held, asked.features, asked.policies)
+    path = storage.path(FOLDER, str(asked.spine))
+    rows = _read_parquet(path)
+    if path.name != _spine_name(rows):
+        raise DataError("the spine was changed since the set was made", file=path.name)
+    return _answered(rows, held, asked.features, asked.policies)
+
+
+def _spine_name(rows: pl.DataFrame) -> str:
+    return f"spine-{values_digest(rows)[:12]}.parquet"
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path, glob=False, hive_partitioning=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"cannot be read: {_one_line(error)}", file=str(path)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The first line: what else Polars says is advice about its own options."""
+    return str(error).split("\n")[0][:200]
+
+
+def _require_own(features: FeatureSet, functions: frozenset[str]) -> None:
+    """Raises `DataError` where a manifest calls a function of its own."""
     for feature in features.computed:
         if feature.kind == "function" and feature.argument not in functions:
             raise DataError(
@@ -147,13 +163,13 @@ def _require_own(recorded: Mapping[str, Any], features: FeatureSet, functions: f
             )
 
 
-def _what_changed(recorded: Mapping[str, Any], features: FeatureSet) -> str:
+def _what_changed(asked: Manifest) -> str:
     """Why a set may not be the same again."""
     now = libraries()
-    changed = [f"{k} {v} → {now.get(k, 'gone')}" for k, v in recorded["libraries"].items() if now.get(k) != v]
+    changed = [f"{k} {v} → {now.get(k, 'gone')}" for k, v in asked.libraries.items() if now.get(k) != v]
     changed += [
         f"the code of {feature.argument}"
-        for feature in features.computed
+        for feature in asked.features.computed
         if feature.kind == "function" and function_digest(feature.argument) != feature.code
     ]
     return (
@@ -166,7 +182,7 @@ def _what_changed(recorded: Mapping[str, Any], features: FeatureSet) -> str:
 def open_set(storage: Storage, name: str) -> TrainingSet:
     """The training set whose Parquet file has this name."""
     path = storage.path(FOLDER, name)
-    return TrainingSet(pl.read_parquet(path), storage.read_json(FOLDER, f"{path.stem}.json"), path)
+    return TrainingSet(_read_parquet(path), storage.read_json(FOLDER, f"{path.stem}.json"), path)
 
 
 def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -> pl.DataFrame:
@@ -181,9 +197,10 @@ def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -
     rows = table.with_columns(pl.col(EVENT_TIME).alias(features.time))
     inputs = [name for name in features.request.names if name != features.time]
     _require_inputs(rows, inputs)
-    label = pl.sql_expr(target["expr"]).cast(pl.Float64, strict=True).alias(LABEL)
+    label = compile_sql(target["expr"]).polars.cast(pl.Float64, strict=True).alias(LABEL)
     try:
-        kept = rows.filter(pl.sql_expr(target["where"]).fill_null(False)) if target["where"] else rows
+        where = target["where"]
+        kept = rows.filter(compile_sql(where).polars.fill_null(False)) if where else rows
         labelled = kept.select(features.time, *inputs, label)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"the target {dict(target)} cannot be computed: {error}") from error
@@ -204,16 +221,16 @@ def _joined(
     begin: datetime,
     held: Mapping[str, Snapshot],
     features: FeatureSet,
-    policies: Mapping[str, Any],
+    policies: Mapping[str, Policy],
 ) -> pl.DataFrame:
     """The spine's rows from an instant on, with their features and label."""
     rows = rows.filter(pl.col(features.time) >= begin)
-    joined = join(rows.drop(LABEL), held, features, selector=_selector(policies))
+    joined = join(rows.drop(LABEL), held, features, selector=label_selector(policies.values()))
     return rows.hstack([joined[name] for name in joined.columns if name not in features.own_columns])
 
 
 def _answered(
-    rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet, policies: Mapping[str, Any]
+    rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet, policies: Mapping[str, Policy]
 ) -> pl.DataFrame:
     """A user's rows with their features, in their order."""
     taken = [name for name in features.names if name in rows.columns and name not in features.own_columns]
@@ -224,19 +241,11 @@ def _answered(
     missing = [name for name in features.request.names if name not in rows.columns]
     if missing:
         raise DataError(f"the spine lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
-    naive = [
-        name for name, dtype in rows.schema.items() if isinstance(dtype, pl.Datetime) and not dtype.time_zone
-    ]
-    if features.time in naive:
-        raise DataError("the times carry no offset; write them in UTC, or with one", column=features.time)
-    keys = {name for feature in features.stored for name in feature.on}
-    for column in features.request.columns:
-        given, wanted = rows.schema[column.name], DTYPES[column.type]
-        if column.name in keys and given not in (wanted, pl.String, pl.Categorical, pl.Null):
-            raise DataError(f"the key is {given} in the spine and {wanted} in the view", column=column.name)
-    typed, failures = features.request.check(rows.select(features.request.names))
+    _require_types(rows, features)
+    asked = rows.select(features.request.names).with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
+    typed, failures = features.request.check(asked)
     # A null key is unknown: its features are nulls.
-    is_unknown = (pl.col("rule") == "required") & pl.col("column").is_in(list(keys))
+    is_unknown = (pl.col("rule") == "required") & pl.col("column").is_in(list(_keys(features)))
     failures = failures.filter((pl.col("severity") != "flag") & ~is_unknown)
     if failures.height:
         first = failures.row(0, named=True)
@@ -248,19 +257,59 @@ def _answered(
             row=first["row"] + 1,
             column=first["column"],
         )
-    joined = join(typed, held, features, selector=_selector(policies))
+    joined = join(typed, held, features, selector=label_selector(policies.values()))
     return rows.with_columns(typed.iter_columns()).hstack(
         [joined[name] for name in joined.columns if name not in features.own_columns]
     )
 
 
-def _policies(project: Project) -> dict[str, Any]:
-    """The policies of the sources, as a manifest keeps them."""
-    return {name: source.policy.model_dump(mode="json") for name, source in project.sources.items()}
+def _keys(features: FeatureSet) -> set[str]:
+    """What the keys of histories are called in a request."""
+    return {name for feature in features.stored for name in feature.on}
 
 
-def _selector(policies: Mapping[str, Any]) -> dict[str, str]:
-    return label_selector(Policy.model_validate(policy) for policy in policies.values())
+def _require_types(rows: pl.DataFrame, features: FeatureSet) -> None:
+    """Raises `DataError` for a column of a request that is of a type from which nothing should be guessed.
+
+    A number does not say whether it counts seconds or milliseconds, nor a date where its day begins.
+    """
+    keys = _keys(features)
+    for column in features.request.columns:
+        given, wanted = rows.schema[column.name], DTYPES[column.type]
+        if given in (pl.String, pl.Categorical, pl.Enum, pl.Null):
+            continue
+        if column.type == "datetime":
+            _require_instants(rows[column.name])
+        elif column.name in keys and given != wanted:
+            raise DataError(f"the key is {given} in the spine and {wanted} in the view", column=column.name)
+        elif given.is_temporal():
+            raise DataError(f"is {given} in the spine, and {column.type} in a request", column=column.name)
+
+
+def _require_instants(times: pl.Series) -> None:
+    if not isinstance(times.dtype, pl.Datetime):
+        raise DataError(
+            f"the times are {times.dtype}, which names no instant; write them as text with an offset, e.g. "
+            "2026-11-01T00:00Z, or as Datetime with a time zone",
+            column=times.name,
+        )
+    if times.dtype.time_zone is None:
+        raise DataError("the times carry no offset; write them in UTC, or with one", column=times.name)
+    a_unit = {"ms": 1_000, "us": 1, "ns": None}[times.dtype.time_unit]
+    # Nanoseconds since 1970 do not reach the calendar's ends.
+    if a_unit is not None:
+        begin, end = (to_micros(edge) // a_unit for edge in (EARLIEST, LATEST))
+        outside = ~times.to_physical().is_between(begin, end).fill_null(True)
+        if outside.any():
+            raise DataError(
+                "the time lies outside the calendar (the years 1 to 9999)",
+                row=int(outside.arg_true()[0]) + 1,
+                column=times.name,
+            )
+
+
+def _policies(project: Project) -> dict[str, Policy]:
+    return {name: source.policy for name, source in project.sources.items()}
 
 
 def _warm(held: Mapping[str, Snapshot], features: FeatureSet) -> datetime:
@@ -279,45 +328,47 @@ def _warm(held: Mapping[str, Snapshot], features: FeatureSet) -> datetime:
 def values_digest(frame: pl.DataFrame) -> str:
     """SHA-256 over the canonical values: names, types, and each column's values in Arrow's layout.
 
+    Whatever has no fixed length is preceded by its length, so that no two frames are the same bytes.
+
     >>> a = pl.DataFrame({"x": [1.0, None]})
     >>> values_digest(a) == values_digest(pl.concat([a[:1], a[1:]], rechunk=False))
     True
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(f"{frame.width}:{frame.height};".encode())
     for column in frame.iter_columns():
         if column.dtype in (pl.Categorical, pl.Enum):
             # Their codes depend on what else a process has seen.
             column = column.cast(pl.String)
-        if column.dtype.is_nested() or column.dtype in (pl.Binary, pl.Decimal, pl.Object):
+        if column.dtype.is_nested() or column.dtype in NO_VALUES:
             raise DataError(f"a spine cannot hold {column.dtype}; leave it out", column=column.name)
-        digest.update(f"{column.name}:{column.dtype}:{len(column)};".encode())
-        digest.update(column.is_null().cast(pl.UInt8).to_numpy().tobytes())
-        if column.dtype == pl.String:
-            digest.update(orjson.dumps(column.to_list()))
-        else:
-            physical = column.to_physical()
-            digest.update(
-                physical.fill_null(0 if physical.dtype != pl.Boolean else False).to_numpy().tobytes()
-            )
+        for part in (column.name.encode(), str(column.dtype).encode(), *_bytes(column)):
+            digest.update(f"{len(part)}:".encode())
+            digest.update(part)
     return digest.hexdigest()
 
 
+def _bytes(column: pl.Series) -> tuple[bytes, bytes]:
+    """Which values are missing, and the values."""
+    missing = column.is_null().cast(pl.UInt8).to_numpy().tobytes()
+    if column.dtype == pl.String:
+        return missing, orjson.dumps(column.to_list())
+    values = column.to_physical()
+    return missing, values.fill_null(False if values.dtype == pl.Boolean else 0).to_numpy().tobytes()
+
+
 def _write(
-    name: str,
+    project: Project,
     frame: pl.DataFrame,
     features: FeatureSet,
     held: Mapping[str, Snapshot],
     origin: Mapping[str, Any],
-    policies: Mapping[str, Any],
     storage: Storage,
 ) -> TrainingSet:
-    digest = values_digest(frame)
-    path = storage.path(FOLDER, f"{name}-{digest[:12]}.parquet")
-    manifest = {
-        "file": path.name,
-        "project": name,
+    recorded = {
+        "format": manifest.FORMAT,
+        "project": project.project,
         "rows": frame.height,
-        "digest": digest,
+        "digest": values_digest(frame),
         "from": frame[features.time].cast(INSTANT).min(),
         "to": frame[features.time].cast(INSTANT).max(),
         "columns": Schema(features.columns).to_json()["columns"],
@@ -329,13 +380,15 @@ def _write(
             source: {**snapshot.as_of.to_json(), "table": snapshot.view.to_json()}
             for source, snapshot in held.items()
         },
-        "policies": dict(policies),
+        "policies": {name: policy.model_dump(mode="json") for name, policy in _policies(project).items()},
         "libraries": libraries(),
     }
+    recorded["file"] = manifest.name(recorded)
+    path = storage.path(FOLDER, recorded["file"])
     with replacing(path) as new:
         frame.write_parquet(new)
-    storage.write_json(manifest, FOLDER, f"{path.stem}.json")
-    return TrainingSet(frame, manifest, path)
+    storage.write_json(recorded, FOLDER, f"{path.stem}.json")
+    return TrainingSet(frame, recorded, path)
 
 
 def libraries() -> dict[str, str]:

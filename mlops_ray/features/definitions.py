@@ -5,6 +5,7 @@ data with a digest, goes into the model's package, and is the only description o
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -14,7 +15,7 @@ import polars as pl
 
 from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
 from mlops_ray.errors import ConfigError, did_you_mean
-from mlops_ray.expressions import compile_sql, function_digest
+from mlops_ray.expressions import column_sql, compile_sql, function_digest
 from mlops_ray.features.resample import PICKING, aggregated_type
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
 
@@ -32,6 +33,8 @@ NUMERIC = ("float", "int", "bool")
 OF_ANYTHING = ("count", "first", "last", "distinct_count")
 #: What a training set calls what is predicted.
 LABEL = "label"
+#: A path of keys in the project file.
+Place = tuple[str, ...]
 #: Part of a history's name: what lies on disk in another form is another table.
 FORMAT = 2
 
@@ -62,6 +65,10 @@ class Stored:
         """Whether it reads a row however old."""
         return self.kind == "latest" and self.ttl_us is None
 
+    def newest_us(self, horizon_us: int) -> int:
+        """How long before T the newest row lies that it may read."""
+        return self.ago_us if self.kind == "value_at" else horizon_us
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -83,7 +90,7 @@ class Computed:
     @property
     def is_own_column(self) -> bool:
         """Whether the feature is the request's column of its name, as it is."""
-        return self.kind == "expr" and self.argument.strip('"') == self.name
+        return self.kind == "expr" and self.argument in (self.name, column_sql(self.name))
 
 
 @dataclass(frozen=True)
@@ -253,7 +260,7 @@ def view_table(name: str, source: Source) -> ViewTable:
     if source.resample is not None:
         aggregations = tuple(source.resample.columns.items())
         for of, agg in aggregations:
-            _require_number(f"sources.{name}.resample", typed[of], agg)
+            _require_number(("sources", name, "resample"), typed[of], agg)
         columns = tuple(_aggregated(typed[of], agg) for of, agg in aggregations)
     else:
         aggregations = ()
@@ -280,6 +287,13 @@ def compile_features(project: Project) -> FeatureSet:
 
     Raises `ConfigError` for what cannot be computed, naming the place in the file.
     """
+    try:
+        return _compiled(project)
+    except ConfigError as error:
+        raise project.located(error) from None
+
+
+def _compiled(project: Project) -> FeatureSet:
     _refuse_unsupported(project)
     target = project.sources[project.target.source]
     time = (target.event_time.column if target.event_time else None) or "time"
@@ -291,12 +305,14 @@ def compile_features(project: Project) -> FeatureSet:
     )
     sources = dict.fromkeys(view.source for view in project.features.values() if view.source)
     tables = {name: view_table(name, project.sources[name]) for name in sources}
-    request = _request_schema(target, time, stored, computed)
+    request = _request_schema(project, time, stored, computed)
     _refuse_the_label(project, request)
-    columns = [_stored_column(f, tables[f.source]) for f in stored]
-    columns += [_computed_column(f, request) for f in computed]
-    _unique([column.name for column in columns])
-    _refuse_taken_names(columns, computed, request)
+    columns = [_stored_column(f, tables[f.source], project) for f in stored]
+    columns += [_computed_column(f, request, project) for f in computed]
+    _unique([column.name for column in columns], project)
+    _refuse_taken_names(columns, computed, request, project)
+    for feature in stored:
+        _refuse_the_answer(project, feature)
     return FeatureSet(
         request=request,
         columns=tuple(columns),
@@ -317,38 +333,84 @@ def _refuse_unsupported(project: Project) -> None:
     }
     for what, asked in asks.items():
         if asked:
-            raise ConfigError(f"{what} is not supported yet")
+            raise ConfigError(f"{what} is not supported yet", at=("target",))
 
 
 def _refuse_the_label(project: Project, request: Schema) -> None:
     """A request cannot hold what is to be predicted."""
-    label = compile_sql(project.target.expr).columns
+    label = _made_of(compile_sql(project.target.expr).columns, project.sources[project.target.source])
     for name in sorted(label & set(request.names)):
-        raise ConfigError(f"a feature of the request reads {name!r}, which the target is made of")
+        why = f"is made of {name!r}, which a feature of the request reads: nobody knows it when asking"
+        raise ConfigError(why, at=("target", "expr"))
 
 
-def _refuse_taken_names(columns: list[Column], computed: tuple[Computed, ...], request: Schema) -> None:
+def _refuse_the_answer(project: Project, feature: Stored) -> None:
+    """A feature that looks at the target's own row, at T, would train a model to copy its answer."""
+    target, source = project.target, project.sources[feature.source]
+    own = project.sources[target.source]
+    is_same = feature.source == target.source or (source.path, source.sql) == (own.path, own.sql)
+    label = _made_of(compile_sql(target.expr).columns, own)
+    reads_the_label = is_same and bool(_made_of({feature.of}, source) & label)
+    # Known when it was stored, a while after it happened, or when a column says: not yet at its own time.
+    is_known_later = source.known_at is None or source.known_at.after_event != 0
+    hides_itself = target.known_at == "event" and is_known_later
+    if reads_the_label and not (feature.newest_us(target.horizon[0]) or hides_itself):
+        raise ConfigError(
+            f"reads {feature.of!r} up to T, and the target at T is made of it: the answer would be among its "
+            "inputs. Say how far ahead is predicted (target.horizon), read an earlier value (value_at), or, "
+            "where rows become known later than they happen, known_at: event at the target",
+            at=_place_of(project, feature.name),
+        )
+
+
+def _made_of(columns: Iterable[str], source: Source) -> set[str]:
+    """These columns of a source, and those that they are derived from."""
+    found, pending = set[str](), set(columns)
+    while pending - found:
+        name = (pending - found).pop()
+        found.add(name)
+        how = source.derive.get(name)
+        if how is not None:
+            pending |= set(compile_sql(how).columns) if isinstance(how, str) else set(how.inputs)
+    return found
+
+
+def _place_of(project: Project, name: str) -> Place:
+    """Where a feature is defined."""
+    for view_name, view in project.features.items():
+        for part in ("features", "on_request"):
+            if name in (getattr(view, part) or {}):
+                return "features", view_name, part, name
+    return next(
+        ("features", n, "columns") for n, view in project.features.items() if name in (view.columns or ())
+    )
+
+
+def _refuse_taken_names(
+    columns: list[Column], computed: tuple[Computed, ...], request: Schema, project: Project
+) -> None:
     """In a training set, features stand beside the request's columns and the label."""
     same = {feature.name for feature in computed if feature.is_own_column}
     for column in columns:
         if column.name in {*request.names, LABEL} - same:
             raise ConfigError(
-                f"features: {column.name!r} is a column of the request, or the label; call it otherwise"
+                f"{column.name!r} is a column of the request, or the label; call it otherwise",
+                at=_place_of(project, column.name),
             )
 
 
-def _unique(names: list[str]) -> None:
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ConfigError(f"features: {sorted(twice)[0]!r} is defined twice")
+def _unique(names: list[str], project: Project) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name!r} is defined twice", at=_place_of(project, name))
 
 
 def _stored(project: Project, view_name: str, view: View, name: str, feature: Feature) -> Stored:
-    place, source_name = f"features.{view_name}.{name}", str(view.source)
+    place, source_name = ("features", view_name, "features", name), str(view.source)
     source = project.sources[source_name]
-    on = _on(f"features.{view_name}", view, source, project.sources[project.target.source])
+    on = _on(("features", view_name), view, source, project.sources[project.target.source])
     if source.time is not None and feature.latest is None:
-        raise ConfigError(f"{place}: {source_name!r} has no time, so it has latest values only")
+        raise ConfigError(f"{source_name!r} has no time, so it has latest values only", at=place)
     if feature.latest is not None:
         return Stored(name, source_name, on, feature.latest, "latest", ttl_us=view.ttl)
     if feature.window is not None:
@@ -356,8 +418,6 @@ def _stored(project: Project, view_name: str, view: View, name: str, feature: Fe
         columns = {column.name: column for column in view_table(source_name, source).columns}
         if window.of in columns:
             _require_number(place, columns[window.of], window.agg)
-        if window.over == 0:
-            raise ConfigError(f"{place}: a window over nothing")
         return Stored(
             name, source_name, on, window.of, "window",
             agg=window.agg, over_us=window.over, quantile=window.quantile,
@@ -371,59 +431,66 @@ def _stored(project: Project, view_name: str, view: View, name: str, feature: Fe
     )
 
 
-def _require_number(place: str, column: Column, agg: str) -> None:
+def _require_number(place: Place, column: Column, agg: str) -> None:
     if column.type not in NUMERIC and agg not in OF_ANYTHING:
         raise ConfigError(
-            f"{place}: {agg} of {column.name!r}, which is of type {column.type}; "
-            f"such a column has {', '.join(OF_ANYTHING)}"
+            f"{agg} of {column.name!r}, which is of type {column.type}; "
+            f"such a column has {', '.join(OF_ANYTHING)}",
+            at=place,
         )
 
 
-def _lag_us(place: str, lag: Lag, project: Project, source: Source) -> int:
+def _lag_us(place: Place, lag: Lag, project: Project, source: Source) -> int:
     """A lag in rows as a duration, where rows are known by their order and come at equal distances."""
     every = source.event_time.every if source.event_time else None
     if every is None:
-        raise ConfigError(f"{place}: lag counts rows, which needs event_time: {{order: true, every: …}}")
+        raise ConfigError(
+            "lag counts rows where order is time (event_time: {order: true, every: …}); elsewhere "
+            "say value_at, e.g. {of: load, ago: 1d}",
+            at=place,
+        )
     if lag.rows * every < project.target.horizon[0]:
         raise ConfigError(
-            f"{place}: looks past the moment of prediction: the lag is shorter than the horizon"
+            "looks past the moment of prediction: the lag is shorter than the horizon", at=place
         )
     return lag.rows * every
 
 
-def _on(place: str, view: View, source: Source, target: Source) -> tuple[str, ...]:
+def _on(place: Place, view: View, source: Source, target: Source) -> tuple[str, ...]:
     """What the keys of a view's table are called in a request: their own names, unless `join_keys` says."""
     for name in view.join_keys.values():
         if name not in source.entity:
             raise ConfigError(
-                f"{place}.join_keys: {name!r} is no key of the view{did_you_mean(name, source.entity)}"
+                f"{name!r} is no key of the view{did_you_mean(name, source.entity)}", at=(*place, "join_keys")
             )
     if len(set(view.join_keys.values())) < len(view.join_keys):
-        raise ConfigError(f"{place}.join_keys: two names for one key")
+        raise ConfigError("two names for one key", at=(*place, "join_keys"))
     if source.time is not None and view.ttl is not None:
-        raise ConfigError(f"{place}.ttl: a table without time has no age")
+        raise ConfigError("a table without time has no age", at=(*place, "ttl"))
     names = {key: name for name, key in view.join_keys.items()}
     on = tuple(names.get(key, key) for key in source.entity)
     for name, key in zip(on, source.entity, strict=True):
         if name not in target.columns:
             hint = did_you_mean(name, target.columns)
             raise ConfigError(
-                f"{place}: the key {name!r} is no column of the target's source{hint} (join_keys: "
-                f"{{NAME: {key}}} says what it is called there)"
+                f"the key {name!r} is no column of the target's source{hint} (join_keys: "
+                f"{{NAME: {key}}} says what it is called there)",
+                at=place,
             )
         types = target.columns[name].type, source.columns[key].type
         if DTYPES[types[0]] != DTYPES[types[1]]:
             raise ConfigError(
-                f"{place}: the key {name!r} is {types[0]} in the target's source and {types[1]} here"
+                f"the key {name!r} is {types[0]} in the target's source and {types[1]} here", at=place
             )
     return on
 
 
-def _stored_column(feature: Stored, table: ViewTable) -> Column:
+def _stored_column(feature: Stored, table: ViewTable, project: Project) -> Column:
     of = next((c for c in table.columns if c.name == feature.of), None)
     if of is None:
         raise ConfigError(
-            f"feature {feature.name!r} reads {feature.of!r}, which is a key, or left out by the resampling"
+            f"reads {feature.of!r}, which is a key, or left out by the resampling",
+            at=_place_of(project, feature.name),
         )
     made = of if feature.agg is None else _aggregated(of, feature.agg)
     # What the source's rows must be, its view's rows have been checked for; a feature may be missing.
@@ -436,20 +503,20 @@ def _of_request(view_name: str, view: View, target: Source) -> list[Computed]:
     for name in (*own, *view.exclude):
         if name not in target.columns:
             raise ConfigError(
-                f"features.{view_name}: {name!r} is no column of the target's source"
-                f"{did_you_mean(name, target.columns)}"
+                f"{name!r} is no column of the target's source{did_you_mean(name, target.columns)}",
+                at=("features", view_name),
             )
-    found = [Computed(name, "expr", f'"{name}"') for name in own]
+    found = [Computed(name, "expr", column_sql(name)) for name in own]
     return found + [
-        _computed(f"features.{view_name}.{name}", name, feature, target)
+        _computed(("features", view_name, "on_request", name), name, feature, target)
         for name, feature in (view.on_request or {}).items()
     ]
 
 
-def _computed(place: str, name: str, feature: Feature, target: Source) -> Computed:
+def _computed(place: Place, name: str, feature: Feature, target: Source) -> Computed:
     if feature.expr is not None:
         if name in target.entity and feature.expr != name:
-            raise ConfigError(f"{place}: {name!r} is an entity key; call the feature otherwise")
+            raise ConfigError(f"{name!r} is an entity key; call the feature otherwise", at=place)
         return Computed(name, "expr", feature.expr)
     if feature.function is not None:
         function = feature.function
@@ -458,20 +525,22 @@ def _computed(place: str, name: str, feature: Feature, target: Source) -> Comput
     kind = next(kind for kind in CALENDAR_KINDS if getattr(feature, kind) is not None)
     argument = getattr(feature, kind)
     time = (target.event_time.column if target.event_time else None) or "time"
-    if argument != time:
+    times = [time, *(column for column, spec in target.columns.items() if spec.type == "datetime")]
+    if argument not in times:
         raise ConfigError(
-            f"{place}: {kind} reads {argument!r}; only the target time {time!r} can be read yet"
+            f"{kind} reads {argument!r}, which is no time of a request; it has {', '.join(times)}", at=place
         )
     zone = feature.timezone or (target.event_time.timezone if target.event_time else None) or "UTC"
     # A resampled row carries its interval's end; its calendar is that of the start.
-    shift = -target.resample.every if target.resample else 0
+    shift = -target.resample.every if target.resample and argument == time else 0
     return Computed(name, kind, argument, zone, feature.country, shift)
 
 
 def _request_schema(
-    target: Source, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
+    project: Project, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
 ) -> Schema:
     """The columns of a request: entity keys, target time, the keys of views, inputs of computed features."""
+    target = project.sources[project.target.source]
     known = {column.name: column for column in target.row_schema.columns}
     keys = dict.fromkeys([*target.entity, *(name for feature in stored for name in feature.on)])
     columns = [Column(**{**vars(known[key]), "required": key in target.entity}) for key in keys]
@@ -480,11 +549,13 @@ def _request_schema(
         for name in sorted(_inputs(feature) - {column.name for column in columns}):
             if name not in known:
                 raise ConfigError(
-                    f"feature {feature.name!r} reads {name!r}, which a request does not hold"
-                    f"{did_you_mean(name, known)}"
+                    f"reads {name!r}, which a request does not hold{did_you_mean(name, known)}",
+                    at=_place_of(project, feature.name),
                 )
             columns.append(known[name])
-    return Schema(tuple(columns))
+    # A word that means nothing in the source's files means nothing in a request.
+    words = target.row_schema
+    return Schema(tuple(columns), (), words.true_values, words.false_values, words.null_values)
 
 
 def _inputs(feature: Computed) -> set[str]:
@@ -493,7 +564,7 @@ def _inputs(feature: Computed) -> set[str]:
     return set(compile_sql(feature.argument).columns) if feature.kind == "expr" else {feature.argument}
 
 
-def _computed_column(feature: Computed, request: Schema) -> Column:
+def _computed_column(feature: Computed, request: Schema, project: Project) -> Column:
     if feature.type is not None:
         return Column(feature.name, feature.type)
     if feature.kind == "holiday_of":
@@ -502,9 +573,9 @@ def _computed_column(feature: Computed, request: Schema) -> Column:
         return Column(feature.name, "int", categories=CALENDAR_CATEGORIES[feature.kind])
     empty = pl.DataFrame(schema={column.name: DTYPES[column.type] for column in request.columns})
     try:
-        dtype = empty.select(pl.sql_expr(feature.argument)).dtypes[0]
+        dtype = empty.select(compile_sql(feature.argument).polars).dtypes[0]
     except pl.exceptions.PolarsError as error:
-        raise ConfigError(f"feature {feature.name!r}: {error}") from error
+        raise ConfigError(str(error), at=_place_of(project, feature.name)) from error
     return Column(feature.name, _type_of(dtype))
 
 

@@ -5,17 +5,18 @@ known last is in force. Rows lie in buckets by a hash of their key. A commit is 
 the same commit is stored once, and commits come one after the other, whoever makes them.
 """
 
+import contextlib
 import random
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from mlops_ray.config import Source
 from mlops_ray.errors import DataError, StorageError
@@ -44,6 +45,8 @@ TRIES = 50
 ROW_GROUP = 128 * 1024
 #: Above so many files a bucket, compaction pays.
 FILES_A_BUCKET = 8
+#: What to do about a history of which something is lost.
+RESTORE = "restore the folder from a copy, or delete it and ingest again"
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ class History:
     @property
     def newest(self) -> Commit | None:
         """The newest commit; `None` before the first."""
-        table = self._table()
-        return _newest(table) if table else None
+        with _readable(self.folder):
+            table = self._table()
+            return _newest(table) if table else None
 
     @property
     def commit(self) -> str | None:
@@ -128,8 +132,9 @@ class History:
         """
         for attempt in range(TRIES):
             # Made before the newest commit is looked up: another writer may have made it, and more, just now.
-            table = self._table() or self._create(rows, source)
-            last = _newest(table)
+            with _readable(self.folder):
+                table = self._table() or self._create(rows, source)
+                last = _newest(table)
             if last is not None and table.transaction_version(commit_id) is not None:
                 return last
             try:
@@ -195,18 +200,19 @@ class History:
 
         With `vacuum_hours`, files that no version has needed for so long are deleted.
         """
-        table = self._table()
-        if table is None:
-            return 0
-        if len(table.file_uris()) > FILES_A_BUCKET * BUCKETS:
-            table.optimize.compact()
-        if vacuum_hours is not None:
-            table.vacuum(
-                retention_hours=vacuum_hours,
-                dry_run=False,
-                enforce_retention_duration=False,
-            )
-        return len(table.file_uris())
+        with _readable(self.folder):
+            table = self._table()
+            if table is None:
+                return 0
+            if len(table.file_uris()) > FILES_A_BUCKET * BUCKETS:
+                table.optimize.compact()
+            if vacuum_hours is not None:
+                table.vacuum(
+                    retention_hours=vacuum_hours,
+                    dry_run=False,
+                    enforce_retention_duration=False,
+                )
+            return len(table.file_uris())
 
     # ------------------------------------------------------------ reading
 
@@ -222,23 +228,37 @@ class History:
         Raises `DataError` where there is no history yet, or `known_at` is later than its newest commit, or
         than `latest`, the newest of all the histories that are asked together.
         """
-        table = self._table()
-        last = _newest(table) if table else None
-        if table is None or last is None or not table.file_uris():
+        with _readable(self.folder):
+            table = self._table()
+            last = _newest(table) if table else None
+            buckets = _files(table) if table and last and table.file_uris() else None
+        if last is None or buckets is None:
             raise DataError(f"there is no history of {self.view.source!r} yet; ingest it first")
         newest = last.committed_at
         if as_of is None:
             if known_at is not None and known_at > (latest or newest):
                 raise DataError(
-                    f"nothing is known as of {known_at.isoformat()} yet: the newest commit of "
-                    f"{self.view.source!r} is of {newest.isoformat()}"
+                    f"{known_at.isoformat()} is after the newest commit of {self.view.source!r} "
+                    f"({newest.isoformat()}): what is known by then may still come in; leave the instant out "
+                    "for all that is stored"
                 )
             as_of = AsOf(known_at or newest, newest)
         is_newest = as_of.known_at >= newest and as_of.committed_at >= newest
-        return Snapshot(self.view, as_of, is_newest, _files(table))
+        return Snapshot(self.view, as_of, is_newest, buckets)
 
     def _table(self) -> DeltaTable | None:
-        return DeltaTable(self.folder) if DeltaTable.is_deltatable(str(self.folder)) else None
+        if DeltaTable.is_deltatable(str(self.folder)):
+            table = DeltaTable(self.folder)
+            log = self.folder / "_delta_log" / f"{table.version():020}.json"
+            # Delta takes an empty log for a commit of nothing; a crash of the machine leaves such.
+            if log.exists() and not log.stat().st_size:
+                raise StorageError(
+                    f"the history {self.folder} cannot be read: {log.name} is empty; {RESTORE}"
+                )
+            return table
+        if any(self.folder.glob(f"{BUCKET}=*")):
+            raise StorageError(f"the history {self.folder} cannot be read: its log is gone; {RESTORE}")
+        return None
 
 
 def _known_at(source: Source, now: datetime) -> pl.Expr:
@@ -256,6 +276,16 @@ def _properties(commit: Commit) -> CommitProperties:
         custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
         app_transactions=[Transaction(name, number) for name, number in steps.items()],
     )
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Says of what goes wrong within that the history cannot be read."""
+    try:
+        yield
+    except (DeltaError, pl.exceptions.PolarsError, OSError) as error:
+        said = " ".join(str(error).split("\n")[0].split())[:200]
+        raise StorageError(f"the history {folder} cannot be read: {said}; {RESTORE}") from error
 
 
 def _newest(table: DeltaTable) -> Commit | None:
@@ -307,14 +337,14 @@ def clock(snapshot: Snapshot) -> datetime:
     if not view.back_loaded:
         return min(as_of.known_at, as_of.committed_at)
     rows = _known(snapshot, [file for bucket in snapshot.buckets.values() for file in bucket.files])
-    newest: datetime | None = rows.select(pl.col(KNOWN_AT).max()).collect().item()
+    newest: datetime | None = _collect(rows.select(pl.col(KNOWN_AT).max()), snapshot).item()
     if newest is None:
         raise DataError(
             f"no row of {view.source!r} is known by {as_of.known_at.isoformat()} yet: all become known later"
         )
     if view.every_us is None:
         return newest
-    step = rows.select(pl.col(EVENT_TIME).unique().sort().diff().median()).collect().item()
+    step = _collect(rows.select(pl.col(EVENT_TIME).unique().sort().diff().median()), snapshot).item()
     return newest + (step or timedelta())
 
 
@@ -322,7 +352,7 @@ def changed_since(snapshot: Snapshot, committed_at: datetime) -> pl.DataFrame:
     """The keys of rows that were stored after a commit, or stored before but known only later."""
     files = [file for bucket in snapshot.buckets.values() for file in bucket.files]
     is_news = (pl.col(COMMITTED_AT) > committed_at) | (pl.col(KNOWN_AT) > committed_at)
-    return _known(snapshot, files).filter(is_news).select(snapshot.view.keys).unique().collect()
+    return _collect(_known(snapshot, files).filter(is_news).select(snapshot.view.keys).unique(), snapshot)
 
 
 def _known(snapshot: Snapshot, files: list[str]) -> pl.LazyFrame:
@@ -332,6 +362,13 @@ def _known(snapshot: Snapshot, files: list[str]) -> pl.LazyFrame:
     if not snapshot.is_newest:
         admitted &= pl.col(COMMITTED_AT) <= as_of.committed_at
     return pl.scan_parquet(files, hive_partitioning=False, glob=False).filter(admitted)
+
+
+def _collect(rows: pl.LazyFrame, snapshot: Snapshot) -> pl.DataFrame:
+    """What a query over the files of a snapshot finds."""
+    some = next(file for bucket in snapshot.buckets.values() for file in bucket.files)
+    with _readable(Path(some.removeprefix("file://")).parent.parent):
+        return rows.collect()
 
 
 def read(
@@ -380,7 +417,7 @@ def _versions(
             # A correction may have moved an identity's event time out of the interval.
             touched = rows.filter(within).select(view.identity).unique()
             rows = rows.join(touched, on=list(view.identity), how="semi")
-    return rows.select([*names, COMMITTED_AT]).collect()
+    return _collect(rows.select([*names, COMMITTED_AT]), snapshot)
 
 
 def _whole_intervals(between: tuple[datetime, datetime], every_us: int | None) -> tuple[datetime, datetime]:
@@ -435,9 +472,12 @@ def buckets_of(rows: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
     """The bucket of each row. The hash must never change: rows of a key stay in one bucket for good."""
     if not keys:
         return pl.repeat(0, rows.height, dtype=pl.Int32, eager=True).alias(BUCKET)
-    text = rows.select(
-        pl.concat_str([pl.col(k).cast(pl.String).fill_null("") for k in keys], separator="\x1f")
-    )
+    # -0.0 and 0.0 are one key, so they have one text.
+    plain = [
+        pl.when(pl.col(k) == 0).then(0.0).otherwise(k) if rows.schema[k].is_float() else pl.col(k)
+        for k in keys
+    ]
+    text = rows.select(pl.concat_str([k.cast(pl.String).fill_null("") for k in plain], separator="\x1f"))
     names = text.to_series()
     unique = names.unique()
     hashed = [zlib.crc32(name.encode()) % BUCKETS for name in unique.to_list()]

@@ -18,7 +18,7 @@ import pyarrow as pa
 from mlops_ray.errors import DataError
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.on_request import compute
-from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, PICKING, SEQUENCE, UNTIL
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, NEVER, PICKING, SEQUENCE, UNTIL
 from mlops_ray.features.windows import (
     NONE,
     Floats,
@@ -39,8 +39,6 @@ _ARROW = {"int": pa.int64(), "bool": pa.bool_()}
 _PYTHON: dict[str, Callable[[float], Any]] = {"int": int, "bool": bool}
 #: Fewer rows than these are a request.
 FEW = 1024
-#: Later than anything.
-NEVER = np.iinfo(np.int64).max
 
 
 #: A feature's values, one a row: float64 with NaN where one is missing, or a column of another type.
@@ -77,7 +75,12 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
             found[feature.name] = values
     if expressions:
         # One query for all; over a few rows, sharing it among threads costs more than it saves.
-        made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
+        try:
+            made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
+        except pl.exceptions.PolarsError as error:
+            raise DataError(
+                f"a feature of the request cannot be computed: {' '.join(str(error).split())}"
+            ) from error
         found |= {series.name: series for series in made.iter_columns()}
     frame = _frame(stored, features)
     if found:

@@ -14,6 +14,9 @@ from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
 
 #: How often a writer tries again that another came before; each time it wants what that one keeps as well.
 TRIES = 10
+#: How much longer rows are kept than the newest moment's features need, in microseconds: with no horizon, a
+#: back-load could otherwise be asked for its watermark alone. A day, since many sources come daily.
+GRACE_US = 24 * 3_600_000_000
 
 
 class OvertakenError(StorageError):
@@ -26,7 +29,8 @@ def materialize(
     """Takes in what the histories, by source, learned since the last time; returns `store.watermarks`.
 
     Only entities with new rows are written. What another version still reads stays: a store never keeps less
-    than it did. Raises `OvertakenError`, or `StorageError` where others got in the way; try again.
+    than it did. One that cannot be read, being damaged or of another format, is written anew. Raises
+    `OvertakenError`, or `StorageError` where others got in the way; try again.
     """
     clocks = {view.source: clock(snapshots[view.source]) for view in features.tables}
     for view in features.tables:
@@ -41,7 +45,7 @@ def _bring_up(
     everything = to_micros(EARLIEST)
     since = to_micros(snapshot.as_of.committed_at)
     for _ in range(TRIES):
-        old = store.about(snapshot.view)
+        old = store.renewable(snapshot.view)
         new = _about(snapshot, features, old, clocks)
         # What was written in vain, for less than another keeps, is written again.
         since = min(since, everything if old is None or _is_wider(new, old) else old.stamp)
@@ -64,7 +68,8 @@ def _about(
     """What the store will hold of a table.
 
     A request's moment of prediction lies up to a horizon before the last one that all tables know of, and its
-    features reach back from there. One microsecond more, since windows are open at their older end.
+    features reach back from there; and a day's grace. One microsecond more, since windows are open at their
+    older end.
     """
     view = snapshot.view
     wanted = features.of_table(view.source)
@@ -75,7 +80,7 @@ def _about(
     behind = max(0, watermark - to_micros(min(clocks_that_hold))) if clocks_that_hold else 0
     # A gap that grows with each commit must not have every record written again each time.
     behind = 1 << (behind - 1).bit_length() if behind else 0
-    keep_us = behind + features.table_reach_us(view.source) + features.horizon_us + 1
+    keep_us = behind + features.table_reach_us(view.source) + features.horizon_us + 1 + GRACE_US
     keep_us = max(keep_us, old.keep_us if old else 0)
     columns = {feature.of for feature in wanted} | set(old.columns if old else ())
     columns |= {UNTIL} if features.strict else set()

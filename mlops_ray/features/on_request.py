@@ -10,14 +10,16 @@ import holidays
 import numpy as np
 import polars as pl
 
+from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, load_function
 from mlops_ray.features.definitions import Computed
+from mlops_ray.schema import DTYPES
 
 
 def compute(feature: Computed, rows: pl.DataFrame) -> pl.Expr | pl.Series:
     """The feature over the rows of a request: an expression of their columns, or what a function returned.
 
-    Raises `DataError` where a function of the user's fails.
+    Raises `DataError` where a function of the user's fails, or returns values of another type than declared.
 
     >>> rows = pl.DataFrame({"km": [3.0, 8.0], "hours": [1.0, 2.0]})
     >>> rows.select(compute(Computed("speed", "expr", "km / hours"), rows)).to_series().to_list()
@@ -27,11 +29,24 @@ def compute(feature: Computed, rows: pl.DataFrame) -> pl.Expr | pl.Series:
     [True, True]
     """
     if feature.kind == "function":
-        return _function(feature.argument)(*(rows[name] for name in feature.inputs))
+        return _returned(feature, _function(feature.argument)(*(rows[name] for name in feature.inputs)))
     return _expression(feature, _years(rows[feature.argument]) if feature.kind == "holiday_of" else ())
 
 
 _function = lru_cache(maxsize=256)(load_function)
+
+
+def _returned(feature: Computed, values: pl.Series) -> pl.Series:
+    """What a function returned, as the type that is declared for it."""
+    if feature.type is None:
+        return values
+    try:
+        return values.cast(DTYPES[feature.type])
+    except pl.exceptions.PolarsError as error:
+        raise DataError(
+            f"the function {feature.argument} returned values of type {values.dtype} that are no "
+            f"{feature.type}, as the feature {feature.name!r} is declared: {' '.join(str(error).split())}"
+        ) from error
 
 
 @lru_cache(maxsize=1024)

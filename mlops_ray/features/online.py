@@ -9,26 +9,32 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import orjson
 import polars as pl
 import pyarrow as pa
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
-from mlops_ray.features.lookup import NEVER, Asked, Rows, Values, assemble, instants, tie_order
-from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL
-from mlops_ray.features.shelves import Record, open_shelf, shown
+from mlops_ray.features.lookup import Asked, Rows, Values, assemble, instants, tie_order
+from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, NEVER, SEQUENCE, UNTIL
+from mlops_ray.features.shelves import Record, open_shelf, opened, sealed, shown
 from mlops_ray.features.windows import Positions, runs
-from mlops_ray.instants import from_micros, to_micros
+from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT
 
 NO_FAILURES = pl.DataFrame(schema=FAILURES)
 #: Characters of an instant (of the year 1 too), and of the length of the columns' names, in a record's head.
 DIGITS, LENGTH = 18, 5
 HEAD = 2 * DIGITS + 1 + LENGTH
+ISO = "%Y-%m-%dT%H:%M:%S%.fZ"
+#: What reading a record raises that is not as `_records` made it.
+UNREADABLE = (ValueError, KeyError, TypeError, EOFError, OSError, pa.ArrowException)
+#: An instant of the calendar.
+Micros = Annotated[int, Field(ge=to_micros(EARLIEST), le=to_micros(LATEST))]
 
 
 @dataclass(frozen=True)
@@ -41,19 +47,21 @@ class About:
     """
 
     stamp: int
-    watermark: int
-    oldest: int
+    watermark: Micros
+    oldest: Micros
     columns: tuple[str, ...]
     is_unbounded: bool
     is_live: bool
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+
     def to_bytes(self) -> bytes:
-        return orjson.dumps(vars(self))
+        return sealed(self.stamp, orjson.dumps(vars(self)))
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> "About":
-        fields = orjson.loads(data)
-        return cls(**{**fields, "columns": tuple(fields["columns"])})
+    def from_bytes(cls, kept: bytes) -> "About":
+        """Raises `ValueError` where it is not what `to_bytes` makes."""
+        return _ABOUT.validate_json(opened(kept))
 
     @property
     def until(self) -> datetime:
@@ -62,6 +70,13 @@ class About:
     @property
     def keep_us(self) -> int:
         return self.watermark - self.oldest
+
+
+_ABOUT = TypeAdapter(About)
+
+
+class UnreadableError(StorageError):
+    """What the store holds is damaged, or of another format."""
 
 
 class OnlineStore:
@@ -75,9 +90,20 @@ class OnlineStore:
         self._shelf.close()
 
     def about(self, view: ViewTable) -> About | None:
-        """What the store holds of a table; `None` before the first write."""
-        found = self._shelf.about(view.table)
-        return About.from_bytes(found) if found else None
+        """What the store holds of a table; `None` before the first write.
+
+        Raises `StorageError` where that cannot be read: it is damaged, or of another format.
+        """
+        return self._parsed(view, self._shelf.about(view.table))
+
+    def renewable(self, view: ViewTable) -> About | None:
+        """`about`, for who writes: `None` too where it cannot be read; then it is forgotten."""
+        kept = self._shelf.about(view.table)
+        try:
+            return self._parsed(view, kept)
+        except UnreadableError:
+            self._shelf.forget(view.table, kept or b"")
+            return None
 
     def write(
         self, view: ViewTable, rows: pl.DataFrame, entities: pl.DataFrame, about: About, seen: About | None
@@ -101,7 +127,7 @@ class OnlineStore:
         """The first and last target time that can be answered now; `None` where no history is read."""
         if not features.tables:
             return None
-        found = {v.source: self._require(v, self._shelf.about(v.table)) for v in features.tables}
+        found = {v.source: self._require(v, self.about(v)) for v in features.tables}
         last = min(_latest(about, about.watermark) for about in found.values()) + features.horizon_us
         first = max(about.oldest + features.table_reach_us(source) for source, about in found.items())
         first += features.horizon_us + 1
@@ -126,24 +152,46 @@ class OnlineStore:
         refused = [failure for failure in failures if failure.rows.size]
         return assemble(rows, found, features), _frame(refused, rows, features)
 
-    def _read(self, view: ViewTable, keys: list[str], wanted: Sequence[Stored], strict: bool) -> "_Held":
-        distinct = list(dict.fromkeys(keys))
-        about, records = self._shelf.get(view.table, distinct)
-        table = self._require(view, about)
+    def _read(
+        self, view: ViewTable, keys: list[str | None], wanted: Sequence[Stored], strict: bool
+    ) -> "_Held":
+        distinct = list(dict.fromkeys(key for key in keys if key is not None))
+        about, kept = self._shelf.get(view.table, distinct)
+        table = self._require(view, self._parsed(view, about))
         try:
-            return _Held.of(view, table, wanted, dict(zip(distinct, records, strict=True)), keys, strict)
+            # A key with a null in it is nobody's.
+            records: dict[str | None, _Decoded | None] = {None: None} if None in keys else {}
+            for key, record in zip(distinct, kept, strict=True):
+                records[key] = None if record is None else _decoded(view, opened(record))
+        except UNREADABLE:
+            remedy = f"{self._shelf.remedy(view.table)} and materialise again"
+            raise self._unreadable(view, remedy) from None
+        try:
+            return _Held.of(view, table, wanted, records, keys, strict)
         except KeyError as lacking:
             raise StorageError(
                 f"the online store {self._location} does not hold {lacking.args[0]} of {view.source!r} yet; "
                 "materialise first"
             ) from None
 
-    def _require(self, view: ViewTable, about: bytes | None) -> About:
+    def _parsed(self, view: ViewTable, about: bytes | None) -> About | None:
+        try:
+            return None if about is None else About.from_bytes(about)
+        except ValueError:
+            raise self._unreadable(view, "materialise again") from None
+
+    def _require(self, view: ViewTable, about: About | None) -> About:
         if about is None:
             raise StorageError(
                 f"the online store {self._location} holds nothing of {view.source!r}; materialise first"
             )
-        return About.from_bytes(about)
+        return about
+
+    def _unreadable(self, view: ViewTable, remedy: str) -> "UnreadableError":
+        return UnreadableError(
+            f"what the online store {self._location} holds of {view.source!r} is damaged, or was written by "
+            f"another version of mlops_ray; {remedy}"
+        )
 
 
 # ---------------------------------------------------------------- records
@@ -162,10 +210,12 @@ def _records(view: ViewTable, rows: pl.DataFrame, entities: pl.DataFrame, about:
     keys = _keys(found, view.keys)
     times = instants(kept[EVENT_TIME])
     for key, first, end in zip(keys, found["_first"].to_list(), found["_end"].to_list(), strict=True):
-        body = batches[0].slice(first, end - first).serialize()
-        records.append((key, int(times[end - 1]), head + body.to_pybytes()))
-    gone = set(_keys(entities, view.keys)) - set(keys) if view.keys else {"[]"} - set(keys)
-    return records + [(key, about.oldest, head) for key in gone]
+        if key is not None:
+            body = head + batches[0].slice(first, end - first).serialize().to_pybytes()
+            records.append((key, int(times[end - 1]), sealed(about.stamp, body)))
+    every = set(_keys(entities, view.keys)) if view.keys else {"[]"}
+    gone = sealed(about.stamp, head)
+    return records + [(key, about.oldest, gone) for key in every - {None, *keys} if key is not None]
 
 
 @lru_cache(maxsize=1024)
@@ -176,14 +226,27 @@ def _schema(view: ViewTable, written: bytes) -> pa.Schema:
     return pl.DataFrame(schema={name: types[name] for name in orjson.loads(written)}).to_arrow().schema
 
 
-def _decoded(view: ViewTable, record: bytes) -> tuple[int, int, bool, pa.RecordBatch | None]:
-    """A record's watermark, its oldest edge, whether it has the newest row before that, and its rows."""
+class _Decoded(NamedTuple):
+    """A record's watermark, its oldest edge, whether it has the newest row before that, and any rows."""
+
+    watermark: int
+    oldest: int
+    is_unbounded: bool
+    batch: pa.RecordBatch | None
+
+
+def _decoded(view: ViewTable, record: bytes) -> _Decoded:
+    """What a record holds. Raises `UNREADABLE` where `_records` did not make it.
+
+    Whoever can write the store can seal anything, so that what Arrow would follow blindly is checked too.
+    """
     end = HEAD + int(record[HEAD - LENGTH : HEAD])
     batch = None
     if len(record) > end:
         batch = pa.ipc.read_record_batch(pa.py_buffer(record[end:]), _schema(view, record[HEAD:end]))
+        batch.validate(full=True)
     is_unbounded = record[2 * DIGITS : 2 * DIGITS + 1] == b"1"
-    return int(record[:DIGITS]), int(record[DIGITS : 2 * DIGITS]), is_unbounded, batch
+    return _Decoded(int(record[:DIGITS]), int(record[DIGITS : 2 * DIGITS]), is_unbounded, batch)
 
 
 def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
@@ -230,8 +293,8 @@ class _Held:
         view: ViewTable,
         about: About,
         wanted: Sequence[Stored],
-        records: dict[str, bytes | None],
-        keys: list[str],
+        records: dict[str | None, _Decoded | None],
+        keys: list[str | None],
         strict: bool,
     ) -> "_Held":
         """Raises `KeyError` with what a record lacks, or what the table says of itself that it lacks."""
@@ -240,14 +303,11 @@ class _Held:
         if lacking:
             raise KeyError(", ".join(sorted(lacking - {KNOWN_AT, UNTIL})) or "what was known when")
         needs_all = any(feature.is_unbounded for feature in wanted)
-        places: dict[str, tuple[int, int, int, int]] = {}
+        places: dict[str | None, tuple[int, int, int, int]] = {}
+        nothing = _Decoded(about.watermark, about.oldest, about.is_unbounded, None)
         batches, at = [], 0
         for key, record in records.items():
-            watermark, oldest, is_unbounded, batch = (
-                _decoded(view, record)
-                if record
-                else (about.watermark, about.oldest, about.is_unbounded, None)
-            )
+            watermark, oldest, is_unbounded, batch = record or nothing
             if needs_all and not is_unbounded:
                 raise KeyError("latest values of any age")
             if batch and not strict and UNTIL in batch.schema.names:
@@ -267,13 +327,14 @@ class _Held:
         self, features: FeatureSet, view: ViewTable, on: tuple[str, ...], moment: Positions
     ) -> list["_Refused"]:
         """Requests that the store cannot answer, and those of whom it knows nothing."""
-        late = moment > _latest(self.about, self.watermark)
+        latest = _latest(self.about, self.watermark)
+        late = moment > latest
         old = moment - features.table_reach_us(view.source) <= self.oldest
         unknown = self.is_unknown & bool(on)
         if not (late | old | unknown).any():
             return []
         return [
-            _Refused(np.flatnonzero(late), "watermark", (features.time,)),
+            _Refused(np.flatnonzero(late), "watermark", (features.time,), note=_known(view, latest[late])),
             _Refused(np.flatnonzero(old & ~late), "too_old", (features.time,)),
             # Answered, as offline, but not silently.
             _Refused(np.flatnonzero(unknown), "no_history", on, "flag"),
@@ -288,6 +349,20 @@ class _Refused:
     rule: str
     columns: tuple[str, ...]
     severity: str = "reject"
+    #: What is said behind the value, for each row.
+    note: pl.Series | None = None
+
+    def values(self, text: dict[str, pl.Series]) -> pl.Series:
+        """What stands in the columns, given as text."""
+        parts = [text[name][self.rows] for name in self.columns]
+        values = pl.select(pl.concat_str(parts, separator=", ")).to_series()
+        return values if self.note is None else values + "; " + self.note
+
+
+def _known(view: ViewTable, latest: Positions) -> pl.Series:
+    """Up to when a source is known, in words."""
+    until = pl.Series(latest, dtype=pl.Int64).cast(INSTANT).dt.strftime(ISO)
+    return f"{view.source!r} is known up to " + until
 
 
 def _off_grid(features: FeatureSet, target: Positions) -> _Refused:
@@ -300,9 +375,7 @@ def _frame(refused: list[_Refused], rows: pl.DataFrame, features: FeatureSet) ->
     if not refused:
         return NO_FAILURES
     text = {
-        name: rows[name].dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")
-        if name == features.time
-        else rows[name].cast(pl.String)
+        name: rows[name].dt.strftime(ISO) if name == features.time else rows[name].cast(pl.String)
         for failed in refused
         for name in failed.columns
     }
@@ -311,9 +384,7 @@ def _frame(refused: list[_Refused], rows: pl.DataFrame, features: FeatureSet) ->
             pl.col("row").cast(pl.UInt32),
             pl.lit(failed.columns[0]).alias("column"),
             pl.lit(failed.rule).alias("rule"),
-            pl.select(pl.concat_str([text[name][failed.rows] for name in failed.columns], separator=", "))
-            .to_series()
-            .alias("value"),
+            failed.values(text).alias("value"),
             pl.lit(failed.severity).alias("severity"),
         )
         for failed in refused
@@ -360,8 +431,17 @@ def _latest(about: About, watermark: Any) -> Any:
     return np.maximum(watermark, to_micros(datetime.now(UTC)))
 
 
-def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str]:
-    """The key of each row as text; JSON keeps 1 and "1" apart."""
+def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str | None]:
+    """The key of each row as text, `None` where a part of it is missing; JSON keeps 1 and "1" apart."""
     if not names:
         return ["[]"] * rows.height
-    return [orjson.dumps(key).decode() for key in zip(*(rows[name].to_list() for name in names), strict=True)]
+    keys = zip(*(_comparable(rows[name]).to_list() for name in names), strict=True)
+    return [None if None in key else orjson.dumps(key).decode() for key in keys]
+
+
+def _comparable(values: pl.Series) -> pl.Series:
+    """Values of which equal ones look the same, of whatever year."""
+    if values.dtype == INSTANT:
+        return values.to_physical()
+    # The two zeros of floating point are equal.
+    return values.set(values == 0, 0.0) if values.dtype.is_float() else values

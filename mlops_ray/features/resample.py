@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import polars as pl
 
-from mlops_ray.features.windows import Numbers, aggregate, runs
+from mlops_ray.features.windows import Active, Floats, Numbers, Positions, aggregate, aggregate_active, runs
 from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType
 
 EVENT_TIME = "event_time"
 #: When the store learned a row, in which order, and when it learned of the row's successor (null: not yet).
 KNOWN_AT, SEQUENCE, UNTIL = "_known_at", "_sequence", "_until"
+
+#: Later than anything, in microseconds.
+NEVER = np.iinfo(np.int64).max
 
 #: Aggregates that are one of the values, of whatever type.
 PICKING = ("first", "last")
@@ -51,42 +55,67 @@ def resample(
     """
     micros = pl.col(EVENT_TIME).dt.timestamp("us")
     rows = rows.with_columns(((micros.floordiv(every_us) + 1) * every_us).cast(INSTANT).alias("_end_time"))
-    by = [*keys, "_end_time"]
-    if UNTIL in rows.columns:
-        rows, by = _versions(rows, by), [*by, KNOWN_AT, UNTIL]
-    found = runs(rows, by)
+    found = runs(rows, [*keys, "_end_time"])
+    is_strict = UNTIL in rows.columns
+    found, active = _versions(rows, found) if is_strict else (found, None)
     start, stop = found["_first"].to_numpy(), found["_end"].to_numpy()
     made = []
     for (name, how), column in zip(aggregations, columns, strict=True):
         if how in PICKING:
-            values = rows[name].gather(start if how == "first" else stop - 1)
+            values = rows[name].gather(_edges(start, stop, active, how))
         else:
-            values = pl.Series(aggregate(Numbers.of(rows[name], how), start, stop, how), nan_to_null=True)
+            values = pl.Series(
+                _aggregate(Numbers.of(rows[name], how), start, stop, active, how), nan_to_null=True
+            )
         made.append(values.cast(DTYPES[column.type]).alias(name))
-    if UNTIL not in rows.columns:
+    if not is_strict:
         known = aggregate(Numbers.of(rows[KNOWN_AT]), start, stop, "max")
         made.append(pl.Series(KNOWN_AT, known).cast(pl.Int64).cast(INSTANT))
     return found.drop("_first", "_end").rename({"_end_time": EVENT_TIME}).hstack(made)
 
 
-def _versions(rows: pl.DataFrame, interval: list[str]) -> pl.DataFrame:
-    """The rows of each version of each interval; sorted by interval, version, and as they were.
+def _aggregate(
+    numbers: Numbers, start: Positions, stop: Positions, active: Active | None, how: str
+) -> Floats:
+    if active is None:
+        return aggregate(numbers, start, stop, how)
+    return aggregate_active(numbers, start, stop, active, how, None)
+
+
+def _edges(start: Positions, stop: Positions, active: Active | None, how: str) -> Positions:
+    """The position of the first or the last row of each interval."""
+    if active is None:
+        return start if how == "first" else stop - 1
+    places = Numbers(np.arange(stop.max(initial=0), dtype=np.float64))
+    found = aggregate_active(places, start, stop, active, "min" if how == "first" else "max", None)
+    return found.astype(np.int64)
+
+
+def _versions(rows: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, Active]:
+    """Each interval once for every version of it, with `KNOWN_AT` and `UNTIL`; and which rows a version has.
 
     An interval is not looked at before its end: what was known by then makes its first version.
     """
-    begins = pl.max_horizontal(KNOWN_AT, "_end_time")
-    ends = pl.when(pl.col(UNTIL).is_not_null()).then(pl.max_horizontal(UNTIL, "_end_time"))
-    moments = pl.concat(
-        [
-            rows.select(*interval, begins.alias("_at")),
-            rows.select(*interval, ends.alias("_at")).drop_nulls("_at"),
-        ]
-    )
-    versions = moments.unique().sort(*interval, "_at", nulls_last=False)
-    versions = versions.with_columns(pl.col("_at").shift(-1).over(interval).alias("_next"))
-    numbered = rows.with_row_index("_order")
-    found = numbered.join(versions, on=interval, nulls_equal=True).filter(
-        (begins <= pl.col("_at")) & (ends > pl.col("_at")).fill_null(True)
-    )
-    found = found.sort(*interval, "_at", "_order")
-    return found.drop(KNOWN_AT, UNTIL, "_order").rename({"_at": KNOWN_AT, "_next": UNTIL})
+    begins = rows.select(pl.max_horizontal(KNOWN_AT, "_end_time")).to_series()
+    ends = rows.select(
+        pl.when(pl.col(UNTIL).is_not_null()).then(pl.max_horizontal(UNTIL, "_end_time"))
+    ).to_series()
+    interval = np.repeat(np.arange(found.height), (found["_end"] - found["_first"]).to_numpy())
+    moments = pl.concat([pl.DataFrame({"_interval": interval, KNOWN_AT: at}) for at in (begins, ends)])
+    versions = moments.drop_nulls(KNOWN_AT).unique().sort("_interval", KNOWN_AT)
+    versions = versions.with_columns(pl.col(KNOWN_AT).shift(-1).over("_interval").alias(UNTIL))
+    since, until = begins.to_physical().to_numpy(), ends.to_physical().fill_null(NEVER).to_numpy()
+    found = found[versions["_interval"]].hstack(versions.select(KNOWN_AT, UNTIL))
+    # Of a version whose rows are all deleted nothing is left.
+    start, stop = found["_first"].to_numpy(), found["_end"].to_numpy()
+    active = _active(since, until, found[KNOWN_AT])
+    found = found[
+        np.flatnonzero(aggregate_active(Numbers(np.empty(len(since))), start, stop, active, "count", None))
+    ]
+    return found, _active(since, until, found[KNOWN_AT])
+
+
+def _active(since: Positions, until: Positions, moments: pl.Series) -> Active:
+    """Which rows, in force from `since` until before `until`, are so at the moments that versions begin."""
+    at = moments.to_physical().to_numpy()
+    return lambda rows, versions: (since[rows] <= at[versions]) & (at[versions] < until[rows])

@@ -1,13 +1,15 @@
 """Where the online store keeps its records: SQLite, one file under `storage`, or a Redis server.
 
-A shelf holds, for each table, what it says of itself and one record a key. A record carries the stamp of the
-commit that it was made from and is replaced by one with a later stamp only, whoever writes it when.
+A shelf holds, for each table, what it says of itself and one record a key, all `sealed`. They carry the stamp
+of the commit that they were made from and are replaced by those with a later stamp only, whoever writes when.
 """
 
 import contextlib
 import os
+import re
 import secrets
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -24,17 +26,46 @@ ONLINE = "online.db"
 BUSY_S = 5.0
 #: What a caller of a server waits for an answer.
 TIMEOUT_S = 2.0
-#: Digits of a stamp in front of a record in Redis, enough for microseconds until the year 2286.
+#: Digits of a stamp in front of a record, enough for microseconds until the year 2286.
 STAMP = 16
+#: What follows the stamp. It changes when what is stored gets another form: nobody reads another's.
+FORMAT = b"mlr2"
+#: Characters of stamp, format and checksum.
+SEAL = STAMP + len(FORMAT) + 4
 #: Records that go to Redis in one round trip.
 BATCH = 500
+
+#: What an address begins with.
+SCHEMES = ("redis", "rediss", "unix")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:\d+)?")
 
 #: A key as text, the microseconds of its newest row, and its record.
 Record = tuple[str, int, bytes]
 
 
+def sealed(stamp: int, content: bytes) -> bytes:
+    """What a shelf keeps of some content: a stamp, the format, a checksum, and the content."""
+    return _seal(f"{stamp:0{STAMP}d}".encode(), content) + content
+
+
+def opened(kept: bytes) -> bytes:
+    """The content. Raises `ValueError` where it is damaged, or not what `sealed` makes."""
+    content = kept[SEAL:]
+    if kept[:SEAL] != _seal(kept[:STAMP], content):
+        raise ValueError("damaged, or of another format")
+    return content
+
+
+def _seal(stamp: bytes, content: bytes) -> bytes:
+    return stamp + FORMAT + zlib.crc32(content, zlib.crc32(stamp)).to_bytes(4, "big")
+
+
 class Shelf(Protocol):
-    """What the online store asks of the place where its records lie."""
+    """What the online store asks of the place where its records lie.
+
+    Where something lies that is none of ours, such as a list, b"" is found, which nobody sealed.
+    """
 
     def about(self, table: str) -> bytes | None:
         """What a table says of itself; `None` before the first write."""
@@ -60,6 +91,12 @@ class Shelf(Protocol):
         `expired` are dropped; those of this one may be another writer's, who keeps more.
         """
 
+    def forget(self, table: str, seen: bytes) -> None:
+        """What a table says of itself is gone, if it is still what was `seen`: the table is written anew."""
+
+    def remedy(self, table: str) -> str:
+        """How a person deletes all of a table."""
+
     def close(self) -> None: ...
 
 
@@ -69,7 +106,7 @@ def online_location(project: Project, storage: Storage) -> str:
     Storages may share a server: behind `#` stands which one's records are meant.
     """
     if project.online is None:
-        return str(storage.path(ONLINE))
+        return str(storage.path(ONLINE).absolute())
     return f"{project.online}#{_store_id(storage)}"
 
 
@@ -91,13 +128,22 @@ def shown(location: str | Path) -> str:
 
     >>> shown("redis://user:secret@host:6379/0?password=other")
     'redis://host:6379/0'
+    >>> shown("redis://user:sec#ret@host:6379/0")
+    'redis://…'
     """
     scheme, is_url, rest = str(location).partition("://")
     if not is_url:
-        return str(location)
-    address, _, options = rest.partition("?")
-    # An @ behind the question mark is part of a secret that nobody escaped.
-    return f"{scheme}://…" if "@" in options else f"{scheme}://{address.partition('#')[0].rpartition('@')[2]}"
+        return "…" if _lacks_scheme(str(location)) else str(location)
+    place = re.split("[/?#]", rest, maxsplit=1)[0]
+    host, path = place.rpartition("@")[2], re.split("[?#]", rest[len(place) :], maxsplit=1)[0]
+    # Where a / ? # of a secret is not escaped, pieces of it stand anywhere.
+    is_clear = scheme.lower() in SCHEMES and "@" not in rest[len(place) :] and _HOST.fullmatch(host)
+    return f"{scheme if _SCHEME.fullmatch(scheme) else '…'}://{host + path if is_clear else '…'}"
+
+
+def _lacks_scheme(location: str) -> bool:
+    """Whether a location is rather a server's, like user:secret@host:6379, than a path."""
+    return ":" in location.partition("/")[0]
 
 
 def open_shelf(location: str | Path) -> Shelf:
@@ -105,9 +151,17 @@ def open_shelf(location: str | Path) -> Shelf:
 
     Raises `StorageError` where it cannot be opened.
     """
-    if str(location).startswith(("redis://", "rediss://", "unix://")):
-        return RedisShelf(str(location))
-    return SqliteShelf(Path(location))
+    if isinstance(location, Path):
+        return SqliteShelf(location)
+    scheme, is_url, _ = location.partition("://")
+    if not is_url and not _lacks_scheme(location):
+        return SqliteShelf(Path(location))
+    if scheme.lower() not in SCHEMES or not is_url or shown(location).endswith("…"):
+        raise StorageError(
+            f"the online store {shown(location)} is no address: write a path, or redis://HOST:6379/0 (or "
+            "rediss, unix), and in a user, password or option %2F for /, %3F for ?, %23 for #, %40 for @"
+        )
+    return RedisShelf(f"{scheme.lower()}{location[len(scheme) :]}")
 
 
 _CREATE = """
@@ -121,11 +175,12 @@ CREATE TABLE IF NOT EXISTS records (
 """
 _PUT_RECORD = """
 INSERT INTO records VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (name, key) DO UPDATE
-SET stamp = ?3, newest = ?4, record = ?5 WHERE ?3 >= stamp
+SET stamp = ?3, newest = ?4, record = ?5 WHERE ?3 >= CAST(stamp AS INTEGER)
 """
 _PUT_ABOUT = "INSERT OR REPLACE INTO shelves VALUES (?, ?, ?)"
 _EXPIRE = "DELETE FROM records WHERE name = ? AND newest <= ? AND stamp < ?"
-_GET_ABOUT = "SELECT about, stamp FROM shelves WHERE name = ?"
+_GET_ABOUT = "SELECT about, CAST(stamp AS INTEGER) FROM shelves WHERE name = ?"
+_FORGET = ("DELETE FROM records WHERE name = ?", "DELETE FROM shelves WHERE name = ?")
 #: One statement sees one state of the file.
 _GET = """
 SELECT about, asked.key, record FROM shelves CROSS JOIN json_each(?2) AS asked
@@ -149,15 +204,15 @@ class SqliteShelf:
     def about(self, table: str) -> bytes | None:
         with self._answering():
             found = self._connection.execute(_GET_ABOUT, (table,)).fetchone()
-        return found[0] if found else None
+        return _ours(found[0]) if found else None
 
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
         if not keys:
             return self.about(table), []
         with self._answering():
             found = self._connection.execute(_GET, (table, orjson.dumps(keys).decode())).fetchall()
-        records = {place: record for _, place, record in found}
-        return found[0][0] if found else None, [records.get(place) for place in range(len(keys))]
+        records = {place: _ours(record) for _, place, record in found}
+        return _ours(found[0][0]) if found else None, [records.get(place) for place in range(len(keys))]
 
     def put(
         self,
@@ -172,13 +227,23 @@ class SqliteShelf:
             there = cursor.execute(_GET_ABOUT, (table,)).fetchone()
             if there is not None and there[1] > stamp:
                 return True
-            if (there and there[0]) != seen:
+            if (there and _ours(there[0])) != seen:
                 return False
             cursor.executemany(_PUT_RECORD, ((table, key, stamp, newest, r) for key, newest, r in records))
             if expired is not None:
                 cursor.execute(_EXPIRE, (table, expired, stamp))
             cursor.execute(_PUT_ABOUT, (table, stamp, about))
         return True
+
+    def forget(self, table: str, seen: bytes) -> None:
+        with self._answering(), self._transaction() as cursor:
+            there = cursor.execute(_GET_ABOUT, (table,)).fetchone()
+            if there is not None and _ours(there[0]) == seen:
+                for statement in _FORGET:
+                    cursor.execute(statement, (table,))
+
+    def remedy(self, table: str) -> str:
+        return "delete the file"
 
     def close(self) -> None:
         self._connection.close()
@@ -202,36 +267,63 @@ class SqliteShelf:
             raise StorageError(f"{self._where} cannot be used: {error}") from error
 
 
-#: Sets a record and its place in the order of newest rows, unless a later one, or a later table, is there.
-_LUA_PUT = """
-for _, there in ipairs({KEYS[1], KEYS[3]}) do
-    local old = redis.call('GETRANGE', there, 0, 15)
-    if old ~= '' and tonumber(old) > tonumber(string.sub(ARGV[1], 1, 16)) then return 0 end
+def _ours(value: Any) -> Any:
+    """A value of a column, as `Shelf` says."""
+    return value if value is None or isinstance(value, bytes) else b""
+
+
+#: The stamp of something; before all others where it is not of our format, which nobody reads.
+_LUA_STAMP = """
+local function stamp(name)
+    if redis.call('TYPE', name).ok ~= 'string' then return -math.huge end
+    return tonumber(string.match(redis.call('GETRANGE', name, 0, END), '^(-?%d+)FORMAT$') or -math.huge)
 end
+""".replace("END", str(STAMP + len(FORMAT) - 1)).replace("FORMAT", FORMAT.decode())
+
+#: Sets a record and its place in the order of newest rows, unless a later one, or a later table, is there.
+_LUA_PUT = (
+    _LUA_STAMP
+    + """
+local mine = tonumber(string.sub(ARGV[1], 1, 16))
+if stamp(KEYS[1]) > mine or stamp(KEYS[3]) > mine then return 0 end
+if redis.call('TYPE', KEYS[2]).ok ~= 'zset' then redis.call('DEL', KEYS[2]) end
 redis.call('SET', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[2], KEYS[1])
 return 1
 """
+)
 
 #: Sets what a table says of itself, unless it says something later, or else than the writer saw.
-_LUA_PUT_ABOUT = """
-local there = redis.call('GET', KEYS[1]) or ''
-if there ~= '' and tonumber(string.sub(there, 1, 16)) > tonumber(string.sub(ARGV[1], 1, 16)) then return 1 end
-if string.sub(there, 17) ~= ARGV[2] then return 0 end
+_LUA_PUT_ABOUT = (
+    _LUA_STAMP
+    + """
+if stamp(KEYS[1]) > tonumber(string.sub(ARGV[1], 1, 16)) then return 1 end
+if (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
+)
 
 #: Drops records of earlier commits whose newest row has become too old, where the table says of itself what
 #: this writer says: another may keep more.
-_LUA_EXPIRE = """
+_LUA_EXPIRE = (
+    _LUA_STAMP
+    + """
 if redis.call('GET', KEYS[2]) ~= ARGV[3] then return end
+if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then return end
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
-    if (tonumber(redis.call('GETRANGE', name, 0, 15)) or 0) < tonumber(ARGV[2]) then
+    if stamp(name) < tonumber(ARGV[2]) then
         redis.call('DEL', name)
         redis.call('ZREM', KEYS[1], name)
     end
 end
+"""
+)
+
+#: Deletes what a table says of itself where it is what was seen; of a key of another type nothing was.
+_LUA_FORGET = """
+if redis.call('TYPE', KEYS[1]).ok == 'string' and redis.call('GET', KEYS[1]) ~= ARGV[1] then return end
+redis.call('DEL', KEYS[1])
 """
 
 
@@ -251,24 +343,38 @@ class RedisShelf:
             self._client: Any = redis.Redis.from_url(
                 url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
             )
-        except ValueError:
+            # Records are bytes, whatever the address says.
+            self._client.connection_pool.connection_kwargs["decode_responses"] = False
+            with self._answering():
+                self._client.ping()
+        except (ValueError, TypeError):
             # Its message may quote a piece of the password.
-            raise StorageError(f"{self._where} is no address; write e.g. redis://HOST:6379/0") from None
-        with self._answering():
-            self._put = self._client.register_script(_LUA_PUT)
-            self._put_about = self._client.register_script(_LUA_PUT_ABOUT)
-            self._expire = self._client.register_script(_LUA_EXPIRE)
-            self._client.ping()
+            raise StorageError(
+                f"{self._where} is no address, or has an option that is none; write e.g. redis://HOST:6379/0"
+            ) from None
+        scripts = (_LUA_PUT, _LUA_PUT_ABOUT, _LUA_EXPIRE, _LUA_FORGET)
+        self._put, self._put_about, self._expire, self._forget = map(self._client.register_script, scripts)
 
     def about(self, table: str) -> bytes | None:
         return self.get(table, [])[0]
 
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
+        names = [self._whole(table), *(self._key(table, key) for key in keys)]
         with self._answering():
-            about, *records = self._client.mget(
-                [self._whole(table), *(self._key(table, key) for key in keys)]
-            )
-        return about and about[STAMP:], [record and record[STAMP:] for record in records]
+            about, *records = self._marked(names, self._client.mget(names))
+        return about, records
+
+    def _marked(self, names: list[str], found: list[bytes | None]) -> list[bytes | None]:
+        """What MGET found, and b"" where it passes over something that is no string."""
+        absent = [at for at, value in enumerate(found) if value is None]
+        if absent:
+            pipe = self._client.pipeline(transaction=False)
+            for at in absent:
+                pipe.type(names[at])
+            for at, kind in zip(absent, pipe.execute(), strict=True):
+                # A string was written in the meantime.
+                found[at] = None if kind in (b"none", b"string") else b""
+        return found
 
     def put(
         self,
@@ -279,21 +385,27 @@ class RedisShelf:
         expired: int | None,
         seen: bytes | None,
     ) -> bool:
-        written = f"{stamp:0{STAMP}d}".encode()
         order, whole = f"{self._whole(table)}:order", self._whole(table)
         with self._answering():
             pipe = self._client.pipeline(transaction=False)
             for key, newest, record in records:
                 name = self._key(table, key)
-                self._put(keys=[name, order, whole], args=[written + record, newest], client=pipe)
+                self._put(keys=[name, order, whole], args=[record, newest], client=pipe)
                 if len(pipe) >= BATCH:
                     pipe.execute()
             # After the records: it promises what they hold. From then on no earlier record can come back.
-            self._put_about(keys=[whole], args=[written + about, seen or b""], client=pipe)
+            self._put_about(keys=[whole], args=[about, seen or b""], client=pipe)
             if expired is not None:
-                self._expire(keys=[order, whole], args=[expired, stamp, written + about], client=pipe)
+                self._expire(keys=[order, whole], args=[expired, stamp, about], client=pipe)
             *_, is_well = pipe.execute()[: None if expired is None else -1]
         return bool(is_well)
+
+    def forget(self, table: str, seen: bytes) -> None:
+        with self._answering():
+            self._forget(keys=[self._whole(table)], args=[seen])
+
+    def remedy(self, table: str) -> str:
+        return f"delete its keys {self._whole(table)}*"
 
     def _whole(self, table: str) -> str:
         return self._prefix + table

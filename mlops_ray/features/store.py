@@ -1,7 +1,8 @@
 """The feature store of a project: its definitions, histories, training sets and online store in one place."""
 
+import csv
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 import polars as pl
 
-from mlops_ray.config import Project
+from mlops_ray.config import Project, duration_in_words
 from mlops_ray.errors import DataError, UsageError, did_you_mean
 from mlops_ray.features import dataset, feast
 from mlops_ray.features.dataset import TrainingSet
@@ -103,7 +104,7 @@ class FeatureStore:
             "source": stored.source,
             "table": history.view.table,
             "keys": dict(zip(stored.on, history.view.keys, strict=True)),
-            "rows": history.snapshot().rows if newest else 0,
+            "row_versions": history.snapshot().rows if newest else 0,
             "committed_at": newest.committed_at.isoformat() if newest else None,
             "online_up_to": about.until.isoformat() if about else None,
         }
@@ -136,33 +137,61 @@ class FeatureStore:
 def read_spine(path: Path) -> pl.DataFrame:
     """The rows of a user's spine: Parquet, or CSV as text, which the request's schema then types.
 
-    Raises `DataError` where the file cannot be read.
+    Raises `DataError` where the file cannot be read, or has two columns of one name.
     """
+    if path.is_dir():
+        raise DataError("cannot be read: it is a folder; name one file", file=str(path))
     try:
         if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        return pl.read_csv(path, infer_schema=False)
+            return pl.read_parquet(path, glob=False, hive_partitioning=False)
+        header = pl.read_csv(path, infer_schema=False, glob=False, has_header=False, n_rows=1)
+        _require_unique(header.row(0), path)
+        return pl.read_csv(path, infer_schema=False, glob=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"cannot be read: {' '.join(str(error).split())[:200]}", file=str(path)) from error
+        if isinstance(error, pl.exceptions.ComputeError) and path.suffix != ".parquet":
+            _require_narrow(path)
+        # What follows in Polars' message is advice about its own options.
+        said = str(error).split("\n")[0][:200]
+        raise DataError(f"cannot be read: {said}", file=str(path)) from error
+
+
+def _require_unique(names: tuple[str | None, ...], path: Path) -> None:
+    for name in names:
+        if name is not None and names.count(name) > 1:
+            raise DataError("stands twice in the header; name each column once", file=str(path), column=name)
+
+
+def _require_narrow(path: Path) -> None:
+    """Raises `DataError` with the first row of a CSV file that has more fields than its header."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file, suppress(csv.Error):
+        rows = csv.reader(file)
+        width = len(next(rows, []))
+        for number, fields in enumerate(rows, 1):
+            if len(fields) > width > 0:
+                raise DataError(
+                    f"has {len(fields)} fields, and the header {width}; quote values that have commas",
+                    file=str(path),
+                    row=number,
+                )
 
 
 def _in_words(feature: Stored | Computed) -> str:
     if isinstance(feature, Computed):
-        return f"{feature.kind}({feature.argument})"
+        return _computed_in_words(feature)
     if feature.kind == "window":
-        return f"{feature.agg} of {feature.source}.{feature.of} over {_duration(feature.over_us)}"
+        agg = feature.agg if feature.quantile is None else f"quantile {feature.quantile:g}"
+        return f"{agg} of {feature.source}.{feature.of} over {duration_in_words(feature.over_us)}"
     if feature.kind == "value_at":
-        return f"{feature.source}.{feature.of} {_duration(feature.ago_us)} before"
-    limit = f", at most {_duration(feature.ttl_us)} old" if feature.ttl_us is not None else ""
+        older = f", or up to {duration_in_words(feature.tolerance_us)} older" if feature.tolerance_us else ""
+        return f"{feature.source}.{feature.of} {duration_in_words(feature.ago_us)} before{older}"
+    limit = f", at most {duration_in_words(feature.ttl_us)} old" if feature.ttl_us is not None else ""
     return f"latest {feature.source}.{feature.of}{limit}"
 
 
-def _duration(micros: int) -> str:
-    """A duration as a project file says it.
-
-    >>> _duration(7 * 86_400_000_000), _duration(5_400_000_000)
-    ('7d', '90m')
-    """
-    units = {"d": 86_400_000_000, "h": 3_600_000_000, "m": 60_000_000, "s": 1_000_000, "us": 1}
-    unit = next(unit for unit, length in units.items() if micros % length == 0)
-    return f"{micros // units[unit]}{unit}"
+def _computed_in_words(feature: Computed) -> str:
+    if feature.kind == "function":
+        return f"{feature.argument}({', '.join(feature.inputs)})"
+    if feature.kind == "expr":
+        return f"expr({feature.argument})"
+    country = f" of {feature.country}" if feature.country else ""
+    return f"{feature.kind}({feature.argument}){country} in {feature.timezone}"

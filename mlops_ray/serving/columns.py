@@ -7,21 +7,17 @@ plausible one is left to `Schema.check`, which the predictor runs.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
 import polars as pl
 
 from mlops_ray.errors import InvalidRowError, did_you_mean
-from mlops_ray.instants import to_micros
+from mlops_ray.instants import FIRST_US, LAST_US, to_micros
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
 from mlops_ray.serving.documents import show
 
-#: Whoever sends text as an instant sends years 1 to 9999; a year less at either end leaves room for horizons
-#: and time zones, so that no later arithmetic leaves the calendar.
-FIRST_US = to_micros(datetime(2, 1, 1, tzinfo=UTC))
-LAST_US = to_micros(datetime(9999, 1, 1, tzinfo=UTC))
 _NONE = type(None)
 #: Values of these Python types go into a column as they are.
 _AS_IS: dict[ColumnType, set[type]] = {
@@ -116,7 +112,7 @@ class Reader:
             instant = _microseconds(value)
         except (ValueError, OverflowError):
             raise self._wrong(column, row, value) from None
-        if not FIRST_US <= instant < LAST_US:
+        if not FIRST_US <= instant <= LAST_US:
             raise self._wrong(column, row, value)
         return instant
 

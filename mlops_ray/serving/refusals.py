@@ -29,7 +29,11 @@ def invalid(failures: pl.DataFrame) -> Counter[tuple[str, str]]:
 
 
 def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
-    value = "the value" if is_hidden or failure["value"] is None else show(failure["value"])
+    given, known = failure["value"], ""
+    if failure["rule"] == "watermark" and given is not None:
+        # Behind the time stands up to when which source is known; that hides nothing of a row.
+        given, _, known = given.partition("; ")
+    value = "the value" if is_hidden or given is None else show(given)
     limits = {column.name: column for column in schema.columns}.get(failure["column"])
     match failure["rule"]:
         case "type":
@@ -47,9 +51,10 @@ def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
         case "pattern":
             return f"{value} is not written as it must be"
         case "watermark":
+            known = f"{known} only," if known else "the data known so far ends"
             return (
-                f"{value} cannot be predicted yet: the data known so far ends before the moment at which it"
-                " would be predicted (past the watermark)"
+                f"{value} cannot be predicted yet: {known} before the moment at which it would be predicted"
+                " (past the watermark)"
             )
         case "off_grid":
             return f"{value} is not the end of one of the intervals in which the source is resampled"

@@ -1,9 +1,13 @@
 """What a change of the project or of its data makes a run do again; Ray and training are left out."""
 
+import importlib
+import linecache
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from mlops_ray import config
@@ -99,3 +103,45 @@ def test_a_history_that_was_removed_is_made_again_with_its_corrections(folder: P
     shutil.rmtree(folder / ".mlops" / "features")
     (folder / "rows.csv").write_text(rows(3))
     assert done(folder)[1][0] % 3 == 0
+
+
+def test_rows_that_others_of_the_same_file_supersede_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(rows(1) + "\n2016-01-30,a,5,5\n2016-01-30,b,5,5\n2016-01-30,a,6,6")
+    done(tmp_path)
+    report = orjson.loads((tmp_path / ".mlops" / "reports" / "validation-meter.json").read_bytes())
+    assert (report["valid"], report["flagged_by"]) == (33, {"same_identity": 2})
+
+
+def test_a_changed_function_makes_only_the_sources_be_read_that_call_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stages that are done again, of two sources of which one derives a column by a function."""
+    monkeypatch.setenv("MLOPS_RAY_SEARCH_PATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "derived_here", raising=False)
+    function = "{path: derived_here.twice, inputs: [load]}"
+    text = PROJECT.replace(
+        "features:\n",
+        f"""  other:
+    path: [{{path: rows.csv, rename: {{}}}}]
+    entity: site
+    event_time: {{column: time, timezone: UTC}}
+    derive: {{more: {{function: {function}}}}}
+    columns: {{site: {{type: category}}, load: {{type: float}}, more: {{type: float}}}}
+features:
+  others: {{source: other, features: {{more: {{value_at: {{of: more, ago: 2d}}}}}}}}
+""",
+    ).replace(f"{{function: {function}}}", function)
+    (tmp_path / "rows.csv").write_text(rows(1))
+    again = []
+    for factor in (2, 3):
+        (tmp_path / "derived_here.py").write_text(f"def twice(load):\n    return load * {factor}\n")
+        sys.modules.pop("derived_here", None)
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        done(tmp_path, text)
+        project = config.load(tmp_path / "project.yaml", {})
+        made = Pipeline(project, Storage.open(project.storage))
+        made.ingest()
+        assert set(made.stages.unchanged) == {"ingest meter", "ingest other"}
+        again.append(made.store.history("meter").newest)
+    assert again[0] == again[1]

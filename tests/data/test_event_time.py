@@ -104,11 +104,12 @@ CHANGES = {
 def test_clock_changes_of_every_zone_and_year_are_known(zone: str) -> None:
     before, skipped, after, repeated = CHANGES[zone]
     spec = EventTime(column="t", timezone=zone, ambiguous="infer")
-    times, problems = read(spec, [before, skipped, after, repeated, repeated])
-    assert problems == [None, "nonexistent_time", None, None, None]
+    written = sorted([before, skipped, after, repeated, repeated])
+    times, problems = read(spec, written)
+    assert problems == [None if stamp != skipped else "nonexistent_time" for stamp in written]
     local = [datetime.fromisoformat(stamp).replace(tzinfo=ZoneInfo(zone)) for stamp in (before, after)]
     local += [datetime.fromisoformat(repeated).replace(tzinfo=ZoneInfo(zone), fold=fold) for fold in (0, 1)]
-    assert [time for time in times if time] == [time.astimezone(UTC) for time in local]
+    assert [time for time in times if time] == sorted(time.astimezone(UTC) for time in local)
 
 
 def test_an_offset_in_the_stamp_tells_the_repeated_hour_apart() -> None:
@@ -171,6 +172,140 @@ def test_a_number_that_no_calendar_reaches_is_not_a_time() -> None:
             frame = pl.DataFrame({"t": pl.Series(values, dtype=pl.Int64).cast(dtype)})
             problems = Clock(spec).read(frame, ())[1].to_list()
             assert problems == ["not_a_time"] * len(values), (unit, dtype)
+
+
+@pytest.mark.parametrize(
+    ("says", "stamps"),
+    [
+        ({}, ["0000-12-31T23:59Z", "0001-01-01T00:00:00+23:59", "-0001-01-01T00:00Z", "+12345-01-01T00:00Z"]),
+        ({}, ["9999-12-31T23:59:59-23:59", "9999-01-01T00:00:00Z", "0001-12-31T23:59:59.999999Z"]),
+        ({"timezone": "America/New_York"}, ["9999-12-31 23:59", "0000-01-01 00:00", "9998-12-31 23:59"]),
+        ({"timezone": "Europe/Berlin"}, ["0002-01-01 00:00", "+12345-01-01 00:00", "+262142-01-01 00:00"]),
+        (
+            {"timezone": "UTC", "format": "%Y-%m-%d"},
+            ["0000-01-01", "0001-12-31", "9999-01-01", "12345-01-01"],
+        ),
+        ({"format": "%Y-%m-%d %H:%M %z"}, ["0002-01-01 00:00 +0001", "9998-12-31 23:59 -0001"]),
+        ({"unit": "s"}, ["253402300799.9999999", "-62135596800", "9223372036854775807", "1e300", "nan"]),
+        ({"unit": "ms"}, ["253370764800000", "-62104060800001", "-9223372036854775808"]),
+        ({"unit": "us"}, ["253370764800000000", "-62104060800000001", "9223372036854775808"]),
+    ],
+)
+def test_a_time_at_the_ends_of_the_calendar_or_beyond_is_not_a_time(
+    says: dict[str, Any], stamps: list[str]
+) -> None:
+    """However it is written; else one such row makes every later question about its history fail."""
+    spec = EventTime(column="t", **says)
+    good = {"s": "0", "ms": "0", "us": "0"}.get(says.get("unit", ""), "2016-01-01")
+    good += {"%Y-%m-%d %H:%M %z": " 00:00 +0000", None: ""}.get(says.get("format"), "")
+    for stamp in stamps:
+        times, problems = read(spec, [good if says else "2016-01-01T00:00Z", stamp])
+        assert (times[1], problems) == (None, [None, "not_a_time"]), stamp
+
+
+def test_typed_times_and_parts_at_the_ends_of_the_calendar_are_not_times() -> None:
+    spec = EventTime(column="t", timezone="UTC")
+    for dtype, ends in {
+        pl.Date: (date(1, 1, 1), date(9999, 1, 1)),
+        pl.Datetime("us"): (datetime(1, 12, 31), datetime(9999, 1, 1)),
+        pl.Datetime("ms", "UTC"): (datetime(1, 12, 31, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)),
+    }.items():
+        assert read(spec, list(ends), dtype) == ([None, None], ["not_a_time"] * 2)
+    far = pl.DataFrame({"t": pl.Series([2**60, -(2**60)]).cast(pl.Datetime("ms"))})
+    assert Clock(spec).read(far, ())[1].to_list() == ["not_a_time"] * 2
+    parts = pl.DataFrame({"y": ["0", "1", "9999", "2"], "m": ["1"] * 4, "d": ["1"] * 4})
+    by_day = EventTime(columns=("y", "m", "d"), granularity="day", timezone="UTC")
+    assert Clock(by_day).read(parts, ())[1].to_list() == ["not_a_time"] * 3 + [None]
+
+
+@pytest.mark.parametrize(
+    ("format", "stamps"),
+    [
+        (None, ["2016-05-05T12:30:60Z", "2016-12-31T23:59:60Z", "2016-05-05 12:30:60.5+02:00"]),
+        (None, ["2016-05-05 12:30:60", "2016-12-31T23:59:60.25"]),
+        ("%d.%m.%Y %H:%M:%S", ["05.05.2016 12:30:60"]),
+        ("%Y%m%d%H%M%S", ["20160505123060"]),
+        ("%F %T%.f", ["2016-05-05 12:30:60.5", "2016-05-05 12:30:60"]),
+        ("%F %r", ["2016-05-05 12:30:60 PM"]),
+        ("%c", ["Thu May  5 12:30:60 2016"]),
+        ("%F %T %z", ["2016-05-05 12:30:60 +0200"]),
+    ],
+)
+def test_a_second_60_is_refused_and_never_rolled_over(format: str | None, stamps: list[str]) -> None:
+    spec = EventTime(column="t", timezone="UTC", format=format)
+    assert read(spec, stamps) == ([None] * len(stamps), ["not_a_time"] * len(stamps))
+    near = ["59".join(stamp.rsplit("60", 1)) for stamp in stamps]
+    assert read(spec, near)[1] == [None] * len(stamps)
+
+
+def test_a_time_of_day_is_read_however_the_format_pads_it() -> None:
+    for format in ("%d.%m.%Y %-H:%M", "%d.%m.%Y %k:%M", "%d.%m.%Y %R"):
+        spec = EventTime(column="t", timezone="UTC", format=format)
+        assert read(spec, ["05.05.2016 7:05"])[0] == [datetime(2016, 5, 5, 7, 5, tzinfo=UTC)]
+
+
+def test_a_stretch_without_any_time_costs_its_rows_and_not_the_file() -> None:
+    clock = Clock(EventTime(column="t"))
+    for stamps, expected in (
+        (["", "x", "5"], ["required", "not_a_time", "not_a_time"]),
+        (["2016-01-01T00:00Z"], [None]),
+        (["", None], ["required", "required"]),
+        (["1461888000", "2016-01-01 00:00"], ["not_a_time", "not_a_time"]),
+        (["2016-01-01T00:00Z"], [None]),
+    ):
+        frame = pl.DataFrame({"t": stamps}, schema={"t": pl.String})
+        assert clock.read(frame, ())[1].to_list() == expected
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_numbers_without_a_unit_are_an_error_that_suggests_it(unit: str, factor: int) -> None:
+    for values, dtype in (
+        ([1_461_888_000 * factor], pl.Int64),
+        (["", str(1_461_888_000 * factor)], pl.String),
+    ):
+        with pytest.raises(DataError, match=f"say event_time.unit, here perhaps unit: {unit}"):
+            read(EventTime(column="t"), values, dtype)
+
+
+def test_the_first_stamp_of_a_file_tells_whether_they_carry_offsets() -> None:
+    spec = EventTime(column="t", timezone="UTC")
+    values = ["31-12-2016", "2016-01-01 00:00", "2016-01-01T00:00Z", "2016-01-02 00:00"]
+    assert read(spec, values)[1] == ["not_a_time", None, "not_a_time", None]
+
+
+DESCENDING = {
+    "newest first": ["2016-10-30 03:00", "2016-10-30 02:30", "2016-10-30 02:00", "2016-10-30 02:30"],
+    "newest first, from the hour on": ["2016-10-30 02:30", "2016-10-30 01:30"],
+    "newest first, days apart": ["2016-10-30 02:10", "2016-10-30 02:40", "2016-10-29 12:00"],
+    "newest first, within the hour": [f"2016-10-30 02:{minute}" for minute in (30, 0, 30, 0)],
+    "two years, the later first": ["2017-10-29 02:30", "2016-10-30 02:30"],
+    "unsorted": ["2016-05-05 12:00", "2016-05-04 12:00", "2016-10-30 02:30"],
+}
+
+
+@pytest.mark.parametrize("what", DESCENDING)
+@pytest.mark.parametrize("block", [1, 2, 9])
+def test_infer_refuses_a_file_whose_order_does_not_tell_the_hour_s_passes_apart(
+    what: str, block: int
+) -> None:
+    stamps = [stamp if len(stamp) == 16 else stamp + "0" for stamp in DESCENDING[what]]
+    clock = Clock(EventTime(column="t", timezone="Europe/Berlin", ambiguous="infer"))
+    rows = pl.DataFrame({"t": stamps, "k": ["a"] * len(stamps)}).with_row_index("_row", 1)
+    frame = rows.with_columns(pl.lit("x.csv").alias("_file"))
+    with pytest.raises(
+        DataError, match=r"x\.csv, row \d, column 't'.*rows of each entity in ascending order"
+    ):
+        for at in range(0, len(stamps), block):
+            clock.read(frame[at : at + block], ("k",))
+
+
+def test_infer_needs_no_order_where_no_hour_is_repeated_nor_between_entities() -> None:
+    spec = EventTime(column="t", timezone="Europe/Berlin", ambiguous="infer")
+    assert read(spec, ["2016-05-05 12:00", "2016-05-04 12:00", "x"])[1] == [None, None, "not_a_time"]
+    stamps = ["2016-10-30 03:00", "2016-10-30 02:00", "2016-10-30 04:00", "2016-10-30 02:00"]
+    frame = pl.DataFrame({"t": stamps, "k": ["a", "b", "a", "b"]})
+    hours = Clock(spec).read(frame, ("k",))[0].dt.hour().to_list()
+    assert hours == [2, 0, 3, 1]
 
 
 def test_typed_stamps_and_dates_are_read_as_they_are() -> None:

@@ -146,6 +146,9 @@ def _encrypted(packed: bytes) -> bytes:
     return packed[:at] + b"\x01" + packed[at + 1 :]
 
 
+#: A line of 100 MB.
+ENDLESS = gzip.compress(b"x" * 1_000_000) * 100
+
 BROKEN = {
     "wrong delimiter": ("x.csv", lambda p: p.write_text("time,site,load\n"), "is the delimiter right?"),
     "missing column": (
@@ -179,6 +182,17 @@ BROKEN = {
     "encrypted zip": ("x.csv.zip", lambda p: p.write_bytes(_encrypted(zipped("a.csv"))), "is encrypted"),
     "not compressed": ("x.csv.gz", lambda p: p.write_text("time;site;load\n"), "cannot be read"),
     "twice in header": ("x.csv", lambda p: p.write_text("time;site;site\n"), "'site' more than once"),
+    "endless header": ("x.csv.gz", lambda p: p.write_bytes(ENDLESS), "the header cannot be read: field"),
+    "endless first line": (
+        "x.csv",
+        lambda p: p.write_text("time;site;load;" + "x;" * 999_999),
+        "the header does not end within",
+    ),
+    "wide field in the header": (
+        "x.csv",
+        lambda p: p.write_text(f"time;site;load;{'x' * 200_000}\n"),
+        "the header cannot be read: field larger",
+    ),
     "no such file": ("x.csv", lambda p: None, "no such file"),
 }
 
@@ -194,11 +208,119 @@ def test_a_file_that_cannot_be_read_is_one_sentence_with_its_name(what: str, tmp
     assert "\n" not in str(error.value)
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown encoding": ({"format": {"csv": {"encoding": "klingon"}}}, "no text is encoded as 'klingon'"),
+    "encoding of no text": ({"format": {"csv": {"encoding": "rot13"}}}, "no text is encoded as 'rot13'"),
+    "encoding without header": (
+        {"format": {"csv": {"encoding": "klingon", "names": ["time", "site", "load"]}}},
+        "no text is encoded as 'klingon'",
+    ),
+    "renamed to another": ({"rename": {"more": "load"}}, "with rename, the header has 'load' more than once"),
+    "unpivoted to another": (
+        {"unpivot": {"keep": "time", "names": "more", "values": "load"}},
+        "unpivot makes the column 'more', which the file has",
+    ),
+    "names twice": (
+        {"format": {"csv": {"delimiter": ";", "names": ["time", "site", "load", "load"]}}},
+        "has 'load' more than once",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_source_says_wrongly_of_a_file_is_one_sentence_with_its_name(
+    what: str, tmp_path: Path
+) -> None:
+    changes, says = WRONG[what]
+    (tmp_path / "x.csv").write_text("time;site;load;more\n2016-01-01;a;1;2\n")
+    with pytest.raises(DataError) as error:
+        verdicts(source(tmp_path / "x.csv", **changes))
+    assert str(error.value).startswith(str(tmp_path / "x.csv"))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize("name", ['"note\nmore"', '"a\r\n\r\nb;c"', '"x\x00y"', "y\x00"])
+def test_a_header_with_line_breaks_in_it_is_one_row_and_no_data(name: str, tmp_path: Path) -> None:
+    rows = "2016-01-01;a;1;n\n2016-01-02;b\n2016-01-03;c;x;n\n"
+    for before, skipped in (("", 0), ("written by hand\n\n", 2)):
+        (tmp_path / "x.csv").write_text(f"{before}time;site;load;{name}\n{rows}", newline="")
+        format = {"csv": {"delimiter": ";", "skip_rows": skipped}}
+        found = verdicts(source(tmp_path / "x.csv", format=format))
+        assert [v.valid["site"].to_list() for v in found if v.valid.width] == [["a"]]
+        places = pl.concat([v.quarantine for v in found]).select("_row", "rule").sort("_row").rows()
+        assert places == [(2, "number_of_columns"), (3, "type")]
+
+
+@pytest.mark.parametrize("block_bytes", [64, 200, 8 << 20])
+def test_rows_of_a_wrong_width_come_with_their_block_and_the_rest_keep_their_numbers(
+    block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(ingest, "WRONG_ROWS_AT_A_TIME", 4)
+    kinds = [7, *[n % 5 for n in range(60)], *[1] * 50, 2, *[1] * 9]
+    lines = [
+        "2016-01-01;a" if kind == 1 else f"2016-01-01;a;{number}" for number, kind in enumerate(kinds, 1)
+    ]
+    (tmp_path / "x.csv").write_text("time;site;load\n" + "\n".join(lines) + "\n")
+    columns = {"site": {"type": "category"}, "load": {"type": "float", "max": 0}}
+    found = verdicts(source(tmp_path / "x.csv", columns=columns, rules=[]))
+    quarantine = pl.concat([v.quarantine for v in found])
+    malformed = quarantine.filter(pl.col("rule") == "number_of_columns")
+    assert malformed["_row"].to_list() == [number for number, kind in enumerate(kinds, 1) if kind == 1]
+    assert malformed["value"].unique().to_list() == ["2 columns, not 3"]
+    others = quarantine.filter(pl.col("rule") == "max")
+    assert others["_row"].cast(pl.Float64).cast(pl.String).to_list() == others["value"].to_list()
+    assert quarantine.height == len(kinds)
+    assert max(v.rows_in for v in found if not v.valid.width) <= 4
+
+
+def test_a_file_of_nothing_but_rows_of_a_wrong_width_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.csv").write_text("time;site;load\n2016-01-01;a;1\n" + "a\n" * 50)
+    assert report(source(tmp_path / "x.csv")).quarantined == 50
+    monkeypatch.setattr(ingest, "WRONG_ROWS", 50)
+    with pytest.raises(
+        DataError, match=r"row 2: 50 rows on end do not have 3 columns; is the delimiter right"
+    ):
+        verdicts(source(tmp_path / "x.csv"))
+
+
+def test_columns_that_nobody_declared_may_be_called_as_they_like(tmp_path: Path) -> None:
+    ours = "_file;_row;event_time;time_problem;time_written"
+    (tmp_path / "x.csv").write_text(f"time;site;load;{ours}\n2016-01-01;a;1;F;9;x;y;z\n\n;a;1;F;9;x;y;z\n")
+    (found,) = verdicts(source(tmp_path / "x.csv"))
+    assert found.valid.rows() == [(datetime(2016, 1, 1, tzinfo=UTC), "a", 1.0)]
+    assert found.quarantine.rows() == [(str(tmp_path / "x.csv"), 2, "time", "required", "")]
+    (tmp_path / "x.csv").write_text(f"time;a;{ours}\n2016-01-01;1;F;9;x;y;z\n")
+    (found,) = verdicts(
+        source(tmp_path / "x.csv", unpivot={"keep": "time", "names": "site", "values": "load"})
+    )
+    assert found.valid.rows() == [(datetime(2016, 1, 1, tzinfo=UTC), "a", 1.0)]
+
+
+def test_an_event_time_that_is_called_so_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("event_time;site;load\nx;a;1\n2016-10-30 02:30;a;1\n")
+    zone = {"column": "event_time", "timezone": "Europe/Berlin", "ambiguous": "infer"}
+    (found,) = verdicts(source(tmp_path / "x.csv", event_time=zone))
+    assert found.quarantine.select("column", "rule", "value").rows() == [("event_time", "not_a_time", "x")]
+    assert found.valid["event_time"].to_list() == [datetime(2016, 10, 30, 0, 30, tzinfo=UTC)]
+
+
+def test_a_decimal_comma_is_read_in_a_renamed_column(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("time;site;value\n2016-01-01;a;0,5\n")
+    format = {"csv": {"delimiter": ";", "decimal": ","}}
+    (found,) = verdicts(source(tmp_path / "x.csv", format=format, rename={"value": "load"}))
+    assert found.valid["load"].to_list() == [0.5]
+
+
 def test_an_ambiguous_hour_stops_the_job_and_names_the_row(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("time;site;load\n2016-01-01 00:00;a;1\n2016-10-30 02:30;a;1\n")
     local = source(tmp_path / "x.csv", event_time={"column": "time", "timezone": "Europe/Berlin"})
-    with pytest.raises(DataError, match=r"x\.csv, row 2, column 'time': ambiguous_time: '2016-10-30 02:30'"):
+    with pytest.raises(DataError) as error:
         verdicts(local)
+    assert "x.csv, row 2, column 'time': ambiguous_time: '2016-10-30 02:30'" in str(error.value)
+    assert "event_time.ambiguous: infer" in str(error.value)
 
 
 def test_the_example_has_8784_hours_a_site_and_none_twice(example: Project) -> None:

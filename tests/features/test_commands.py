@@ -27,6 +27,7 @@ sources:
       shop: {type: category}
       staff: {type: int}
       amount: {type: float, min: 0}
+      profit: {type: float}
   shops: {path: shops.csv, entity: id, time: none, columns: {id: {type: category}, kind: {type: category}}}
 features:
   turnover:
@@ -37,14 +38,14 @@ features:
       newest: {latest: amount}
   place: {source: shops, join_keys: {shop: id}, features: {kind: {latest: kind}}}
   asked: {on_request: {per_head: {expr: 100.0 / staff}, hour: {hour_of: time}}}
-target: {source: sales, expr: amount, task: regression}
+target: {source: sales, expr: profit, task: regression}
 """
-SALES = """shop,time,staff,amount
-a,2026-01-01T10:00Z,2,1.5
-a,2026-01-02T09:00Z,2,2.5
-a,2026-01-02T10:00Z,2,4.0
-b,2026-01-02T10:00Z,3,8.0
-b,2026-01-02T11:00Z,3,-1
+SALES = """shop,time,staff,amount,profit
+a,2026-01-01T10:00Z,2,1.5,1
+a,2026-01-02T09:00Z,2,2.5,1
+a,2026-01-02T10:00Z,2,4.0,2
+b,2026-01-02T10:00Z,3,8.0,3
+b,2026-01-02T11:00Z,3,-1,-2
 """
 SPINE = """note,shop,time,staff
 x,b,2026-01-02T12:00+02:00,4
@@ -123,6 +124,14 @@ def test_ingest_tells_what_became_of_the_rows_of_every_source(ingested: dict[str
     }
     assert counts == {"sales": (5, 4, 1), "shops": (2, 2, 0)}
     assert ingested["sales"]["rejected_by"] == {"min": 1}
+    assert not ingested["sales"]["unchanged"]
+
+
+def test_ingest_of_sources_that_did_not_change_says_so(file: Path) -> None:
+    done = mlops("ingest", file)
+    assert done.returncode == 0, done.stderr
+    sources = [line for line in done.stdout.splitlines() if "sales" in line or "shops" in line]
+    assert ["unchanged" in line for line in sources] == [True, True], done.stdout
 
 
 def test_list_names_every_feature_and_what_it_is_made_of(file: Path, command: Command) -> None:
@@ -139,7 +148,7 @@ def test_list_names_every_feature_and_what_it_is_made_of(file: Path, command: Co
 def test_describe_tells_how_far_history_and_online_store_are(file: Path, command: Command) -> None:
     watermarks = command("features", "materialize", file, "--json").json["watermarks"]
     told = command("features", "describe", "sum_1d", file, "--json").json
-    assert (told["source"], told["keys"], told["rows"]) == ("sales", {"shop": "shop"}, 4)
+    assert (told["source"], told["keys"], told["row_versions"]) == ("sales", {"shop": "shop"}, 4)
     assert told["online_up_to"] == told["committed_at"]
     assert command("features", "describe", "kind", file, "--json").json["keys"] == {"shop": "id"}
     assert watermarks["sales"] == told["committed_at"]
@@ -207,11 +216,20 @@ MISTAKES: dict[str, tuple[str, list[str], int, str]] = {
     "a value of another type": (SPINE.replace(",5", ",five"), [], 1, "row 4, column 'staff'"),
     "a time is missing": (SPINE.replace("2026-01-02T10:00Z,5", ",5"), [], 1, "row 4, column 'time'"),
     "a column called like a feature": (SPINE.replace("note", "newest"), [], 1, "like features: newest"),
-    "rows of another width": (SPINE + "1,2,3,4,5,6\n", [], 1, "spine.csv: cannot be read"),
+    "rows of another width": (SPINE + "1,2,3,4,5,6\n", [], 1, "spine.csv, row 6: has 6 fields"),
+    "a column twice": (SPINE.replace("note", "staff"), [], 1, "column 'staff': stands twice in the header"),
     "an empty file": ("", [], 1, "spine.csv: cannot be read: empty CSV"),
-    "an instant in the future": (SPINE, ["--as-known-at", _future()], 1, "the newest commit of 'sales'"),
+    "an instant in the future": (
+        SPINE, ["--as-known-at", _future()], 1, "may still come in; leave the instant out",
+    ),
     "an instant without an offset": (
         SPINE, ["--as-known-at", "2026-01-02T10:00"], 2, "carries no offset; write e.g. 2026-01-02T10:00Z",
+    ),
+    "a date for an instant": (
+        SPINE, ["--as-known-at", "2026-01-02"], 2, "carries no offset; write e.g. 2026-01-02T00:00Z",
+    ),
+    "an instant outside the calendar": (
+        SPINE, ["--as-known-at", "0001-01-01T00:00+23:59"], 2, "lies outside the calendar",
     ),
     "no instant": (SPINE, ["--as-known-at", "yesterday"], 2, "--as-known-at: 'yesterday' is no instant"),
 }  # fmt: skip
@@ -289,7 +307,7 @@ def test_what_was_never_ingested_is_said_in_a_sentence(tmp_path: Path, spine: Pa
         done = command("features", name, tmp_path / "project.yaml", *rest)
         check_sentence(done, 1, "there is no history of 'sales' yet; ingest it first")
     told = command("features", "describe", "sum_1d", tmp_path / "project.yaml", "--json").json
-    assert (told["rows"], told["committed_at"], told["online_up_to"]) == (0, None, None)
+    assert (told["row_versions"], told["committed_at"], told["online_up_to"]) == (0, None, None)
 
 
 def test_an_online_store_that_does_not_answer_is_said_without_its_password(
@@ -318,7 +336,7 @@ def test_a_manifest_that_is_not_there_makes_no_folder(tmp_path: Path, command: C
     assert not list(tmp_path.iterdir())
 
 
-def test_a_set_whose_manifest_or_spine_was_changed_is_not_made_again(
+def test_a_set_whose_manifest_was_changed_is_not_made_again(
     file: Path, spine: Path, command: Command
 ) -> None:
     made = command("features", "get", file, "--spine", spine, "--json").json
@@ -326,8 +344,21 @@ def test_a_set_whose_manifest_or_spine_was_changed_is_not_made_again(
     recorded = json.loads(manifest.read_bytes())
     forged = manifest.with_name("forged.json")
     forged.write_text(json.dumps({**recorded, "digest": "0" * 64}))
-    check_sentence(command("dataset", "rebuild", forged), 1, "not 000000000000")
-    forged.write_text(json.dumps({**recorded, "spine": "spine-gone.parquet"}))
-    check_sentence(command("dataset", "rebuild", forged), 1, "spine-gone.parquet: the spine cannot be read")
+    check_sentence(command("dataset", "rebuild", forged), 1, "was changed since it was written")
     forged.write_text(json.dumps({**recorded, "spine": "../../../spine.parquet"}))
-    check_sentence(command("dataset", "rebuild", forged), 1, "is no plain name")
+    check_sentence(command("dataset", "rebuild", forged), 1, "wrong at spine")
+    check_sentence(
+        command("dataset", "rebuild", made["file"]), 1, f"its manifest is {manifest.name}, beside it"
+    )
+
+
+def test_the_help_of_get_says_what_a_spine_holds(command: Command) -> None:
+    said = " ".join(command("features", "get", "--help").out.split())
+    for words in (
+        "the keys",
+        "target time",
+        "the target source's time column",
+        "on-request features",
+        "an offset",
+    ):
+        assert words in said

@@ -40,6 +40,29 @@ target: {source: orders, expr: paid, horizon: 0s, task: classification}
 """
 
 
+LEAKY = """
+project: p
+sources:
+  orders: &orders
+    path: orders.csv
+    entity: customer
+    event_time: {column: at, timezone: UTC}
+    known_at: {after_event: 1h}
+    derive: {big: amount > 100}
+    columns:
+      customer: {type: string}
+      amount: {type: float}
+      tips: {type: int}
+      paid: {type: bool}
+      big: {type: bool}
+  again: {<<: *orders, where: tips > 0}
+  other: {<<: *orders, path: others.csv}
+features:
+  o: {source: orders, features: {k: {latest: paid}}}
+target: {source: orders, expr: paid, horizon: 0s, task: classification}
+"""
+
+
 def compiled(folder: Path, features: str) -> FeatureSet:
     file = folder / "p.yaml"
     file.write_text(PROJECT.replace("FEATURES", features))
@@ -115,9 +138,9 @@ def test_a_function_beside_the_project_file_is_a_feature(
 def test_a_feature_has_the_type_of_what_it_is_made_of(tmp_path: Path) -> None:
     found = compiled(
         tmp_path,
-        "  o: {source: orders, features: {a: {latest: shop}, b: {latest: tips}, c: {latest: paid}, d: "
-        "{window: {of: shop, agg: count, over: 1d}}, e: {window: {of: tips, agg: mean, over: 1d}}, f: "
-        "{window: {of: shop, agg: last, over: 1d}}}}",
+        "  o: {source: orders, features: {a: {latest: shop}, b: {latest: tips}, "
+        "c: {value_at: {of: paid, ago: 1d}}, d: {window: {of: shop, agg: count, over: 1d}}, "
+        "e: {window: {of: tips, agg: mean, over: 1d}}, f: {window: {of: shop, agg: last, over: 1d}}}}",
     )
     assert [column.type for column in found.columns] == [
         "category",
@@ -149,27 +172,27 @@ def test_the_same_definition_has_one_identity_whatever_it_is_called(tmp_path: Pa
         ),
         (
             "  o: {source: shops, join_keys: {shop: id}, features: {k: {value_at: {of: size, ago: 1d}}}}",
-            "features.o.k: 'shops' has no time, so it has latest values only",
+            "features.o.features.k: 'shops' has no time, so it has latest values only",
         ),
         (
             "  o: {source: orders, features: {k: {window: {of: shop, agg: sum, over: 1d}}}}",
-            "features.o.k: sum of 'shop', which is of type category",
+            "features.o.features.k: sum of 'shop', which is of type category",
         ),
         (
             "  o: {source: orders, features: {k: {lag: {of: amount, rows: 1}}}}",
-            "features.o.k: lag counts rows",
+            "features.o.features.k: lag counts rows",
         ),
         (
             "  row: {columns: [amount, paid]}",
-            "a feature of the request reads 'paid', which the target is made of",
+            "target.expr: is made of 'paid', which a feature of the request reads",
         ),
         (
             "  row: {on_request: {amount: {expr: amount / 1000}}}",
-            "features: 'amount' is a column of the request, or the label; call it otherwise",
+            "features.row.on_request.amount: 'amount' is a column of the request, or the label; call",
         ),
         (
             "  o: {source: orders, features: {label: {latest: amount}}}",
-            "features: 'label' is a column of the request, or the label",
+            "features.o.features.label: 'label' is a column of the request, or the label",
         ),
         ("  row: {on_request: {x: {expr: amount / COUNT(*)}}}", "reads other rows than its own"),
         ("  row: {on_request: {x: {expr: at - NOW()}}}", "is another value each time that it is computed"),
@@ -196,6 +219,72 @@ def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, features: str,
     with pytest.raises(ConfigError) as raised:
         compiled(tmp_path, features)
     assert said in str(raised.value)
+    is_function = "operator" in said
+    assert is_function or str(raised.value).startswith(f"{tmp_path / 'p.yaml'}:2")
+
+
+ANSWER = "the answer would be among its inputs"
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({}, True),
+        ({"horizon: 0s": "horizon: 1d"}, False),
+        ({"latest: paid": "latest: tips"}, False),
+        ({"latest: paid": "value_at: {of: paid, ago: 0s}"}, True),
+        ({"latest: paid": "value_at: {of: paid, ago: 1us}"}, False),
+        ({"latest: paid": "window: {of: paid, agg: mean, over: 7d}"}, True),
+        ({"expr: paid": "expr: big"}, False),
+        ({"expr: paid": "expr: big", "latest: paid": "latest: amount"}, True),
+        ({"expr: paid": "expr: amount > 3", "latest: paid": "latest: big"}, True),
+        # The same file, read as another source: the same rows.
+        ({"{source: orders, f": "{source: again, f"}, True),
+        ({"{source: orders, f": "{source: other, f"}, False),
+        # As known at each P: a row that is known an hour after it happened is not known to itself.
+        ({"task:": "known_at: event, task:"}, False),
+        ({"task:": "known_at: event, task:", "after_event: 1h": "after_event: 0s"}, True),
+        ({"task:": "known_at: event, task:", "known_at: {after_event: 1h}": "season: 7d"}, False),
+    ],
+)
+def test_a_feature_that_would_hold_the_answer_is_refused(
+    tmp_path: Path, changes: dict[str, str], is_refused: bool
+) -> None:
+    text = LEAKY
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    if not is_refused:
+        compile_features(config.load(file, {}))
+        return
+    with pytest.raises(ConfigError, match=ANSWER) as raised:
+        compile_features(config.load(file, {}))
+    assert "features.o.features.k" in str(raised.value)
+
+
+def test_a_request_cannot_hold_what_the_target_is_derived_from(tmp_path: Path) -> None:
+    file = tmp_path / "p.yaml"
+    file.write_text(
+        LEAKY.replace("o: {source: orders, features: {k: {latest: paid}}}", "o: {columns: [amount]}").replace(
+            "expr: paid", "expr: big"
+        )
+    )
+    with pytest.raises(ConfigError, match=r"target\.expr: is made of 'amount'"):
+        compile_features(config.load(file, {}))
+
+
+def test_a_word_that_means_nothing_in_files_means_nothing_in_a_request(tmp_path: Path) -> None:
+    found = compiled(tmp_path, "  row: {columns: [shop]}")
+    assert found.request.null_values == ("",)
+    file = tmp_path / "p.yaml"
+    file.write_text(file.read_text().replace("path: orders.csv", "path: orders.csv\n    null_values: NA"))
+    words = compile_features(config.load(file, {})).request
+    rows = pl.DataFrame({"customer": ["c"], "at": ["2026-11-01T00:00Z"], "shop": ["NA"]})
+    typed, failures = words.check(rows)
+    assert (typed["shop"].to_list(), failures.height) == ([None], 0)
+    assert FeatureSet.from_json(compile_features(config.load(file, {})).to_json()).request == words
 
 
 @pytest.mark.parametrize(

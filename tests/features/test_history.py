@@ -1,5 +1,7 @@
 """A history keeps what it was given: each commit whole, once, in order, whoever writes, whenever they die."""
 
+import shutil
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ import polars as pl
 import pytest
 
 from mlops_ray.config import Source
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import history
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import AsOf, History, Snapshot, read
@@ -94,7 +96,9 @@ def test_k_later_than_the_newest_commit_is_an_error_and_k_before_the_first_knows
         stored.snapshot()
     with clock_at(100):
         stored.append(rows(("a", 1, 1.0)), source(), "1")
-    with pytest.raises(DataError, match=r"nothing is known as of 1970-01-01T00:00:00.000101\+00:00 yet"):
+    with pytest.raises(
+        DataError, match=r"000101\+00:00 is after the newest commit of 's' \(.*000100\+00:00\)"
+    ):
         stored.snapshot(known_at=micros(101))
     assert values(stored.snapshot(known_at=micros(100))) == [("a", 1, 1.0)]
     assert values(stored.snapshot(known_at=micros(99))) == []
@@ -314,3 +318,61 @@ def test_a_commit_that_comes_while_a_snapshot_is_taken_is_in_it_whole_or_not_at_
     snapshot = stored.snapshot()
     assert (snapshot.as_of.known_at, values(snapshot)) == (micros(100), [("a", 1, 1.0)])
     assert values(stored.snapshot(snapshot.as_of)) == values(snapshot)
+
+
+# ---------------------------------------------------------------- what is damaged
+
+
+def _logs(folder: Path) -> list[Path]:
+    return sorted((folder / "_delta_log").glob("*.json"))
+
+
+def _rows(folder: Path) -> Path:
+    return next(folder.glob("*/*.parquet"))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a truncated log": lambda folder: _logs(folder)[-1].write_bytes(_logs(folder)[-1].read_bytes()[:100]),
+    "an empty log": lambda folder: _logs(folder)[-1].write_bytes(b""),
+    "a log of something else": lambda folder: _logs(folder)[-1].write_bytes(b"\xff\xfe"),
+    "a log without its beginning": lambda folder: _logs(folder)[0].unlink(),
+    "no log": lambda folder: shutil.rmtree(folder / "_delta_log"),
+}
+DAMAGED_ROWS: dict[str, Callable[[Path], object]] = {
+    "a missing file": lambda folder: _rows(folder).unlink(),
+    "a truncated file": lambda folder: _rows(folder).write_bytes(_rows(folder).read_bytes()[:200]),
+    "a file of something else": lambda folder: pl.DataFrame({"q": [1]}).write_parquet(_rows(folder)),
+}
+
+
+@pytest.mark.parametrize("what", [*DAMAGES, *DAMAGED_ROWS])
+def test_a_damaged_history_is_said_with_its_folder_and_nothing_is_begun_anew(
+    what: str, tmp_path: Path
+) -> None:
+    stored = history_at(tmp_path)
+    stored.append(rows(("a", 1, 1.0)), source(), "1")
+    (DAMAGES | DAMAGED_ROWS)[what](stored.folder)
+    asks: list[Callable[[], object]] = [
+        lambda: read(stored.snapshot()),
+        lambda: history.changed_since(stored.snapshot(), micros(0)),
+    ]
+    if what in DAMAGES:
+        asks += [
+            lambda: stored.newest,
+            lambda: stored.maintain(vacuum_hours=1),
+            lambda: stored.append(rows(("a", 2, 2.0)), source(), "2"),
+        ]
+    for ask in asks:
+        with pytest.raises(StorageError) as told:
+            ask()
+        assert str(told.value).startswith(f"the history {stored.folder} cannot be read: ")
+        assert "\n" not in str(told.value)
+
+
+def test_keys_that_are_equal_lie_in_one_bucket_and_no_hash_ever_changes() -> None:
+    keys = pl.DataFrame({"k": [0.0, -0.0, 1.5, -2.0, None, float("nan")]})
+    found = history.buckets_of(keys, ["k"]).to_list()
+    assert found[0] == found[1]
+    assert found == [2, 2, 10, 1, 0, 9]
+    texts = pl.DataFrame({"k": ["a", "-0.0", "0.0"], "n": [1, 0, None]})
+    assert history.buckets_of(texts, ["k", "n"]).to_list() == [1, 2, 1]

@@ -347,14 +347,16 @@ def test_rows_expire_by_ttl_and_by_look_back(place: str, tmp_path: Path) -> None
     history = Growing(tmp_path)
     features, store = feature_set(history.view, FRESH, SUM), OnlineStore(place)
     materialize(store, features, {"s": history.commit(("old", 0, 1.0))})
-    for hours, answer in ((24 - US, (1.0, 1.0)), (24, (1.0, None)), (24 + US, (None, None))):
+    gone = (None, None)
+    answers = [(24 - US, (1.0, 1.0)), (24, (1.0, None)), (24 + US, gone), (48, gone), (48 + US, gone)]
+    for hours, answer in answers:
         snapshot = history.commit(("a", hours, 2.0))
         assert materialize(store, features, {"s": snapshot}) == {"s": at(hours)}
         ask = asked(("old", at(hours)), ("a", at(hours)))
         found, failures = store.features(features, ask)
         assert found.row(0) == answer
         assert found.equals(offline(ask, {"s": snapshot}, features))
-        is_kept = answer != (None, None)
+        is_kept = hours <= 48
         assert flagged(failures) == ([] if is_kept else [(0, "k")])
         assert (store._shelf.get(history.view.table, ['["old"]'])[1] != [None]) == is_kept
 
@@ -377,14 +379,18 @@ def test_a_read_before_what_is_kept_or_after_what_is_known_is_refused(place: str
     history = Growing(tmp_path)
     features, store = feature_set(history.view, SUM), OnlineStore(place)
     materialize(store, features, {"s": history.commit(*(("a", hour, 1.0) for hour in range(100)))})
-    assert store.bounds(features) == (at(99), at(99))
-    times = (at(99) - MICROSECOND, at(99), at(99) + MICROSECOND)
+    assert store.bounds(features) == (at(99) - DAY, at(99)), "of the newest moments a day"
+    times = (at(99) - DAY - MICROSECOND, at(99) - DAY, at(99), at(99) + MICROSECOND)
     _, failures = store.features(features, asked(*(("a", time) for time in times)))
-    assert refused(failures) == {0: "too_old", 2: "watermark"}
+    assert refused(failures) == {0: "too_old", 3: "watermark"}
+    assert failures["value"].to_list() == [
+        "2020-06-04T14:59:59.999999Z",
+        "2020-06-05T15:00:00.000001Z; 's' is known up to 2020-06-05T15:00:00Z",
+    ]
     longer = feature_set(history.view, replace(SUM, over_us=3 * DAY_US))
     materialize(store, longer, {"s": history.commit(("a", 99, 2.0))})
     first, last = store.bounds(features)  # type: ignore[misc]
-    assert (first, last) == (at(99 - 48), at(99)), "what the longer window needs serves the shorter one"
+    assert (first, last) == (at(99 - 72), at(99)), "what the longer window needs serves the shorter one"
     times = (first - MICROSECOND, first)
     assert refused(store.features(features, asked(*(("a", time) for time in times)))[1]) == {0: "too_old"}
 
@@ -813,12 +819,12 @@ sources:
     path: rows.csv
     entity: k
     event_time: {{column: t}}
-    columns: {{k: {{type: category}}, x: {{type: float}}, y: {{type: float}}}}
+    columns: {{k: {{type: category}}, x: {{type: float}}, y: {{type: float}}, z: {{type: float}}}}
 features:
   {view}:
     source: {source}
     features: {{{feature}}}
-target: {{source: {source}, expr: x, task: regression}}
+target: {{source: {source}, expr: z, task: regression}}
 """
 
 
@@ -834,7 +840,13 @@ def test_two_projects_with_one_definition_share_its_history_and_its_records(tmp_
     one = project(tmp_path, "one", "sales", f"sum_1d: {window}")
     two = project(tmp_path, "two", "turnover", f"last_day: {window}")
     rows = pl.DataFrame(
-        {"k": ["a", "b"], "event_time": [datetime.now(UTC)] * 2, "x": [1.0, 2.0], "y": [1.0, 2.0]}
+        {
+            "k": ["a", "b"],
+            "event_time": [datetime.now(UTC)] * 2,
+            "x": [1.0, 2.0],
+            "y": [1.0, 2.0],
+            "z": [0.0] * 2,
+        }
     )
     one.history("shop").append(rows.cast({"event_time": INSTANT}), one.project.sources["shop"], "first")
     assert len(list((tmp_path / ".mlops" / "features").iterdir())) == 1

@@ -160,7 +160,13 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
         store.features(features, row)
     materialize(store, features, held)
     last = datetime(2017, 1, 1, 23, tzinfo=UTC)
-    for time, rule in ((last, None), (last + HOUR, "watermark"), (last - 25 * HOUR, "too_old")):
+    first = last - 48 * HOUR
+    for time, rule in (
+        (first - HOUR, "too_old"),
+        (first, None),
+        (last, None),
+        (last + HOUR, "watermark"),
+    ):
         _, failures = store.features(
             features, row.with_columns(pl.lit(time).cast(row.schema["time"]).alias("time"))
         )

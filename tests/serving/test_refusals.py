@@ -1,0 +1,34 @@
+"""A request that is refused is told why, and shown nothing that is hidden."""
+
+import polars as pl
+import pytest
+
+from mlops_ray.errors import InvalidRowError
+from mlops_ray.schema import FAILURES, Column, Schema
+from mlops_ray.serving.refusals import refuse_rejected
+
+SCHEMA = Schema((Column("t", "datetime"),))
+
+
+def refusal(value: str | None, hidden: tuple[str, ...] = ()) -> str:
+    failure = {"row": [2], "column": "t", "rule": "watermark", "value": value, "severity": "reject"}
+    with pytest.raises(InvalidRowError) as raised:
+        refuse_rejected(pl.DataFrame(failure, schema=FAILURES), SCHEMA, hidden)
+    return str(raised.value)
+
+
+def test_a_time_past_the_watermark_is_told_which_source_is_known_up_to_when() -> None:
+    value = "2017-01-02T00:00:00.000000Z; 'meter' is known up to 2017-01-01T23:00:00.000000Z"
+    known = (
+        "cannot be predicted yet: 'meter' is known up to 2017-01-01T23:00:00.000000Z only, before the moment "
+        "at which it would be predicted (past the watermark)"
+    )
+    assert refusal(value) == f"row 2, column 't': '2017-01-02T00:00:00.000000Z' {known}"
+    assert refusal(value, ("t",)) == f"row 2, column 't': the value {known}"
+
+
+@pytest.mark.parametrize(("value", "seen"), [("x", "'x'"), (None, "the value")])
+def test_a_time_past_the_watermark_of_no_source_is_refused_all_the_same(value: str | None, seen: str) -> None:
+    assert refusal(value).startswith(
+        f"row 2, column 't': {seen} cannot be predicted yet: the data known so far ends"
+    )
