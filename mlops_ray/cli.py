@@ -74,7 +74,7 @@ def ingest(file: ProjectFile, as_json: Json = False) -> None:
     if as_json:
         _print_json(found)
     else:
-        columns = ["source", "state", "rows", "valid", "quarantined", "filtered"]
+        columns = ["source", "state", "rows", "valid", "quarantined", "filtered", "flagged"]
         rows = [
             [
                 name,

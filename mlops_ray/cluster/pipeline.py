@@ -7,7 +7,7 @@ and does only what changed.
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -58,6 +58,8 @@ class Pipeline:
     project: Project
     storage: Storage
     progress: Progress = field(default_factory=Silent)
+    #: Called before something is read on Ray.
+    connect: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` and `DataError` for what cannot be run, before anything is started."""
@@ -179,12 +181,15 @@ class Pipeline:
         # What the newest commit holds is stored already; what an older one held is news once more.
         before = history.commit or ""
         commit = before if before.startswith(content) else f"{content}-{digest(before)[:8]}"
+        stage, is_there = f"ingest {name}", before == commit
+        if not is_there or self.stages.recorded(stage, made_from) is None:
+            self.connect()
         self.stages.run(
-            f"ingest {name}",
+            stage,
             made_from,
             lambda: self._read(name, source, history, commit),
             say=_say_ingest,
-            still_there=lambda _: before == commit,
+            still_there=lambda _: is_there,
         )
         return commit
 

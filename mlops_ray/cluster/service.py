@@ -5,8 +5,9 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray import keys
@@ -71,9 +72,9 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
     """
     with (
         contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock, whole=True) as (pipeline, cluster, ours),
+        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
     ):
-        live = _bring_up(pipeline, cluster, ours)
+        live = _bring_up(pipeline, connected(), ours)
         # A service that runs holds nobody up: another run may bring it up to date.
         lock.close()
         if detach:
@@ -86,12 +87,14 @@ def running(project: Project, storage: Storage, progress: Progress, *, detach: b
 def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, dict[str, Any]]:
     """Brings every source into its history; returns what became of its rows, and if it was `unchanged`.
 
-    On the cluster of this storage, or on one that is started for it and stopped again.
+    On the cluster of this storage, or on one that is started for it and stopped again; without any where
+    nothing changed.
     """
     with (
         contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock) as (pipeline, _, ours),
+        _working(project, storage, progress, lock) as (pipeline, connected, ours),
     ):
+        pipeline.connect = connected
         pipeline.ingest()
         _leave_cluster(storage, stop=ours)
         unchanged = pipeline.stages.unchanged
@@ -107,8 +110,8 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
 @contextlib.contextmanager
 def _working(
     project: Project, storage: Storage, progress: Progress, lock: contextlib.ExitStack, *, whole: bool = False
-) -> Iterator[tuple["Pipeline", LocalCluster, bool]]:
-    """A pipeline on a connected cluster, and whether it is ours, which `lock` keeps from other runs.
+) -> Iterator[tuple["Pipeline", Callable[[], LocalCluster], bool]]:
+    """A pipeline, what connects it to a cluster, and whether that is ours, which `lock` keeps from others.
 
     `whole` where all stages are to be run, and not the data's alone. After an error or Ctrl-C a cluster that
     is ours is stopped.
@@ -120,7 +123,7 @@ def _working(
         if whole:
             pipeline.require_supported()
         try:
-            yield pipeline, _connected(pipeline, ours), ours
+            yield pipeline, cache(lambda: _connected(pipeline, ours)), ours
         except Exception:
             _leave_cluster(storage, stop=ours)
             raise

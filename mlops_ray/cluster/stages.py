@@ -66,19 +66,23 @@ class Stages:
 
         `still_there` says whether what a recorded result names exists yet; `say` puts a result into words.
         """
-        fingerprint = digest(made_from)
-        known = self._record().get(name)
-        if known is not None and known["fingerprint"] == fingerprint and still_there(known["result"]):
-            self.progress.end(name, say(known["result"]), None)
+        known = self.recorded(name, made_from)
+        if known is not None and still_there(known):
+            self.progress.end(name, say(known), None)
             self.seconds[name] = 0.0
             self.unchanged.append(name)
-            return dict(known["result"])
+            return known
         with self.timed(name, say) as result:
             result |= orjson.loads(orjson.dumps(do(), option=orjson.OPT_SERIALIZE_NUMPY))
         record = self._record()
-        record[name] = {"fingerprint": fingerprint, "result": result}
+        record[name] = {"fingerprint": digest(made_from), "result": result}
         self.storage.write_json(record, FILE)
         return result
+
+    def recorded(self, name: str, made_from: Any) -> dict[str, Any] | None:
+        """The result of a stage that was made from the same; `None` where there is none."""
+        known = self._record().get(name)
+        return dict(known["result"]) if known and known["fingerprint"] == digest(made_from) else None
 
     def _record(self) -> dict[str, Any]:
         try:

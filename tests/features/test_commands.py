@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 
 from mlops_ray import cli
+from mlops_ray.cluster import local, service
 from mlops_ray.expressions import SEARCH_PATH
 
 from ..e2e.conftest import mlops
@@ -127,11 +128,15 @@ def test_ingest_tells_what_became_of_the_rows_of_every_source(ingested: dict[str
     assert not ingested["sales"]["unchanged"]
 
 
-def test_ingest_of_sources_that_did_not_change_says_so(file: Path) -> None:
-    done = mlops("ingest", file)
-    assert done.returncode == 0, done.stderr
-    sources = [line for line in done.stdout.splitlines() if "sales" in line or "shops" in line]
-    assert ["unchanged" in line for line in sources] == [True, True], done.stdout
+def test_ingest_of_sources_that_did_not_change_says_so_and_starts_nothing(
+    file: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "start", lambda _: pytest.fail("a cluster was started"))
+    monkeypatch.setattr(service, "_leave_cluster", lambda *_, **__: None)
+    done = command("ingest", file)
+    assert done.status == 0, done.err
+    sources = [line for line in done.out.splitlines() if "sales" in line or "shops" in line]
+    assert ["unchanged" in line for line in sources] == [True, True], done.out
 
 
 def test_list_names_every_feature_and_what_it_is_made_of(file: Path, command: Command) -> None:

@@ -53,7 +53,7 @@ def flagged(failures: pl.DataFrame) -> list[tuple[int, str]]:
 
 
 @settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

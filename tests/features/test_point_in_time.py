@@ -85,7 +85,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
 def test_features_are_those_of_the_oracle_in_every_situation() -> None:
     met: Counter[str] = Counter()
 
-    @run(3200)
+    @run(2900)
     @given(case=cases(), small=st.booleans())
     def agrees(case: Case, small: bool) -> None:
         with pytest.MonkeyPatch.context() as patch:
