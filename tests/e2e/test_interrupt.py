@@ -13,7 +13,8 @@ from ..conftest import EXAMPLE
 from .conftest import COMMAND, clean_environment, mlops, processes_of
 
 #: Seconds after which each of ten runs is interrupted: on starting Ray, reading, sweeping, fitting, serving.
-MOMENTS_S = (0.4, 1.5, 3, 5, 7, 9, 12, 16, 20, 26)
+#: Every other one, unless all are asked for.
+MOMENTS_S = (0.4, 1.5, 3, 5, 7, 9, 12, 16, 20, 26)[:: 1 if os.environ.get("MLOPS_WHOLE") else 2]
 
 
 def interrupt_after(seconds: float, file: Path) -> subprocess.CompletedProcess[str]:
@@ -48,7 +49,7 @@ def terminal() -> Iterator[None]:
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_at_ten_moments_leaves_no_process_and_the_next_run_continues(
+def test_ctrl_c_at_any_moment_leaves_no_process_and_the_next_run_continues(
     terminal: None, tmp_path: Path
 ) -> None:
     file, storage = tmp_path / "project.yaml", tmp_path / ".mlops"
