@@ -5,6 +5,7 @@ and never a mixture.
 """
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -70,6 +71,15 @@ class Storage:
         """Replaces the document as a whole."""
         with replacing(self.path(*parts), mode=mode) as file:
             file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+
+def digest(document: Any) -> str:
+    """SHA-256 of plain data.
+
+    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    True
+    """
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from mlops_ray import __version__
-from mlops_ray.cluster.stages import Progress, Silent, Stages, digest
+from mlops_ray.cluster.stages import Progress, Silent, Stages
 from mlops_ray.config import Project, Source
 from mlops_ray.data import counts, ingest, validate
 from mlops_ray.errors import ConfigError, DataError, StorageError, TrainingError
@@ -36,7 +36,7 @@ from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import Registry
 from mlops_ray.schema import Column
 from mlops_ray.serving import record, release
-from mlops_ray.storage import Storage, replacing
+from mlops_ray.storage import Storage, digest, replacing
 from mlops_ray.training import evaluate, families, metrics, splits, sweep, tracking
 from mlops_ray.training.sweep import Trial
 from mlops_ray.training.task import Task
@@ -181,15 +181,13 @@ class Pipeline:
         # What the newest commit holds is stored already; what an older one held is news once more.
         before = history.commit or ""
         commit = before if before.startswith(content) else f"{content}-{digest(before)[:8]}"
-        stage, is_there = f"ingest {name}", before == commit
-        if not is_there or self.stages.recorded(stage, made_from) is None:
-            self.connect()
         self.stages.run(
-            stage,
+            f"ingest {name}",
             made_from,
             lambda: self._read(name, source, history, commit),
             say=_say_ingest,
-            still_there=lambda _: is_there,
+            still_there=lambda _: before == commit,
+            before=self.connect,
         )
         return commit
 

@@ -5,7 +5,6 @@ A stage is recorded after it is whole. Killing a run at any moment costs at most
 
 import contextlib
 import fcntl
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from typing import Any, Protocol
 import orjson
 
 from mlops_ray.errors import StorageError
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, digest
 
 FILE = "pipeline.json"
 LOCK = "pipeline.lock"
@@ -61,28 +60,27 @@ class Stages:
         *,
         say: Callable[[dict[str, Any]], str],
         still_there: Callable[[dict[str, Any]], bool] = lambda result: True,
+        before: Callable[[], object] = lambda: None,
     ) -> dict[str, Any]:
         """The result of a stage, plain JSON: the recorded one where `made_from` is as it was, else a new one.
 
-        `still_there` says whether what a recorded result names exists yet; `say` puts a result into words.
+        `still_there` says whether what a recorded result names exists yet; `say` puts a result into words;
+        `before` is called ahead of a stage that is done.
         """
-        known = self.recorded(name, made_from)
-        if known is not None and still_there(known):
-            self.progress.end(name, say(known), None)
+        fingerprint = digest(made_from)
+        known = self._record().get(name)
+        if known is not None and known["fingerprint"] == fingerprint and still_there(known["result"]):
+            self.progress.end(name, say(known["result"]), None)
             self.seconds[name] = 0.0
             self.unchanged.append(name)
-            return known
+            return dict(known["result"])
+        before()
         with self.timed(name, say) as result:
             result |= orjson.loads(orjson.dumps(do(), option=orjson.OPT_SERIALIZE_NUMPY))
         record = self._record()
-        record[name] = {"fingerprint": digest(made_from), "result": result}
+        record[name] = {"fingerprint": fingerprint, "result": result}
         self.storage.write_json(record, FILE)
         return result
-
-    def recorded(self, name: str, made_from: Any) -> dict[str, Any] | None:
-        """The result of a stage that was made from the same; `None` where there is none."""
-        known = self._record().get(name)
-        return dict(known["result"]) if known and known["fingerprint"] == digest(made_from) else None
 
     def _record(self) -> dict[str, Any]:
         try:
@@ -99,15 +97,6 @@ class Stages:
         yield result
         self.seconds[name] = round(time.monotonic() - begin, 2)
         self.progress.end(name, say(result), self.seconds[name])
-
-
-def digest(document: Any) -> str:
-    """SHA-256 of plain data.
-
-    >>> digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
-    True
-    """
-    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 @contextlib.contextmanager

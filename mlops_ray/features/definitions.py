@@ -4,13 +4,11 @@ A `FeatureSet` holds all that is needed to compute the features of a training ro
 data with a digest, goes into the model's package, and is the only description of features that serving reads.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-import orjson
 import polars as pl
 
 from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
@@ -18,6 +16,7 @@ from mlops_ray.errors import ConfigError, did_you_mean
 from mlops_ray.expressions import column_sql, compile_sql, function_digest
 from mlops_ray.features.resample import PICKING, aggregated_type
 from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
+from mlops_ray.storage import digest
 
 #: The values that a calendar feature can take.
 CALENDAR_CATEGORIES: dict[str, tuple[int, ...]] = {
@@ -200,12 +199,12 @@ class FeatureSet:
         definition = {**vars(feature), "name": None, "horizon_us": self.horizon_us}
         if isinstance(feature, Stored):
             definition |= {"source": next(t.table for t in self.tables if t.source == feature.source)}
-        return _digest(definition)
+        return digest(definition)
 
     @cached_property
     def digest(self) -> str:
         """Identifies the definitions: equal for equal features, whatever project or file they stand in."""
-        return _digest(self.to_json())
+        return digest(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -243,15 +242,11 @@ def _columns(data: list[dict[str, Any]]) -> tuple[Column, ...]:
     ).columns
 
 
-def _digest(document: Any) -> str:
-    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).hexdigest()
-
-
 def table_name(source_name: str, source: Source) -> str:
     """The name of a source's history: equal definitions share it, a changed one starts anew."""
     # What a new version of ours adds to the defaults, and what changes no row, must not start a history anew.
     definition = source.model_dump(mode="json", exclude={"path", "policy", "season"}, exclude_defaults=True)
-    return f"{source_name}-{_digest([FORMAT, definition])[:12]}"
+    return f"{source_name}-{digest([FORMAT, definition])[:12]}"
 
 
 def view_table(name: str, source: Source) -> ViewTable:

@@ -28,6 +28,7 @@ from mlops_ray.features.windows import (
     aggregate,
     aggregate_active,
     aggregate_one,
+    edges,
     newest_active,
     runs,
 )
@@ -296,21 +297,15 @@ class Asked:
     def _window(self, feature: Stored, start: Positions, stop: Positions) -> Values:
         agg = str(feature.agg)
         if agg in PICKING:
-            return self._gather(feature, self._edge(start, stop, agg))
+            return self._gather(
+                feature, edges(start, stop, agg, None if self.rows.known is None else self._in_force)
+            )
         numbers = self.rows.numbers(feature.of, agg)
         if self.rows.known is None:
             return aggregate(numbers, start, stop, agg, feature.quantile)
         if agg == "count" or (agg in ("sum", "mean") and numbers.prefix is not None):
             return self._stabbed(numbers, feature.over_us, agg)
         return aggregate_active(numbers, start, stop, self._in_force, agg, feature.quantile)
-
-    def _edge(self, start: Positions, stop: Positions, agg: str) -> Positions:
-        if self.rows.known is None:
-            return np.where(stop > start, start if agg == "first" else stop - 1, NONE)
-        places = Numbers(np.arange(len(self.rows.times), dtype=np.float64))
-        of = "min" if agg == "first" else "max"
-        found = aggregate_active(places, start, stop, self._in_force, of, None)
-        return np.where(np.isnan(found), NONE, found).astype(np.int64)
 
     def _newest(self, start: Positions, stop: Positions) -> Positions:
         order = self.rows.newest

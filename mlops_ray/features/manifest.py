@@ -4,12 +4,10 @@ A set is called by the hash of its manifest: of the question (definitions, what 
 target or spine, policies), of the values that were found, and of the versions of what computed them.
 """
 
-import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any, get_args
 
-import orjson
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, Field, ValidationError
 
 from mlops_ray.config import CALENDAR_KINDS, Aggregation, Feature, Model, Policy, Sql
@@ -19,6 +17,7 @@ from mlops_ray.features.definitions import NUMERIC, OF_ANYTHING, Computed, Featu
 from mlops_ray.features.history import AsOf
 from mlops_ray.features.resample import aggregated_type
 from mlops_ray.instants import EARLIEST, LATEST, MICROSECOND
+from mlops_ray.storage import digest
 
 #: Raised when the digests change, or what a manifest must say: no older one is then compared.
 FORMAT = 2
@@ -78,8 +77,7 @@ class Manifest(Model):
 def name(document: dict[str, Any]) -> str:
     """What the Parquet file of a manifest is called; the manifest itself ends in `.json`."""
     sealed = {key: value for key, value in document.items() if key != "file"}
-    seal = hashlib.sha256(orjson.dumps(sealed, option=orjson.OPT_SORT_KEYS)).hexdigest()
-    return f"{document['project']}-{seal[:12]}.parquet"
+    return f"{document['project']}-{digest(sealed)[:12]}.parquet"
 
 
 def parse(document: Any, file: str) -> Manifest:

@@ -5,7 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from mlops_ray.features.windows import Active, Floats, Numbers, Positions, aggregate, aggregate_active, runs
+from mlops_ray.features.windows import (
+    Active,
+    Floats,
+    Numbers,
+    Positions,
+    aggregate,
+    aggregate_active,
+    edges,
+    runs,
+)
 from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType
 
 EVENT_TIME = "event_time"
@@ -62,7 +71,7 @@ def resample(
     made = []
     for (name, how), column in zip(aggregations, columns, strict=True):
         if how in PICKING:
-            values = rows[name].gather(_edges(start, stop, active, how))
+            values = rows[name].gather(edges(start, stop, how, active))
         else:
             values = pl.Series(
                 _aggregate(Numbers.of(rows[name], how), start, stop, active, how), nan_to_null=True
@@ -80,15 +89,6 @@ def _aggregate(
     if active is None:
         return aggregate(numbers, start, stop, how)
     return aggregate_active(numbers, start, stop, active, how, None)
-
-
-def _edges(start: Positions, stop: Positions, active: Active | None, how: str) -> Positions:
-    """The position of the first or the last row of each interval."""
-    if active is None:
-        return start if how == "first" else stop - 1
-    places = Numbers(np.arange(stop.max(initial=0), dtype=np.float64))
-    found = aggregate_active(places, start, stop, active, "min" if how == "first" else "max", None)
-    return found.astype(np.int64)
 
 
 def _versions(rows: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, Active]:

@@ -135,6 +135,15 @@ def aggregate_active(
     return out
 
 
+def edges(start: Positions, stop: Positions, agg: str, active: Active | None = None) -> Positions:
+    """The `first` or the `last` position of each range, of those that are active, else `NONE`."""
+    if active is None:
+        return np.where(stop > start, start if agg == "first" else stop - 1, NONE)
+    places = Numbers(np.arange(stop.max(initial=0), dtype=np.float64))
+    found = aggregate_active(places, start, stop, active, "min" if agg == "first" else "max", None)
+    return np.where(np.isnan(found), NONE, found).astype(np.int64)
+
+
 def newest_active(start: Positions, stop: Positions, active: Active) -> Positions:
     """The last position of each range that is active for its row of the spine, else `NONE`.
 

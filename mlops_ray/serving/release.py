@@ -15,7 +15,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import orjson
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
@@ -29,7 +28,7 @@ from mlops_ray.policy import label_selector
 from mlops_ray.serving import gateway, replica
 from mlops_ray.serving.record import read
 from mlops_ray.serving.routes import READY
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, digest
 
 #: What was deployed, by application, with the digest of what it was made of.
 DEPLOYED = "deployed.json"
@@ -143,7 +142,7 @@ def _running() -> set[str]:
 
 
 def _digest(*settings: Any) -> str:
-    return hashlib.sha256(orjson.dumps([code_digest(), *settings], option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return digest([code_digest(), *settings])
 
 
 @lru_cache(maxsize=1)
