@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticCustomError, core_schema
 
-from mlops_ray.errors import ConfigError, did_you_mean
+from mlops_ray.errors import ConfigError, did_you_mean, one_line
 from mlops_ray.expressions import compile_sql
 from mlops_ray.schema import Column, ColumnType, Rule, Schema, Severity
 
@@ -1008,7 +1008,7 @@ def _parse(file: Path) -> tuple[dict[str, Any], dict[tuple[Any, ...], int]]:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ConfigError(f"not YAML: {error.problem}", file=str(file), line=line) from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"not YAML: {' '.join(str(error).split())}", file=str(file)) from error
+        raise ConfigError(f"not YAML: {one_line(error)}", file=str(file)) from error
     if not isinstance(tree, dict):
         raise ConfigError("a project file is a mapping that begins with project: NAME", file=str(file))
     return tree, dict(_lines(node))

@@ -147,3 +147,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known here: {', '.join(names)}" if names else ""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of somebody else's says, without its line breaks.
+
+    >>> one_line(ValueError("no such\\n  column"))
+    'no such column'
+    """
+    return " ".join(str(error).split())
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what it says: what Polars says behind it is advice about its own options."""
+    return " ".join(str(error).split("\n")[0].split())[:200]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops_ray.errors import ConfigError, DataError, did_you_mean
+from mlops_ray.errors import ConfigError, DataError, did_you_mean, one_line
 
 #: The environment variable with the folder of the project file, in which its functions may stand.
 SEARCH_PATH = "MLOPS_RAY_SEARCH_PATH"
@@ -232,7 +232,7 @@ def load_function(path: str) -> Callable[..., pl.Series]:
         module = importlib.import_module(module_name)
     except Exception as error:
         # The module is the user's: importing it may raise anything.
-        raise ConfigError(f"the module of {path!r} cannot be imported: {_one_line(error)}") from error
+        raise ConfigError(f"the module of {path!r} cannot be imported: {_with_type(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         hint = did_you_mean(name, [known for known, value in vars(module).items() if callable(value)])
@@ -290,7 +290,7 @@ def _sources(name: str, folders: Iterable[Path]) -> dict[str, bytes]:
             open += _imported(ast.parse(found[name]), package)
         except (SyntaxError, ValueError, ImportError) as error:
             raise ConfigError(
-                f"{file}, which a function needs, cannot be read: {_one_line(error)}"
+                f"{file}, which a function needs, cannot be read: {_with_type(error)}"
             ) from error
         open += [package] if package else []
     return found
@@ -318,7 +318,7 @@ def _call(path: str, function: Callable[..., object], *columns: pl.Series) -> pl
         result = function(*columns)
     except Exception as error:
         # The function is the user's: whatever it raises is a fault of the project, told by its name.
-        raise DataError(f"the function {path} failed: {_one_line(error)}") from error
+        raise DataError(f"the function {path} failed: {_with_type(error)}") from error
     if not isinstance(result, pl.Series):
         raise DataError(f"the function {path} returned a {type(result).__name__}, not a polars Series")
     if columns and len(result) != len(columns[0]):
@@ -326,5 +326,5 @@ def _call(path: str, function: Callable[..., object], *columns: pl.Series) -> pl
     return result
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _with_type(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -25,7 +25,7 @@ import ray
 from mlops_ray.config import Csv, File, Source
 from mlops_ray.data import validate
 from mlops_ray.data.event_time import Clock, columns_of
-from mlops_ray.errors import DataError, MlopsError, did_you_mean
+from mlops_ray.errors import DataError, MlopsError, did_you_mean, one_line
 from mlops_ray.expressions import load_function
 
 #: Rows of a file that are read, checked and dropped again at a time; bounds the memory of a task.
@@ -86,7 +86,7 @@ def read(source: Source, name: str, selector: dict[str, str]) -> Iterator[valida
             for batch in batches:
                 yield from map(_unpack, batch.to_pylist())
     except ray.exceptions.RayError as error:
-        raise DataError(f"source {name!r}: reading failed: {_one_line(error)}") from error
+        raise DataError(f"source {name!r}: reading failed: {one_line(error)[:200]}") from error
 
 
 def unsupported(source: Source, name: str) -> None:
@@ -122,7 +122,8 @@ def check_file(file: File, source: Source) -> Iterator[validate.Verdict]:
     names = check_header(file, source)
     renames = {**source.rename, **file.rename}
     clock = Clock(source.event_time) if source.event_time else None
-    read = [name for name in names if _is_read(renames.get(name, name), source)]
+    needed = _needed(source)
+    read = [name for name in names if _is_read(renames.get(name, name), needed, source)]
     for block, wrong in _read_csv(file.path, format, names, read):
         if block.height:
             frame = _decimals(block.rename(renames, strict=False), format, source)
@@ -189,10 +190,10 @@ def _needed(source: Source) -> dict[str, str]:
     return needed | dict.fromkeys((name for name in source.columns if name not in made), "columns")
 
 
-def _is_read(name: str, source: Source) -> bool:
+def _is_read(name: str, needed: dict[str, str], source: Source) -> bool:
     """Whether a column of a file is read; the others may be called as they like, also like ours."""
     ours = (*validate.PLACE, *validate.TIME)
-    return name in _needed(source) or (source.unpivot is not None and name not in ours)
+    return name in needed or (source.unpivot is not None and name not in ours)
 
 
 def _timed(frame: pl.DataFrame, clock: Clock | None, source: Source) -> pl.DataFrame:
@@ -261,7 +262,7 @@ def _read_csv(
             why = f"{WRONG_ROWS} rows on end do not have {len(names)} columns; is the delimiter right?"
             raise DataError(why, file=path, row=wrong["_row"][0]) from error
         raise DataError(
-            f"cannot be read after row {max(row - 1, 0)}: {_one_line(error)}", file=path
+            f"cannot be read after row {max(row - 1, 0)}: {one_line(error)[:200]}", file=path
         ) from error
     yield pl.DataFrame(), _wrong_rows(wrong)
 
@@ -312,11 +313,11 @@ def _header(path: str, format: Csv) -> list[str]:
         header = next(csv.reader(lines, **dialect), None)
     except UnicodeDecodeError as error:
         hint = "say format.csv.encoding, e.g. latin-1"
-        raise DataError(f"not {format.encoding} text ({_one_line(error)}); {hint}", file=path) from error
+        raise DataError(f"not {format.encoding} text ({one_line(error)[:200]}); {hint}", file=path) from error
     except csv.Error as error:
-        raise DataError(f"the header cannot be read: {_one_line(error)}", file=path) from error
+        raise DataError(f"the header cannot be read: {one_line(error)[:200]}", file=path) from error
     except UNREADABLE as error:
-        raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
+        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=path) from error
     if not (is_whole or lines.read(1)):
         raise DataError(
             f"the header does not end within {HEADER_BYTES} bytes; is it a CSV file, with the right quote?",
@@ -345,7 +346,7 @@ def _open_zip(path: str) -> Any:
             return pa.PythonFile(archive.open(members[0]), "r")
     except RuntimeError as error:
         # It is encrypted, or packed in a way that Python does not know.
-        raise DataError(f"cannot be read: {_one_line(error)}", file=path) from error
+        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=path) from error
 
 
 def _decimals(block: pl.DataFrame, format: Csv, source: Source) -> pl.DataFrame:
@@ -416,7 +417,3 @@ def _ipc(frame: pl.DataFrame) -> bytes:
     buffer = io.BytesIO()
     frame.write_ipc(buffer)
     return buffer.getvalue()
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -11,7 +11,7 @@ import polars as pl
 
 from mlops_ray.config import Function, Source
 from mlops_ray.data.event_time import columns_of
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, one_line
 from mlops_ray.expressions import compile_sql, load_function
 from mlops_ray.schema import FAILURES, Column
 
@@ -93,7 +93,7 @@ def _with_derived(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl
             values = _derived(how, typed, schema.column(name)).alias(name)
             typed = typed.with_columns(schema.cast(values, schema.column(name)))
         except (pl.exceptions.PolarsError, DataError) as error:
-            raise DataError(f"it cannot be derived: {' '.join(str(error).split())}", column=name) from error
+            raise DataError(f"it cannot be derived: {one_line(error)}", column=name) from error
         frame = frame.with_columns(values)
     return frame, typed
 

@@ -16,7 +16,7 @@ import orjson
 import polars as pl
 
 from mlops_ray.config import Policy, Project
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, first_line
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features import manifest
 from mlops_ray.features.definitions import LABEL, FeatureSet
@@ -100,7 +100,7 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     try:
         frame = _made_again(asked, held, storage)
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"its features cannot be computed: {_one_line(error)}", file=str(file)) from error
+        raise DataError(f"its features cannot be computed: {first_line(error)}", file=str(file)) from error
     digest = values_digest(frame)
     if digest != asked.digest:
         raise DataError(
@@ -146,12 +146,7 @@ def _read_parquet(path: Path) -> pl.DataFrame:
     try:
         return pl.read_parquet(path, glob=False, hive_partitioning=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"cannot be read: {_one_line(error)}", file=str(path)) from error
-
-
-def _one_line(error: Exception) -> str:
-    """The first line: what else Polars says is advice about its own options."""
-    return str(error).split("\n")[0][:200]
+        raise DataError(f"cannot be read: {first_line(error)}", file=str(path)) from error
 
 
 def _require_own(features: FeatureSet, functions: frozenset[str]) -> None:

@@ -19,7 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction, WriterP
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from mlops_ray.config import Source
-from mlops_ray.errors import DataError, StorageError
+from mlops_ray.errors import DataError, StorageError, first_line
 from mlops_ray.features.definitions import ViewTable
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL, resample
 from mlops_ray.features.windows import runs
@@ -284,8 +284,8 @@ def _readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (DeltaError, pl.exceptions.PolarsError, OSError) as error:
-        said = " ".join(str(error).split("\n")[0].split())[:200]
-        raise StorageError(f"the history {folder} cannot be read: {said}; {RESTORE}") from error
+        why = first_line(error)
+        raise StorageError(f"the history {folder} cannot be read: {why}; {RESTORE}") from error
 
 
 def _newest(table: DeltaTable) -> Commit | None:

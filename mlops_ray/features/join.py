@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import polars as pl
 
-from mlops_ray.errors import ClusterError
+from mlops_ray.errors import ClusterError, one_line
 from mlops_ray.features.definitions import FeatureSet, Stored
 from mlops_ray.features.history import Snapshot, buckets_of, read
 from mlops_ray.features.lookup import Values, assemble, check_keys, read_features
@@ -94,9 +94,7 @@ def _on_ray(
             # What went wrong there, in its own words, not Ray's account of it.
             raise error.cause from error
         except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"a task of the join was lost: {' '.join(str(error).split())[:200]}"
-            ) from error
+            raise ClusterError(f"a task of the join was lost: {one_line(error)[:200]}") from error
 
 
 def _is_connected() -> bool:

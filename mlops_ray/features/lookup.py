@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, one_line
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.on_request import compute
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, NEVER, PICKING, SEQUENCE, UNTIL
@@ -79,9 +79,7 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
         try:
             made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
         except pl.exceptions.PolarsError as error:
-            raise DataError(
-                f"a feature of the request cannot be computed: {' '.join(str(error).split())}"
-            ) from error
+            raise DataError(f"a feature of the request cannot be computed: {one_line(error)}") from error
         found |= {series.name: series for series in made.iter_columns()}
     frame = _frame(stored, features)
     if found:

@@ -10,7 +10,7 @@ import holidays
 import numpy as np
 import polars as pl
 
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, one_line
 from mlops_ray.expressions import compile_sql, load_function
 from mlops_ray.features.definitions import Computed
 from mlops_ray.schema import DTYPES
@@ -45,7 +45,7 @@ def _returned(feature: Computed, values: pl.Series) -> pl.Series:
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"the function {feature.argument} returned values of type {values.dtype} that are no "
-            f"{feature.type}, as the feature {feature.name!r} is declared: {' '.join(str(error).split())}"
+            f"{feature.type}, as the feature {feature.name!r} is declared: {one_line(error)}"
         ) from error
 
 

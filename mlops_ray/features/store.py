@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from mlops_ray.config import Project, duration_in_words
-from mlops_ray.errors import DataError, UsageError, did_you_mean
+from mlops_ray.errors import DataError, UsageError, did_you_mean, first_line
 from mlops_ray.features import dataset, feast
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import (
@@ -150,9 +150,7 @@ def read_spine(path: Path) -> pl.DataFrame:
     except (OSError, pl.exceptions.PolarsError) as error:
         if isinstance(error, pl.exceptions.ComputeError) and path.suffix != ".parquet":
             _require_narrow(path)
-        # What follows in Polars' message is advice about its own options.
-        said = str(error).split("\n")[0][:200]
-        raise DataError(f"cannot be read: {said}", file=str(path)) from error
+        raise DataError(f"cannot be read: {first_line(error)}", file=str(path)) from error
 
 
 def _require_unique(names: tuple[str | None, ...], path: Path) -> None:
