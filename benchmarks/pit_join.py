@@ -22,8 +22,9 @@ from benchmarks.histories import KEY, SOURCE, TIME, VALUE
 from benchmarks.measure import Grown, alternate, growth, in_new_process, line, peak, repeat, shown, timed_run
 from benchmarks.report import Claim, finish
 from mlops_ray.cluster import local
+from mlops_ray.features.commits import BUCKETS, buckets_of
 from mlops_ray.features.definitions import compile_features
-from mlops_ray.features.history import BUCKETS, History, Snapshot, buckets_of
+from mlops_ray.features.history import History, Snapshot
 from mlops_ray.features.join import join
 
 ROWS, QUICK_ROWS = 5_000_000, 500_000

@@ -19,8 +19,9 @@ from mlops_ray.config import Policy, Project
 from mlops_ray.errors import DataError, first_line
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features import manifest
+from mlops_ray.features.commits import BEGINNING
 from mlops_ray.features.definitions import LABEL, FeatureSet
-from mlops_ray.features.history import BEGINNING, History, Snapshot, clock, read
+from mlops_ray.features.history import History, Snapshot, clock, read
 from mlops_ray.features.join import join
 from mlops_ray.features.manifest import Manifest
 from mlops_ray.features.resample import EVENT_TIME

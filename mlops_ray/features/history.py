@@ -8,31 +8,35 @@ the same commit is stored once, and commits come one after the other, whoever ma
 import contextlib
 import random
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import polars as pl
-from deltalake import CommitProperties, DeltaTable, Schema, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction
 
 from mlops_ray.config import Source
 from mlops_ray.errors import DataError, StorageError, first_line
+from mlops_ray.features.commits import (
+    BUCKET,
+    BUCKETS,
+    COMMITTED_AT,
+    DELETED,
+    Batch,
+    Stamp,
+    empty,
+    last_sequence,
+    rows_of,
+    write,
+)
 from mlops_ray.features.definitions import ViewTable
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL, resample
 from mlops_ray.features.windows import runs
-from mlops_ray.instants import EARLIEST, EPOCH, LATEST, MICROSECOND, from_micros, to_micros
+from mlops_ray.instants import EARLIEST, LATEST, MICROSECOND, from_micros, to_micros
 from mlops_ray.schema import INSTANT
-
-#: Enough for a node's cores to share a join, few enough that a small history is not a heap of tiny files.
-BUCKETS = 16
-#: Where the row of a table without time stands: before everything else that has a date.
-BEGINNING = datetime(1, 1, 2, tzinfo=UTC)
-
-BUCKET = "mlops_bucket"
-COMMITTED_AT, DELETED = "_committed_at", "_deleted"
 
 #: Each commit is a step of two transactions, so that two writers at once conflict: the newest commit's time
 #: (microseconds since 1970), and the last sequence number given out. Delta keeps both with a table's state.
@@ -41,8 +45,6 @@ CLOCK, COUNTER = "mlops_ray.committed_at", "mlops_ray.sequence"
 ID, TIME = "mlops.commit", "mlops.committed_at"
 #: How often a writer that lost to another tries again; each loss means that somebody else's commit is in.
 TRIES = 50
-#: Rows that are skipped together where a reader asks for a time.
-ROW_GROUP = 128 * 1024
 #: Above so many files a bucket, compaction pays.
 FILES_A_BUCKET = 8
 #: What to do about a history of which something is lost.
@@ -130,70 +132,73 @@ class History:
         Returns the newest commit: one that is in already is not stored again. Raises `StorageError` where
         other writers do not let this one through.
         """
+        return self.store(Batch(lambda: [rows], rows.height), source, commit_id)
+
+    def store(self, batch: Batch, source: Source, commit_id: str) -> Commit:
+        """Like `append`, of rows that need not fit into memory, and may be stored already."""
         for attempt in range(TRIES):
             # Made before the newest commit is looked up: another writer may have made it, and more, just now.
             with _readable(self.folder):
-                table = self._table() or self._create(rows, source)
+                table = self._table() or self._create(source)
                 last = _newest(table)
             if last is not None and table.transaction_version(commit_id) is not None:
                 return last
             try:
-                return self._append(table, last, rows, source, commit_id)
+                return self._store(table, last, batch, source, commit_id)
             except CommitFailedError:
                 # Somebody else's commit came first; the times and numbers of this one must follow it.
                 time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
         raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
 
-    def _append(
-        self,
-        table: DeltaTable,
-        last: Commit | None,
-        rows: pl.DataFrame,
-        source: Source,
-        commit_id: str,
+    def _store(
+        self, table: DeltaTable, last: Commit | None, batch: Batch, source: Source, commit_id: str
     ) -> Commit:
         now = datetime.now(UTC)
         if last is not None:
             now = max(now, last.committed_at + MICROSECOND)
-        written = self._with_bookkeeping(rows, source, now, last.sequence + 1 if last else 0)
-        commit = Commit(table.version() + 1, commit_id, now, (last.sequence if last else -1) + rows.height)
-        write_deltalake(
-            table,
-            written,
-            mode="append",
-            writer_properties=WriterProperties(max_row_group_size=ROW_GROUP),
-            commit_properties=_properties(commit),
-        )
+        stamp = Stamp(self.view, source, now, last.sequence + 1 if last else 0)
+        stored = {number: bucket.files for number, bucket in _files(table).items()} if batch.is_known else {}
+        added: list[AddAction] = []
+        try:
+            for file in write(self.folder, rows_of(batch, stamp, stored)):
+                added.append(file)
+            if last is not None and batch.is_known and not added and not batch.inputs:
+                return last
+            commit = Commit(table.version() + 1, commit_id, now, last_sequence(batch, stamp))
+            table.create_write_transaction(
+                list(added),
+                mode="append",
+                schema=table.schema(),
+                partition_by=[BUCKET],
+                commit_properties=_properties(commit, batch.inputs),
+            )
+        except BaseException:
+            for file in added:
+                (self.folder / file.path).unlink(missing_ok=True)
+            raise
         return commit
 
-    def _create(self, rows: pl.DataFrame, source: Source) -> DeltaTable:
+    def _create(self, source: Source) -> DeltaTable:
         """The table, still empty: two writers that both began it would not notice each other."""
-        written = self._with_bookkeeping(rows.clear(), source, EPOCH, 0)
-        schema = Schema.from_arrow(written.to_arrow().schema)
+        schema = Schema.from_arrow(empty(self.view, source).to_arrow().schema)
         return DeltaTable.create(
             self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
         )
 
-    def _with_bookkeeping(
-        self, rows: pl.DataFrame, source: Source, now: datetime, sequence: int
-    ) -> pl.DataFrame:
-        if EVENT_TIME not in rows.columns:
-            rows = rows.with_columns(pl.lit(BEGINNING).cast(INSTANT).alias(EVENT_TIME))
-        number = pl.int_range(sequence, sequence + pl.len(), dtype=pl.Int64)
-        own = pl.col(source.sequence).cast(pl.Int64) if source.sequence else number
-        marked = pl.col(source.deleted).fill_null(False) if source.deleted else pl.lit(False)
-        return (
-            rows.with_columns(
-                buckets_of(rows, self.view.keys).alias(BUCKET),
-                _known_at(source, now).cast(INSTANT).alias(KNOWN_AT),
-                pl.lit(now).cast(INSTANT).alias(COMMITTED_AT),
-                own.alias(SEQUENCE),
-                marked.alias(DELETED),
-            )
-            # Of rows that nothing tells apart the last in the file counts.
-            .unique([*self.view.identity, KNOWN_AT, SEQUENCE], keep="last", maintain_order=True)
-            .sort(BUCKET, *self.view.keys, EVENT_TIME, maintain_order=True)
-        )
+    def inputs(self, names: Iterable[str]) -> dict[str, int]:
+        """The number that each input had when it was last stored; those that never were are left out."""
+        with _readable(self.folder):
+            table = self._table()
+            found = {name: table.transaction_version(name) for name in names} if table else {}
+        return {name: number for name, number in found.items() if number is not None}
+
+    def greatest(self, column: str) -> object:
+        """The greatest value of a column among all rows; `None` where there is none."""
+        with _readable(self.folder):
+            table = self._table()
+            files = [file for bucket in _files(table).values() for file in bucket.files] if table else []
+            rows = pl.scan_parquet(files, hive_partitioning=False, glob=False) if files else None
+            return rows.select(pl.col(column).max()).collect().item() if rows is not None else None
 
     def maintain(self, *, vacuum_hours: int | None = None) -> int:
         """Merges small files, where there are many; returns how many files there are. No answer changes.
@@ -261,17 +266,8 @@ class History:
         return None
 
 
-def _known_at(source: Source, now: datetime) -> pl.Expr:
-    known = source.known_at
-    if known is None:
-        return pl.lit(now)
-    if known.column is not None:
-        return pl.col(known.column)
-    return pl.col(EVENT_TIME) + pl.duration(microseconds=known.after_event or 0)
-
-
-def _properties(commit: Commit) -> CommitProperties:
-    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0}
+def _properties(commit: Commit, inputs: Mapping[str, int]) -> CommitProperties:
+    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0, **inputs}
     return CommitProperties(
         custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
         app_transactions=[Transaction(name, number) for name, number in steps.items()],
@@ -466,19 +462,3 @@ def _is_settled(rows: pl.DataFrame, keys: Sequence[str]) -> bool:
     ascends = (micros.diff() > 0).fill_null(True)
     starts = found["_first"]
     return bool(ascends.sum() + int((~ascends.gather(starts)).sum()) == rows.height)
-
-
-def buckets_of(rows: pl.DataFrame, keys: Sequence[str]) -> pl.Series:
-    """The bucket of each row. The hash must never change: rows of a key stay in one bucket for good."""
-    if not keys:
-        return pl.repeat(0, rows.height, dtype=pl.Int32, eager=True).alias(BUCKET)
-    # -0.0 and 0.0 are one key, so they have one text.
-    plain = [
-        pl.when(pl.col(k) == 0).then(0.0).otherwise(k) if rows.schema[k].is_float() else pl.col(k)
-        for k in keys
-    ]
-    text = rows.select(pl.concat_str([k.cast(pl.String).fill_null("") for k in plain], separator="\x1f"))
-    names = text.to_series()
-    unique = names.unique()
-    hashed = [zlib.crc32(name.encode()) % BUCKETS for name in unique.to_list()]
-    return names.replace_strict(unique, hashed, return_dtype=pl.Int32).alias(BUCKET)

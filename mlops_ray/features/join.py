@@ -14,8 +14,9 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.errors import ClusterError, one_line
+from mlops_ray.features.commits import buckets_of
 from mlops_ray.features.definitions import FeatureSet, Stored
-from mlops_ray.features.history import Snapshot, buckets_of, read
+from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.lookup import Values, assemble, check_keys, read_features
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, UNTIL
 from mlops_ray.features.windows import Positions

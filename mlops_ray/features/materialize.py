@@ -6,8 +6,9 @@ from datetime import datetime
 import polars as pl
 
 from mlops_ray.errors import StorageError
+from mlops_ray.features.commits import buckets_of
 from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.features.history import Snapshot, buckets_of, changed_since, clock, read
+from mlops_ray.features.history import Snapshot, changed_since, clock, read
 from mlops_ray.features.online import About, OnlineStore
 from mlops_ray.features.resample import UNTIL
 from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros

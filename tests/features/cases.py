@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from mlops_ray.config import Source
 from mlops_ray.features import history
+from mlops_ray.features.commits import buckets_of
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import AsOf, Bucket, History, Snapshot
 from mlops_ray.features.lookup import point_in_time
@@ -146,7 +147,7 @@ class Case:
     def snapshot(self, folder: Path, files: int = 1) -> Snapshot:
         """The history in files of a folder, as `History.snapshot` finds them, without a table."""
         frame = self.frame
-        hashed = history.buckets_of(frame, self.keys)
+        hashed = buckets_of(frame, self.keys)
         buckets = {}
         for number in sorted(set(hashed.to_list())):
             rows, paths = frame.filter(hashed == number), []

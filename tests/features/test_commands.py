@@ -124,7 +124,8 @@ def test_ingest_tells_what_became_of_the_rows_of_every_source(ingested: dict[str
         for name in ("sales", "shops")
     }
     assert counts == {"sales": (5, 4, 1), "shops": (2, 2, 0)}
-    assert ingested["sales"]["rejected_by"] == {"min": 1}
+    (check,) = ingested["sales"]["checks"]
+    assert (check["rule"], check["severity"], check["failed"]) == ("min", "reject", 1)
     assert not ingested["sales"]["unchanged"]
 
 

@@ -19,7 +19,7 @@ import polars as pl
 import pytest
 
 from mlops_ray import config
-from mlops_ray.data import ingest
+from mlops_ray.data import blocks, inputs
 from mlops_ray.features import dataset
 from mlops_ray.features.history import History, Snapshot
 from mlops_ray.features.join import join
@@ -129,7 +129,7 @@ def valid(store: FeatureStore) -> dict[str, pl.DataFrame]:
     """The valid rows of every source; those of flights, which are three by their keys, are read once."""
     sources, found = store.project.sources, {}
     for name in ("flights", "weather"):
-        verdicts = (ingest.check_file(file, sources[name]) for file in ingest.files(sources[name], name))
+        verdicts = (blocks.check_file(file, sources[name]) for file in inputs.find(sources[name], name))
         found[name] = pl.concat([verdict.valid for of_file in verdicts for verdict in of_file])
     for name in ("carriers", "airports"):
         assert sources[name].model_dump(exclude={"entity"}) == sources["flights"].model_dump(

@@ -8,10 +8,12 @@ from typing import Any
 
 import polars as pl
 import pytest
+from deltalake import DeltaTable
 
 from mlops_ray.config import Source
 from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import history
+from mlops_ray.features.commits import buckets_of
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import AsOf, History, Snapshot, read
 from mlops_ray.features.join import join
@@ -184,7 +186,7 @@ def test_there_is_no_newest_commit_before_the_first(tmp_path: Path, monkeypatch:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(history, "write_deltalake", dies)
+        patch.setattr(DeltaTable, "create_write_transaction", dies)
         with pytest.raises(KeyboardInterrupt):
             stored.append(rows(("a", 0, 1.0)), source(), "1")
     # The table is there by now, but nothing in it.
@@ -371,8 +373,8 @@ def test_a_damaged_history_is_said_with_its_folder_and_nothing_is_begun_anew(
 
 def test_keys_that_are_equal_lie_in_one_bucket_and_no_hash_ever_changes() -> None:
     keys = pl.DataFrame({"k": [0.0, -0.0, 1.5, -2.0, None, float("nan")]})
-    found = history.buckets_of(keys, ["k"]).to_list()
+    found = buckets_of(keys, ["k"]).to_list()
     assert found[0] == found[1]
     assert found == [2, 2, 10, 1, 0, 9]
     texts = pl.DataFrame({"k": ["a", "-0.0", "0.0"], "n": [1, 0, None]})
-    assert history.buckets_of(texts, ["k", "n"]).to_list() == [1, 2, 1]
+    assert buckets_of(texts, ["k", "n"]).to_list() == [1, 2, 1]

@@ -12,8 +12,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mlops_ray.features.commits import buckets_of
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
-from mlops_ray.features.history import AsOf, Bucket, Snapshot, buckets_of
+from mlops_ray.features.history import AsOf, Bucket, Snapshot
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.schema import INSTANT, Column, Schema

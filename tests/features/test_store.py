@@ -11,7 +11,7 @@ import pytest
 
 from mlops_ray import config
 from mlops_ray.config import Project
-from mlops_ray.data import ingest
+from mlops_ray.data import blocks, inputs
 from mlops_ray.errors import ConfigError, StorageError
 from mlops_ray.features import dataset
 from mlops_ray.features.definitions import FeatureSet, compile_features
@@ -35,8 +35,8 @@ def features(example: Project) -> FeatureSet:
 @pytest.fixture(scope="module")
 def raw(example: Project) -> pl.DataFrame:
     source = example.sources["meter"]
-    files = ingest.files(source, "meter")
-    return pl.concat([v.valid for file in files for v in ingest.check_file(file, source)])
+    files = inputs.find(source, "meter")
+    return pl.concat([v.valid for file in files for v in blocks.check_file(file, source)])
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,9 @@ import polars as pl
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from mlops_ray.features.commits import BEGINNING
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
-from mlops_ray.features.history import BEGINNING, AsOf, Snapshot
+from mlops_ray.features.history import AsOf, Snapshot
 from mlops_ray.features.join import join
 from mlops_ray.instants import to_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType, Schema
