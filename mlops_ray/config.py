@@ -127,7 +127,7 @@ class Model(BaseModel):
         return data
 
 
-def _wrong(message: str, *at: str) -> PydanticCustomError:
+def _wrong(message: str, *at: object) -> PydanticCustomError:
     """An error of a place below the model that finds it."""
     return PydanticCustomError("wrong", "{message}", {"message": message, "at": at})
 
@@ -149,6 +149,8 @@ class Csv(Model):
     delimiter: str = Field(",", min_length=1, max_length=1)
     quote: str = Field('"', max_length=1)
     decimal: str = Field(".", min_length=1, max_length=1)
+    thousands: str | None = Field(None, min_length=1, max_length=1)
+    """What groups the digits of a number, and is left out of it."""
     encoding: str = "utf-8"
     names: Names | None = None
     skip_rows: int = Field(0, ge=0)
@@ -163,9 +165,10 @@ class Parquet(Model):
 
 
 class Excel(Model):
-    """One sheet of a workbook; the first unless named."""
+    """One sheet of a workbook, the first unless named; its first row is the header."""
 
     sheet: str | None = None
+    skip_rows: int = Field(0, ge=0)
 
 
 class Delta(Model):
@@ -195,12 +198,36 @@ def _by_name(value: object) -> object:
 AnyFormat = Annotated[Format, BeforeValidator(_by_name, json_schema_input_type=str | Format)]
 
 
-class File(Model):
-    """A file among several that make one table, where it differs from the others."""
+class SqlQuery(Model):
+    """A query and the database it runs on."""
 
-    path: str
+    connection: str
+    """`sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; a password comes by `${VAR}`."""
+    query: str
+    cursor: str | None = None
+    """A column that only grows (a time of change, a number): only rows from its newest stored value on are
+    read."""
+
+
+class File(Model):
+    """One among several files or queries that make one table, where it differs from the others."""
+
+    path: str | None = None
+    sql: SqlQuery | None = None
     format: AnyFormat | None = None
     rename: dict[str, str] = {}
+    null_values: Names | None = None
+    true_values: Names | None = None
+    false_values: Names | None = None
+    event_time: "EventTime | None" = None
+    columns: dict[str, "ColumnSpec"] = {}
+    """Columns that only this file has, from which it derives columns of the table."""
+    derive: dict[str, "Sql | Function"] = {}
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        _exactly_one(self, ("path", "sql"))
+        return self
 
 
 def _as_files(value: object) -> object:
@@ -211,13 +238,6 @@ def _as_files(value: object) -> object:
 Files = Annotated[
     tuple[File, ...], BeforeValidator(_as_files, json_schema_input_type=str | File | list[str | File])
 ]
-
-
-class SqlQuery(Model):
-    """A query and the database it runs on."""
-
-    connection: str
-    query: str
 
 
 class Unpivot(Model):
@@ -338,12 +358,22 @@ class RuleSpec(Model):
     nulls: Literal["pass", "fail"] = "pass"
 
 
+def _mask(text: str) -> str:
+    return text if text in MASKS else _checked_sql(text)
+
+
+#: What stands in a masked value's place: a hash that tells equal values within one page, or nothing.
+MASKS = ("hash", "hide")
+
+
 class Curated(Model):
     """The rows that people may see."""
 
     rows: int = Field(ge=0)
+    """How many at most."""
     where: Sql | None = None
-    mask: dict[str, str] = {}
+    mask: dict[str, Annotated[str, AfterValidator(_mask)]] = {}
+    """How columns are shown: `hash`, `hide`, or SQL over the column, e.g. `LEFT(zip, 2)`."""
 
 
 class Policy(Model):
@@ -351,8 +381,40 @@ class Policy(Model):
 
     allowed_regions: Names | None = None
     machine_only: Names = ()
+    """Columns that code reads and people never see."""
     curated: Curated | None = None
+    """The rows that people see at most; without it all rows, but for columns that are `machine_only`."""
     minimum_count: int = Field(10, ge=1)
+    """Of how many rows at least people see a count, where the source has either of the two above."""
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        """The columns whose values are never shown as they stand."""
+        return frozenset(self.machine_only) | frozenset(self.curated.mask if self.curated else ())
+
+    @property
+    def restricts(self) -> bool:
+        """Whether there is anything that people may not see."""
+        return bool(self.machine_only) or self.curated is not None
+
+
+class RowCount(Model):
+    """How many rows there must be, both ends included."""
+
+    min: int | None = Field(None, ge=0)
+    max: int | None = Field(None, ge=0)
+
+
+class TableChecks(Model):
+    """What must hold of all rows together that an ingestion reads."""
+
+    rows: RowCount | None = None
+    """How many are valid."""
+    freshness: Step | None = None
+    """How old the newest may be."""
+    missing: dict[str, Share] = {}
+    """The share of a column's values that may be missing."""
+    on_fail: Literal["flag", "stop"] = "stop"
 
 
 #: What reading puts beside a file's own columns.
@@ -363,9 +425,13 @@ class Source(Model):
     """A table of rows: where it is read, what its columns are, and what must hold."""
 
     path: Files | None = None
-    """A path, a glob, or a list of them; relative to this file, or `package://NAME/…`."""
+    """A path, a glob, a URL, or a list of them; relative to this file, or `package://NAME/…`."""
     sql: SqlQuery | None = None
-    format: AnyFormat = Format(csv=Csv())
+    ingestion: Literal["incremental", "full"] = "incremental"
+    """`incremental` reads what is new or changed; `full` takes the files for the whole table, so that what is
+    no longer in them is taken back."""
+    format: AnyFormat | None = None
+    """Default: what the file is called after, else CSV."""
     null_values: Names = ("",)
     """What stands in a file where a value is missing."""
     true_values: Names = Schema.true_values
@@ -394,6 +460,10 @@ class Source(Model):
     columns: dict[str, ColumnSpec]
     """The columns that are kept, with their types; others are left in the file."""
     rules: tuple[RuleSpec, ...] = ()
+    unique: Severity = "flag"
+    """What befalls a row of the same key and row id (or event time) as one before it; flagged, it corrects
+    that one."""
+    checks: TableChecks = TableChecks()
     policy: Policy = Policy()
 
     @model_validator(mode="after")
@@ -425,6 +495,8 @@ class Source(Model):
                 raise _wrong(f"{taken!r} is a name of ours; call the column otherwise, by rename", key)
         if len(set(self.entity)) < len(self.entity):
             raise _wrong("names a key twice", "entity")
+        if self.ingestion == "full" and self.known_at and (self.known_at.column or self.row_id):
+            raise _wrong("rows that say when they became known are taken back by deleted alone", "ingestion")
         for place, name, type in self._named():
             if name not in self.columns:
                 hint = did_you_mean(name, self.columns)
@@ -437,11 +509,42 @@ class Source(Model):
                 "name the columns that the entity is made of",
                 "entity",
             )
+        for index, file in enumerate(self.path or ()):
+            self._check_file(("path", index), file)
+        self._check_reads(())
+        return self
+
+    def _check_file(self, place: tuple[object, ...], file: File) -> None:
+        for name in file.columns:
+            if name in self.columns:
+                raise _wrong("is a column of the table; give it another name", *place, "columns", name)
+        for name in file.derive:
+            if name not in self.columns:
+                hint = did_you_mean(name, self.columns)
+                raise _wrong(f"is not among the columns of the table{hint}", *place, "derive", name)
+        if file.event_time is not None and self.event_time is None:
+            raise _wrong("the table has none (time: none)", *place, "event_time")
+        if file.sql is not None and file.sql.cursor is not None and self.ingestion == "full":
+            raise _wrong("ingestion: full reads everything", *place, "sql", "cursor")
+        self.of(file)._check_reads(place)
+
+    def _check_reads(self, at: tuple[object, ...]) -> None:
         for place, what, reads, known in self._reads():
             for name in sorted(reads - known):
                 hint = did_you_mean(name, known)
-                raise _wrong(f"{what}reads {name!r}, which is no column{hint}", *place)
-        return self
+                raise _wrong(f"{what}reads {name!r}, which is no column{hint}", *at, *place)
+
+    @property
+    def inputs(self) -> tuple[File, ...]:
+        """The files and queries that make the table."""
+        return self.path if self.path is not None else (File(sql=self.sql),)
+
+    def of(self, file: File) -> Self:
+        """The source as one of its files is to be read."""
+        own = ("format", "null_values", "true_values", "false_values", "event_time")
+        given = {name: getattr(file, name) for name in own if getattr(file, name) is not None}
+        merged = {name: getattr(self, name) | getattr(file, name) for name in ("rename", "columns", "derive")}
+        return self.model_copy(update=given | merged)
 
     @property
     def _time_column(self) -> str | None:
@@ -458,6 +561,15 @@ class Source(Model):
         for key, type in types.items():
             if (name := getattr(self, key)) is not None:
                 yield (key,), name, type
+        for name in self.policy.machine_only:
+            yield ("policy", "machine_only"), name, None
+        for name in self.policy.curated.mask if self.policy.curated else ():
+            yield ("policy", "curated", "mask", name), name, None
+        for name in self.checks.missing:
+            yield ("checks", "missing", name), name, None
+        for query in (self.sql, *(file.sql for file in self.path or ())):
+            if query is not None and query.cursor is not None:
+                yield ("sql", "cursor"), query.cursor, None
 
     def _reads(self) -> Iterator[tuple[tuple[str, ...], str, set[str], set[str]]]:
         """Where the source computes from columns, what does, which it reads, and which there are."""
@@ -470,6 +582,12 @@ class Source(Model):
             yield ("rules",), f"{rule.name!r} ", set(compile_sql(rule.require).columns), known
         if self.where is not None:
             yield ("where",), "", set(compile_sql(self.where).columns), known
+        curated = self.policy.curated
+        if curated is not None and curated.where is not None:
+            yield ("policy", "curated", "where"), "", set(compile_sql(curated.where).columns), known
+        for name, how in curated.mask.items() if curated else ():
+            reads = {name} if how in MASKS else set(compile_sql(how).columns)
+            yield ("policy", "curated", "mask", name), "", reads, {name}
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -487,12 +605,17 @@ class Source(Model):
         """The check that every row of the source goes through."""
         # A row of nobody helps nobody: what a row is known by is required, whatever its column says.
         asked = (*self.entity, *self.identity)
+        hidden = self.policy.hidden
         columns = tuple(
-            Column(name, **{**dict(spec), "required": spec.required or name in asked})
+            Column(
+                name, **{**dict(spec), "required": spec.required or name in asked, "hidden": name in hidden}
+            )
             for name, spec in self.columns.items()
         )
         rules = tuple(Rule(**dict(rule)) for rule in self.rules)
-        return Schema(columns, rules, self.true_values, self.false_values, self.null_values)
+        words = (self.true_values, self.false_values, self.null_values)
+        csv = self.format.csv if self.format and self.format.csv else Csv()
+        return Schema(columns, rules, *words, decimal=csv.decimal, thousands=csv.thousands)
 
 
 # ---------------------------------------------------------------- features

@@ -45,19 +45,35 @@ class ConfigError(MlopsError):
 
 
 class DataError(MlopsError):
-    """Data cannot be read or does not mean what the project file says.
+    """Data cannot be read or does not mean what the project file says; `said` is what may quote it.
 
-    >>> str(DataError("not a number: 'x'", file="a.csv", row=7, column="load"))
-    "a.csv, row 7, column 'load': not a number: 'x'"
+    >>> error = DataError("not a number", file="a.csv", row=7, column="load", said=": 'x'")
+    >>> str(error), str(error.without_data())
+    ("a.csv, row 7, column 'load': not a number: 'x'", "a.csv, row 7, column 'load': not a number")
     """
 
     def __init__(
-        self, message: str, *, file: str | None = None, row: int | None = None, column: str | None = None
+        self,
+        message: str,
+        *,
+        file: str | None = None,
+        row: int | None = None,
+        column: str | None = None,
+        said: str = "",
     ) -> None:
         place = [file] if file else []
         place += [f"row {row}"] if row is not None else []
         place += [f"column {column!r}"] if column else []
-        super().__init__(f"{', '.join(place)}: {message}" if place else message)
+        self._plain = f"{', '.join(place)}: {message}" if place else message
+        super().__init__(self._plain + said)
+
+    def without_data(self) -> "DataError":
+        """The error for people who may not see what it quotes."""
+        return DataError(self._plain)
+
+
+class PolicyError(MlopsError):
+    """A source's policy forbids it."""
 
 
 class StorageError(MlopsError):

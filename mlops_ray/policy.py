@@ -1,15 +1,25 @@
-"""Residency and visibility: what may run where.
+"""Residency and visibility: what may run where, and what may be shown.
 
 Every Ray call that touches a source's data asks `label_selector` here, and nowhere else, on which nodes it
 may run; so that a border, once declared, holds for reading, training and serving alike.
 """
 
+import os
+import secrets
 from collections.abc import Iterable
+from hashlib import blake2b
+
+import polars as pl
 
 from mlops_ray.config import Policy
+from mlops_ray.errors import PolicyError
+from mlops_ray.expressions import compile_sql
+from mlops_ray.schema import WITHHELD
 
 #: The label of a node that names its region.
 REGION = "region"
+#: The environment variable that says where this machine, its disk and what it starts stand.
+HERE = "MLOPS_REGION"
 
 
 def label_selector(policies: Iterable[Policy]) -> dict[str, str]:
@@ -22,3 +32,49 @@ def label_selector(policies: Iterable[Policy]) -> dict[str, str]:
     if not bounded:
         return {}
     return {REGION: f"in({','.join(sorted(set.intersection(*bounded)))})"}
+
+
+def require_here(policies: Iterable[Policy], region: str | None = None) -> None:
+    """Raises `PolicyError` where this machine may not touch rows under all these policies.
+
+    >>> require_here([Policy(allowed_regions="eu-de")], region="us-east")
+    Traceback (most recent call last):
+    mlops_ray.errors.PolicyError: rows may be in eu-de only, and this machine is in us-east (MLOPS_REGION)
+    """
+    here = region if region is not None else os.environ.get(HERE)
+    for policy in policies:
+        allowed = policy.allowed_regions
+        if allowed is not None and here not in allowed:
+            where = f"in {here} ({HERE})" if here else f"in no region that it knows of; set {HERE}"
+            raise PolicyError(f"rows may be in {', '.join(allowed)} only, and this machine is {where}")
+
+
+def curated(rows: pl.DataFrame, policy: Policy) -> pl.DataFrame:
+    """The rows and values that people may see: without `machine_only` columns, masked, at most so many.
+
+    Equal values of a column with the mask `hash` are equal within one call, and tell nothing else.
+
+    >>> shown = {"rows": 1, "where": "age > 18", "mask": {"zip": "LEFT(zip, 2)"}}
+    >>> policy = Policy(machine_only="name", curated=shown)
+    >>> rows = pl.DataFrame({"name": ["a", "b", "c"], "age": [7, 20, 30], "zip": ["1234", "5678", "9999"]})
+    >>> curated(rows, policy).rows(named=True)
+    [{'age': 20, 'zip': '56'}]
+    """
+    shown = policy.curated
+    if shown is not None:
+        admitted = compile_sql(shown.where).polars.fill_null(False) if shown.where else pl.lit(True)
+        rows = rows.filter(admitted).head(shown.rows)
+        key = secrets.token_bytes(16)
+        rows = rows.with_columns(_masked(name, how, key) for name, how in shown.mask.items())
+    return rows.drop(policy.machine_only)
+
+
+def _masked(name: str, how: str, key: bytes) -> pl.Expr:
+    if how == "hide":
+        return pl.lit(WITHHELD).alias(name)
+    if how != "hash":
+        return compile_sql(how).polars.alias(name)
+    text = pl.col(name).cast(pl.String)
+    return text.map_elements(
+        lambda value: blake2b(value.encode(), key=key, digest_size=6).hexdigest(), return_dtype=pl.String
+    ).alias(name)

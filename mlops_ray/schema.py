@@ -4,6 +4,7 @@ A batch of n rows and n requests of one row get the same verdicts, because both 
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
@@ -41,6 +42,11 @@ SECOND_60 = {
 #: Text that is a number's absence: NaN becomes null before rules.
 NAN = ["NaN", "nan", "NAN"]
 
+#: From so many rows on, several columns are worth several cores.
+MANY_ROWS = 1_000
+#: What stands for a value that people may not see.
+WITHHELD = "…"
+
 #: One failed check a row: `row` is the position in the checked frame.
 FAILURES = {
     "row": pl.UInt32,
@@ -57,7 +63,7 @@ class Column:
 
     `min` and `max` are inclusive. `categories`, where given, are all the values that may occur.
     `on_fail` is the severity of range, category, pattern and missing; a value of the wrong type always
-    rejects its row.
+    rejects its row. A `hidden` column's values stand in no failure.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Column:
     categories: tuple[str | int, ...] | None = None
     pattern: str | None = None
     on_fail: Severity = "reject"
+    hidden: bool = False
 
     @property
     def is_discrete(self) -> bool:
@@ -98,6 +105,9 @@ class Schema:
     true_values: tuple[str, ...] = ("true", "True", "TRUE", "1", "yes", "Yes")
     false_values: tuple[str, ...] = ("false", "False", "FALSE", "0", "no", "No")
     null_values: tuple[str, ...] = ("",)
+    #: How text writes numbers: what stands before the fraction, and what groups the digits.
+    decimal: str = "."
+    thousands: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -121,26 +131,43 @@ class Schema:
         >>> failures.select("row", "column", "rule", "value").rows()
         [(1, 'load', 'type', 'x'), (2, 'load', 'max', '2.0')]
         """
-        typed = frame.with_columns(self.cast(frame[column.name], column) for column in self.columns)
+        typed = frame.with_columns(self.typed(frame, self.columns))
         return typed, self.failures(frame, typed)
+
+    def typed(self, frame: pl.DataFrame, columns: Sequence[Column]) -> list[pl.Series]:
+        """Columns of a frame with their types, like `cast`."""
+        text = [c.name for c in columns if c.type in ("float", "int") and frame.schema[c.name] == pl.String]
+        # All at once, which is done on all cores; a request of a few rows is not worth the detour.
+        if len(text) < 2 or frame.height < MANY_ROWS:
+            return [self.cast(frame[column.name], column) for column in columns]
+        types = {column.name: DTYPES[column.type] for column in columns}
+        plain = frame.select(pl.col(name).cast(types[name], strict=False) for name in text)
+        return [
+            self._numbers(frame[c.name], plain[c.name]) if c.name in text else self.cast(frame[c.name], c)
+            for c in columns
+        ]
 
     def failures(self, frame: pl.DataFrame, typed: pl.DataFrame) -> pl.DataFrame:
         """Every check that failed over a frame, which comes with declared types too; see `FAILURES`."""
         found = [failed for column in self.columns for failed in self._column_failures(frame, typed, column)]
-        found += [failed for rule in self.rules for failed in _rule_failures(typed, rule)]
+        found += [failed for rule in self.rules for failed in _rule_failures(typed, rule, self._hidden)]
         failures = pl.concat(found) if found else pl.DataFrame(schema=FAILURES)
         return failures.sort("row", maintain_order=True)
+
+    @cached_property
+    def _hidden(self) -> frozenset[str]:
+        return frozenset(column.name for column in self.columns if column.hidden)
 
     def cast(self, values: pl.Series, column: Column) -> pl.Series:
         """Values with the type of their column; null where they are of another, NaN or an infinity."""
         if values.dtype == pl.String:
-            values = values.replace(list(self.null_values), None) if self.null_values else values
+            if column.type in ("float", "int"):
+                return self._numbers(values, values.cast(DTYPES[column.type], strict=False))
+            values = values.set(self._stands_for_null(values), None) if self.null_values else values
             if column.type == "bool":
                 return _read_bool(values, self.true_values, self.false_values)
             if column.type == "datetime":
                 return read_iso(values)
-            if column.type in ("float", "int"):
-                values = values.str.strip_chars().replace(NAN, None)
         if column.type == "int" and values.dtype.is_float():
             values = values.set((values != values.round(0)).fill_null(False), None)
         if column.type in ("string", "category") and values.dtype.is_float():
@@ -151,39 +178,101 @@ class Schema:
             return in_calendar(typed)
         return typed.set(~typed.is_finite().fill_null(True), None) if column.type == "float" else typed
 
+    def _numbers(self, text: pl.Series, plain: pl.Series) -> pl.Series:
+        """The numbers that text says, where most are plain ones: only the others are looked at closely."""
+        dtype = plain.dtype
+        if not (
+            plain.null_count()
+            or self._null_numbers
+            or (dtype.is_float() and not plain.is_finite().all())
+            or self.decimal != "."
+            or self.thousands is not None
+        ):
+            return plain
+        odd = ~plain.is_finite().fill_null(False) if dtype.is_float() else plain.is_null()
+        if self._null_numbers:
+            odd |= text.is_in(self._null_numbers).fill_null(False)
+        if self.decimal != "." or self.thousands is not None:
+            odd |= text.str.contains(r"[^0-9-]").fill_null(False)
+        rows = odd.arg_true()
+        if not len(rows):
+            return plain
+        exact = self._written_number(text.gather(rows)).cast(dtype, strict=False)
+        if dtype.is_float():
+            exact = exact.set(~exact.is_finite().fill_null(True), None)
+        return exact if len(rows) == len(text) else plain.scatter(rows, exact)
+
+    def _written_number(self, text: pl.Series) -> pl.Series:
+        text = text.str.strip_chars().set(self._stands_for_null(text), None)
+        if self.thousands is not None:
+            text = text.str.replace_all(self.thousands, "", literal=True)
+        if self.decimal != ".":
+            # Where a comma begins the fraction, a point is a mistake, and no second sign for it.
+            text = text.set(text.str.contains(".", literal=True).fill_null(False), None)
+            text = text.str.replace(self.decimal, ".", literal=True)
+        return text
+
+    @cached_property
+    def _null_numbers(self) -> list[str]:
+        return [
+            word
+            for word in self.null_values
+            if pl.Series([word]).cast(pl.Float64, strict=False)[0] is not None
+        ]
+
+    def _stands_for_null(self, text: pl.Series) -> pl.Series:
+        if self.null_values == ("",):
+            return (text == "").fill_null(False)
+        return text.is_in(list(self.null_values)).fill_null(False)
+
     def _column_failures(
         self, frame: pl.DataFrame, typed: pl.DataFrame, column: Column
     ) -> list[pl.DataFrame]:
         raw, values = frame[column.name], typed[column.name]
+        checks: list[tuple[str, pl.Series, pl.Series, Severity]] = []
+        if values.null_count():
+            missing = values.is_null().arg_true()
+            given = self._is_given(raw.gather(missing), column)
+            checks.append(("type", missing.filter(given), raw, "reject"))
+            if column.required:
+                checks.append(("required", missing.filter(~given), raw, column.on_fail))
+        # The extremes tell quickly that no row is beyond them.
+        if column.min is not None and _beyond(values.min(), column.min, -1):
+            checks.append(("min", (values < column.min).arg_true(), values, column.on_fail))
+        if column.max is not None and _beyond(values.max(), column.max, 1):
+            checks.append(("max", (values > column.max).arg_true(), values, column.on_fail))
+        if column.categories is not None:
+            unseen = values.is_not_null() & ~values.is_in(list(column.categories))
+            checks.append(("category", unseen.arg_true(), values, column.on_fail))
+        if column.pattern is not None:
+            mismatch = ~values.cast(pl.String).str.contains(f"^(?:{column.pattern})$")
+            checks.append(("pattern", mismatch.arg_true(), values, column.on_fail))
+        return [
+            _failures(rows, column.name, rule, None if column.hidden else shown, severity)
+            for rule, rows, shown, severity in checks
+            if len(rows)
+        ]
+
+    def _is_given(self, raw: pl.Series, column: Column) -> pl.Series:
+        """Whether something stands where no value of the column's type was found."""
         given = raw.is_not_null()
         if raw.dtype == pl.String:
             nan = NAN if column.type in ("float", "int") else []
             given &= ~raw.str.strip_chars().is_in([*self.null_values, *nan])
         if raw.dtype.is_float():
             given &= ~raw.is_nan().fill_null(False)
-        broken = given & values.is_null()
-        checks: list[tuple[str, pl.Series, pl.Series, Severity]] = [("type", broken, raw, "reject")]
-        if column.required:
-            checks.append(("required", ~given, raw, column.on_fail))
-        if column.min is not None:
-            checks.append(("min", values < column.min, values, column.on_fail))
-        if column.max is not None:
-            checks.append(("max", values > column.max, values, column.on_fail))
-        if column.categories is not None:
-            unseen = values.is_not_null() & ~values.is_in(list(column.categories))
-            checks.append(("category", unseen, values, column.on_fail))
-        if column.pattern is not None:
-            mismatch = ~values.cast(pl.String).str.contains(f"^(?:{column.pattern})$")
-            checks.append(("pattern", mismatch, values, column.on_fail))
-        return [
-            _failures(failed, column.name, rule, shown, severity)
-            for rule, failed, shown, severity in checks
-            if failed.any()
-        ]
+        return given
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
-        return asdict(self)
+        plain = asdict(self)
+        # How a file is written is no matter of a request.
+        del plain["decimal"], plain["thousands"]
+        for column in plain["columns"]:
+            # Said only where it says something: older versions wrote none.
+            if not column["hidden"]:
+                del column["hidden"]
+        return plain
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -193,7 +282,7 @@ class Schema:
             for c in data["columns"]
         )
         rules = tuple(Rule(**rule) for rule in data["rules"])
-        words = {key: tuple(data[key]) for key in ("true_values", "false_values", "null_values")}
+        words: Any = {key: tuple(data[key]) for key in ("true_values", "false_values", "null_values")}
         return cls(columns, rules, **words)
 
 
@@ -231,6 +320,10 @@ def in_calendar(stamps: pl.Series) -> pl.Series:
     return stamps.set(~stamps.to_physical().is_between(FIRST_US, LAST_US).fill_null(True), None)
 
 
+def _beyond(extreme: Any, limit: float, sign: int) -> bool:
+    return extreme is not None and bool(sign * extreme > sign * limit)
+
+
 def _missing(name: str) -> Column:
     raise KeyError(name)
 
@@ -240,31 +333,31 @@ def _read_bool(values: pl.Series, true_values: tuple[str, ...], false_values: tu
     return values.replace_strict(words, default=None, return_dtype=pl.Boolean)
 
 
-def _rule_failures(typed: pl.DataFrame, rule: Rule) -> list[pl.DataFrame]:
+def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> list[pl.DataFrame]:
     holds = typed.select(holds=rule.expression.polars)["holds"].cast(pl.Boolean)
     # Three-valued logic: a rule that is unknown passes unless it says otherwise.
     failed = ~holds.fill_null(rule.nulls == "pass")
     if not failed.any():
         return []
     columns = sorted(rule.expression.columns)
-    shown = typed.select(
-        shown=pl.format(", ".join(f"{name}={{}}" for name in columns), *(pl.col(n) for n in columns))
-        if len(columns) > 1
-        else pl.col(columns[0]).cast(pl.String)
-    )["shown"]
-    return [_failures(failed, columns[0] if len(columns) == 1 else None, rule.name, shown, rule.on_fail)]
+    values = [pl.lit(WITHHELD) if name in hidden else pl.col(name).cast(pl.String) for name in columns]
+    column = columns[0] if len(columns) == 1 else None
+    named = [pl.lit(f"{n}=") + value.fill_null("null") for n, value in zip(columns, values, strict=True)]
+    shown = values[0] if column else pl.concat_str(named, separator=", ")
+    said = None if column in hidden else typed.select(shown=shown)["shown"]
+    return [_failures(failed.arg_true(), column, rule.name, said, rule.on_fail)]
 
 
 def _failures(
-    failed: pl.Series, column: str | None, rule: str, values: pl.Series, severity: Severity
+    rows: pl.Series, column: str | None, rule: str, values: pl.Series | None, severity: Severity
 ) -> pl.DataFrame:
-    rows = failed.arg_true()
+    shown = values.gather(rows).cast(pl.String) if values is not None else None
     return pl.DataFrame(
         {
             "row": rows.cast(pl.UInt32),
             "column": pl.repeat(column, len(rows), dtype=pl.String, eager=True),
             "rule": pl.repeat(rule, len(rows), dtype=pl.String, eager=True),
-            "value": values.gather(rows).cast(pl.String),
+            "value": pl.repeat(None, len(rows), dtype=pl.String, eager=True) if shown is None else shown,
             "severity": pl.repeat(severity, len(rows), dtype=pl.String, eager=True),
         },
         schema=FAILURES,

@@ -5,11 +5,15 @@ import re
 from pathlib import Path
 
 import polars as pl
+import pytest
 from polars.testing import assert_frame_equal
 
 from mlops_ray import config
+from mlops_ray.cluster.intake import Intake
+from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File
-from mlops_ray.data.ingest import check_file
+from mlops_ray.data import ingest
+from mlops_ray.data.blocks import check_file
 from mlops_ray.features.store import FeatureStore, read_spine
 from mlops_ray.storage import Storage
 
@@ -23,8 +27,8 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_of_the_feature_store_gives_the_answers_that_stand_below_it(tmp_path: Path) -> None:
-    (project,) = blocks("yaml")
-    orders, rows, answers = blocks("csv")
+    project = blocks("yaml")[1]
+    orders, rows, answers = blocks("csv")[2:]
     for name, text in (("project.yaml", project), ("orders.csv", orders), ("rows.csv", rows)):
         (tmp_path / name).write_text(text)
     opened = config.load(tmp_path / "project.yaml", {})
@@ -39,3 +43,22 @@ def test_the_example_of_the_feature_store_gives_the_answers_that_stand_below_it(
         pl.col("at").dt.strftime("%Y-%m-%dT%H:%MZ"), pl.col("customer").cast(pl.String)
     )
     assert_frame_equal(found, expected, check_dtypes=False)
+
+
+def test_the_example_of_data_has_the_valid_rows_and_the_quarantine_that_stand_below_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    project, (stays, quarantine), (lines,) = blocks("yaml")[0], blocks("csv")[:2], blocks("json")
+    for name, text in (("project.yaml", project), ("koeln.csv", stays), ("bonn.jsonl", lines)):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    opened = config.load(tmp_path / "project.yaml", {})
+    storage = Storage.open(opened.storage)
+    intake = Intake(FeatureStore(opened, storage), storage, Stages(storage))
+    report = intake.validate("stays")
+    assert (report["state"], report["rows_in"], report["valid"]) == ("checked", 8, 4)
+    found = pl.read_parquet(storage.root / "reports" / "quarantine-stays.parquet").sort("_row")
+    found = found.select(pl.col("_file").str.split("/").list.last().alias("file"), pl.exclude("_file"))
+    expected = pl.read_csv(io.StringIO(quarantine))
+    assert_frame_equal(found.rename({"_row": "row"}), expected, check_dtypes=False)
+    assert all(check["holds"] for check in report["table"] if check["check"] != "unique")

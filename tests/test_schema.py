@@ -30,17 +30,6 @@ ROWS = st.lists(st.fixed_dictionaries(CELLS), min_size=1, max_size=6)
 
 
 @given(ROWS)
-def test_a_batch_of_n_rows_gets_the_verdicts_of_n_batches_of_one(rows: list[dict[str, str | None]]) -> None:
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(SCHEMA.names, pl.String))
-    typed, failures = SCHEMA.check(frame)
-    for index in range(len(rows)):
-        one, one_failures = SCHEMA.check(frame[index : index + 1])
-        assert one.equals(typed[index : index + 1])
-        here = failures.filter(pl.col("row") == index).drop("row").rows()
-        assert sorted(map(str, here)) == sorted(map(str, one_failures.drop("row").rows()))
-
-
-@given(ROWS)
 def test_no_value_outside_its_column_s_range_passes(rows: list[dict[str, str | None]]) -> None:
     frame = pl.DataFrame(rows, schema=dict.fromkeys(SCHEMA.names, pl.String))
     typed, failures = SCHEMA.check(frame)

@@ -1,5 +1,6 @@
 """What a head of our own is started with: its ports, its environment, its command line."""
 
+import os
 import socket
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import psutil
 
 from mlops_ray.errors import ClusterError
+from mlops_ray.policy import HERE, REGION
 
 LOOPBACK = "127.0.0.1"
 TOKEN = "ray.token"  # noqa: S105 - a file's name
@@ -139,6 +141,8 @@ def command(temp_dir: Path, ports: dict[str, int], cpus: int | None, gpus: int |
         "log-color": False,
     }
     options |= {name: n for name, n in {"num-cpus": cpus, "num-gpus": gpus}.items() if n is not None}
+    if here := os.environ.get(HERE):
+        options["labels"] = f"{REGION}={here}"
     arguments = [f"--{name}={value}" for name, value in options.items()]
     # The monitor would add nodes, of which there are none here. -P: a ray.py in the user's folder is not Ray.
     return [sys.executable, "-P", "-c", RAY_START, "start", "--head", "--block", "--no-monitor", *arguments]

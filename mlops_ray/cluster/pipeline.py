@@ -4,10 +4,8 @@ Each stage is recorded when it is whole (stages.py), so that a run continues whe
 and does only what changed.
 """
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -18,15 +16,15 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from mlops_ray import __version__
+from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.stages import Progress, Silent, Stages
 from mlops_ray.config import Project, Source
-from mlops_ray.data import counts, ingest, validate
-from mlops_ray.errors import ConfigError, DataError, StorageError, TrainingError
-from mlops_ray.expressions import function_digest
+from mlops_ray.data import counts
+from mlops_ray.errors import ConfigError, StorageError, TrainingError
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.features.history import History, Snapshot, read
+from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.monitoring.deltas import PREDICTION
@@ -36,19 +34,13 @@ from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import Registry
 from mlops_ray.schema import Column
 from mlops_ray.serving import record, release
-from mlops_ray.storage import Storage, digest, replacing
+from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import evaluate, families, metrics, splits, sweep, tracking
 from mlops_ray.training.sweep import Trial
 from mlops_ray.training.task import Task
 
-#: Bytes read at a time for a file's digest.
-READ_BYTES = 1 << 20
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
-#: How long files that a compaction left behind are kept for those who read them: longer than any run.
-VACUUM_H = 168
-#: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
-MOST_QUARANTINED = 0.5
 
 
 @dataclass
@@ -58,22 +50,17 @@ class Pipeline:
     project: Project
     storage: Storage
     progress: Progress = field(default_factory=Silent)
-    #: Called before something is read on Ray.
-    connect: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         """Raises `ConfigError` and `DataError` for what cannot be run, before anything is started."""
-        for name, source in self.project.sources.items():
-            ingest.unsupported(source, name)
         _require_sqlite(self.storage.path(ONLINE), "features are then materialised again")
         _require_sqlite(self.storage.path("mlflow.db"), "runs and versions are then lost")
         self.stages = Stages(self.storage, self.progress)
         self._preparing: threading.Thread | None = None
-        for name, source in self.project.sources.items():
-            for file in ingest.files(source, name):
-                ingest.check_header(file, source)
+        require_readable(self.project)
         self.store = FeatureStore(self.project, self.storage)
         self.features: FeatureSet = self.store.features
+        self.intake = Intake(self.store, self.storage, self.stages)
         _ = self.test_from
 
     def require_supported(self) -> None:
@@ -162,55 +149,7 @@ class Pipeline:
 
     def ingest(self) -> dict[str, str]:
         """Brings every source into its history; returns the id of each history's newest commit."""
-        return {name: self._ingest(name) for name in self.store.views}
-
-    def _ingest(self, name: str) -> str:
-        source = self.project.sources[name]
-        files = [
-            (_file_digest(item.path), item.model_dump(mode="json", exclude={"path"}))
-            for item in ingest.files(source, name)
-        ]
-        history = self.store.history(name)
-        made_from = {
-            "table": self.store.views[name].table,
-            "files": files,
-            "functions": {path: function_digest(path) for path in sorted(source.deriving)},
-            "code": release.code_digest(),
-        }
-        content = digest(made_from)
-        # What the newest commit holds is stored already; what an older one held is news once more.
-        before = history.commit or ""
-        commit = before if before.startswith(content) else f"{content}-{digest(before)[:8]}"
-        self.stages.run(
-            f"ingest {name}",
-            made_from,
-            lambda: self._read(name, source, history, commit),
-            say=_say_ingest,
-            still_there=lambda _: before == commit,
-            before=self.connect,
-        )
-        return commit
-
-    def _read(self, name: str, source: Source, history: History, commit: str) -> dict[str, Any]:
-        report, valid, quarantine = validate.Report(), [], []
-        for verdict in ingest.read(source, name, label_selector([source.policy])):
-            report.add(verdict)
-            valid += [verdict.valid] if verdict.valid.height else []
-            quarantine += [verdict.quarantine] if verdict.quarantine.height else []
-            self.progress.update(f"{report.rows_in:,} rows")
-        rejected = pl.concat(quarantine) if quarantine else pl.DataFrame(schema=validate.QUARANTINE)
-        kept = self.storage.path("reports", f"quarantine-{name}.parquet")
-        with replacing(kept) as new:
-            rejected.write_parquet(new)
-        if report.quarantined > MOST_QUARANTINED * report.rows_in or not valid:
-            raise _hardly_valid(name, report, rejected, kept)
-        rows = pl.concat(valid)
-        report.add_repeated(rows, history.view.identity)
-        stored = history.append(rows, source, commit)
-        history.maintain(vacuum_hours=VACUUM_H)
-        document = {"source": name, "version": stored.version, **report.to_json()}
-        self.storage.write_json(document, "reports", f"validation-{name}.json")
-        return document
+        return {name: self.intake.ingest(name) for name in self.store.views}
 
     # ------------------------------------------------------------ features
 
@@ -440,43 +379,6 @@ def _require_sqlite(path: Path, loss: str) -> None:
         with path.open("rb") as file:
             if file.read(len(SQLITE)) != SQLITE:
                 raise StorageError(f"{path} is damaged; put a copy back, or delete it ({loss})")
-
-
-def _file_digest(path: str) -> str:
-    digest = hashlib.sha256()
-    try:
-        for block in _blocks(Path(path)):
-            digest.update(block)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}", file=path) from error
-    return digest.hexdigest()
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            yield block
-
-
-def _hardly_valid(name: str, report: validate.Report, rejected: pl.DataFrame, kept: Path) -> DataError:
-    if rejected.is_empty():
-        return DataError(
-            f"source {name!r} has no rows" + (" that its where lets through" * bool(report.rows_in))
-        )
-    first = rejected.row(0, named=True)
-    return DataError(
-        f"{report.quarantined:,} of {report.rows_in:,} rows of {name!r} are in quarantine ({kept}); "
-        f"the first fails {first['rule']!r} with {first['value']!r}",
-        file=first["_file"],
-        row=first["_row"],
-        column=first["column"],
-    )
-
-
-def _say_ingest(result: dict[str, Any]) -> str:
-    flagged = sum(result["flagged_by"].values())
-    rest = f", {flagged:,} flagged" if flagged else ""
-    return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
 
 
 def _say_features(result: dict[str, Any]) -> str:

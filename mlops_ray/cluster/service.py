@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ from mlops_ray.cluster import head, interrupt, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
-from mlops_ray.errors import ClusterError
+from mlops_ray.errors import ClusterError, MlopsError
 from mlops_ray.storage import Storage
 
 if TYPE_CHECKING:
+    from mlops_ray.cluster.intake import Intake
     from mlops_ray.cluster.pipeline import Pipeline
 
 #: A first request may meet a replica that is still warming up.
@@ -94,7 +96,7 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock) as (pipeline, connected, ours),
     ):
-        pipeline.connect = connected
+        pipeline.intake.connect = connected
         pipeline.ingest()
         _leave_cluster(storage, stop=ours)
         unchanged = pipeline.stages.unchanged
@@ -105,6 +107,62 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
             }
             for name in pipeline.store.views
         }
+
+
+def follow(
+    project: Project, storage: Storage, progress: Progress, every_s: float
+) -> Iterator[dict[str, Any]]:
+    """Looks for new data again and again, and brings it to where the service reads it.
+
+    Yields the report of each source that had news, or `{"source", "error"}` where it cannot be read; what is
+    wrong with it is said once, and it is tried again. Runs until the caller ends it.
+    """
+    said: dict[str, str] = {}
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock) as (first, connected, ours),
+    ):
+        try:
+            connected()
+            lock.close()
+            pipeline = first
+            while True:
+                with alone(storage):
+                    yield from _news(pipeline, said)
+                time.sleep(every_s)
+                pipeline = _pipeline(project, storage, progress)
+        finally:
+            _leave_cluster(storage, stop=ours)
+
+
+def _news(pipeline: "Pipeline", said: dict[str, str]) -> Iterator[dict[str, Any]]:
+    changed = []
+    for name in pipeline.store.views:
+        try:
+            pipeline.intake.ingest(name)
+        except MlopsError as error:
+            if said.get(name) != str(error):
+                said[name] = str(error)
+                yield {"source": name, "error": str(error)}
+            continue
+        if f"ingest {name}" not in pipeline.stages.unchanged:
+            changed.append(pipeline.storage.read_json("reports", f"validation-{name}.json"))
+            said.pop(name, None)
+    if changed:
+        pipeline.store.materialize()
+    yield from changed
+
+
+@contextlib.contextmanager
+def reading(project: Project, storage: Storage, progress: Progress) -> Iterator["Intake"]:
+    """The intake of a project's sources, on the cluster of its storage or one of its own, for the block."""
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock) as (pipeline, connected, ours),
+    ):
+        connected()
+        yield pipeline.intake
+        _leave_cluster(storage, stop=ours)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,14 @@
 Plain functions over a block of rows; `ingest.py` runs them on Ray.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Self
 
 import polars as pl
 
-from mlops_ray.config import Function, Source
+from mlops_ray.config import Function, Source, duration_in_words
 from mlops_ray.data.event_time import columns_of
 from mlops_ray.errors import DataError, one_line
 from mlops_ray.expressions import compile_sql, load_function
@@ -17,8 +18,12 @@ from mlops_ray.schema import FAILURES, Column
 
 #: Where a row stood: the file, and its number among the file's data rows (from 1).
 PLACE = {"_file": pl.String, "_row": pl.Int64}
-#: A row of the quarantine: where it stood, what was wrong, and the value that was.
+#: A row of the quarantine: where it stood, what was wrong, and the value that was, where people may see it.
 QUARANTINE = {**PLACE, "column": pl.String, "rule": pl.String, "value": pl.String}
+#: A failed check of any severity.
+FAILED = {**QUARANTINE, "severity": pl.String}
+#: Of a failed check, so many rows are shown in a report.
+EXAMPLES = 3
 
 EVENT_TIME = "event_time"
 #: A row of the same key and row id (or event time) as another of the same reading: the last one counts.
@@ -34,14 +39,23 @@ STOPPING_TIME_PROBLEMS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a block of rows: each is valid, rejected, or left out by the source's `where`."""
+    """What became of a block of rows: each is valid, rejected, or left out by the source's `where`.
+
+    `valid` holds the columns of the table, `rows` the number of each in its file; `failures` every check that
+    failed, flagged ones among them.
+    """
 
     rows_in: int
     valid: pl.DataFrame
-    quarantine: pl.DataFrame
+    rows: pl.Series
+    failures: pl.DataFrame
     rejected: int
     filtered: int
-    flags: dict[str, int]
+
+    @property
+    def quarantine(self) -> pl.DataFrame:
+        """The failed checks that keep rows out."""
+        return self.failures.filter(pl.col("severity") == "reject").select(*QUARANTINE)
 
 
 def check(frame: pl.DataFrame, source: Source) -> Verdict:
@@ -64,22 +78,22 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
             ~pl.col("row").is_in(gone.arg_true().implode()) | is_named.fill_null(False)
         )
     failures = pl.concat([_time_failures(frame, source), failures])
-    stopping = failures.filter(pl.col("severity") == "stop")
+    found = _places(frame, failures, source, typed)
+    stopping = found.filter(pl.col("severity") == "stop")
     if stopping.height:
-        raise _stop(_places(frame, stopping, source))
-    rejecting = failures.filter(pl.col("severity") == "reject")
-    is_rejected = pl.Series(range(frame.height), dtype=pl.UInt32).is_in(rejecting["row"].implode())
-    flags = failures.filter(pl.col("severity") == "flag")
-    kept = typed.filter(~is_rejected & wanted)
+        raise _stop(stopping)
+    rejecting = failures.filter(pl.col("severity") == "reject")["row"]
+    is_rejected = pl.repeat(False, frame.height, dtype=pl.Boolean, eager=True).scatter(rejecting, True)
+    kept = wanted & ~is_rejected
     columns = [EVENT_TIME] if source.event_time else []
     columns += [name for name in source.columns if name not in columns]
     return Verdict(
         rows_in=frame.height,
-        valid=kept.select(columns),
-        quarantine=_places(frame, rejecting, source),
+        valid=typed.select(columns).filter(kept) if not kept.all() else typed.select(columns),
+        rows=frame["_row"].filter(kept),
+        failures=found,
         rejected=int(is_rejected.sum()),
         filtered=int((~is_rejected & ~wanted).sum()),
-        flags=dict(flags.group_by("rule").len().sort("rule").iter_rows()),
     )
 
 
@@ -87,13 +101,15 @@ def _with_derived(frame: pl.DataFrame, source: Source) -> tuple[pl.DataFrame, pl
     """A block with the source's derived columns as they were computed, and with declared types."""
     schema = source.row_schema
     read = [column for column in schema.columns if column.name not in source.derive]
-    typed = frame.with_columns(schema.cast(frame[column.name], column) for column in read)
+    typed = frame.with_columns(schema.typed(frame, read))
     for name, how in source.derive.items():
         try:
             values = _derived(how, typed, schema.column(name)).alias(name)
             typed = typed.with_columns(schema.cast(values, schema.column(name)))
         except (pl.exceptions.PolarsError, DataError) as error:
-            raise DataError(f"it cannot be derived: {one_line(error)}", column=name) from error
+            file = str(frame["_file"][0]) if frame.height else None
+            why = f": {one_line(error)}"
+            raise DataError("it cannot be derived", said=why, file=file, column=name) from error
         frame = frame.with_columns(values)
     return frame, typed
 
@@ -123,28 +139,36 @@ def _time_failures(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
     if source.event_time is None or "time_problem" not in frame.columns:
         return pl.DataFrame(schema=FAILURES)
     is_stop = pl.col("time_problem").is_in(list(STOPPING_TIME_PROBLEMS))
+    names = columns_of(source.event_time)
+    shown = pl.lit(None, pl.String) if source.policy.hidden.intersection(names) else pl.col("time_written")
     return (
         frame.with_row_index("_row_index")
         .filter(pl.col("time_problem").is_not_null())
         .select(
             pl.col("_row_index").cast(pl.UInt32).alias("row"),
-            pl.lit("+".join(columns_of(source.event_time))).alias("column"),
+            pl.lit("+".join(names)).alias("column"),
             pl.col("time_problem").alias("rule"),
-            pl.col("time_written").alias("value"),
+            shown.alias("value"),
             pl.when(is_stop).then(pl.lit("stop")).otherwise(pl.lit("reject")).alias("severity"),
         )
     )
 
 
-def _places(frame: pl.DataFrame, failures: pl.DataFrame, source: Source) -> pl.DataFrame:
-    """Failures as rows of the quarantine, by the names that stand in the file."""
+def _places(frame: pl.DataFrame, failures: pl.DataFrame, source: Source, typed: pl.DataFrame) -> pl.DataFrame:
+    """Failures by the names that stand in the file, with the values of rows that people may see."""
+    if failures.is_empty():
+        return pl.DataFrame(schema=FAILED)
     places = frame.select(*PLACE)[failures["row"]]
-    column = failures["column"]
+    column, value = failures["column"], failures["value"]
     if source.unpivot is not None:
         written = frame[source.unpivot.names].cast(pl.String)[failures["row"]]
         column = column.zip_with((column != source.unpivot.values).fill_null(True), written)
-    found = places.hstack([column.alias("column"), failures["rule"], failures["value"]])
-    return found.cast(QUARANTINE)  # type: ignore[arg-type]
+    curated = source.policy.curated
+    if curated is not None and curated.where is not None:
+        shown = typed.select(shown=compile_sql(curated.where).polars.fill_null(False))["shown"]
+        value = value.set(~shown.gather(failures["row"]), None)
+    found = places.hstack([column.alias("column"), failures["rule"], value, failures["severity"]])
+    return found.cast(FAILED)  # type: ignore[arg-type]
 
 
 def _stop(places: pl.DataFrame) -> DataError:
@@ -152,42 +176,174 @@ def _stop(places: pl.DataFrame) -> DataError:
     others = f" (and {places.height - 1} more)" if places.height > 1 else ""
     hint = STOPPING_TIME_PROBLEMS.get(first["rule"], "")
     return DataError(
-        f"{first['rule']}: {first['value']!r}{others}; this check stops the job{hint}",
+        f"{said(first['rule'], first['value'])}{others}; this check stops the job{hint}",
         file=first["_file"],
         row=first["_row"],
         column=first["column"],
     )
 
 
+def said(rule: str, value: str | None) -> str:
+    """A failed check in words; the value is left out where people may not see it.
+
+    >>> said("max", "9.0"), said("max", None)
+    ("max: '9.0'", 'max')
+    """
+    return rule if value is None else f"{rule}: {value!r}"
+
+
+# ---------------------------------------------------------------- all rows together
+
+
+def table_checks(
+    source: Source,
+    *,
+    valid: int,
+    repeated: int,
+    newest: datetime | None,
+    missing: Mapping[str, int],
+    now: datetime,
+) -> list[dict[str, Any]]:
+    """What was found of the checks that a source has of all its rows together, each in words.
+
+    `valid` and `repeated` are numbers of rows, `newest` the last event time, `missing` the number of missing
+    values by column.
+    """
+    checks, on_fail = source.checks, source.checks.on_fail
+    found: list[tuple[str, str | None, str, bool, str]] = [
+        ("unique", None, source.unique, not repeated, f"{repeated:,} rows repeat the identity of one before")
+    ]
+    if checks.rows is not None:
+        least, most = checks.rows.min or 0, checks.rows.max
+        holds = least <= valid and (most is None or valid <= most)
+        bounds = f"at least {least:,}" if most is None else f"{least:,} to {most:,}"
+        found.append(("rows", None, on_fail, holds, f"{valid:,} rows are valid; {bounds} are asked for"))
+    if checks.freshness is not None:
+        age = now - newest if newest is not None else None
+        holds = age is not None and age <= timedelta(microseconds=checks.freshness)
+        last = "there is no row" if newest is None else f"the newest row is of {newest.isoformat()}"
+        asked = duration_in_words(checks.freshness)
+        found.append(("freshness", None, on_fail, holds, f"{last}; it may be {asked} old"))
+    for column, most_missing in checks.missing.items():
+        share = missing[column] / valid if valid else 0.0
+        words = f"{share:.2%} of {column!r} are missing; {most_missing:.2%} may be"
+        found.append(("missing", column, on_fail, share <= most_missing, words))
+    names = ("check", "column", "severity", "holds", "said")
+    return [dict(zip(names, check, strict=True)) for check in found]
+
+
+# ---------------------------------------------------------------- what all blocks add up to
+
+
 @dataclass
-class Report:
-    """Counts over all blocks of a source."""
+class Counts:
+    """The rows of one file."""
 
     rows_in: int = 0
     valid: int = 0
     quarantined: int = 0
     filtered: int = 0
-    rejected_by: dict[str, int] = field(default_factory=dict)
-    flagged_by: dict[str, int] = field(default_factory=dict)
 
-    def add(self, verdict: Verdict) -> None:
-        self.rows_in += verdict.rows_in
-        self.valid += verdict.valid.height
-        self.quarantined += verdict.rejected
-        self.filtered += verdict.filtered
-        assert self.rows_in == self.valid + self.quarantined + self.filtered, "a row is unaccounted for"
-        for rule, count in verdict.quarantine["rule"].value_counts().iter_rows():
-            self.rejected_by[rule] = self.rejected_by.get(rule, 0) + count
-        for rule, count in verdict.flags.items():
-            self.flagged_by[rule] = self.flagged_by.get(rule, 0) + count
+    def add(self, other: Self) -> None:
+        """Adds the counts of another part of it."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
 
-    def add_repeated(self, valid: pl.DataFrame, identity: Sequence[str]) -> None:
-        """Counts the valid rows that another one with the same identity supersedes at once."""
-        # A table without time has none in its identity; one without keys as well is a single row.
-        names = [name for name in identity if name in valid.columns]
-        repeated = valid.height - (valid.select(names).n_unique() if names else 1)
-        if repeated:
-            self.flagged_by[REPEATED] = repeated
+
+@dataclass
+class Check:
+    """A check that failed: how often, and the first rows that it did."""
+
+    column: str | None
+    rule: str
+    severity: str
+    failed: int = 0
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, failed: int, examples: Iterable[dict[str, Any]]) -> None:
+        """Adds failures of the same check."""
+        self.failed += failed
+        self.examples += list(examples)[: EXAMPLES - len(self.examples)]
+
+
+@dataclass
+class Report:
+    """Counts over all blocks of a source; two of different blocks add up to one."""
+
+    files: dict[str, Counts] = field(default_factory=dict)
+    checks: dict[tuple[str | None, str, str], Check] = field(default_factory=dict)
+
+    def add(self, verdict: Verdict, file: str = "") -> None:
+        """Adds the verdict over a block of a file."""
+        rows = Counts(verdict.rows_in, verdict.valid.height, verdict.rejected, verdict.filtered)
+        assert rows.rows_in == rows.valid + rows.quarantined + rows.filtered, "a row is unaccounted for"
+        self.files.setdefault(file, Counts()).add(rows)
+        by = ["column", "rule", "severity"]
+        for found in verdict.failures.partition_by(by, maintain_order=True) if len(verdict.failures) else ():
+            examples = found.head(EXAMPLES).select(file="_file", row="_row", value="value")
+            self._check(*found.select(by).row(0)).add(found.height, examples.iter_rows(named=True))
+
+    def _check(self, column: str | None, rule: str, severity: str) -> Check:
+        return self.checks.setdefault((column, rule, severity), Check(column, rule, severity))
+
+    def merge(self, other: Self) -> None:
+        """Adds what was counted over later blocks."""
+        for file, rows in other.files.items():
+            self.files.setdefault(file, Counts()).add(rows)
+        for key, check in other.checks.items():
+            self._check(*key).add(check.failed, check.examples)
+
+    def take_back(self, found: pl.DataFrame) -> None:
+        """Moves rows that were taken for valid to the quarantine; `found` is of `FAILED`, one for each."""
+        for file, count in found["_file"].value_counts().iter_rows():
+            self.files[file].add(Counts(0, -count, count, 0))
+        self.note(found)
+
+    def note(self, found: pl.DataFrame) -> None:
+        """Counts failures that were found when all blocks were there."""
+        none = pl.DataFrame()
+        other = Report()
+        other.add(Verdict(0, none, pl.Series(), found, 0, 0))
+        self.merge(Report(checks=other.checks))
+
+    @property
+    def rows_in(self) -> int:
+        return sum(rows.rows_in for rows in self.files.values())
+
+    @property
+    def valid(self) -> int:
+        return sum(rows.valid for rows in self.files.values())
+
+    @property
+    def quarantined(self) -> int:
+        return sum(rows.quarantined for rows in self.files.values())
+
+    @property
+    def filtered(self) -> int:
+        return sum(rows.filtered for rows in self.files.values())
+
+    def failed(self, severity: str) -> dict[str, int]:
+        """How often each rule failed with this severity."""
+        counts: dict[str, int] = {}
+        for check in self.checks.values():
+            if check.severity == severity:
+                counts[check.rule] = counts.get(check.rule, 0) + check.failed
+        return counts
 
     def to_json(self) -> dict[str, Any]:
-        return dict(vars(self))
+        """Plain data that `from_json` reads again."""
+        return {
+            "rows_in": self.rows_in,
+            "valid": self.valid,
+            "quarantined": self.quarantined,
+            "filtered": self.filtered,
+            "files": [{"file": file, **asdict(rows)} for file, rows in self.files.items()],
+            "checks": [asdict(check) for check in self.checks.values()],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The report that `to_json` wrote."""
+        checks = [Check(**check) for check in data["checks"]]
+        files = {item.pop("file"): Counts(**item) for item in map(dict, data["files"])}
+        return cls(files, {(c.column, c.rule, c.severity): c for c in checks})

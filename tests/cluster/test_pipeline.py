@@ -3,7 +3,6 @@
 import importlib
 import linecache
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ import orjson
 import pytest
 
 from mlops_ray import config
-from mlops_ray.cluster import pipeline
 from mlops_ray.cluster.pipeline import Pipeline
-from mlops_ray.config import Source
-from mlops_ray.data import ingest, validate
+from mlops_ray.data import ingest
 from mlops_ray.storage import Storage
 
 PROJECT = """
@@ -39,14 +36,10 @@ def rows(scale: float) -> str:
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(source: Source, name: str, selector: dict[str, str]) -> Iterator[validate.Verdict]:
-        for file in ingest.files(source, name):
-            yield from ingest.check_file(file, source)
-
     def train(self: Pipeline, task: Any, training_set: Any) -> dict[str, Any]:
         return {"version": 1, "leaderboard": [], "family": "ridge"}
 
-    monkeypatch.setattr(pipeline.ingest, "read", read)
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
     monkeypatch.setattr(Pipeline, "_train", train)
     monkeypatch.setattr(Pipeline, "_is_registered", lambda self, version: True)
 
@@ -109,7 +102,8 @@ def test_rows_that_others_of_the_same_file_supersede_are_counted(tmp_path: Path)
     (tmp_path / "rows.csv").write_text(rows(1) + "\n2016-01-30,a,5,5\n2016-01-30,b,5,5\n2016-01-30,a,6,6")
     done(tmp_path)
     report = orjson.loads((tmp_path / ".mlops" / "reports" / "validation-meter.json").read_bytes())
-    assert (report["valid"], report["flagged_by"]) == (33, {"same_identity": 2})
+    flagged = {check["rule"]: check["failed"] for check in report["checks"] if check["severity"] == "flag"}
+    assert (report["valid"], flagged) == (33, {"same_identity": 2})
 
 
 def test_a_changed_function_makes_only_the_sources_be_read_that_call_it(

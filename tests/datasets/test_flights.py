@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mlops_ray import config
 from mlops_ray.config import ColumnSpec, Project
-from mlops_ray.data import ingest
+from mlops_ray.data import blocks, inputs
 from mlops_ray.data.validate import Report, Verdict
 from mlops_ray.datasets import flights
 from mlops_ray.schema import INSTANT
@@ -100,7 +100,7 @@ def read(project: Project, name: str, **also: ColumnSpec) -> tuple[Report, list[
     source = project.sources[name]
     source = source.model_copy(update={"columns": source.columns | also})
     report = Report()
-    verdicts = [v for file in ingest.files(source, name) for v in ingest.check_file(file, source)]
+    verdicts = [v for file in inputs.find(source, name) for v in blocks.check_file(file, source)]
     for verdict in verdicts:
         report.add(verdict)
     return report, verdicts
@@ -142,7 +142,7 @@ def test_flights_and_weather_are_told_apart_by_their_keys(
     assert rows.select("carrier", "flight", "origin", "event_time").n_unique() == rows.height
     assert rows["flight_id"].n_unique() == rows.height
     report, verdicts = read(project, "weather")
-    assert (report.rows_in, report.valid, report.rejected_by) == (26_115, 26_114, {"max": 1})
+    assert (report.rows_in, report.valid, report.failed("reject")) == (26_115, 26_114, {"max": 1})
     weather = pl.concat([v.valid for v in verdicts])
     assert weather.select("origin", "event_time").n_unique() == weather.height
 

@@ -1,0 +1,252 @@
+"""The intake of sources: what is new of their files and queries, checked, reported, and stored.
+
+What a history holds of an input is kept with its commit, so that the same content is read once, and a changed
+one adds only the rows that are not there yet.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mlops_ray.cluster.stages import Stages
+from mlops_ray.config import File, Project, Source, Target
+from mlops_ray.data import blocks, ingest, inputs
+from mlops_ray.data.explore import Aim, explore, explore_page
+from mlops_ray.data.ingest import Staged
+from mlops_ray.data.inputs import shown
+from mlops_ray.data.report import report_page
+from mlops_ray.data.rules import Proposal, mine
+from mlops_ray.data.validate import EVENT_TIME
+from mlops_ray.errors import DataError
+from mlops_ray.expressions import compile_sql, function_digest
+from mlops_ray.features.commits import Batch, buckets_of
+from mlops_ray.features.store import FeatureStore
+from mlops_ray.policy import curated, require_here
+from mlops_ray.serving import release
+from mlops_ray.storage import Storage, digest, replacing
+
+#: How long files that a compaction left behind are kept for those who read them: longer than any run.
+VACUUM_H = 168
+#: Where more rows than these fail, it is the file or the project that is wrong, not the rows.
+MOST_QUARANTINED = 0.5
+
+#: A first look shows so many rows, found among so many.
+PREVIEW, PREVIEWED = 20, 10_000
+#: Of a hash in hex: Delta keeps a signed number of 64 bits.
+MARK_DIGITS = 15
+
+#: The name by which a history knows an input, and the number that its content has; none for a query.
+Mark = tuple[str, int | None]
+
+
+def require_readable(project: Project) -> None:
+    """Raises `DataError`, `ConfigError` or `PolicyError` for a source that cannot be read here."""
+    require_here(source.policy for source in project.sources.values())
+    for name, source in project.sources.items():
+        for file in inputs.find(source, name):
+            blocks.check_header(file, source)
+
+
+@dataclass
+class Intake:
+    """Brings the sources of a project into their histories."""
+
+    store: FeatureStore
+    storage: Storage
+    stages: Stages
+    #: Called before something is read on Ray.
+    connect: Callable[[], object] = lambda: None
+
+    def ingest(self, name: str) -> str:
+        """Reads what is new or changed of a source into its history; the id of its newest commit."""
+        source, history = self.store.project.sources[name], self.store.history(name)
+        found = inputs.find(source, name)
+        marks = _marks(found, source)
+        if _is_whole(source):
+            # Also a file that is no longer there is news.
+            marks.append(("inputs", int(digest(sorted(mark for mark, _ in marks))[:MARK_DIGITS], 16)))
+        stored = history.inputs(mark for mark, _ in marks)
+        news = [mark for mark in marks if mark[1] is None or stored.get(mark[0]) != mark[1]]
+        wanted = [file for file, mark in zip(found, marks, strict=False) if mark in news or _is_whole(source)]
+        # Only what was stored before, or may have been, needs a look at what is there.
+        is_known = any(number is None or mark in stored for mark, number in news)
+        self.stages.run(
+            f"ingest {name}",
+            {"table": self.store.views[name].table, "marks": marks},
+            lambda: self._read(name, wanted, news, is_known=is_known),
+            say=_say_ingest,
+            still_there=lambda _: not news,
+            before=self.connect,
+        )
+        return history.commit or ""
+
+    def _read(
+        self, name: str, wanted: Sequence[File], news: Sequence[Mark], *, is_known: bool
+    ) -> dict[str, Any]:
+        """Brings what is new of a source into its history; its report."""
+        if not news:
+            # A run was cut off between its commit and its record of it.
+            return dict(self.storage.read_json("reports", f"validation-{name}.json") or {})
+        source, history = self.store.project.sources[name], self.store.history(name)
+        before, is_whole = history.commit, _is_whole(source)
+        with self.staged(name, wanted, is_incremental=not is_whole) as staged:
+            self._require_good(staged, may_be_empty=before is not None)
+            batch = Batch(
+                staged.chunks,
+                staged.report.valid,
+                inputs={mark: number for mark, number in news if number is not None},
+                is_known=before is not None and (is_known or is_whole),
+                is_whole=before is not None and is_whole,
+            )
+            commit = history.store(batch, source, digest([before, news]))
+            history.maintain(vacuum_hours=VACUUM_H)
+            return self._report(staged, "committed", version=commit.version)
+
+    def validate(self, name: str) -> dict[str, Any]:
+        """Reads and checks a source, and stores nothing; its report, `refused` where none of it would be."""
+        with self.stages.timed(f"validate {name}", _say_ingest) as result, self.staged(name) as staged:
+            try:
+                self._require_good(staged, may_be_empty=False)
+                result |= self._report(staged, "checked")
+            except DataError:
+                result |= self.storage.read_json("reports", f"validation-{name}.json")
+        return result
+
+    def explore(self, name: str) -> dict[str, Any]:
+        """A first look at a source, as JSON and as a page under `reports/`; the JSON."""
+        source, target = self.store.project.sources[name], self.store.project.target
+        with self.stages.timed(f"explore {name}", _say_explored) as result, self.staged(name) as staged:
+            policy = source.policy
+            result |= explore(
+                staged.scan(),
+                source.row_schema.columns,
+                name=name,
+                time=EVENT_TIME if source.event_time else None,
+                keys=source.entity,
+                target=_aim(target) if target.source == name else None,
+                hidden=policy.hidden,
+                minimum_count=policy.minimum_count if policy.restricts else None,
+                preview=curated(staged.first(PREVIEWED), policy).head(PREVIEW),
+                seed=self.store.project.training.search.seed,
+            )
+        self._write(f"explore-{name}", result, explore_page(result))
+        return result
+
+    def mine(self, name: str) -> list[Proposal]:
+        """Rules that the rows of a source keep, for a person to approve."""
+        source = self.store.project.sources[name]
+        with self.stages.timed(f"mine {name}", _say_mined) as result, self.staged(name) as staged:
+            columns, policy = source.row_schema.columns, source.policy
+            rows = staged.scan().select(column.name for column in columns).collect()
+            result["rules"] = mine(rows, columns, hidden=policy.hidden, minimum_count=policy.minimum_count)
+        return list(result["rules"])
+
+    @contextlib.contextmanager
+    def staged(
+        self, name: str, files: Sequence[File] | None = None, *, is_incremental: bool = False
+    ) -> Iterator[Staged]:
+        """The checked rows of a source, or of some of its files, while the block lasts."""
+        source, view = self.store.project.sources[name], self.store.views[name]
+        files = inputs.find(source, name) if files is None else files
+        partition = partial(buckets_of, keys=view.keys)
+        after = self._cursors(name, files) if is_incremental else {}
+        with ingest.staging(source, name, files, self.storage.root) as staged:
+            ingest.read(
+                staged,
+                partition,
+                after=after,
+                on_progress=lambda report: self.stages.progress.update(f"{report.rows_in:,} rows"),
+            )
+            yield staged
+
+    def _cursors(self, name: str, files: Sequence[File]) -> dict[int, object]:
+        """From where on each query reads: the newest value of its cursor that is stored."""
+        names = {number: file.sql.cursor for number, file in enumerate(files) if file.sql and file.sql.cursor}
+        history = self.store.history(name)
+        return {
+            number: value
+            for number, column in names.items()
+            if (value := history.greatest(column)) is not None
+        }
+
+    def _require_good(self, staged: Staged, *, may_be_empty: bool) -> None:
+        """Raises `DataError` where what was read is not to be stored; its report says so too."""
+        refusal = _refusal(staged, self.storage.path("reports", f"quarantine-{staged.name}.parquet"))
+        if refusal is None and not (staged.report.valid or may_be_empty):
+            refusal = DataError(
+                f"source {staged.name!r} has no rows"
+                + (" that its where lets through" * bool(staged.report.rows_in))
+            )
+        if refusal is not None:
+            self._report(staged, "refused", said=str(refusal))
+            raise refusal
+
+    def _report(self, staged: Staged, state: str, **more: Any) -> dict[str, Any]:
+        """Writes the report of a reading, as JSON and as a page, and the quarantine beside it."""
+        name = staged.name
+        staged.write_quarantine(self.storage.path("reports", f"quarantine-{name}.parquet"))
+        document = {"state": state, "said": None, **staged.to_json(), **more}
+        self._write(f"validation-{name}", document, report_page(document))
+        return document
+
+    def _write(self, name: str, document: dict[str, Any], page: str) -> None:
+        self.storage.write_json(document, "reports", f"{name}.json")
+        with replacing(self.storage.path("reports", f"{name}.html")) as file:
+            file.write_text(page, encoding="utf-8")
+
+
+def _is_whole(source: Source) -> bool:
+    """Whether the inputs are the whole table; where order is time, a row's place depends on all before it."""
+    return source.ingestion == "full" or bool(source.event_time and source.event_time.order)
+
+
+def _marks(files: Sequence[File], source: Source) -> list[Mark]:
+    """What tells whether inputs are as they were stored: content, how they are read, and our own code."""
+    how = [release.code_digest(), {path: function_digest(path) for path in sorted(source.deriving)}]
+    marks: list[Mark] = []
+    for file in files:
+        options = file.model_dump(mode="json", exclude={"path", "sql"}, exclude_defaults=True)
+        content = inputs.fingerprint(file)
+        number = int(digest([content, options, how])[:MARK_DIGITS], 16) if content is not None else None
+        query = file.sql.query if file.sql else None
+        marks.append((f"input:{digest([shown(file), query, options])[:32]}", number))
+    return marks
+
+
+def _refusal(staged: Staged, kept: Path) -> DataError | None:
+    """Why what was read cannot be trusted; `None` where it can."""
+    report = staged.report
+    if report.quarantined > MOST_QUARANTINED * report.rows_in:
+        first = next(check for check in report.checks.values() if check.severity == "reject")
+        example = first.examples[0]
+        shown = f" with {example['value']!r}" if example["value"] is not None else ""
+        return DataError(
+            f"{report.quarantined:,} of {report.rows_in:,} rows of {staged.name!r} are in quarantine "
+            f"({kept}); the first fails {first.rule!r}{shown}",
+            file=example["file"],
+            row=example["row"],
+            column=first.column,
+        )
+    broken = [check["said"] for check in staged.table if not check["holds"] and check["severity"] == "stop"]
+    return DataError(f"source {staged.name!r}: {'; '.join(broken)}") if broken else None
+
+
+def _say_ingest(result: dict[str, Any]) -> str:
+    flagged = sum(check["failed"] for check in result["checks"] if check["severity"] == "flag")
+    rest = f", {flagged:,} flagged" if flagged else ""
+    return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
+
+
+def _aim(target: Target) -> Aim:
+    return Aim(compile_sql(target.expr).polars, target.task, target.positive)
+
+
+def _say_explored(result: dict[str, Any]) -> str:
+    return f"{result['profile']['rows']:,} rows"
+
+
+def _say_mined(result: dict[str, Any]) -> str:
+    return f"{len(result['rules'])} rules to look at"

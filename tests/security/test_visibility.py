@@ -1,0 +1,192 @@
+"""A machine-only column leaves as a value nowhere; people see curated rows and masks alone."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import yaml
+
+from mlops_ray import config
+from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.config import Policy, Project
+from mlops_ray.data import blocks, ingest
+from mlops_ray.errors import DataError, MlopsError, PolicyError
+from mlops_ray.policy import curated, require_here
+from mlops_ray.storage import Storage
+
+from .canaries import found_in
+
+PROJECT = """
+project: people
+sources:
+  people:
+    path: people.csv
+    entity: person
+    event_time: {column: time, timezone: UTC}
+    columns:
+      person: {type: category}
+      name: {type: string, pattern: "[A-Za-z0-9 ]+"}
+      salary: {type: float, max: 90000000}
+      zip: {type: string}
+      group: {type: category}
+      amount: {type: float, max: 1000}
+    rules:
+      - {name: short, require: "LENGTH(name) < 40"}
+      - {name: rich, require: "salary < 80000000 OR amount < 5", on_fail: flag}
+    policy:
+      machine_only: [name, salary]
+      curated: {rows: 5, where: "amount > 20", mask: {zip: "LEFT(zip, 2)", person: hash}}
+features:
+  past: {source: people, features: {before: {value_at: {of: amount, ago: 2d}}}}
+target: {source: people, expr: amount, horizon: 24h, task: regression}
+training:
+  families: [ridge]
+  search: {trials: 1}
+  minimum_rows: 1
+  validation: {test: {share: 20%}, folds: 2}
+  gate: {better_than: []}
+"""
+#: Of the columns that nobody may see, in every form in which a value may be written.
+CANARIES = ["CANARYname", "87654321", "8.7654321", "CANARYbad", "CANARYzip", "CANARYwide"]
+
+
+def rows() -> str:
+    lines = ["time,person,name,salary,zip,group,amount"]
+    for day in range(1, 29):
+        for number, person in enumerate(("ann", "bob", "cid", "dan")):
+            name = f"CANARYname {person}{day}" + "!" * (day == 3) + " x" * 40 * (day == 4)
+            salary = {5: "CANARYbad", 6: "987654321.25"}.get(day, "87654321.25")
+            amount = 2000 if day == 7 else day + number
+            lines.append(
+                f"2020-01-{day:02d},{person},{name},{salary},99CANARYzip{day},g{number % 2},{amount}"
+            )
+    lines.append("2020-02-01,ann,CANARYname,87654321.25,99CANARYzip,g0,1,CANARYwide")
+    lines.append("2020-01-01,ann,CANARYname again,87654321.25,99CANARYzip1,g0,1")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "people.csv").write_text(rows())
+    (tmp_path / "project.yaml").write_text(PROJECT)
+    return config.load(tmp_path / "project.yaml", {})
+
+
+def test_values_that_nobody_may_see_are_found_in_the_history_alone(
+    ray_cluster: None, project: Project, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ingestion, report, first look, mined rules, training set, sweep, package, registry: all is searched."""
+    storage = Storage.open(project.storage)
+    pipeline = Pipeline(project, storage)
+    training_set = pipeline.build(pipeline.ingest())
+    report = pipeline.intake.validate("people")
+    pipeline.intake.explore("people")
+    mined = pipeline.intake.mine("people")
+    pipeline.push(pipeline.train(training_set))
+    assert report["quarantined"] == 5 * 4 + 1
+    assert {check["rule"] for check in report["checks"]} == {
+        "pattern", "short", "type", "max", "rich", "number_of_columns", "same_identity",
+    }  # fmt: skip
+    assert not [canary for rule in mined for canary in CANARIES if canary in str(rule.to_json())]
+    found = found_in(storage.root, CANARIES)
+    history = storage.root / "features"
+    assert {path.suffix for path in found} == {".parquet"}
+    assert all(path.is_relative_to(history) for path in found)
+    out, err = capfd.readouterr()
+    assert not [canary for canary in CANARIES if canary in out + err]
+    logs = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent
+    session = next(Path("/tmp").glob("mlr-*/r/session_latest/logs"), logs)
+    assert found_in(session.resolve(), CANARIES) == set()
+
+
+def test_a_report_shows_values_of_curated_rows_only_and_so_many_at_most(project: Project) -> None:
+    source = project.sources["people"]
+    quarantine = _quarantine(project)
+    shown = quarantine.filter(pl.col("value").is_not_null())
+    assert set(shown["rule"]) <= {"max", "number_of_columns"}
+    assert shown.height <= source.policy.curated.rows  # type: ignore[union-attr]
+    assert shown.filter(pl.col("rule") == "max")["value"].to_list() == ["2000.0"] * 4
+    assert quarantine.filter(pl.col("column").is_in(["name", "salary"]))["value"].null_count() == 16
+
+
+def _quarantine(project: Project) -> pl.DataFrame:
+    storage = Storage.open(project.storage)
+    source = project.sources["people"]
+    with ingest.staging(source, "people", source.inputs, storage.root) as staged:
+        task = ingest.Task(source, tuple(staged.inputs), str(staged.folder), _one_bucket, {})
+        for part in task.parts([0]):
+            staged.failures += part["failed"]
+        staged.write_quarantine(storage.path("q.parquet"))
+    return pl.read_parquet(storage.path("q.parquet"))
+
+
+def _one_bucket(rows: pl.DataFrame) -> pl.Series:
+    return pl.repeat(0, rows.height, dtype=pl.Int32, eager=True)
+
+
+BROKEN: dict[str, tuple[str, str]] = {
+    "a function that quotes what it was given": (
+        "derive: {amount: {path: quoting.amount, inputs: [name]}}",
+        "it cannot be derived",
+    ),
+    "a rule that stops": ("rules: [{name: short, require: LENGTH(name) < 5, on_fail: stop}]", "short"),
+    "times that are numbers": ("event_time: {column: salary}", "the stamps are numbers"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_an_error_says_what_and_where_and_quotes_nothing_that_nobody_may_see(
+    what: str, project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quoting.py").write_text("def amount(name):\n    raise ValueError(name.to_list())\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    change, says = BROKEN[what]
+    key = change.partition(":")[0]
+    document: dict[str, Any] = project.sources["people"].model_dump(mode="json", exclude_unset=True)
+    document[key] = yaml.safe_load(change)[key]
+    (tmp_path / "people.csv").write_text(
+        rows().replace("CANARYbad", "1087654321").replace("87654321.25", "1087654321")
+    )
+    source = config.Source.model_validate(document)
+    with pytest.raises(DataError) as told:
+        for file in source.inputs:
+            list(blocks.check_file(file, source))
+    assert says in str(told.value)
+    assert "people.csv" in str(told.value)
+    assert not [canary for canary in CANARIES if canary in str(told.value)]
+
+
+def test_equal_values_have_equal_hashes_within_one_look_and_tell_nothing_else() -> None:
+    policy = Policy.model_validate({"curated": {"rows": 10, "mask": {"k": "hash", "n": "hide"}}})
+    rows = pl.DataFrame({"k": ["a", "b", "a", None], "n": [1, 2, 3, 4]})
+    first, second = curated(rows, policy), curated(rows, policy)
+    assert first["k"][0] == first["k"][2] != first["k"][1]
+    assert first["k"][3] is None
+    assert first["k"][0] != second["k"][0]
+    assert set(first["n"]) == {"…"}
+
+
+def test_rows_of_a_region_are_not_read_on_a_machine_of_another(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    text = PROJECT.replace("machine_only:", "allowed_regions: [eu-de]\n      machine_only:")
+    (tmp_path / "project.yaml").write_text(text)
+    bounded = config.load(tmp_path / "project.yaml", {})
+    for here in ("us-east", ""):
+        monkeypatch.setenv("MLOPS_REGION", here)
+        with pytest.raises(PolicyError, match="eu-de only"):
+            Pipeline(bounded, Storage.open(bounded.storage))
+    require_here([source.policy for source in bounded.sources.values()], "eu-de")
+
+
+def test_a_mask_or_machine_only_column_that_is_no_column_is_a_mistake(tmp_path: Path) -> None:
+    for change in ("machine_only: [nam]", "curated: {rows: 5, mask: {zop: hash}}"):
+        key = change.partition(":")[0]
+        lines = [
+            f"      {change}" if line.strip().startswith(f"{key}:") else line for line in PROJECT.splitlines()
+        ]
+        (tmp_path / "project.yaml").write_text("\n".join(lines))
+        with pytest.raises(MlopsError, match="not among columns"):
+            config.load(tmp_path / "project.yaml", {})

@@ -1,0 +1,151 @@
+"""Real servers for tests: PostgreSQL and an S3 store, each on a free port of this machine."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import require, require_package
+
+#: Where Debian puts PostgreSQL, which is on no path there.
+DEBIAN = "/usr/lib/postgresql/*/bin"
+#: A PostgreSQL server refuses to run as root.
+OTHER_USER = "postgres"
+READY = "database system is ready to accept connections"
+#: Another program may take a port between our looking for a free one and the server's taking it.
+TRIES = 5
+#: Has signs that an address writes otherwise; no message may show it.
+PASSWORD = "s3cret/p@ss?w%rd"
+
+
+@dataclass
+class PostgresServer:
+    """A server whose superuser `owner` may come in without a password, and `guest` only with `PASSWORD`."""
+
+    folder: Path
+    port: int = 0
+    _process: subprocess.Popen[str] | None = field(default=None, repr=False)
+
+    def url(self, user: str = "owner", database: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def init(self) -> None:
+        """Makes the data folder."""
+        options = ["-D", str(self.folder / "data"), "-U", "owner", "--auth=trust", "--no-sync", "-E", "UTF8"]
+        subprocess.run(
+            [_program("initdb"), *options, "--locale=C"], check=True, stdout=subprocess.DEVNULL, **_user()
+        )
+
+    def start(self) -> None:
+        """Returns when the server takes connections, on the port that it had before, if any."""
+        for _ in range(TRIES):
+            port = self.port or free_port()
+            command = [_program("postgres"), "-D", str(self.folder / "data"), "-p", str(port), "-F"]
+            command += ["-k", str(self.folder), "-c", "listen_addresses=127.0.0.1"]
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **_user())
+            assert process.stderr is not None
+            if any(READY in line for line in process.stderr):
+                self.port, self._process = port, process
+                return
+            process.wait()
+        pytest.fail(f"postgres did not start in {TRIES} tries")
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends the server, its sessions first; with `SIGQUIT` at once."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.communicate()
+            self._process = None
+
+    def run(self, *statements: str) -> None:
+        """Runs statements as the superuser."""
+        import adbc_driver_postgresql.dbapi as dbapi  # type: ignore[import-untyped]
+
+        with dbapi.connect(self.url(), autocommit=True) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+                # Only what is fetched is sure to have run.
+                cursor.fetchall()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[PostgresServer]:
+    """A server with an empty database."""
+    require_package("adbc_driver_postgresql")
+    _program("initdb")
+    # Not pytest's own folder, which is closed to other users.
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    if os.geteuid() == 0:
+        shutil.chown(folder, OTHER_USER)
+    server = PostgresServer(folder)
+    try:
+        server.init()
+        server.start()
+        quoted = PASSWORD.replace("'", "''")
+        server.run(f"CREATE ROLE guest LOGIN PASSWORD '{quoted}'")
+        hba = folder / "data" / "pg_hba.conf"
+        hba.write_text(f"host all guest 127.0.0.1/32 scram-sha-256\n{hba.read_text()}")
+        server.run("SELECT pg_reload_conf()")
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def s3_store(bucket: str) -> Iterator[Any]:
+    """A client of a store with one bucket, and the environment that leads there."""
+    require_package("moto")
+    import boto3  # type: ignore[import-untyped]
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    said = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": PASSWORD,
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in said.items():
+            patch.setenv(name, value)
+        try:
+            client = boto3.client("s3", region_name="us-east-1")
+            client.create_bucket(Bucket=bucket)
+            yield client
+        finally:
+            server.stop()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _program(name: str) -> str:
+    """The path of a program of PostgreSQL, of the newest one that is installed."""
+    found = sorted(glob(f"{DEBIAN}/{name}"))
+    return require(found[-1] if found else name)
+
+
+def _user() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    group = pwd.getpwnam(OTHER_USER).pw_gid
+    return {"user": OTHER_USER, "group": group, "extra_groups": [], "cwd": "/"}
