@@ -150,7 +150,7 @@ def by_hand(path: Path, folder: Path) -> tuple[int, int]:
     holds = pl.all_horizontal(checks) & pl.all_horizontal(pl.col(name).is_not_null() for name in FLOATS)
     rows = rows.with_columns(holds.fill_null(False).alias("holds"))
     valid, rejected = rows.filter("holds"), rows.filter(~pl.col("holds"))
-    valid.write_parquet(folder / "valid.parquet", compression="lz4")
+    valid.write_parquet(folder / "valid.parquet", compression="uncompressed")
     rejected.write_parquet(folder / "rejected.parquet")
     return valid.height, rejected.height
 

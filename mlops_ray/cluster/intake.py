@@ -6,8 +6,8 @@ one adds only the rows that are not there yet.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.policy import curated, require_here
+from mlops_ray.policy import curated
 from mlops_ray.serving import release
 from mlops_ray.storage import Storage, digest, replacing
 
@@ -43,8 +43,7 @@ Mark = tuple[str, int | None]
 
 
 def require_readable(project: Project) -> None:
-    """Raises `DataError`, `ConfigError` or `PolicyError` for a source that cannot be read here."""
-    require_here(source.policy for source in project.sources.values())
+    """Raises `DataError` or `ConfigError` for a source that cannot be read."""
     for name, source in project.sources.items():
         for file in inputs.find(source, name):
             blocks.check_header(file, source)
@@ -59,6 +58,10 @@ class Intake:
     stages: Stages
     #: Called before something is read on Ray.
     connect: Callable[[], object] = lambda: None
+
+    def afresh(self) -> "Intake":
+        """The same intake, which has done nothing yet."""
+        return replace(self, stages=Stages(self.storage, self.stages.progress))
 
     def ingest(self, name: str) -> str:
         """Reads what is new or changed of a source into its history; the id of its newest commit."""
@@ -149,9 +152,9 @@ class Intake:
         self, name: str, files: Sequence[File] | None = None, *, is_incremental: bool = False
     ) -> Iterator[Staged]:
         """The checked rows of a source, or of some of its files, while the block lasts."""
-        source, view = self.store.project.sources[name], self.store.views[name]
+        source = self.store.project.sources[name]
         files = inputs.find(source, name) if files is None else files
-        partition = partial(buckets_of, keys=view.keys)
+        partition = partial(buckets_of, keys=source.entity)
         after = self._cursors(name, files) if is_incremental else {}
         with ingest.staging(source, name, files, self.storage.root) as staged:
             ingest.read(
@@ -209,11 +212,25 @@ def _marks(files: Sequence[File], source: Source) -> list[Mark]:
     marks: list[Mark] = []
     for file in files:
         options = file.model_dump(mode="json", exclude={"path", "sql"}, exclude_defaults=True)
-        content = inputs.fingerprint(file)
+        content = _content(file)
         number = int(digest([content, options, how])[:MARK_DIGITS], 16) if content is not None else None
         query = file.sql.query if file.sql else None
         marks.append((f"input:{digest([shown(file), query, options])[:32]}", number))
     return marks
+
+
+def _content(file: File) -> str | None:
+    """The fingerprint of an input; of a file that has not been written to since, the one found before."""
+    path = Path(file.path or "")
+    if file.path is None or "://" in file.path or not path.is_file():
+        return inputs.fingerprint(file)
+    about = path.stat()
+    return _of_file(file, about.st_size, about.st_mtime_ns, about.st_ino)
+
+
+@lru_cache(maxsize=100_000)
+def _of_file(file: File, *_: int) -> str | None:
+    return inputs.fingerprint(file)
 
 
 def _refusal(staged: Staged, kept: Path) -> DataError | None:

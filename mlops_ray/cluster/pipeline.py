@@ -57,8 +57,8 @@ class Pipeline:
         _require_sqlite(self.storage.path("mlflow.db"), "runs and versions are then lost")
         self.stages = Stages(self.storage, self.progress)
         self._preparing: threading.Thread | None = None
-        require_readable(self.project)
         self.store = FeatureStore(self.project, self.storage)
+        require_readable(self.project)
         self.features: FeatureSet = self.store.features
         self.intake = Intake(self.store, self.storage, self.stages)
         _ = self.test_from

@@ -115,41 +115,39 @@ def follow(
     """Looks for new data again and again, and brings it to where the service reads it.
 
     Yields the report of each source that had news, or `{"source", "error"}` where it cannot be read; what is
-    wrong with it is said once, and it is tried again. Runs until the caller ends it.
+    wrong with it is said once, and it is tried again. Goes on until the caller ends it.
     """
     said: dict[str, str] = {}
     with (
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock) as (first, connected, ours),
     ):
+        connected()
+        lock.close()
         try:
-            connected()
-            lock.close()
-            pipeline = first
             while True:
-                with alone(storage):
-                    yield from _news(pipeline, said)
+                with alone(storage, wait=True):
+                    yield from _news(first.intake.afresh(), said)
                 time.sleep(every_s)
-                pipeline = _pipeline(project, storage, progress)
         finally:
             _leave_cluster(storage, stop=ours)
 
 
-def _news(pipeline: "Pipeline", said: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
     changed = []
-    for name in pipeline.store.views:
+    for name in intake.store.views:
         try:
-            pipeline.intake.ingest(name)
+            intake.ingest(name)
         except MlopsError as error:
             if said.get(name) != str(error):
                 said[name] = str(error)
                 yield {"source": name, "error": str(error)}
             continue
-        if f"ingest {name}" not in pipeline.stages.unchanged:
-            changed.append(pipeline.storage.read_json("reports", f"validation-{name}.json"))
+        if f"ingest {name}" not in intake.stages.unchanged:
+            changed.append(intake.storage.read_json("reports", f"validation-{name}.json"))
             said.pop(name, None)
     if changed:
-        pipeline.store.materialize()
+        intake.store.materialize()
     yield from changed
 
 

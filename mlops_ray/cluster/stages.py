@@ -100,11 +100,11 @@ class Stages:
 
 
 @contextlib.contextmanager
-def alone(storage: Storage) -> Iterator[None]:
-    """Holds the storage for one run; raises `StorageError` if another run works on it."""
+def alone(storage: Storage, *, wait: bool = False) -> Iterator[None]:
+    """Holds the storage for one run; where another works on it, waits, or raises `StorageError`."""
     with storage.path(LOCK).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise StorageError(f"another run works on {storage.root}; wait for it, or stop it") from None
         yield

@@ -6,11 +6,13 @@ quarantine, and never the file; types are never guessed.
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import polars as pl
 
 from mlops_ray.config import EventTime, File, Source
 from mlops_ray.data import inputs, readers, validate
+from mlops_ray.data.ahead import WORKERS, ahead
 from mlops_ray.data.event_time import Clock, columns_of
 from mlops_ray.errors import DataError, did_you_mean
 from mlops_ray.expressions import load_function
@@ -58,12 +60,24 @@ def _verdicts(file: File, source: Source, after: object) -> Iterator[validate.Ve
     clock = Clock(source.event_time) if source.event_time else None
     needed = needed_columns(source)
     wanted = [name for name in reader.names if _is_read(source.rename.get(name, name), needed, source)]
-    for block in reader.blocks(wanted):
-        if block.frame.height:
-            frame = block.frame.rename(source.rename, strict=False)
-            yield validate.check(_unpivoted(_timed(frame, clock, source), source), source)
-        for part in block.refused.iter_slices(REFUSED_AT_A_TIME):
+    timed = (
+        (_timed(block.frame.rename(source.rename, strict=False), clock, source), block.refused)
+        for block in reader.blocks(wanted)
+    )
+    # Times depend on the rows before them; nothing else does. Functions of a user's are called one by one.
+    workers = 1 if source.deriving else WORKERS
+    for verdict, refused in ahead(partial(_checked, source), timed, workers):
+        if verdict is not None:
+            yield verdict
+        for part in refused.iter_slices(REFUSED_AT_A_TIME):
             yield _refused(title, part)
+
+
+def _checked(
+    source: Source, block: tuple[pl.DataFrame, pl.DataFrame]
+) -> tuple[validate.Verdict | None, pl.DataFrame]:
+    frame, refused = block
+    return validate.check(_unpivoted(frame, source), source) if frame.height else None, refused
 
 
 def needed_columns(source: Source) -> dict[str, str]:
@@ -107,7 +121,7 @@ def _is_read(name: str, needed: dict[str, str], source: Source) -> bool:
 
 def _timed(frame: pl.DataFrame, clock: Clock | None, source: Source) -> pl.DataFrame:
     """A block with what it says about time, see `validate.TIME`."""
-    if clock is None:
+    if clock is None or not frame.height:
         return frame
     instant, problem, text = validate.TIME
     if clock.spec.order:

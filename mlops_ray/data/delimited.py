@@ -7,12 +7,9 @@ columns or too few is known by its number, and costs no more than itself. The pi
 import codecs
 import csv
 import io
-import os
 import re
 from array import array
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +19,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from mlops_ray.config import Csv
+from mlops_ray.data.ahead import ahead
 from mlops_ray.data.inputs import UNREADABLE, opened
 from mlops_ray.errors import DataError, one_line
 
@@ -38,8 +36,6 @@ WRONG_ROWS = BLOCK_BYTES
 WRONG_WIDTH = "number_of_columns"
 #: A row that could not even be split into columns.
 REFUSED = {"_row": pl.Int64, "rule": pl.String, "value": pl.String}
-#: Pieces that are parsed at once: one thread reads and unpacks no more than keeps so many busy.
-WORKERS = min(4, os.cpu_count() or 1)
 UTF8 = ("utf-8", "utf-8-sig")
 BOM = b"\xef\xbb\xbf"
 
@@ -73,7 +69,7 @@ class Delimited:
         parse = _Parser(self.names, list(wanted), self.format)
         row, on_end = 0, 0
         try:
-            for frame, height, wrong in _ahead(parse, self._pieces()):
+            for frame, height, wrong in ahead(parse, self._pieces()):
                 right, last = _right(height, wrong["_row"].to_numpy())
                 read = height + wrong.height
                 on_end = read - last + (0 if height else on_end)
@@ -182,35 +178,6 @@ def _after(start: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
     for block in blocks:
         yield block[start:]
         start = max(0, start - len(block))
-
-
-def _ahead(work: Callable[[bytes], Any], items: Iterable[bytes]) -> Iterator[Any]:
-    """What `work` makes of the items, in their order; a few are worked on ahead, each in a thread."""
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for future in _submitted(pool, work, items):
-                pending.append(future)
-                if len(pending) > WORKERS:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
-
-
-def _submitted(
-    pool: ThreadPoolExecutor, work: Callable[[bytes], Any], items: Iterable[bytes]
-) -> Iterator[Future[Any]]:
-    """The work on each item; what goes wrong in getting one comes in its place, after those before it."""
-    try:
-        for item in items:
-            yield pool.submit(work, item)
-    except (UnicodeError, *UNREADABLE) as error:
-        broken: Future[Any] = Future()
-        broken.set_exception(error)
-        yield broken
 
 
 @dataclass

@@ -22,6 +22,7 @@ import pyarrow as pa
 import ray
 
 from mlops_ray.config import File, Source
+from mlops_ray.data.ahead import ahead
 from mlops_ray.data.blocks import check_file
 from mlops_ray.data.inputs import shown
 from mlops_ray.data.profile import profile
@@ -41,7 +42,7 @@ from mlops_ray.schema import DTYPES, INSTANT
 from mlops_ray.storage import replacing
 
 #: Valid rows are written when so many bytes of them are gathered; bounds the memory of a task.
-PART_BYTES = 64 << 20
+PART_BYTES = 32 << 20
 #: Rows that are worked on in one piece rather than bucket by bucket.
 WHOLE_ROWS = 1_000_000
 #: Inputs are shared out to so many tasks at most: a task has a fixed cost.
@@ -293,16 +294,20 @@ class Task:
             yield {"error": str(error)}
 
     def _parts(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+        # One is written while the next is gathered.
+        return ahead(_Part.written, self._gathered(numbers), workers=1)
+
+    def _gathered(self, numbers: Iterable[int]) -> "Iterator[_Part]":
         part = _Part(self)
         for number in numbers:
             file = self.inputs[number]
             for verdict in check_file(file, self.source, self.after.get(number)):
                 part.add(number, shown(file), verdict)
                 if part.bytes >= PART_BYTES:
-                    yield part.written()
+                    yield part
                     part = _Part(self)
             part.rows_of.setdefault(number, 0)
-        yield part.written()
+        yield part
 
 
 @dataclass
@@ -346,7 +351,7 @@ class _Part:
 def _write(rows: pl.DataFrame, folder: Path, what: str) -> str:
     path = folder / f"{what}-{uuid.uuid4()}.parquet"
     try:
-        rows.write_parquet(path, compression="lz4", row_group_size=1 << 15)
+        rows.write_parquet(path, compression="uncompressed", row_group_size=1 << 15)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise StorageError(f"{path} cannot be written: {first_line(error)}") from error
     return str(path)

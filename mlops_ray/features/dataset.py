@@ -26,7 +26,7 @@ from mlops_ray.features.join import join
 from mlops_ray.features.manifest import Manifest
 from mlops_ray.features.resample import EVENT_TIME
 from mlops_ray.instants import EARLIEST, LATEST, to_micros
-from mlops_ray.policy import label_selector
+from mlops_ray.policy import label_selector, require_here
 from mlops_ray.schema import DTYPES, INSTANT, Schema
 from mlops_ray.storage import Storage, replacing
 
@@ -92,6 +92,7 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     """
     recorded = _read_manifest(file)
     asked = manifest.parse(recorded, str(file))
+    require_here(asked.policies.values())
     _require_own(asked.features, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
     held = {}
