@@ -17,7 +17,7 @@ from mlops_ray.data import blocks, ingest, inputs
 from mlops_ray.data.explore import Aim, explore, explore_page
 from mlops_ray.data.ingest import Staged
 from mlops_ray.data.inputs import shown
-from mlops_ray.data.report import report_page
+from mlops_ray.data.report import report_findings, report_page
 from mlops_ray.data.rules import Proposal, mine
 from mlops_ray.data.validate import EVENT_TIME
 from mlops_ray.errors import DataError
@@ -71,7 +71,7 @@ class Intake:
         if _is_whole(source):
             # Also a file that is no longer there is news.
             marks.append(("inputs", int(digest(sorted(mark for mark, _ in marks))[:MARK_DIGITS], 16)))
-        stored = history.inputs(mark for mark, _ in marks)
+        stored = history.inputs
         news = [mark for mark in marks if mark[1] is None or stored.get(mark[0]) != mark[1]]
         wanted = [file for file, mark in zip(found, marks, strict=False) if mark in news or _is_whole(source)]
         # Only what was stored before, or may have been, needs a look at what is there.
@@ -192,6 +192,7 @@ class Intake:
         name = staged.name
         staged.write_quarantine(self.storage.path("reports", f"quarantine-{name}.parquet"))
         document = {"state": state, "said": None, **staged.to_json(), **more}
+        document["findings"] = report_findings(document)
         self._write(f"validation-{name}", document, report_page(document))
         return document
 
@@ -225,12 +226,12 @@ def _content(file: File) -> str | None:
     if file.path is None or "://" in file.path or not path.is_file():
         return inputs.fingerprint(file)
     about = path.stat()
-    return _of_file(file, about.st_size, about.st_mtime_ns, about.st_ino)
+    return _of_file(file.path, about.st_size, about.st_mtime_ns, about.st_ino)
 
 
 @lru_cache(maxsize=100_000)
-def _of_file(file: File, *_: int) -> str | None:
-    return inputs.fingerprint(file)
+def _of_file(path: str, *_: int) -> str | None:
+    return inputs.fingerprint(File(path=path))
 
 
 def _refusal(staged: Staged, kept: Path) -> DataError | None:

@@ -36,13 +36,13 @@ class Batch:
     """The rows of a commit, `rows` at most.
 
     `chunks` yields them each time that it is called, in frames with all rows of their keys each. `inputs` are
-    numbers that tell what they were read from, kept with the commit. With `is_known`, some of them may be
-    stored already, and such are left out; with `is_whole`, what is stored and not among them is taken back.
+    numbers by the names of what they were read from, kept with the commit. With `is_known`, rows that
+    are stored already are left out; with `is_whole`, what is stored and not among them is taken back.
     """
 
     chunks: Callable[[], Iterable[pl.DataFrame]]
     rows: int
-    inputs: Mapping[str, int] = field(default_factory=dict)
+    inputs: dict[str, int] = field(default_factory=dict)
     is_known: bool = False
     is_whole: bool = False
 

@@ -7,12 +7,14 @@ the same commit is stored once, and commits come one after the other, whoever ma
 
 import contextlib
 import random
+import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import orjson
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
@@ -37,6 +39,7 @@ from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, SEQUENCE, UNTIL, r
 from mlops_ray.features.windows import runs
 from mlops_ray.instants import EARLIEST, LATEST, MICROSECOND, from_micros, to_micros
 from mlops_ray.schema import INSTANT
+from mlops_ray.storage import replacing
 
 #: Each commit is a step of two transactions, so that two writers at once conflict: the newest commit's time
 #: (microseconds since 1970), and the last sequence number given out. Delta keeps both with a table's state.
@@ -45,6 +48,13 @@ CLOCK, COUNTER = "mlops_ray.committed_at", "mlops_ray.sequence"
 ID, TIME = "mlops.commit", "mlops.committed_at"
 #: How often a writer that lost to another tries again; each loss means that somebody else's commit is in.
 TRIES = 50
+#: The folder with what was read until a commit, a file each, and the transaction that says which is in force.
+#: Vacuum leaves alone what begins with an underscore.
+INPUTS = "_inputs"
+#: Delta keeps signed numbers of 64 bits.
+INPUTS_BITS = 62
+#: Longer than any writer is between writing such a file and committing it.
+INPUTS_KEPT_S = 86_400
 #: Above so many files a bucket, compaction pays.
 FILES_A_BUCKET = 8
 #: What to do about a history of which something is lost.
@@ -140,11 +150,14 @@ class History:
             # Made before the newest commit is looked up: another writer may have made it, and more, just now.
             with _readable(self.folder):
                 table = self._table() or self._create(source)
-                last = _newest(table)
+                last, held = _newest(table), self._inputs_of(table)
             if last is not None and table.transaction_version(commit_id) is not None:
                 return last
+            if last and batch.inputs and not batch.is_known and batch.inputs.items() <= held.items():
+                # Another writer has just stored the same.
+                return last
             try:
-                return self._store(table, last, batch, source, commit_id)
+                return self._store(table, last, replace(batch, inputs=held | batch.inputs), source, commit_id)
             except CommitFailedError:
                 # Somebody else's commit came first; the times and numbers of this one must follow it.
                 time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
@@ -159,23 +172,30 @@ class History:
         stamp = Stamp(self.view, source, now, last.sequence + 1 if last else 0)
         stored = {number: bucket.files for number, bucket in _files(table).items()} if batch.is_known else {}
         added: list[AddAction] = []
+        # Of this try alone: a writer that loses must not write over what the winner says.
+        number = secrets.randbits(INPUTS_BITS) if batch.inputs else None
         try:
             for file in write(self.folder, rows_of(batch, stamp, stored)):
                 added.append(file)
-            if last is not None and batch.is_known and not added and not batch.inputs:
+            if last is not None and batch.is_known and not added and batch.inputs == self._inputs_of(table):
                 return last
+            if number is not None:
+                (self.folder / INPUTS).mkdir(exist_ok=True)
+                with replacing(self.folder / INPUTS / f"{number}.json") as new:
+                    new.write_bytes(orjson.dumps(batch.inputs))
             commit = Commit(table.version() + 1, commit_id, now, last_sequence(batch, stamp))
             table.create_write_transaction(
                 list(added),
                 mode="append",
                 schema=table.schema(),
                 partition_by=[BUCKET],
-                commit_properties=_properties(commit, batch.inputs),
+                commit_properties=_properties(commit, number),
             )
         except BaseException:
             for file in added:
                 (self.folder / file.path).unlink(missing_ok=True)
             raise
+        self._forget_inputs(number)
         return commit
 
     def _create(self, source: Source) -> DeltaTable:
@@ -185,12 +205,29 @@ class History:
             self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
         )
 
-    def inputs(self, names: Iterable[str]) -> dict[str, int]:
-        """The number that each input had when it was last stored; those that never were are left out."""
+    @property
+    def inputs(self) -> dict[str, int]:
+        """The number that each input had when it was last stored."""
         with _readable(self.folder):
             table = self._table()
-            found = {name: table.transaction_version(name) for name in names} if table else {}
-        return {name: number for name, number in found.items() if number is not None}
+            return self._inputs_of(table) if table else {}
+
+    def _inputs_of(self, table: DeltaTable) -> dict[str, int]:
+        """What the file that a commit names says: to look each up among Delta's transactions takes 2 ms."""
+        number = table.transaction_version(INPUTS)
+        if number is None:
+            return {}
+        try:
+            return dict(orjson.loads((self.folder / INPUTS / f"{number}.json").read_bytes()))
+        except orjson.JSONDecodeError as error:
+            raise StorageError(f"the history {self.folder} cannot be read: {error}; {RESTORE}") from error
+
+    def _forget_inputs(self, number: int | None) -> None:
+        """Removes what older commits said, but for what another process may be about to read or to commit."""
+        old = time.time() - INPUTS_KEPT_S
+        for file in (self.folder / INPUTS).glob("*.json"):
+            if number is not None and file.stem != str(number) and file.stat().st_mtime < old:
+                file.unlink(missing_ok=True)
 
     def greatest(self, column: str) -> object:
         """The greatest value of a column among all rows; `None` where there is none."""
@@ -266,8 +303,9 @@ class History:
         return None
 
 
-def _properties(commit: Commit, inputs: Mapping[str, int]) -> CommitProperties:
-    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0, **inputs}
+def _properties(commit: Commit, inputs: int | None) -> CommitProperties:
+    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0}
+    steps |= {INPUTS: inputs} if inputs is not None else {}
     return CommitProperties(
         custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
         app_transactions=[Transaction(name, number) for name, number in steps.items()],

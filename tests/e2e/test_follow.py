@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from mlops_ray import config
+from mlops_ray.cluster import local
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.storage import Storage
 
@@ -63,6 +64,8 @@ def following(folder: Path) -> Iterator[subprocess.Popen[str]]:
         watch.cancel()
         process.kill()
         process.wait()
+        # Where the test failed, its cluster outlives the command.
+        local.stop(folder / ".mlops")
 
 
 def said(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -89,8 +92,9 @@ def newest(folder: Path) -> list[float | None]:
 
 
 def test_what_arrives_is_stored_and_readable_online_a_bad_file_is_told_once_and_loses_nothing(
-    folder: Path, following: subprocess.Popen[str]
+    folder: Path, following: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLOPS_REGION", "eu-de")
     assert said(following)["rows_in"] == 1
     arrive(folder, "2.csv", f"{HEADER}2020-01-02,a,2\n2020-01-02,b,x\n")
     report = said(following)

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray.config import Source
+from mlops_ray.errors import StorageError
 from mlops_ray.features.commits import Batch
 from mlops_ray.features.definitions import view_table
 from mlops_ray.features.history import History, read
+
+from .cases import clock_at
 
 #: Rows are (key, hour, id, value, deleted).
 Row = tuple[str | None, int, str, float | None, bool]
@@ -124,10 +128,13 @@ def test_rows_that_say_nothing_new_make_no_commit_and_what_was_read_is_remembere
     history = History.of(tmp_path, view_table("s", spec))
     data = frame([("a", 0, "x", 1.0, False)])
     history.store(Batch(lambda: [data], 1, inputs={"file": 7}), spec, "1")
-    assert history.inputs(["file", "other"]) == {"file": 7}
+    assert history.inputs == {"file": 7}
     assert history.store(Batch(lambda: [data], 1, is_known=True), spec, "2").id == "1"
     assert history.store(Batch(lambda: [data], 1, inputs={"file": 8}, is_known=True), spec, "3").id == "3"
-    assert history.inputs(["file"]) == {"file": 8}
+    history.store(Batch(lambda: [data], 1, inputs={"other": 1}, is_known=True), spec, "4")
+    history.maintain(vacuum_hours=0)
+    assert history.inputs == {"file": 8, "other": 1}
+    assert history.store(Batch(lambda: [data], 1, inputs={"file": 8}), spec, "5").id == "4"
     assert stored(history) == 1
 
 
@@ -150,3 +157,51 @@ def test_a_commit_comes_in_pieces_that_are_made_anew_where_another_writer_was_fa
         ("a", 0, "x", 1.0), ("b", 1, "y", 2.0), ("c", 0, "x", 9.0), ("d", 5, "x", 0.0),
     }  # fmt: skip
     assert len(list(tmp_path.glob("*/*/*.parquet"))) == 4
+
+
+def test_a_disk_that_is_full_is_said_and_a_commit_that_failed_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = source(row_id=False, back_loaded=False)
+    history = History.of(tmp_path, view_table("s", spec))
+    history.append(frame([("a", 0, "x", 1.0, False)]), spec, "first")
+    before = sorted(tmp_path.rglob("*.parquet"))
+    write, calls = pl.DataFrame.write_parquet, []
+
+    def full_at_the_second(self: pl.DataFrame, *given: Any, **more: Any) -> None:
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        write(self, *given, **more)
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full_at_the_second)
+    with pytest.raises(StorageError, match="No space left on device") as told:
+        history.append(frame([(key, 0, "x", 1.0, False) for key in "abc"]), spec, "second")
+    assert str(tmp_path) in str(told.value)
+    assert sorted(tmp_path.rglob("*.parquet")) == before
+    assert history.commit == "first"
+
+
+def test_what_two_writers_read_at_once_is_all_remembered_and_the_same_input_is_stored_once(
+    tmp_path: Path,
+) -> None:
+    spec = source(row_id=False, back_loaded=False)
+    history = History.of(tmp_path, view_table("s", spec))
+    data = frame([("a", 0, "x", 1.0, False)])
+
+    def while_another_commits(inputs: dict[str, int]) -> Any:
+        def chunks() -> list[pl.DataFrame]:
+            if not history.inputs.items() >= inputs.items():
+                history.store(Batch(lambda: [data], 1, inputs=inputs), spec, str(inputs))
+            return [data]
+
+        return chunks
+
+    with clock_at(100):
+        history.append(data, spec, "first")
+        history.store(Batch(while_another_commits({"b": 2}), 1, inputs={"a": 1}), spec, "second")
+        assert history.inputs == {"a": 1, "b": 2}
+        assert stored(history) == 3
+        history.store(Batch(while_another_commits({"c": 3}), 1, inputs={"c": 3}), spec, "third")
+    assert history.inputs == {"a": 1, "b": 2, "c": 3}
+    assert stored(history) == 4
