@@ -131,7 +131,8 @@ def rules_mine(file: ProjectFile, source: SourceName = None, as_json: Json = Fal
         _print_json({name: [rule.to_json() for rule in rules] for name, rules in found.items()})
         return
     for name, rules in found.items():
-        print(f"# of {name}: copy what you approve below sources.{name}.rules")
+        what = "copy what you approve below" if rules else "nothing stands out to be proposed for"
+        print(f"# of {name}: {what} sources.{name}.rules")
         for rule in rules:
             print(f"# {rule.support:,} rows, {rule.expected:,.1f} expected to break it, {rule.observed:,} do")
             print(f"- {json.dumps({'name': rule.name, 'require': rule.require}, ensure_ascii=False)}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import polars as pl
 import yaml
 from pydantic import (
     AfterValidator,
@@ -27,7 +28,7 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from mlops_ray.errors import ConfigError, did_you_mean, one_line
 from mlops_ray.expressions import compile_sql
-from mlops_ray.schema import Column, ColumnType, Rule, Schema, Severity
+from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType, Rule, Schema, Severity
 
 MICROSECONDS = {
     "us": 1,
@@ -412,7 +413,7 @@ class TableChecks(Model):
     """How many are valid."""
     freshness: Step | None = None
     """How old the newest may be."""
-    missing: dict[str, Share] = {}
+    missing: dict[str, Annotated[Share, Field(ge=0, le=1)]] = {}
     """The share of a column's values that may be missing."""
     on_fail: Literal["flag", "stop"] = "stop"
 
@@ -461,8 +462,8 @@ class Source(Model):
     """The columns that are kept, with their types; others are left in the file."""
     rules: tuple[RuleSpec, ...] = ()
     unique: Severity = "flag"
-    """What befalls a row of the same key and row id (or event time) as one before it; flagged, it corrects
-    that one."""
+    """What befalls a row that another one of the same key and row id (or event time) follows; flagged, it is
+    corrected by that one."""
     checks: TableChecks = TableChecks()
     policy: Policy = Policy()
 
@@ -495,7 +496,8 @@ class Source(Model):
                 raise _wrong(f"{taken!r} is a name of ours; call the column otherwise, by rename", key)
         if len(set(self.entity)) < len(self.entity):
             raise _wrong("names a key twice", "entity")
-        if self.ingestion == "full" and self.known_at and (self.known_at.column or self.row_id):
+        known = self.known_at
+        if self.ingestion == "full" and known and (known.column or self.row_id or self.sequence):
             raise _wrong("rows that say when they became known are taken back by deleted alone", "ingestion")
         for place, name, type in self._named():
             if name not in self.columns:
@@ -509,10 +511,30 @@ class Source(Model):
                 "name the columns that the entity is made of",
                 "entity",
             )
+        self._check_reads(())
+        self._check_conditions()
         for index, file in enumerate(self.path or ()):
             self._check_file(("path", index), file)
-        self._check_reads(())
+            if file.sql is not None and file.sql.cursor is not None and len(self.path or ()) > 1:
+                # How far a query was read is told by what is stored, of which the others have a part.
+                raise _wrong("a query among others has no cursor; make it a source", "path", index, "sql")
         return self
+
+    def _check_conditions(self) -> None:
+        """Raises where what must hold of a row is no condition, by the types of the columns."""
+        types = {name: DTYPES[spec.type] for name, spec in self.columns.items()}
+        rows = pl.DataFrame(schema=types | ({"event_time": INSTANT} if self.event_time else {}))
+        conditions: dict[tuple[object, ...], str]
+        conditions = {("rules", index): rule.require for index, rule in enumerate(self.rules)}
+        conditions |= {("where",): self.where} if self.where is not None else {}
+        for place, text in conditions.items():
+            try:
+                dtype = rows.select(compile_sql(text).polars).dtypes[0]
+            except pl.exceptions.PolarsError:
+                # What is wrong is said where rows show it.
+                continue
+            if dtype not in (pl.Boolean, pl.Null):
+                raise _wrong(f"{text!r} is no condition: it is of type {dtype}", *place)
 
     def _check_file(self, place: tuple[object, ...], file: File) -> None:
         for name in file.columns:
@@ -596,6 +618,19 @@ class Source(Model):
         return tuple(name for name in (self.row_id, known_at) if name is not None)
 
     @property
+    def hidden(self) -> frozenset[str]:
+        """The columns whose values are never shown as they stand, and what is made of them."""
+        hidden = set(self.policy.hidden)
+        time = self.event_time
+        if time is not None and hidden.intersection((time.column, *(time.columns or ()))):
+            hidden.add("event_time")
+        for name, how in self.derive.items():
+            reads = compile_sql(how).columns if isinstance(how, str) else how.inputs
+            if hidden.intersection(reads):
+                hidden.add(name)
+        return frozenset(hidden)
+
+    @property
     def deriving(self) -> frozenset[str]:
         """The Python functions that it calls, by their dotted paths."""
         return frozenset(how.path for how in self.derive.values() if isinstance(how, Function))
@@ -605,7 +640,7 @@ class Source(Model):
         """The check that every row of the source goes through."""
         # A row of nobody helps nobody: what a row is known by is required, whatever its column says.
         asked = (*self.entity, *self.identity)
-        hidden = self.policy.hidden
+        hidden = self.hidden
         columns = tuple(
             Column(
                 name, **{**dict(spec), "required": spec.required or name in asked, "hidden": name in hidden}

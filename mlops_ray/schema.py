@@ -173,6 +173,9 @@ class Schema:
         if column.type in ("string", "category") and values.dtype.is_float():
             # An id read as 7.0 must not become another id than 7.
             values = values.cast(pl.String).str.replace(r"\.0$", "")
+        if values.dtype.is_temporal() and column.type in ("float", "int"):
+            # An instant or a duration is no number before somebody says its unit.
+            return pl.repeat(None, len(values), dtype=DTYPES[column.type], eager=True).alias(values.name)
         typed = values.cast(DTYPES[column.type], strict=False)
         if column.type == "datetime":
             return in_calendar(typed)
@@ -205,7 +208,11 @@ class Schema:
     def _written_number(self, text: pl.Series) -> pl.Series:
         text = text.str.strip_chars().set(self._stands_for_null(text), None)
         if self.thousands is not None:
-            text = text.str.replace_all(self.thousands, "", literal=True)
+            # Groups are of three digits: 1.5 is no fifteen.
+            group, point = re.escape(self.thousands), re.escape(self.decimal)
+            grouped = text.str.contains(rf"^[+-]?\d{{1,3}}(?:{group}\d{{3}})+(?:{point}|$)").fill_null(False)
+            has_any = text.str.contains(self.thousands, literal=True).fill_null(False)
+            text = text.str.replace_all(self.thousands, "", literal=True).set(has_any & ~grouped, None)
         if self.decimal != ".":
             # Where a comma begins the fraction, a point is a mistake, and no second sign for it.
             text = text.set(text.str.contains(".", literal=True).fill_null(False), None)
@@ -348,10 +355,14 @@ def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> l
     return [_failures(failed.arg_true(), column, rule.name, said, rule.on_fail)]
 
 
+def _as_text(values: pl.Series) -> pl.Series:
+    return values.dt.to_string() if values.dtype == pl.Duration else values.cast(pl.String)
+
+
 def _failures(
     rows: pl.Series, column: str | None, rule: str, values: pl.Series | None, severity: Severity
 ) -> pl.DataFrame:
-    shown = values.gather(rows).cast(pl.String) if values is not None else None
+    shown = _as_text(values.gather(rows)) if values is not None else None
     return pl.DataFrame(
         {
             "row": rows.cast(pl.UInt32),

@@ -1,5 +1,7 @@
 """A batch of n rows and n requests of one row get the same verdicts and values, whatever stands in them."""
 
+import itertools
+from datetime import datetime, time, timedelta
 from typing import Any
 
 import polars as pl
@@ -8,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray import schema
+from mlops_ray.errors import InvalidRowError
 from mlops_ray.schema import Column, Rule, Schema
+from mlops_ray.serving.columns import Reader
 
 SCHEMA = Schema(
     (
@@ -94,5 +98,52 @@ def test_where_a_comma_begins_the_fraction_a_point_is_a_mistake_unless_it_groups
     column = Column("f", "float")
     comma = Schema((column,), decimal=",").cast(text, column).to_list()
     assert comma == [1.5, None, None, 1234.0, -1.5, 0.5, None, None]
+    # Groups are of three digits: "1.5" is no fifteen.
     grouped = Schema((column,), decimal=",", thousands=".").cast(text, column).to_list()
-    assert grouped == [1.5, 15.0, 1234.5, 1234.0, -1.5, 0.5, None, 1234567.0]
+    assert grouped == [1.5, None, 1234.5, 1234.0, -1.5, 0.5, None, 1234567.0]
+
+
+def test_an_instant_or_duration_is_no_number() -> None:
+    column = Column("f", "float")
+    for values in (
+        pl.Series([timedelta(seconds=1)]),
+        pl.Series([datetime(2020, 1, 1)]),
+        pl.Series([time(1)]),
+    ):
+        typed, failures = Schema((column,)).check(values.alias("f").to_frame())
+        assert typed["f"].to_list() == [None]
+        assert failures["rule"].to_list() == ["type"]
+
+
+def test_n_requests_get_the_verdicts_of_a_batch_of_n_rows() -> None:
+    """Through what reads the bodies of requests."""
+    asked = Schema(
+        (Column("f", "float", min=0, max=5), Column("i", "int"), Column("b", "bool"), Column("c", "category"))
+    )
+    reader = Reader(asked)
+    rows = list(
+        itertools.product([1, 1.5, "2", "x", -1, None], [1, "3", 1.5, None], [True, "no", "?"], ["a", ""])
+    )
+    batch = pl.DataFrame(
+        {
+            name: [None if row[n] is None else _text(row[n]) for row in rows]
+            for n, name in enumerate(asked.names)
+        },
+        schema=dict.fromkeys(asked.names, pl.String),
+    )
+    typed, failures = verdicts(asked, batch)
+    for number, row in enumerate(rows):
+        here = [(column, rule) for at, column, rule, *_ in failures if at == number]
+        request = {name: [value] for name, value in zip(asked.names, row, strict=True)}
+        if broken := [column for column, rule in here if rule == "type"]:
+            with pytest.raises(InvalidRowError) as told:
+                reader.frame(request)
+            assert (told.value.row, told.value.column) == (0, next(n for n in asked.names if n in broken))
+            continue
+        one, found = verdicts(asked, reader.frame(request))
+        assert one == [typed[number]], row
+        assert [(column, rule) for _, column, rule, *_ in found] == here, row
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -11,6 +11,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File, Project, Source, Target
 from mlops_ray.data import blocks, ingest, inputs
@@ -18,8 +20,8 @@ from mlops_ray.data.explore import Aim, explore, explore_page
 from mlops_ray.data.ingest import Staged
 from mlops_ray.data.inputs import shown
 from mlops_ray.data.report import report_findings, report_page
-from mlops_ray.data.rules import Proposal, mine
-from mlops_ray.data.validate import EVENT_TIME
+from mlops_ray.data.rules import MOST_ROWS, Proposal, mine
+from mlops_ray.data.validate import EVENT_TIME, Report
 from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
@@ -73,12 +75,19 @@ class Intake:
             marks.append(("inputs", int(digest(sorted(mark for mark, _ in marks))[:MARK_DIGITS], 16)))
         stored = history.inputs
         news = [mark for mark in marks if mark[1] is None or stored.get(mark[0]) != mark[1]]
-        wanted = [file for file, mark in zip(found, marks, strict=False) if mark in news or _is_whole(source)]
+        # Behind an input that changed all are read again: later ones may correct it.
+        changed = [mark in news and mark[0] in stored for mark in marks[: len(found)]]
+        first = changed.index(True) if True in changed else len(found)
+        wanted = [
+            file
+            for place, (file, mark) in enumerate(zip(found, marks, strict=False))
+            if mark in news or place > first or _is_whole(source)
+        ]
         # Only what was stored before, or may have been, needs a look at what is there.
         is_known = any(number is None or mark in stored for mark, number in news)
         self.stages.run(
             f"ingest {name}",
-            {"table": self.store.views[name].table, "marks": marks},
+            {"table": history.view.table, "marks": marks},
             lambda: self._read(name, wanted, news, is_known=is_known),
             say=_say_ingest,
             still_there=lambda _: not news,
@@ -92,7 +101,8 @@ class Intake:
         """Brings what is new of a source into its history; its report."""
         if not news:
             # A run was cut off between its commit and its record of it.
-            return dict(self.storage.read_json("reports", f"validation-{name}.json") or {})
+            kept = self.storage.read_json("reports", f"validation-{name}.json")
+            return {**Report().to_json(), **(kept or {}), "state": "committed"}
         source, history = self.store.project.sources[name], self.store.history(name)
         before, is_whole = history.commit, _is_whole(source)
         with self.staged(name, wanted, is_incremental=not is_whole) as staged:
@@ -100,13 +110,18 @@ class Intake:
             batch = Batch(
                 staged.chunks,
                 staged.report.valid,
-                inputs={mark: number for mark, number in news if number is not None},
+                inputs={mark: number or 0 for mark, number in news},
                 is_known=before is not None and (is_known or is_whole),
                 is_whole=before is not None and is_whole,
             )
+            # The report is there before what it reports: a run may be cut off in between.
+            document = self._report(staged, "checked")
             commit = history.store(batch, source, digest([before, news]))
+            document |= {"state": "committed", "version": commit.version}
+            document["findings"] = report_findings(document)
+            self._write(f"validation-{name}", document, report_page(document))
             history.maintain(vacuum_hours=VACUUM_H)
-            return self._report(staged, "committed", version=commit.version)
+            return document
 
     def validate(self, name: str) -> dict[str, Any]:
         """Reads and checks a source, and stores nothing; its report, `refused` where none of it would be."""
@@ -130,9 +145,9 @@ class Intake:
                 time=EVENT_TIME if source.event_time else None,
                 keys=source.entity,
                 target=_aim(target) if target.source == name else None,
-                hidden=policy.hidden,
+                hidden=source.hidden,
                 minimum_count=policy.minimum_count if policy.restricts else None,
-                preview=curated(staged.first(PREVIEWED), policy).head(PREVIEW),
+                preview=_preview(staged, source),
                 seed=self.store.project.training.search.seed,
             )
         self._write(f"explore-{name}", result, explore_page(result))
@@ -143,8 +158,9 @@ class Intake:
         source = self.store.project.sources[name]
         with self.stages.timed(f"mine {name}", _say_mined) as result, self.staged(name) as staged:
             columns, policy = source.row_schema.columns, source.policy
-            rows = staged.scan().select(column.name for column in columns).collect()
-            result["rules"] = mine(rows, columns, hidden=policy.hidden, minimum_count=policy.minimum_count)
+            every = 1 + staged.report.valid // MOST_ROWS
+            rows = staged.scan().gather_every(every).select(column.name for column in columns).collect()
+            result["rules"] = mine(rows, columns, hidden=source.hidden, minimum_count=policy.minimum_count)
         return list(result["rules"])
 
     @contextlib.contextmanager
@@ -157,23 +173,27 @@ class Intake:
         partition = partial(buckets_of, keys=source.entity)
         after = self._cursors(name, files) if is_incremental else {}
         with ingest.staging(source, name, files, self.storage.root) as staged:
-            ingest.read(
-                staged,
-                partition,
-                after=after,
-                on_progress=lambda report: self.stages.progress.update(f"{report.rows_in:,} rows"),
-            )
+            try:
+                ingest.read(
+                    staged,
+                    partition,
+                    after=after,
+                    on_progress=lambda report: self.stages.progress.update(f"{report.rows_in:,} rows"),
+                )
+            except DataError as error:
+                self._report(staged, "refused", said=str(error))
+                raise
             yield staged
 
     def _cursors(self, name: str, files: Sequence[File]) -> dict[int, object]:
-        """From where on each query reads: the newest value of its cursor that is stored."""
-        names = {number: file.sql.cursor for number, file in enumerate(files) if file.sql and file.sql.cursor}
-        history = self.store.history(name)
-        return {
-            number: value
-            for number, column in names.items()
-            if (value := history.greatest(column)) is not None
-        }
+        """From where on a query reads that was stored before: the newest value of its cursor."""
+        source, history = self.store.project.sources[name], self.store.history(name)
+        (query, *others) = source.inputs
+        if others or query.sql is None or query.sql.cursor is None:
+            return {}
+        ((mark, _),) = _marks(files, source)
+        value = history.greatest(query.sql.cursor) if mark in history.inputs else None
+        return {0: value} if value is not None else {}
 
     def _require_good(self, staged: Staged, *, may_be_empty: bool) -> None:
         """Raises `DataError` where what was read is not to be stored; its report says so too."""
@@ -226,7 +246,7 @@ def _content(file: File) -> str | None:
     if file.path is None or "://" in file.path or not path.is_file():
         return inputs.fingerprint(file)
     about = path.stat()
-    return _of_file(file.path, about.st_size, about.st_mtime_ns, about.st_ino)
+    return _of_file(file.path, about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
 @lru_cache(maxsize=100_000)
@@ -256,6 +276,13 @@ def _say_ingest(result: dict[str, Any]) -> str:
     flagged = sum(check["failed"] for check in result["checks"] if check["severity"] == "flag")
     rest = f", {flagged:,} flagged" if flagged else ""
     return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
+
+
+def _preview(staged: Staged, source: Source) -> pl.DataFrame:
+    """Some rows as people may see them: without what is made of hidden columns either."""
+    masked = source.policy.curated.mask if source.policy.curated else {}
+    rows = curated(staged.first(PREVIEWED), source.policy)
+    return rows.drop(source.hidden.difference(masked), strict=False).head(PREVIEW)
 
 
 def _aim(target: Target) -> Aim:

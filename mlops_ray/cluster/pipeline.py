@@ -148,8 +148,9 @@ class Pipeline:
     # ------------------------------------------------------------ data
 
     def ingest(self) -> dict[str, str]:
-        """Brings every source into its history; returns the id of each history's newest commit."""
-        return {name: self.intake.ingest(name) for name in self.store.views}
+        """Brings every source into its history; the id of the newest commit of each that features read."""
+        commits = {name: self.intake.ingest(name) for name in self.project.sources}
+        return {name: commits[name] for name in self.store.views}
 
     # ------------------------------------------------------------ features
 

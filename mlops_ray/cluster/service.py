@@ -22,6 +22,7 @@ from mlops_ray.storage import Storage
 if TYPE_CHECKING:
     from mlops_ray.cluster.intake import Intake
     from mlops_ray.cluster.pipeline import Pipeline
+    from mlops_ray.features.store import FeatureStore
 
 #: A first request may meet a replica that is still warming up.
 REQUEST_TIMEOUT_S = 30.0
@@ -105,7 +106,7 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
                 **storage.read_json("reports", f"validation-{name}.json"),
                 "unchanged": f"ingest {name}" in unchanged,
             }
-            for name in pipeline.store.views
+            for name in project.sources
         }
 
 
@@ -124,18 +125,35 @@ def follow(
     ):
         connected()
         lock.close()
+        # What was stored before may not be readable online yet.
+        is_behind = True
         try:
             while True:
                 with alone(storage, wait=True):
-                    yield from _news(first.intake.afresh(), said)
+                    found = list(_news(first.intake.afresh(), said))
+                    is_behind = is_behind or any("error" not in report for report in found)
+                    if is_behind and (error := _materialized(first.store)) is None:
+                        is_behind = False
+                    elif is_behind and said.get("") != error:
+                        said[""] = str(error)
+                        found.append({"source": "online store", "error": str(error)})
+                yield from found
                 time.sleep(every_s)
         finally:
             _leave_cluster(storage, stop=ours)
 
 
+def _materialized(store: "FeatureStore") -> str | None:
+    """Brings the online store up to date; what is wrong where that cannot be."""
+    try:
+        store.materialize()
+    except MlopsError as error:
+        return str(error)
+    return None
+
+
 def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
-    changed = []
-    for name in intake.store.views:
+    for name in intake.store.project.sources:
         try:
             intake.ingest(name)
         except MlopsError as error:
@@ -144,11 +162,8 @@ def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
                 yield {"source": name, "error": str(error)}
             continue
         if f"ingest {name}" not in intake.stages.unchanged:
-            changed.append(intake.storage.read_json("reports", f"validation-{name}.json"))
             said.pop(name, None)
-    if changed:
-        intake.store.materialize()
-    yield from changed
+            yield intake.storage.read_json("reports", f"validation-{name}.json")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ What an input holds is cast by the schema, so that a value of the wrong type cos
 quarantine, and never the file; types are never guessed.
 """
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -30,10 +32,17 @@ def check_file(file: File, source: Source, after: object = None) -> Iterator[val
     """
     names = [validate.EVENT_TIME] * bool(source.event_time)
     names += [name for name in source.columns if name not in names]
-    try:
+    with _quoting_nothing(source):
         for verdict in _verdicts(file, source.of(file), after):
             # A file's own columns are for what it derives alone.
             yield replace(verdict, valid=verdict.valid.select(names)) if verdict.valid.width else verdict
+
+
+@contextlib.contextmanager
+def _quoting_nothing(source: Source) -> Iterator[None]:
+    """Errors within quote no data where there is something that people may not see."""
+    try:
+        yield
     except DataError as error:
         raise (error.without_data() if source.policy.restricts else error) from None
 
@@ -48,9 +57,10 @@ def check_header(file: File, source: Source) -> list[str]:
     for how in source.derive.values():
         if not isinstance(how, str):
             load_function(how.path)
-    names = list(readers.reader(file, source).names)
-    _require_columns(names, source, inputs.shown(file))
-    return names
+    with _quoting_nothing(source):
+        names = list(readers.reader(file, source).names)
+        _require_columns(names, source, inputs.shown(file))
+        return names
 
 
 def _verdicts(file: File, source: Source, after: object) -> Iterator[validate.Verdict]:
@@ -102,15 +112,16 @@ def _require_columns(names: list[str], source: Source, title: str) -> None:
             hint = did_you_mean(name, columns)
             if len(columns) == 1:
                 hint = f"; the header reads as one column {columns[0][:60]!r}: is the delimiter right?"
+            # Without a header that is one, what is taken for it is data.
             raise DataError(
-                f"{key} names the column {name!r}, which the file does not have{hint}", file=title
+                f"{key} names the column {name!r}, which the file does not have", file=title, said=hint
             )
 
 
 def _require_unique(names: list[str], what: str, title: str) -> None:
-    repeated = {name for name in names if names.count(name) > 1}
-    if repeated:
-        raise DataError(f"{what} has {sorted(repeated)[0]!r} more than once", file=title)
+    repeated = next((name for name, count in Counter(names).items() if count > 1), None)
+    if repeated is not None:
+        raise DataError(f"{what} has a name more than once", file=title, said=f": {repeated!r}")
 
 
 def _is_read(name: str, needed: dict[str, str], source: Source) -> bool:
@@ -160,4 +171,6 @@ def _refused(title: str, rows: pl.DataFrame) -> validate.Verdict:
         pl.lit("reject").alias("severity"),
     )
     failures = found.cast(validate.FAILED)  # type: ignore[arg-type]
-    return validate.Verdict(rows.height, pl.DataFrame(), rows["_row"].clear(), failures, rows.height, 0)
+    none = rows["_row"].clear()
+    last = int(rows["_row"][-1])
+    return validate.Verdict(rows.height, pl.DataFrame(), none, failures, rows.height, 0, last)

@@ -20,7 +20,7 @@ import pyarrow.csv
 
 from mlops_ray.config import Csv
 from mlops_ray.data.ahead import ahead
-from mlops_ray.data.inputs import UNREADABLE, opened
+from mlops_ray.data.inputs import UNREADABLE, escaped, opened
 from mlops_ray.errors import DataError, one_line
 
 #: What is parsed at a time; bounds the memory of a reader. Twice as much is no faster.
@@ -82,7 +82,7 @@ class Delimited:
             raise _undecodable(error, row, self.path, self.format) from error
         except UNREADABLE as error:
             said = f": {one_line(error)[:200]}"
-            raise DataError(f"cannot be read after row {row}", file=self.path, said=said) from error
+            raise DataError(f"cannot be read after row {row}", file=escaped(self.path), said=said) from error
 
     def _pieces(self) -> Iterator[bytes]:
         with opened(self.path) as stream:
@@ -95,12 +95,14 @@ class Delimited:
 
     def _given_up(self, first: int) -> DataError:
         why = f"{WRONG_ROWS} rows on end do not have {len(self.names)} columns; is the delimiter right?"
-        return DataError(why, file=self.path, row=first)
+        return DataError(why, file=escaped(self.path), row=first)
 
 
 def placed(frame: pl.DataFrame, name: str, numbers: pl.Series) -> pl.DataFrame:
     """Rows with their place: what the input is called, and their numbers in it."""
-    return frame.hstack([pl.repeat(name, len(numbers), eager=True).alias("_file"), numbers.alias("_row")])
+    return frame.hstack(
+        [pl.repeat(escaped(name), len(numbers), eager=True).alias("_file"), numbers.alias("_row")]
+    )
 
 
 def pieces(blocks: Iterable[bytes], row_end: Callable[[bytes], int]) -> Iterator[bytes]:
@@ -281,10 +283,12 @@ def _check(path: str, format: Csv) -> None:
         "".encode(format.encoding)
     except (LookupError, ValueError) as error:
         hint = "say format.csv.encoding, e.g. utf-8 or latin-1"
-        raise DataError(f"no text is encoded as {format.encoding!r}; {hint}", file=path) from error
+        raise DataError(f"no text is encoded as {format.encoding!r}; {hint}", file=escaped(path)) from error
     for key, sign in (("delimiter", format.delimiter), ("quote", format.quote)):
         if not sign.isascii() or sign in ("\r", "\n"):
-            raise DataError(f"format.csv.{key}: {sign!r} can be none; it is one ASCII character", file=path)
+            raise DataError(
+                f"format.csv.{key}: {sign!r} can be none; it is one ASCII character", file=escaped(path)
+            )
 
 
 def _header(path: str, format: Csv) -> tuple[list[str], int]:
@@ -297,16 +301,18 @@ def _header(path: str, format: Csv) -> tuple[list[str], int]:
             names, end = _names(text, format)
             if end == len(text) and next(blocks, b""):
                 hint = "is it a CSV file, with the right quote?"
-                raise DataError(f"the header does not end within {HEADER_BYTES} bytes; {hint}", file=path)
+                raise DataError(
+                    f"the header does not end within {HEADER_BYTES} bytes; {hint}", file=escaped(path)
+                )
     except UnicodeError as error:
         before = format.skip_rows + (format.names is None)
         raise _undecodable(error, -before, path, format) from error
     except csv.Error as error:
-        raise DataError(f"the header cannot be read: {one_line(error)[:200]}", file=path) from error
+        raise DataError(f"the header cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
     except UNREADABLE as error:
-        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=path) from error
+        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
     if names is None:
-        raise DataError("the file is empty", file=path)
+        raise DataError("the file is empty", file=escaped(path))
     return names, len(text[:end].encode())
 
 
@@ -330,4 +336,6 @@ def _undecodable(error: UnicodeError, row: int, path: str, format: Csv) -> DataE
         row += error.object[: error.start].count(b"\n")
         where = f" near row {row + 1}" if row >= 0 else " in the header"
     hint = "say format.csv.encoding, e.g. latin-1"
-    return DataError(f"not {format.encoding} text{where} ({one_line(error)[:100]}); {hint}", file=path)
+    return DataError(
+        f"not {format.encoding} text{where} ({one_line(error)[:100]}); {hint}", file=escaped(path)
+    )

@@ -112,7 +112,7 @@ class Clock:
         """Raises `DataError` where all the stamps with which a file begins are numbers, which need a unit."""
         given = (text != "").fill_null(False).arg_true()
         numbers = text[given].cast(pl.Float64, strict=False).abs()
-        if not (len(given) and (numbers >= min(EPOCHS)).fill_null(False).all()):
+        if not (len(given) and (numbers.is_finite() & (numbers >= min(EPOCHS))).fill_null(False).all()):
             return
         unit = next(unit for least, unit in reversed(EPOCHS.items()) if numbers[0] >= least)
         raise self._error(

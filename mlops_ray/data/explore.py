@@ -128,7 +128,7 @@ def explore(
         "correlation": _correlation(sample, [c for c in seen if not c.is_discrete and c.type != "datetime"]),
         "association": _association(sample, [c for c in seen if c.is_discrete]),
         "target": None,
-        "preview": _preview(preview, hidden),
+        "preview": _preview(preview),
     }
     if aim is not None:
         known = _known(sample, aim, time, keys, minimum_count or 1, seed)
@@ -157,11 +157,11 @@ def _sampled(rows: pl.LazyFrame, names: Sequence[str], aim: Aim | None, seed: in
     return rows.collect(engine="streaming").sort("_at").drop("_at")
 
 
-def _preview(rows: pl.DataFrame | None, hidden: frozenset[str]) -> Document | None:
-    """Rows as text, without what is hidden whatever was given."""
+def _preview(rows: pl.DataFrame | None) -> Document | None:
+    """Rows as text; what people may not see is masked or gone already (policy.py)."""
     if rows is None:
         return None
-    rows = rows.drop(hidden, strict=False).head(MOST_PREVIEWED)
+    rows = rows.head(MOST_PREVIEWED)
     texts = rows.with_columns(pl.selectors.datetime().dt.strftime("%F %T")).cast(pl.String)
     return {"columns": texts.columns, "rows": [list(row) for row in texts.rows()]}
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import polars as pl
@@ -70,6 +70,8 @@ class Staged:
     rows_of: dict[int, int] = field(default_factory=dict)
     #: What was found of the checks of all rows together, see `table_checks`.
     table: list[dict[str, Any]] = field(default_factory=list)
+    #: Whether the parts were written again, each row at its time.
+    _is_settled: bool = False
 
     def scan(self) -> pl.LazyFrame:
         """The valid rows, in the order of inputs and rows within a bucket."""
@@ -77,7 +79,7 @@ class Staged:
             return pl.LazyFrame(schema=_columns(self.source))
         rows = pl.scan_parquet(self.parts, hive_partitioning=False, glob=False)
         time = self.source.event_time
-        if time is not None and time.order:
+        if time is not None and time.order and not self._is_settled:
             # Each input's rows follow those of the one before it.
             before, shifts = 0, {}
             for number in range(len(self.inputs)):
@@ -94,34 +96,36 @@ class Staged:
     def chunks(self) -> Iterator[pl.DataFrame]:
         """The rows to store, with the table's columns; all of a key in one frame."""
         columns = list(_columns(self.source))
-        for rows in self._buckets(columns):
-            if self.source.unique == "reject":
-                rows = rows.filter(~_repeats(rows, self.source))
-            yield rows.select(columns)
+        return self._buckets(columns)
 
     def _buckets(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         rows = self.scan()
         if not self.parts:
             return
         if self.report.valid <= WHOLE_ROWS:
-            yield rows.select(*columns, INPUT, ROW).collect()
+            yield rows.select(columns).collect()
             return
         for bucket in sorted(rows.select(pl.col(BUCKET).unique()).collect()[BUCKET]):
-            yield rows.filter(pl.col(BUCKET) == bucket).select(*columns, INPUT, ROW).collect()
+            yield rows.filter(pl.col(BUCKET) == bucket).select(columns).collect()
 
     def settle(self) -> None:
         """Finds the rows of an identity that came before; raises `DataError` where they stop the job."""
         identity = _identity(self.source)
         severity, repeated = self.source.unique, 0
-        for rows in self._buckets(identity):
-            found = self._failed(rows.filter(_repeats(rows, self.source)), identity)
+        rest = list(_columns(self.source)) if severity == "reject" else [self.source.deleted or ROW]
+        kept: list[str] = []
+        for rows in self._buckets(list(dict.fromkeys([*identity, *rest, INPUT, ROW, BUCKET]))):
+            repeats = _repeats(rows, self.source)
+            found = self._failed(rows.filter(repeats), identity)
+            if severity == "reject":
+                kept.append(_write(rows.filter(~repeats), self.folder, "kept"))
             if found.is_empty():
                 continue
             repeated += found.height
             if severity == "stop":
                 first = found.row(0, named=True)
                 raise DataError(
-                    f"{said(REPEATED, first['value'])} stands there a second time (and {found.height - 1:,}"
+                    f"{said(REPEATED, first['value'])} comes once more behind it (and {found.height - 1:,}"
                     " more such rows); unique: stop ends the job",
                     file=first["_file"],
                     row=first["_row"],
@@ -131,6 +135,8 @@ class Staged:
                 self.report.take_back(found)
             else:
                 self.report.note(found)
+        if repeated and severity == "reject":
+            self.parts, self._is_settled = kept, True
         self.table = self._table_checks(repeated)
 
     def _table_checks(self, repeated: int) -> list[dict[str, Any]]:
@@ -154,7 +160,7 @@ class Staged:
             self.source.row_schema.columns,
             time=EVENT_TIME if self.source.event_time else None,
             keys=self.source.entity,
-            hidden=self.source.policy.hidden,
+            hidden=self.source.hidden,
             minimum_count=self.source.policy.minimum_count if self.source.policy.restricts else None,
         )
 
@@ -163,14 +169,14 @@ class Staged:
         return {
             "source": self.name,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            **self.report.to_json(),
+            **self.report.to_json(self.source.policy.curated.rows if self.source.policy.curated else None),
             "table": self.table,
             "profile": self.profile(),
         }
 
     def _failed(self, rows: pl.DataFrame, identity: Sequence[str]) -> pl.DataFrame:
         titles = {number: shown(file) for number, file in enumerate(self.inputs)}
-        hidden = self.source.policy.hidden.intersection(identity) or self.source.policy.curated is not None
+        hidden = self.source.hidden.intersection(identity) or self.source.policy.curated is not None
         value = pl.concat_str([pl.col(n).cast(pl.String).fill_null("null") for n in identity], separator=", ")
         return rows.select(
             pl.col(INPUT).replace_strict(titles, return_dtype=pl.String).alias("_file"),
@@ -192,8 +198,11 @@ class Staged:
         if curated is not None:
             seen = pl.col("value").is_not_null().cum_sum() <= curated.rows
             rows = rows.with_columns(pl.when(seen).then("value"))
-        with replacing(path) as new:
-            rows.sink_parquet(new)
+        try:
+            with replacing(path) as new:
+                rows.sink_parquet(new)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise StorageError(f"{path} cannot be written: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -201,11 +210,13 @@ def staging(source: Source, name: str, inputs: Sequence[File], storage: Path) ->
     """A place for what is read of a source, taken away at the end; so is what a killed process left."""
     root = storage / "staging"
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.iterdir():
-        with contextlib.suppress(OSError), _locked(left):
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
-    with _locked(folder):
+    with contextlib.ExitStack() as held:
+        with _locked(root, wait=True):
+            for left in (path for path in root.iterdir() if path.is_dir()):
+                with contextlib.suppress(OSError), _locked(left):
+                    shutil.rmtree(left)
+            folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
+            held.enter_context(_locked(folder))
         try:
             yield Staged(source, name, folder, inputs)
         finally:
@@ -213,10 +224,10 @@ def staging(source: Source, name: str, inputs: Sequence[File], storage: Path) ->
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Raises `BlockingIOError` where another process has it."""
+def _locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Waits, or raises `BlockingIOError`, where another process has it."""
     with (folder / LOCK).open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
 
 
@@ -265,7 +276,8 @@ def on_ray(task: "Task", selector: dict[str, str]) -> Iterator[dict[str, Any]]:
             for batch in batches:
                 yield from map(orjson.loads, batch["said"].to_pylist())
     except ray.exceptions.RayError as error:
-        raise DataError("reading failed on Ray", said=f": {one_line(error)[:200]}") from error
+        why = DataError("reading failed on Ray", said=f": {one_line(error)[:200]}")
+        raise (why.without_data() if task.source.policy.restricts else why) from error
 
 
 @dataclass(frozen=True)
@@ -286,12 +298,17 @@ class Task:
         for part in self.parts(batch["id"].to_pylist()):
             yield pa.table({"said": [orjson.dumps(part)]})
 
-    def parts(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+    def parts(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """What is said of the inputs with these numbers."""
         try:
             yield from self._parts(numbers)
         except MlopsError as error:
             yield {"error": str(error)}
+        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001
+            # Whatever data can do to a library. Raised, Ray would log it with the values that it quotes.
+            names = ", ".join(shown(self.inputs[number]) for number in numbers)
+            said = "" if self.source.policy.restricts else f": {one_line(error)[:200]}"
+            yield {"error": f"{names[:500]}: cannot be read: {type(error).__name__}{said}"}
 
     def _parts(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
         # One is written while the next is gathered.
@@ -323,8 +340,7 @@ class _Part:
 
     def add(self, number: int, file: str, verdict: Verdict) -> None:
         self.report.add(verdict, file)
-        last = pl.concat([verdict.rows, verdict.failures["_row"]]).max()
-        self.rows_of[number] = max(cast("int", last or 0), self.rows_of.get(number, 0))
+        self.rows_of[number] = max(verdict.last, self.rows_of.get(number, 0))
         if verdict.valid.height:
             number_of_input = pl.lit(number, pl.Int32).alias(INPUT)
             rows = verdict.valid.with_columns(number_of_input, verdict.rows.alias(ROW))
@@ -372,8 +388,12 @@ def _identity(source: Source) -> list[str]:
 
 
 def _repeats(rows: pl.DataFrame, source: Source) -> pl.Series:
-    """Which rows have the identity of one before them."""
+    """Which rows another one of their identity follows: the last counts, as it does between readings."""
     identity = _identity(source)
-    if not identity:
-        return pl.select(pl.int_range(rows.height) > 0).to_series()
-    return rows.select(~pl.struct(identity).is_first_distinct()).to_series()
+    # A row that takes another back does not repeat it.
+    gone = pl.col(source.deleted).fill_null(False) if source.deleted else pl.lit(False)
+    places = rows.select(pl.int_range(pl.len()).filter(~gone)).to_series()
+    # Without an identity the table is a single row.
+    last = pl.struct(identity).is_last_distinct() if identity else pl.int_range(pl.len()) == pl.len() - 1
+    followed = ~rows[places].select(last).to_series()
+    return pl.repeat(False, rows.height, eager=True).scatter(places.filter(followed), True)

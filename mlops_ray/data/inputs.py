@@ -12,6 +12,8 @@ import lzma
 import os
 import re
 import shutil
+import stat
+import struct
 import tempfile
 import urllib.request
 import zipfile
@@ -45,6 +47,10 @@ SILENCE_S = 60
 TRIES = 3
 #: What a query's rows are called after: enough to know it again.
 NAME_CHARACTERS = 80
+#: What unpacking a file may take: xz -9 needs a quarter of it.
+UNPACK_BYTES = 256 << 20
+#: Of a packed file, what is read at a time.
+PACKED_BYTES = 1 << 16
 #: The parts of a glob that mean more than themselves.
 WILD = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -60,15 +66,18 @@ def find(source: Source, name: str) -> list[File]:
         if item.path is None:
             found.append(item)
             continue
+        title = escaped(item.path)
         try:
             paths = _matches(item.path)
+            for path in paths:
+                _require_file(path)
         except UNREADABLE as error:
-            raise DataError(f"source {name!r}: {item.path}: {one_line(error)[:200]}") from error
+            raise DataError(f"source {name!r}: {title}: {one_line(error)[:200]}") from error
         if not paths:
-            raise DataError(f"source {name!r}: no such file: {item.path}")
+            raise DataError(f"source {name!r}: no such file: {title}")
         if paths == [item.path] and _is_plain_folder(item.path, source.of(item)):
-            hint = f"name its files, e.g. {item.path}/*.csv"
-            raise DataError(f"source {name!r}: {item.path} is a folder and no Delta table; {hint}")
+            hint = f"name its files, e.g. {title}/*.csv"
+            raise DataError(f"source {name!r}: {title} is a folder and no Delta table; {hint}")
         found += [item.model_copy(update={"path": path}) for path in paths]
     return found
 
@@ -90,10 +99,11 @@ def fingerprint(file: File) -> str | None:
             return _headers_of(path)
         if _scheme(path):
             return _object_of(path)
+        _require_file(path)
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except UNREADABLE as error:
-        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=path) from error
+        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
 
 
 def shown(file: File) -> str:
@@ -103,9 +113,20 @@ def shown(file: File) -> str:
     'postgresql://host/db: SELECT 1'
     """
     if file.sql is None:
-        return str(file.path)
+        return escaped(str(file.path))
     words = " ".join(file.sql.query.split())
     return f"{database(file.sql.connection)}: {words}"[:NAME_CHARACTERS]
+
+
+def escaped(path: str) -> str:
+    """A path for a message: what a terminal would not show as it is, is written out.
+
+    >>> print(escaped("a\\nb.csv"))
+    a\\nb.csv
+    """
+    if path.isprintable():
+        return path
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
 
 
 def database(connection: str) -> str:
@@ -137,13 +158,14 @@ def opened(path: str) -> Any:
         return _only_member(path)
     raw = _stream(path)
     if end == ".xz":
-        return lzma.open(raw)
+        return io.BufferedReader(_Xz(raw), PACKED_BYTES)
     return pa.CompressedInputStream(raw, COMPRESSIONS[end]) if end in COMPRESSIONS else raw
 
 
 def seekable(path: str) -> Any:
     """The bytes of a file as they lie there, to be read in any order."""
     if not _scheme(path):
+        _require_file(path)
         return pa.OSFile(path)
     if _scheme(path) not in WEB:
         store, inner = _store(path)
@@ -181,6 +203,19 @@ def delta_table(path: str) -> Any:
         return deltalake.DeltaTable(path, storage_options=options if _scheme(path) else None)
     except deltalake.exceptions.DeltaError as error:
         raise OSError(one_line(error)) from error
+
+
+def _require_file(path: str) -> None:
+    """Raises `OSError` for what of this machine has no end, or none yet, and for a name that is no text."""
+    if _scheme(path):
+        return
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise OSError(f"the name of {escaped(path)} is not UTF-8; rename it") from error
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(f"{escaped(path)} is no regular file, but a pipe, a device or a socket")
 
 
 def _scheme(path: str) -> str:
@@ -289,6 +324,7 @@ def _s3_endpoint() -> str | None:
 
 def _stream(path: str) -> Any:
     if not _scheme(path):
+        _require_file(path)
         return pa.OSFile(path)
     if _scheme(path) in WEB:
         return pa.PythonFile(_Body(_called(path)), "r")
@@ -322,6 +358,46 @@ class _Body(io.RawIOBase):
         super().close()
 
 
+class _Xz(io.RawIOBase):
+    """A file of xz, unpacked in bounded memory whatever it asks for."""
+
+    def __init__(self, packed: Any) -> None:
+        self.packed, self.rest = packed, b""
+        self.begun, self.stream = False, self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=UNPACK_BYTES)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        data = b""
+        while not data:
+            if self.stream.eof:
+                # Another one may follow, behind zeros.
+                self.rest = self.stream.unused_data
+                self.begun, self.stream = False, self._new()
+            if self.stream.needs_input and not self.rest:
+                self.rest = self.packed.read(PACKED_BYTES)
+                if not self.rest and self.begun:
+                    raise EOFError("the file ends before its end")
+                if not self.rest:
+                    return 0
+            if not self.begun:
+                self.rest = self.rest.lstrip(b"\0")
+                self.begun = bool(self.rest)
+            if self.begun:
+                data, self.rest = self.stream.decompress(self.rest, len(into)), b""
+        into[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self.packed.close()
+        super().close()
+
+
 def _headers_of(url: str) -> str | None:
     with _called(url) as answer:
         said = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
@@ -339,13 +415,19 @@ def _object_of(path: str) -> str:
 
 def _only_member(path: str) -> Any:
     """The one file that a zip file holds."""
+    if not _scheme(path):
+        _require_file(path)
     try:
         # Arrow's own file of this machine refuses the places that a damaged zip file names.
         with zipfile.ZipFile(path if not _scheme(path) else seekable(path)) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) != 1:
-                raise DataError(f"holds {len(members)} files; a zip file must hold exactly one", file=path)
+                raise DataError(
+                    f"holds {len(members)} files; a zip file must hold exactly one", file=escaped(path)
+                )
+            if members[0].compress_type == zipfile.ZIP_LZMA:
+                raise OSError("it is packed by LZMA, whose memory has no bound; pack it by deflate")
             return pa.PythonFile(archive.open(members[0]), "r")
-    except RuntimeError as error:
-        # It is encrypted, or packed in a way that Python does not know.
+    except (RuntimeError, ValueError, OverflowError, MemoryError, struct.error) as error:
+        # It is encrypted, packed in a way that Python does not know, or its names or numbers are none.
         raise OSError(one_line(error)) from error

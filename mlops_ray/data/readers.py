@@ -5,26 +5,48 @@ later; so a value of a wrong type costs its row, and never the file.
 """
 
 import contextlib
+import io
 import json
 import re
 import sqlite3
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 from uuid import UUID
 
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlops_ray.config import Csv, Delta, Excel, File, Format, JsonLines, Parquet, Source, SqlQuery
 from mlops_ray.data import delimited
-from mlops_ray.data.delimited import REFUSED, Block, Delimited, line_end, pieces, placed, utf8
+from mlops_ray.data.delimited import (
+    LONGEST_ROW_BYTES,
+    REFUSED,
+    Block,
+    Delimited,
+    line_end,
+    pieces,
+    placed,
+    utf8,
+)
 from mlops_ray.data.event_time import columns_of
-from mlops_ray.data.inputs import CONNECT_S, UNREADABLE, delta_table, is_delta, kind, opened, seekable, shown
+from mlops_ray.data.inputs import (
+    CONNECT_S,
+    UNREADABLE,
+    delta_table,
+    escaped,
+    is_delta,
+    kind,
+    opened,
+    seekable,
+    shown,
+)
 from mlops_ray.errors import DataError, one_line
 
 __all__ = ["Block", "Reader", "reader"]
@@ -43,6 +65,23 @@ NO_NUMBER = re.compile(rb"NaN|Infinity")
 EXACT_FLOATS = 2**53
 #: Zeros that end the digits behind the point, and say nothing of the value: 2.00 is whole.
 ENDING_ZEROS = re.compile(r"\.0+$|(\.\d*[1-9])0+$").pattern
+#: A line that is nested deeper is refused: Python, which writes values, ends at some more.
+DEEPEST = 100
+#: The years that Python and Polars both know, by the units of Arrow.
+DAYS = (-719_162, 2_932_896)
+SECONDS = (DAYS[0] * 86_400, (DAYS[1] + 1) * 86_400 - 1)
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+#: Of a workbook, what is unpacked at most, and the cells between its first and its last, which take memory.
+BOOK_BYTES = 2 << 30
+CELLS = 50_000_000
+#: The last row and column that Excel knows.
+LAST_ROW, LAST_COLUMN = 1_048_576, 16_384
+#: Where rows and cells begin in a sheet, and where they say they lie.
+PLACES = re.compile(rb"""<(?:[\w.-]+:)?(row|c)(?=[\s/>])|\sr\s*=\s*["']([A-Za-z]*)([0-9]+)["']""")
+#: What a hostile input raises beyond what a damaged one does.
+HOSTILE = (UnicodeError, OverflowError, MemoryError, RecursionError, pl.exceptions.PanicException)
+#: A secret that is shorter is part of many words.
+SHORTEST_SECRET = 3
 #: Types of Arrow, by their names, that come as text.
 UNTYPED = re.compile("binary|interval|uuid")
 #: Types of PostgreSQL that come as what they are; the server writes the others as text.
@@ -83,7 +122,7 @@ class Reader:
             for block in self.read(wanted):
                 yield block
                 row = max(row, *(part["_row"][-1] for part in (block.frame, block.refused) if part.height))
-        except UNREADABLE as error:
+        except (*UNREADABLE, *HOSTILE) as error:
             said = f": {one_line(error)[:200]}"
             raise DataError(f"cannot be read after row {row}", file=self.name, said=said) from error
 
@@ -99,17 +138,18 @@ def reader(file: File, source: Source, after: object | None = None) -> Reader:
         if file.sql is not None:
             opener = _sqlite if file.sql.connection.startswith("sqlite:") else _postgres
             return Reader(name, *_numbered(name, *opener(file.sql, after)))
-        format = _format_of(name, source)
+        path = str(file.path)
+        format = _format_of(path, source)
         if format.csv is not None:
-            text = Delimited.open(name, format.csv)
+            text = Delimited.open(path, format.csv)
             return Reader(name, text.names, text.blocks)
         if format.jsonl is not None:
-            return Reader(name, *_json_lines(name, source))
+            return Reader(name, *_json_lines(path, source))
         if format.excel is not None:
-            return Reader(name, *_excel(name, format.excel))
-        typed = _parquet(name) if format.parquet is not None else _delta(name)
+            return Reader(name, *_excel(path, format.excel))
+        typed = _parquet(path) if format.parquet is not None else _delta(path)
         return Reader(name, *_numbered(name, *typed))
-    except UNREADABLE as error:
+    except (*UNREADABLE, *HOSTILE) as error:
         raise DataError(f"cannot be read: {one_line(error)[:200]}", file=name) from error
 
 
@@ -159,35 +199,41 @@ def _is_number(name: str, source: Source) -> bool:
     return column in source.columns and source.columns[column].type in ("float", "int", "bool")
 
 
-def _expected(source: Source) -> set[str]:
-    """The keys that must be found, if only in a late line."""
-    made = set(source.derive) | ({source.unpivot.names, source.unpivot.values} if source.unpivot else set())
+def _expected(source: Source) -> set[str] | None:
+    """The keys that must be found, if only in a late line; `None` where every key is a value."""
+    if source.unpivot is not None:
+        return None
+    made = set(source.derive)
     written = {column: name for name, column in source.rename.items()}
     time = columns_of(source.event_time) if source.event_time else ()
     return {written.get(name, name) for name in (*source.columns, *time) if name not in made}
 
 
-def _keys(path: str, expected: set[str]) -> list[str]:
+def _keys(path: str, expected: set[str] | None) -> list[str]:
     """The keys of the first lines, in order, and of the expected ones those that come only later."""
     keys: dict[str, None] = {}
     seen = 0
     for lines in _lines(path):
         for line in lines:
-            if seen >= SAMPLE_LINES and expected <= keys.keys():
+            if seen >= SAMPLE_LINES and expected is not None and expected <= keys.keys():
                 return list(keys)
             row = _object(line) or {}
-            keys |= dict.fromkeys(row if seen < SAMPLE_LINES else expected & row.keys())
+            asked = row if seen < SAMPLE_LINES or expected is None else expected & row.keys()
+            keys |= dict.fromkeys(asked)
             seen += 1
     if not keys:
         why = "no line is a JSON object; is it JSON lines, an object a line?" if seen else "the file is empty"
-        raise DataError(why, file=path)
+        raise DataError(why, file=escaped(path))
     return list(keys)
 
 
 def _lines(path: str) -> Iterator[list[bytes]]:
     with opened(path) as stream:
         for piece in pieces(utf8(stream, "utf-8", delimited.BLOCK_BYTES), line_end):
-            yield piece.removesuffix(b"\n").split(b"\n")
+            lines = piece.removesuffix(b"\n").split(b"\n")
+            # As many lines as there are bytes would each take more than themselves.
+            for first in range(0, len(lines), ROWS):
+                yield lines[first : first + ROWS]
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -195,7 +241,30 @@ def _object(line: bytes) -> dict[str, Any] | None:
         row = orjson.loads(line)
     except orjson.JSONDecodeError:
         row = _loosely(line) if NO_NUMBER.search(line) else None
-    return row if isinstance(row, dict) else None
+    return row if isinstance(row, dict) and not _is_deep(line, row) else None
+
+
+def _is_deep(line: bytes, row: dict[str, Any]) -> bool:
+    if line.count(b"[") + line.count(b"{") <= DEEPEST:
+        return False
+    level: list[Any] = [row]
+    for _ in range(DEEPEST):
+        nested = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in nested for value in values if isinstance(value, dict | list)]
+    return bool(level)
+
+
+def _exactly(line: bytes, row: dict[str, Any], exact: list[str]) -> dict[str, Any] | None:
+    """An object with the digits of its numbers as they are written, of which a float keeps 17."""
+    inexact = [name for name in exact if type(row.get(name)) is float]
+    if not inexact:
+        return row
+    try:
+        written = json.loads(line, parse_float=str)
+    except (ValueError, RecursionError):
+        # A number of thousands of digits.
+        return None
+    return row | {name: written[name] for name in inexact}
 
 
 def _loosely(line: bytes) -> Any:
@@ -214,10 +283,8 @@ def _objects(path: str, lines: list[bytes], before: int, wanted: Sequence[str], 
     numbers, rows, refused = [], [], []
     for number, line in enumerate(lines, before + 1):
         row = _object(line)
+        row = _exactly(line, row, exact) if row else row
         if row is not None:
-            if inexact := [name for name in exact if type(row.get(name)) is float]:
-                written = json.loads(line, parse_float=str)
-                row |= {name: written[name] for name in inexact}
             numbers.append(number)
             rows.append(row)
         elif line.strip():
@@ -308,8 +375,13 @@ def _delta(path: str) -> tuple[list[str], Frames]:
 
 def _frame(batch: pa.RecordBatch) -> pl.DataFrame:
     """Typed rows, each column of a type that a schema casts without losing what it says."""
-    columns = [_plain(column) for column in batch.columns]
-    frame = pl.DataFrame(pa.Table.from_arrays(columns, names=batch.schema.names))
+    # What is no text would end the process later, or worse.
+    batch.validate(full=True)
+    try:
+        columns = [_plain(column) for column in batch.columns]
+        frame = pl.DataFrame(pa.Table.from_arrays(columns, names=batch.schema.names))
+    except (ValueError, *HOSTILE) as error:
+        raise OSError(one_line(error)) from error
     return frame.with_columns(
         pl.col(field.name).str.replace(ENDING_ZEROS, "$1")
         for field in batch.schema
@@ -325,11 +397,31 @@ def _plain(column: pa.Array) -> pa.Array:
         return _plain(column.storage)
     if pa.types.is_decimal(type):
         return column.cast(pa.string())
-    if pa.types.is_timestamp(type) and type.tz is not None:
-        return column.cast(pa.timestamp(type.unit, "UTC"))
+    if pa.types.is_duration(type):
+        return pc.binary_join_element_wise(column.cast(pa.int64()).cast(pa.string()), type.unit, " ")
+    if pa.types.is_time(type):
+        return pc.replace_substring_regex(column.cast(pa.string()), ENDING_ZEROS, r"\1")
+    if pa.types.is_date32(type):
+        return _dated(column, column.view(pa.int32()), DAYS)
+    if pa.types.is_timestamp(type) or pa.types.is_date64(type):
+        unit = "ms" if pa.types.is_date64(type) else type.unit
+        if pa.types.is_timestamp(type) and type.tz is not None:
+            column = column.cast(pa.timestamp(unit, "UTC"))
+        least, most = (second * PER_SECOND[unit] for second in SECONDS)
+        known = (max(least, -(2**63) + 1), min(most, 2**63 - 1))
+        return _dated(column, column.view(pa.int64()), known)
     if pa.types.is_nested(type) or UNTYPED.search(str(type)):
         return pa.array(list(map(_text, column.to_pylist())), pa.string())
     return column
+
+
+def _dated(column: pa.Array, numbers: pa.Array, known: tuple[int, int]) -> pa.Array:
+    """Dates as they are, or as text where a year has more digits than four: of it, its number."""
+    is_known = pc.and_(pc.greater_equal(numbers, known[0]), pc.less_equal(numbers, known[1]))
+    if pc.all(is_known).as_py() is not False:
+        return column
+    dates = pc.if_else(is_known, column, pa.scalar(None, column.type)).cast(pa.string())
+    return pc.if_else(is_known, dates, numbers.cast(pa.string()))
 
 
 # ---------------------------------------------------------------- Excel
@@ -357,19 +449,92 @@ def _sheet(path: str, format: Excel) -> tuple[pl.DataFrame, pl.DataFrame]:
     try:
         import fastexcel
     except ImportError as error:
-        raise DataError("Excel needs fastexcel; pip install 'mlops_ray[excel]'", file=path) from error
+        raise DataError(
+            "Excel needs fastexcel; pip install 'mlops_ray[excel]'", file=escaped(path)
+        ) from error
     # By default, empty rows above the header are left out.
     options: dict[str, Any] = {"header_row": None, "skip_rows": format.skip_rows or None}
     with opened(path) as stream, _plainly(fastexcel.FastExcelError):
-        book = fastexcel.read_excel(stream.read())
+        data = stream.read(BOOK_BYTES + 1)
+        _require_bounded(data)
+        book = fastexcel.read_excel(data)
         name = format.sheet or book.sheet_names[0]
         if name not in book.sheet_names:
-            raise DataError(f"has no sheet {name!r}; it has {', '.join(book.sheet_names)}", file=path)
+            raise DataError(
+                f"has no sheet {name!r}; it has {escaped(', '.join(book.sheet_names))}", file=escaped(path)
+            )
         texts = book.load_sheet(name, dtypes="string", **options).to_polars()
         numbers = book.load_sheet(name, dtypes="float", **options).to_polars()
     if not texts.height:
-        raise DataError(f"the sheet {name!r} has no header in row {format.skip_rows + 1}", file=path)
+        raise DataError(f"the sheet {name!r} has no header in row {format.skip_rows + 1}", file=escaped(path))
     return texts, numbers
+
+
+def _require_bounded(data: bytes) -> None:
+    """Raises `OSError` for a workbook whose sheets would take more memory than there is: a few bytes may."""
+    if len(data) > BOOK_BYTES:
+        raise OSError(f"it has more than {BOOK_BYTES} bytes")
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        return
+    left = BOOK_BYTES
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for member in archive.infolist():
+                if member.compress_type == zipfile.ZIP_LZMA:
+                    raise OSError("it is packed by LZMA, whose memory has no bound")
+                with archive.open(member) as stream:
+                    left -= _require_sheet(stream, left)
+    except (RuntimeError, ValueError, OverflowError, MemoryError) as error:
+        raise OSError(one_line(error)) from error
+
+
+def _require_sheet(stream: Any, left: int) -> int:
+    """The bytes of a file of a workbook; raises `OSError` where its rows and columns make too many cells."""
+    size, rest = 0, b""
+    row = column = rows = columns = 0
+    while block := stream.read(1 << 20):
+        size += len(block)
+        rest += block
+        if size > left:
+            raise OSError(f"its files have more than {BOOK_BYTES} bytes; save it as CSV")
+        # A place holds no <, so none is cut in two.
+        end = rest.rfind(b"<")
+        if end <= 0 and len(rest) > LONGEST_ROW_BYTES:
+            raise OSError("a text in it does not end")
+        if end <= 0:
+            continue
+        part, rest = rest[:end], rest[end:]
+        for found in PLACES.finditer(part):
+            row, column = _place(found, row, column)
+            rows, columns = max(rows, row), max(columns, column)
+        _require_few(rows, columns)
+    for found in PLACES.finditer(rest):
+        row, column = _place(found, row, column)
+        rows, columns = max(rows, row), max(columns, column)
+    _require_few(rows, columns)
+    return size
+
+
+def _place(found: re.Match[bytes], row: int, column: int) -> tuple[int, int]:
+    """The row and column that a sheet is at, from those before."""
+    begun, letters, digits = found.groups()
+    if begun is not None:
+        return (row + 1, 0) if begun == b"row" else (row, column + 1)
+    if len(letters) > 3 or len(digits) > 9:
+        return LAST_ROW + 1, LAST_COLUMN + 1
+    if letters:
+        column = 0
+        for sign in letters.upper():
+            column = 26 * column + sign - ord("A") + 1
+    return int(digits), column
+
+
+def _require_few(rows: int, columns: int) -> None:
+    if rows > LAST_ROW or columns > LAST_COLUMN:
+        raise OSError("a cell lies beyond XFD1048576, the last one of Excel")
+    if rows * columns > CELLS:
+        why = f"{rows} rows of {columns} columns are more than {CELLS} cells"
+        raise OSError(f"{why}; delete what stands far off, or save it as CSV")
 
 
 def _cells(texts: pl.Series, numbers: pl.Series) -> pl.Series:
@@ -477,12 +642,24 @@ def _address(connection: str) -> tuple[str, list[str]]:
     if "@" in options:
         raise OSError("in a connection, a ? in the password is written %3F, and an @ behind the ? %40")
     user, colon, password = who.partition(":")
-    given = dict(parse_qsl(options))
+    given = dict(option.partition("=")[::2] for option in options.split("&"))
     # A password as a person writes it may have signs that would end it.
     who = user + colon + quote(unquote(password), safe="")
     options += "" if "connect_timeout" in given else f"{'&' * bool(options)}connect_timeout={CONNECT_S}"
-    secrets = [password, unquote(password), given.get("password", "")]
-    return f"{scheme}://{who}{at}{place}?{options}", [secret for secret in secrets if secret]
+    address = f"{scheme}://{who}{at}{place}?{options}"
+    hidden = [
+        password,
+        *(value for name, value in given.items() if unquote(name).lower().endswith("password")),
+    ]
+    forms = {form for secret in hidden for form in _forms(secret)} - {""}
+    return address, [connection, address, *sorted(forms, key=len, reverse=True)]
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret in every way in which a driver may write it."""
+    plain = {secret, unquote(secret), unquote_plus(secret)}
+    encoded = {encode(form, safe="") for form in plain for encode in (quote, quote_plus)}
+    return plain | encoded | {re.sub("%..", lambda code: code[0].lower(), form) for form in encoded}
 
 
 def _asked(name: str, kind: str) -> str:
@@ -528,6 +705,9 @@ def _plainly(*errors: type[Exception], secrets: Sequence[str] = ()) -> Iterator[
     except errors as error:
         text = one_line(error)
         for secret in secrets:
+            if len(secret) < SHORTEST_SECRET and secret in text:
+                text = "the database cannot be read; what its driver says may hold the password"
+                break
             text = text.replace(secret, "…")
         # The original would be shown with it, and holds it.
         raise OSError(text) from None

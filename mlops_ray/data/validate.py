@@ -22,6 +22,8 @@ PLACE = {"_file": pl.String, "_row": pl.Int64}
 QUARANTINE = {**PLACE, "column": pl.String, "rule": pl.String, "value": pl.String}
 #: A failed check of any severity.
 FAILED = {**QUARANTINE, "severity": pl.String}
+#: Of a value that failed, so much is kept.
+MOST_CHARACTERS = 200
 #: Of a failed check, so many rows are shown in a report.
 EXAMPLES = 3
 
@@ -51,6 +53,8 @@ class Verdict:
     failures: pl.DataFrame
     rejected: int
     filtered: int
+    #: The number of the last row that was looked at, whatever became of it.
+    last: int = 0
 
     @property
     def quarantine(self) -> pl.DataFrame:
@@ -94,6 +98,7 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
         failures=found,
         rejected=int(is_rejected.sum()),
         filtered=int((~is_rejected & ~wanted).sum()),
+        last=int(frame["_row"][-1]),
     )
 
 
@@ -140,7 +145,7 @@ def _time_failures(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
         return pl.DataFrame(schema=FAILURES)
     is_stop = pl.col("time_problem").is_in(list(STOPPING_TIME_PROBLEMS))
     names = columns_of(source.event_time)
-    shown = pl.lit(None, pl.String) if source.policy.hidden.intersection(names) else pl.col("time_written")
+    shown = pl.lit(None, pl.String) if EVENT_TIME in source.hidden else pl.col("time_written")
     return (
         frame.with_row_index("_row_index")
         .filter(pl.col("time_problem").is_not_null())
@@ -160,13 +165,16 @@ def _places(frame: pl.DataFrame, failures: pl.DataFrame, source: Source, typed: 
         return pl.DataFrame(schema=FAILED)
     places = frame.select(*PLACE)[failures["row"]]
     column, value = failures["column"], failures["value"]
-    if source.unpivot is not None:
+    if source.unpivot is not None and source.unpivot.names not in source.hidden:
         written = frame[source.unpivot.names].cast(pl.String)[failures["row"]]
         column = column.zip_with((column != source.unpivot.values).fill_null(True), written)
     curated = source.policy.curated
-    if curated is not None and curated.where is not None:
+    if curated is not None and not curated.rows:
+        value = value.clear(len(value))
+    elif curated is not None and curated.where is not None:
         shown = typed.select(shown=compile_sql(curated.where).polars.fill_null(False))["shown"]
         value = value.set(~shown.gather(failures["row"]), None)
+    value = value.str.head(MOST_CHARACTERS)
     found = places.hstack([column.alias("column"), failures["rule"], value, failures["severity"]])
     return found.cast(FAILED)  # type: ignore[arg-type]
 
@@ -210,8 +218,9 @@ def table_checks(
     values by column.
     """
     checks, on_fail = source.checks, source.checks.on_fail
+    repeats = f"{repeated:,} rows are followed by another one of the same identity"
     found: list[tuple[str, str | None, str, bool, str]] = [
-        ("unique", None, source.unique, not repeated, f"{repeated:,} rows repeat the identity of one before")
+        ("unique", None, source.unique, not repeated, repeats)
     ]
     if checks.rows is not None:
         least, most = checks.rows.min or 0, checks.rows.max
@@ -222,6 +231,9 @@ def table_checks(
         age = now - newest if newest is not None else None
         holds = age is not None and age <= timedelta(microseconds=checks.freshness)
         last = "there is no row" if newest is None else f"the newest row is of {newest.isoformat()}"
+        if source.policy.restricts and newest is not None:
+            # It is the value of a single row.
+            last = f"the newest row is {'not ' * (not holds)}new enough"
         asked = duration_in_words(checks.freshness)
         found.append(("freshness", None, on_fail, holds, f"{last}; it may be {asked} old"))
     for column, most_missing in checks.missing.items():
@@ -330,15 +342,21 @@ class Report:
                 counts[check.rule] = counts.get(check.rule, 0) + check.failed
         return counts
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
+    def to_json(self, most_values: int | None = None) -> dict[str, Any]:
+        """Plain data that `from_json` reads again; with at most so many values of rows."""
+        checks = [asdict(check) for check in self.checks.values()]
+        shown = 0
+        for example in (example for check in checks for example in check["examples"]):
+            shown += example["value"] is not None
+            if most_values is not None and shown > most_values:
+                example["value"] = None
         return {
             "rows_in": self.rows_in,
             "valid": self.valid,
             "quarantined": self.quarantined,
             "filtered": self.filtered,
             "files": [{"file": file, **asdict(rows)} for file, rows in self.files.items()],
-            "checks": [asdict(check) for check in self.checks.values()],
+            "checks": checks,
         }
 
     @classmethod

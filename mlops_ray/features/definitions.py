@@ -242,10 +242,14 @@ def _columns(data: list[dict[str, Any]]) -> tuple[Column, ...]:
     ).columns
 
 
+#: What a source says that changes no row of it.
+NO_ROWS = ("path", "sql", "ingestion", "policy", "season", "checks")
+
+
 def table_name(source_name: str, source: Source) -> str:
     """The name of a source's history: equal definitions share it, a changed one starts anew."""
     # What a new version of ours adds to the defaults, and what changes no row, must not start a history anew.
-    definition = source.model_dump(mode="json", exclude={"path", "policy", "season"}, exclude_defaults=True)
+    definition = source.model_dump(mode="json", exclude=set(NO_ROWS), exclude_defaults=True)
     return f"{source_name}-{digest([FORMAT, definition])[:12]}"
 
 

@@ -56,7 +56,8 @@ class FeatureStore:
         return views | {view.source: view for view in self.features.tables}
 
     def history(self, source: str) -> History:
-        return History.of(self.storage.path("features", "x").parent, self.views[source])
+        view = self.views.get(source) or view_table(source, self.project.sources[source])
+        return History.of(self.storage.path("features", "x").parent, view)
 
     def snapshots(self, known_at: datetime | None = None) -> dict[str, Snapshot]:
         """The histories as they stand now, or as known at an instant; see `History.snapshot`."""

@@ -193,7 +193,7 @@ def test_what_is_hidden_is_in_no_document_and_on_no_page(name: str) -> None:
         score=pl.lit(31337.25),
     )
     assert "canary" in explore_page(look(frame.head(90), preview=frame.head(3)))
-    found = look(frame, AIM, hidden=frozenset({"kind", "score", "diagnosis", name}), preview=frame.head(3))
+    found = look(frame, AIM, hidden=frozenset({"kind", "score", "diagnosis", name}))
     page = explore_page(found)
     for text in (json.dumps(found), page):
         assert "canary" not in text

@@ -183,7 +183,7 @@ BROKEN = {
     ),
     "encrypted zip": ("x.csv.zip", lambda p: p.write_bytes(_encrypted(zipped("a.csv"))), "is encrypted"),
     "not compressed": ("x.csv.gz", lambda p: p.write_text("time;site;load\n"), "cannot be read"),
-    "twice in header": ("x.csv", lambda p: p.write_text("time;site;site\n"), "'site' more than once"),
+    "twice in header": ("x.csv", lambda p: p.write_text("time;site;site\n"), "a name more than once: 'site'"),
     "endless header": ("x.csv.gz", lambda p: p.write_bytes(ENDLESS), "the header cannot be read: field"),
     "endless first line": (
         "x.csv",
@@ -217,14 +217,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"format": {"csv": {"encoding": "klingon", "names": ["time", "site", "load"]}}},
         "no text is encoded as 'klingon'",
     ),
-    "renamed to another": ({"rename": {"more": "load"}}, "with rename, the header has 'load' more than once"),
+    "renamed to another": (
+        {"rename": {"more": "load"}},
+        "with rename, the header has a name more than once: 'load'",
+    ),
     "unpivoted to another": (
         {"unpivot": {"keep": "time", "names": "more", "values": "load"}},
         "unpivot makes the column 'more', which the file has",
     ),
     "names twice": (
         {"format": {"csv": {"delimiter": ";", "names": ["time", "site", "load", "load"]}}},
-        "has 'load' more than once",
+        "has a name more than once: 'load'",
     ),
 }
 

@@ -277,3 +277,69 @@ def test_a_query_is_called_after_its_database_and_words_and_nobody_s_password(
     assert title.startswith(f"{name}: SELECT * FROM t WHERE x")
     assert len(title) == 80
     assert shown(File(path="/data/x.csv")) == "/data/x.csv"
+
+
+# ---------------------------------------------------------------- what a hostile input costs
+
+
+def test_a_name_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff.csv")).write_text("a\n1\n")
+    with pytest.raises(DataError, match=r"\\udcff\.csv is not UTF-8; rename it"):
+        found(tmp_path / "*.csv")
+
+
+def test_signs_that_a_terminal_obeys_are_written_out_in_messages(tmp_path: Path) -> None:
+    (tmp_path / "x\n\x1b[31m.csv").write_text("")
+    (tmp_path / "y\n\x1b[31m.jsonl").write_text("")
+    files = find(source(str(tmp_path / "*")), "s")
+    assert [shown(file) for file in files] == [
+        rf"{tmp_path}/x\n\x1b[31m.csv",
+        rf"{tmp_path}/y\n\x1b[31m.jsonl",
+    ]
+    for file in files:
+        with pytest.raises(DataError, match=r"\\x1b.*: the file is empty") as error:
+            reader(file, source(str(file.path)))
+        assert str(error.value).isprintable()
+    with pytest.raises(DataError, match=r"no such file: none\\n"):
+        found("none\n")
+
+
+@pytest.mark.parametrize("name", ["pipe.csv", "zero.csv", "zero.csv.zip", "zero.parquet"])
+def test_what_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.startswith("pipe"):
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    file = File(path=str(path))
+    for attempt in (
+        lambda: found(path),
+        lambda: found(tmp_path / "*"),
+        lambda: fingerprint(file),
+        lambda: reader(file, source(str(path))),
+    ):
+        with pytest.raises(DataError, match="is no regular file, but a pipe, a device or a socket"):
+            attempt()
+
+
+def test_what_asks_for_much_memory_to_be_unpacked_is_refused(tmp_path: Path) -> None:
+    alone = bytearray(lzma.compress(CONTENT, lzma.FORMAT_ALONE))
+    alone[1:5] = b"\xff" * 4
+    (tmp_path / "alone.csv.xz").write_bytes(alone)
+    (tmp_path / "fine.csv.xz").write_bytes(lzma.compress(CONTENT, preset=9))
+    with zipfile.ZipFile(tmp_path / "x.csv.zip", "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("x.csv", CONTENT)
+    assert read_all(str(tmp_path / "fine.csv.xz")) == CONTENT
+    for name in ("alone.csv.xz", "x.csv.zip"):
+        file = File(path=str(tmp_path / name))
+        with pytest.raises(DataError, match=f"{name}: cannot be read"):
+            reader(file, source(str(file.path)))
+
+
+def test_xz_streams_follow_one_another_behind_zeros(tmp_path: Path) -> None:
+    packed = lzma.compress(CONTENT) + b"\0" * 8 + lzma.compress(b"") + lzma.compress(CONTENT) + b"\0" * 4
+    (tmp_path / "x.csv.xz").write_bytes(packed)
+    assert read_all(str(tmp_path / "x.csv.xz")) == CONTENT * 2
+    (tmp_path / "x.csv.xz").write_bytes(packed + b"no xz")
+    with pytest.raises((lzma.LZMAError, EOFError)):
+        read_all(str(tmp_path / "x.csv.xz"))

@@ -1,5 +1,6 @@
 """Every format gives the same rows, each in its place, in bounded memory; what is broken is one sentence."""
 
+import contextlib
 import gzip
 import json
 import lzma
@@ -8,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -25,7 +27,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mlops_ray.config import Csv, File, Source
-from mlops_ray.data import delimited
+from mlops_ray.data import delimited, readers
 from mlops_ray.data.delimited import Delimited
 from mlops_ray.data.inputs import find, shown
 from mlops_ray.data.readers import NOT_JSON, Reader, reader
@@ -791,6 +793,189 @@ def test_a_parquet_file_or_database_that_is_cut_off_is_one_sentence(tmp_path: Pa
     ):
         with pytest.raises(DataError, match="cannot be read"):
             rows_of(open_(spec))
+
+
+# ---------------------------------------------------------------- what a hostile input costs
+
+
+def workbook(path: Path, sheet: str) -> Path:
+    """A workbook whose only sheet holds these rows of XML."""
+    from openpyxl import Workbook
+
+    book = Workbook()
+    book.active.append(["id"])
+    book.save(path)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    head = parts[name].partition(b"<sheetData>")[0]
+    parts[name] = head + f"<sheetData>{sheet}</sheetData></worksheet>".encode()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, data in parts.items():
+            archive.writestr(part, data)
+    return path
+
+
+CELL = '<row r="1"><c r="A1" t="inlineStr"><is><t>id</t></is></c></row>'
+SHEETS = {
+    "a corner": (f'{CELL}<row r="1048576"><c r="XFD1048576"><v>1</v></c></row>', "more than 50000000 cells"),
+    "other words": (f"{CELL}<row r = '99999'><c s='0'\n r='XFD99999'><v>1</v></c></row>", "50000000 cells"),
+    "no places": (f'{CELL}<row r="1048575"/><row>{"<c/>" * 60}</row>', "more than 50000000 cells"),
+    "beyond": (f'{CELL}<row r="2"><c r="XFE2"><v>1</v></c></row>', "beyond XFD1048576"),
+    "no row": (f'{CELL}<row r="1048577"><c r="A1048577"><v>1</v></c></row>', "beyond XFD1048576"),
+    "far beyond": (f'{CELL}<row r="2"><c r="AAAAAA{"9" * 9000}"><v>1</v></c></row>', "beyond XFD1048576"),
+}
+
+
+@pytest.mark.parametrize("name", SHEETS)
+def test_a_sheet_whose_cells_would_not_fit_is_refused_before_it_takes_memory(
+    name: str, tmp_path: Path
+) -> None:
+    sheet, says = SHEETS[name]
+    path = workbook(tmp_path / "x.xlsx", sheet)
+    with pytest.raises(DataError, match=says) as error:
+        open_(source(path))
+    assert str(error.value).startswith(str(path))
+
+
+def test_a_workbook_that_unpacks_to_more_than_it_may_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = workbook(tmp_path / "x.xlsx", CELL + " " * 5_000_000)
+    assert open_(source(path)).names == ["id"]
+    monkeypatch.setattr(readers, "BOOK_BYTES", 1 << 20)
+    with pytest.raises(DataError, match="more than 1048576 bytes"):
+        open_(source(path))
+
+
+def no_text() -> pa.Array:
+    ends = pa.array([0, 2, 4], pa.int32()).buffers()[1]
+    return pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"\xff\xfe\xc3\x28")])
+
+
+NO_VALUES = {
+    "text": no_text(),
+    "texts": pa.ListArray.from_arrays([0, 1, 2], no_text()),
+    "durations": pa.array([[2**62]] * 2, pa.list_(pa.duration("us"))),
+}
+
+
+@pytest.mark.parametrize("name", NO_VALUES)
+def test_values_of_parquet_that_are_none_are_one_sentence(name: str, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"id": NO_VALUES[name]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet: cannot be read after row 0"):
+        rows_of(open_(source(tmp_path / "x.parquet")))
+
+
+def test_dates_without_end_times_and_durations_cost_no_more_than_their_rows(tmp_path: Path) -> None:
+    columns: dict[str, tuple[pa.Array, str, list[Any]]] = {
+        "day": (
+            pa.array([0, 2**31 - 1, None], pa.date32()),
+            "datetime",
+            [datetime(1970, 1, 1, tzinfo=UTC), None, None],
+        ),
+        "named day": (
+            pa.array([0, 2**31 - 1, -(2**31)], pa.date32()),
+            "category",
+            ["1970-01-01", str(2**31 - 1), str(-(2**31))],
+        ),
+        "long": (
+            pa.array([0, 2**62, None], pa.timestamp("us", "UTC")),
+            "datetime",
+            [datetime(1970, 1, 1, tzinfo=UTC), None, None],
+        ),
+        "milli": (
+            pa.array([0, -(2**62), None], pa.timestamp("ms")),
+            "category",
+            ["1970-01-01 00:00:00.000", str(-(2**62)), None],
+        ),
+        "time": (pa.array([1, 3600, None], pa.time32("s")), "category", ["00:00:01", "01:00:00", None]),
+        "fine": (pa.array([1500000, 0, None], pa.time64("us")), "category", ["00:00:01.5", "00:00:00", None]),
+        "span": (pa.array([1, -5, None], pa.duration("s")), "category", ["1 s", "-5 s", None]),
+    }
+    table = pa.table({name: values for name, (values, _, _) in columns.items()})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    spec = source(tmp_path / "x.parquet", types={name: kind for name, (_, kind, _) in columns.items()})
+    assert typed(spec) == list(zip(*(values for _, _, values in columns.values()), strict=True))
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.db", "x.csv.zip", "x.jsonl.zip", "x.xlsx.zip"])
+def test_a_name_inside_a_file_that_is_no_text_is_one_sentence(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    changes: dict[str, Any] = {}
+    if name == "x.db":
+        changes = {"sql": {"connection": f"sqlite:///{path}", "query": "SELECT * FROM t"}}
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute("CREATE TABLE t (zzzz)")
+    elif name == "x.parquet":
+        parquet.write_table(pa.table({"zzzz": [1]}), path, store_schema=False)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("zzzzé", "id\n1\n")
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"\xff\xfezz"))
+    with pytest.raises(DataError, match=rf"x\.{name.partition('.')[2]}.*cannot be read"):
+        rows_of(open_(source(path, **changes)))
+
+
+def test_json_that_is_nested_without_end_costs_its_line(tmp_path: Path) -> None:
+    deep = ["[" * depth + "]" * depth for depth in (98, 101, 1000, 1020, 100_000)]
+    lines = [f'{{"id": 1.5, "note": {text}, "more": {more}}}' for text in deep for more in ("1", "NaN")]
+    digits = '{"id": 1.5, "note": %s}' % ("1" * 5000)
+    opened = json_lines(tmp_path / "x.jsonl", *lines, digits, *['{"id": "a", "note": 1}'] * 2, "{}")
+    assert rows_of(opened, "id", "note")["_row"].to_list() == [1, 2, 12, 13, 14]
+    assert [row[:2] for row in refused_of(opened)] == [(number, NOT_JSON) for number in range(3, 12)]
+
+
+@pytest.mark.parametrize("line", ["{}", "x", ""])
+def test_many_short_lines_come_in_blocks_of_some(line: str, tmp_path: Path) -> None:
+    opened = json_lines(tmp_path / "x.jsonl", '{"id": 1}', *[line] * 200_000)
+    sizes = [block.frame.height + block.refused.height for block in opened.blocks(["id"])]
+    assert max(sizes) <= readers.ROWS
+    assert sum(sizes) == (200_001 if line else 1)
+
+
+def test_a_json_lines_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"id": 1}\n{"id": 2}\n', encoding="utf-8-sig")
+    assert rows_of(open_(source(tmp_path / "x.jsonl")), "id")["id"].to_list() == [1, 2]
+
+
+HIDDEN = [
+    "postgresql://me:p%40s^s%2Fw@[::1]x/db",
+    "postgresql://me:p@s^sword@127.0.0.1:9/db",
+    "postgresql://me:p^w1234@127.0.0.1:1:2/db",
+    "postgresql://me:p%5Ew1234@127.0.0.1/db?bad=1&password=sec^ret",
+    "postgresql://me:p^w1234@127.0.0.1:1/db%zz",
+    "postgresql://me@127.0.0.1:1/db?sslpassword=hunter2&foo=1",
+    "postgresql://me@127.0.0.1:1/db?password=hun+ter2&foo=1",
+    "postgresql://me@[::1/db?password=hun%2Bter2",
+    "postgresql://me:abc/def@127.0.0.1:1/db",
+]
+
+
+@pytest.mark.parametrize("connection", HIDDEN)
+def test_no_error_of_a_database_holds_a_password_in_any_form(connection: str) -> None:
+    with pytest.raises(DataError) as error:
+        open_(source(sql={"connection": connection, "query": "SELECT 1"}))
+    message = str(error.value).lower()
+    for part in (
+        "s^s",
+        "s%5es",
+        "p^w",
+        "p%5ew",
+        "sec^",
+        "sec%5e",
+        "hunter",
+        "hun+",
+        "hun ter",
+        "hun%2b",
+        "abc",
+    ):
+        assert part not in message
+
+
+def test_a_short_password_is_not_cut_out_of_words() -> None:
+    with pytest.raises(DataError, match="what its driver says may hold the password$"):
+        open_(source(sql={"connection": "postgresql://me:a@127.0.0.1:1/database", "query": "SELECT 1"}))
 
 
 # ---------------------------------------------------------------- memory and imports

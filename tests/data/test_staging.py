@@ -67,7 +67,12 @@ def test_ray_data_gives_the_same_rows_and_errors_as_one_process(
     assert "c.csv" in str(error.value)
     assert "is the delimiter right?" in str(error.value)
     assert "\n" not in str(error.value)
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert left(tmp_path) == []
+
+
+def left(folder: Path) -> list[Path]:
+    """What is staged still."""
+    return [path for path in (folder / "staging").iterdir() if path.is_dir()]
 
 
 @pytest.mark.parametrize("part_bytes", [1, 300, 64 << 20])
@@ -82,8 +87,6 @@ def test_sizes_of_parts_and_pieces_change_nothing(
     with staged(dirty, tmp_path) as found:
         assert rows_of(found).equals(expected)
         assert found.report.to_json() == report
-        for rows in found.chunks():
-            assert whole_rows or rows["site"].n_unique() >= 1
         if not whole_rows:
             keys = [set(rows["site"]) for rows in found.chunks()]
             assert len(keys) == 2
@@ -109,15 +112,15 @@ def test_a_row_of_an_identity_that_came_before_is_flagged_rejected_or_stops(
         assert (check["check"], check["holds"]) == ("unique", False)
     with staged(repeated(tmp_path, unique="reject"), tmp_path) as found:
         assert (found.report.rows_in, found.report.valid, found.report.quarantined) == (6, 4, 2)
-        assert [counts.quarantined for counts in found.report.files.values()] == [1, 1]
-        assert rows_of(found)["load"].to_list() == [1.0, 1.3, 1.1, 1.0]
+        assert [counts.quarantined for counts in found.report.files.values()] == [2, 0]
+        assert rows_of(found)["load"].to_list() == [1.4, 1.3, 1.1, 1.0]
         found.write_quarantine(tmp_path / "q.parquet")
         places = pl.read_parquet(tmp_path / "q.parquet").select(pl.col("_file").str.slice(-5), "_row", "rule")
-        assert sorted(places.rows()) == [("a.csv", 3, "same_identity"), ("b.csv", 1, "same_identity")]
-    stops = pytest.raises(DataError, match=r"a.csv, row 3: same_identity: .*unique: stop ends the job")
+        assert sorted(places.rows()) == [("a.csv", 1, "same_identity"), ("a.csv", 3, "same_identity")]
+    stops = pytest.raises(DataError, match=r"a.csv, row 1: same_identity: .*unique: stop ends the job")
     with stops as told, staged(repeated(tmp_path, unique="stop"), tmp_path):
         pass
-    assert "1 more" in str(told.value) or whole_rows == 0
+    assert "(and 1 more such rows)" in str(told.value)
 
 
 def test_what_must_hold_of_the_whole_table_is_found_with_its_figures(
@@ -204,8 +207,6 @@ with ingest.staging(source, "s", [], Path(sys.argv[1])):
 def test_what_a_killed_process_staged_is_taken_away_by_the_next_and_what_a_living_one_did_is_not(
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "staging"
-
     def begin() -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)],
@@ -220,15 +221,15 @@ def test_what_a_killed_process_staged_is_taken_away_by_the_next_and_what_a_livin
     dead = begin()
     os.kill(dead.pid, signal.SIGKILL)
     dead.communicate()
-    assert len(list(folder.iterdir())) == 1
+    assert len(left(tmp_path)) == 1
     living = begin()
     try:
-        assert len(list(folder.iterdir())) == 1
+        assert len(left(tmp_path)) == 1
         with ingest.staging(Source(path="x.csv", columns={}, time="none"), "s", [], tmp_path):
-            assert len(list(folder.iterdir())) == 2
+            assert len(left(tmp_path)) == 2
     finally:
         living.communicate("")
-    assert list(folder.iterdir()) == []
+    assert left(tmp_path) == []
 
 
 def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_is_left(
@@ -240,4 +241,4 @@ def test_a_disk_that_is_full_is_said_with_the_file_and_nothing_is_left(
     monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
     with pytest.raises(DataError, match="No space left on device"), staged(dirty, tmp_path, monkeypatch):
         pass
-    assert list((tmp_path / "staging").iterdir()) == []
+    assert left(tmp_path) == []
