@@ -121,9 +121,10 @@ class Reader:
         try:
             for block in self.read(wanted):
                 yield block
-                row = max(row, *(part["_row"][-1] for part in (block.frame, block.refused) if part.height))
+                parts = (part for part in (block.frame, block.refused) if part.height)
+                row = max([row, *(part["_row"][-1] for part in parts)])
         except (*UNREADABLE, *HOSTILE) as error:
-            said = f": {one_line(error)[:200]}"
+            said = f": {_why(error)}"
             raise DataError(f"cannot be read after row {row}", file=self.name, said=said) from error
 
 
@@ -150,7 +151,11 @@ def reader(file: File, source: Source, after: object | None = None) -> Reader:
         typed = _parquet(path) if format.parquet is not None else _delta(path)
         return Reader(name, *_numbered(name, *typed))
     except (*UNREADABLE, *HOSTILE) as error:
-        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=name) from error
+        raise DataError(f"cannot be read: {_why(error)}", file=name) from error
+
+
+def _why(error: BaseException) -> str:
+    return one_line(error)[:200] or "it takes more memory than there is"
 
 
 def _format_of(path: str, source: Source) -> Format:
@@ -401,8 +406,8 @@ def _plain(column: pa.Array) -> pa.Array:
         return pc.binary_join_element_wise(column.cast(pa.int64()).cast(pa.string()), type.unit, " ")
     if pa.types.is_time(type):
         return pc.replace_substring_regex(column.cast(pa.string()), ENDING_ZEROS, r"\1")
-    if pa.types.is_date32(type):
-        return _dated(column, column.view(pa.int32()), DAYS)
+    if pa.types.is_date32(type) and not _are_within(column.view(pa.int32()), DAYS):
+        raise ValueError("a date lies outside the years 1 to 9999")
     if pa.types.is_timestamp(type) or pa.types.is_date64(type):
         unit = "ms" if pa.types.is_date64(type) else type.unit
         if pa.types.is_timestamp(type) and type.tz is not None:
@@ -416,12 +421,17 @@ def _plain(column: pa.Array) -> pa.Array:
 
 
 def _dated(column: pa.Array, numbers: pa.Array, known: tuple[int, int]) -> pa.Array:
-    """Dates as they are, or as text where a year has more digits than four: of it, its number."""
-    is_known = pc.and_(pc.greater_equal(numbers, known[0]), pc.less_equal(numbers, known[1]))
-    if pc.all(is_known).as_py() is not False:
+    """Times as they are, or as text where a year has more digits than four: of that one, its number."""
+    if _are_within(numbers, known):
         return column
-    dates = pc.if_else(is_known, column, pa.scalar(None, column.type)).cast(pa.string())
-    return pc.if_else(is_known, dates, numbers.cast(pa.string()))
+    is_known = pc.and_(pc.greater_equal(numbers, known[0]), pc.less_equal(numbers, known[1]))
+    times = pc.if_else(is_known, column, pa.scalar(None, column.type)).cast(pa.string())
+    return pc.if_else(is_known, times, numbers.cast(pa.string()))
+
+
+def _are_within(numbers: pa.Array, known: tuple[int, int]) -> bool:
+    least, most = pc.min_max(numbers).as_py().values()
+    return least is None or known[0] <= least <= most <= known[1]
 
 
 # ---------------------------------------------------------------- Excel
@@ -455,8 +465,7 @@ def _sheet(path: str, format: Excel) -> tuple[pl.DataFrame, pl.DataFrame]:
     # By default, empty rows above the header are left out.
     options: dict[str, Any] = {"header_row": None, "skip_rows": format.skip_rows or None}
     with opened(path) as stream, _plainly(fastexcel.FastExcelError):
-        data = stream.read(BOOK_BYTES + 1)
-        _require_bounded(data)
+        data = _bounded(stream)
         book = fastexcel.read_excel(data)
         name = format.sheet or book.sheet_names[0]
         if name not in book.sheet_names:
@@ -470,12 +479,21 @@ def _sheet(path: str, format: Excel) -> tuple[pl.DataFrame, pl.DataFrame]:
     return texts, numbers
 
 
+def _bounded(stream: Any) -> bytes:
+    """A workbook; raises `OSError` where its sheets would take more memory than there is: a few bytes may."""
+    book = bytearray()
+    while block := stream.read(1 << 20):
+        book += block
+        if len(book) > BOOK_BYTES:
+            raise OSError(f"it has more than {BOOK_BYTES} bytes")
+    data = bytes(book)
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        _require_bounded(data)
+    return data
+
+
 def _require_bounded(data: bytes) -> None:
-    """Raises `OSError` for a workbook whose sheets would take more memory than there is: a few bytes may."""
-    if len(data) > BOOK_BYTES:
-        raise OSError(f"it has more than {BOOK_BYTES} bytes")
-    if not zipfile.is_zipfile(io.BytesIO(data)):
-        return
+    """Raises `OSError` for a workbook of Excel whose sheets unpack to too much, or have too many cells."""
     left = BOOK_BYTES
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:

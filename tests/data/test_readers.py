@@ -854,9 +854,10 @@ def no_text() -> pa.Array:
 
 
 NO_VALUES = {
+    "day": pa.array([0, 2**31 - 1], pa.date32()),
     "text": no_text(),
     "texts": pa.ListArray.from_arrays([0, 1, 2], no_text()),
-    "durations": pa.array([[2**62]] * 2, pa.list_(pa.duration("us"))),
+    "durations": pa.array([[2**62]] * 2, pa.list_(pa.duration("s"))),
 }
 
 
@@ -867,18 +868,8 @@ def test_values_of_parquet_that_are_none_are_one_sentence(name: str, tmp_path: P
         rows_of(open_(source(tmp_path / "x.parquet")))
 
 
-def test_dates_without_end_times_and_durations_cost_no_more_than_their_rows(tmp_path: Path) -> None:
+def test_times_without_end_and_durations_cost_no_more_than_their_rows(tmp_path: Path) -> None:
     columns: dict[str, tuple[pa.Array, str, list[Any]]] = {
-        "day": (
-            pa.array([0, 2**31 - 1, None], pa.date32()),
-            "datetime",
-            [datetime(1970, 1, 1, tzinfo=UTC), None, None],
-        ),
-        "named day": (
-            pa.array([0, 2**31 - 1, -(2**31)], pa.date32()),
-            "category",
-            ["1970-01-01", str(2**31 - 1), str(-(2**31))],
-        ),
         "long": (
             pa.array([0, 2**62, None], pa.timestamp("us", "UTC")),
             "datetime",
@@ -921,14 +912,14 @@ def test_json_that_is_nested_without_end_costs_its_line(tmp_path: Path) -> None:
     deep = ["[" * depth + "]" * depth for depth in (98, 101, 1000, 1020, 100_000)]
     lines = [f'{{"id": 1.5, "note": {text}, "more": {more}}}' for text in deep for more in ("1", "NaN")]
     digits = '{"id": 1.5, "note": %s}' % ("1" * 5000)
-    opened = json_lines(tmp_path / "x.jsonl", *lines, digits, *['{"id": "a", "note": 1}'] * 2, "{}")
+    opened = json_lines(tmp_path, *lines, digits, *['{"id": "a", "note": 1}'] * 2, "{}")
     assert rows_of(opened, "id", "note")["_row"].to_list() == [1, 2, 12, 13, 14]
     assert [row[:2] for row in refused_of(opened)] == [(number, NOT_JSON) for number in range(3, 12)]
 
 
 @pytest.mark.parametrize("line", ["{}", "x", ""])
 def test_many_short_lines_come_in_blocks_of_some(line: str, tmp_path: Path) -> None:
-    opened = json_lines(tmp_path / "x.jsonl", '{"id": 1}', *[line] * 200_000)
+    opened = json_lines(tmp_path, '{"id": 1}', *[line] * 200_000)
     sizes = [block.frame.height + block.refused.height for block in opened.blocks(["id"])]
     assert max(sizes) <= readers.ROWS
     assert sum(sizes) == (200_001 if line else 1)
@@ -974,7 +965,7 @@ def test_no_error_of_a_database_holds_a_password_in_any_form(connection: str) ->
 
 
 def test_a_short_password_is_not_cut_out_of_words() -> None:
-    with pytest.raises(DataError, match="what its driver says may hold the password$"):
+    with pytest.raises(DataError, match="what its driver says may hold the password"):
         open_(source(sql={"connection": "postgresql://me:a@127.0.0.1:1/database", "query": "SELECT 1"}))
 
 

@@ -10,10 +10,13 @@ import yaml
 
 from mlops_ray import config
 from mlops_ray.cluster import local
+from mlops_ray.cluster.intake import Intake
 from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import Policy, Project
 from mlops_ray.data import blocks, ingest
 from mlops_ray.errors import DataError, MlopsError, PolicyError
+from mlops_ray.features.store import FeatureStore
 from mlops_ray.policy import curated, require_here
 from mlops_ray.storage import Storage
 
@@ -193,3 +196,84 @@ def test_a_mask_or_machine_only_column_that_is_no_column_is_a_mistake(tmp_path: 
         (tmp_path / "project.yaml").write_text("\n".join(lines))
         with pytest.raises(MlopsError, match="not among columns"):
             config.load(tmp_path / "project.yaml", {})
+
+
+def _replaced(text: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+#: Ways by which a value that nobody may see could come out, and what it would look like.
+WAYS: dict[str, tuple[tuple[tuple[str, str], ...], list[str]]] = {
+    "a time that is hidden": (
+        (("machine_only: [name, salary]", "machine_only: [name, salary, time]"),
+         (
+                "    columns:\n",
+                "    checks: {freshness: 1d, on_fail: flag}\n    columns:\n      time: {type: string}\n",
+            )),
+        ["2020-01-0", "2020-01-1", "2020-01-2"],
+    ),
+    "a column that is derived from a hidden one": (
+        (("      amount: {type: float", "      nick: {type: category}\n      amount: {type: float"),
+         ("    columns:\n", "    derive: {nick: 'LEFT(name, 14)'}\n    columns:\n")),
+        CANARIES,
+    ),
+    "a preview of masked columns": ((("rows: 5", "rows: 50"),), CANARIES),
+    "no row that people may see": ((("rows: 5", "rows: 0"),), [*CANARIES, "2000.0", "2,000"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_no_page_report_or_preview_tells_by_another_way(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    changes, canaries = WAYS[what]
+    (tmp_path / "people.csv").write_text(rows())
+    (tmp_path / "project.yaml").write_text(_replaced(PROJECT, *changes))
+    project = config.load(tmp_path / "project.yaml", {})
+    storage = Storage.open(project.storage)
+    intake = Intake(FeatureStore(project, storage), storage, Stages(storage))
+    intake.validate("people")
+    document = intake.explore("people")
+    intake.mine("people")
+    assert found_in(storage.root, canaries) == set()
+    if what == "a preview of masked columns":
+        shown = dict(zip(document["preview"]["columns"], document["preview"]["rows"][0], strict=True))
+        assert shown["zip"] == "99"
+        assert len(shown["person"]) == 12
+        assert not {"name", "salary"} & shown.keys()
+
+
+def test_a_first_row_that_is_taken_for_a_header_is_not_quoted(tmp_path: Path) -> None:
+    for text in ("2020-01-01;a;CANARYname;1\n", "time,CANARYname,CANARYname\n"):
+        (tmp_path / "x.csv").write_text(text)
+        source = config.Source.model_validate(
+            {
+                "path": str(tmp_path / "x.csv"),
+                "event_time": {"column": "time", "timezone": "UTC"},
+                "columns": {"name": {"type": "string"}},
+                "policy": {"machine_only": "name"},
+            }
+        )
+        with pytest.raises(DataError) as told:
+            blocks.check_header(source.inputs[0], source)
+        assert "CANARY" not in str(told.value)
+
+
+def test_columns_that_are_made_of_hidden_names_do_not_name_them(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("time,CANARYann,CANARYbob\n2020-01-01,1,x\n")
+    source = config.Source.model_validate(
+        {
+            "path": str(tmp_path / "x.csv"),
+            "unpivot": {"keep": "time", "names": "person", "values": "load"},
+            "entity": "person",
+            "event_time": {"column": "time", "timezone": "UTC"},
+            "columns": {"person": {"type": "category"}, "load": {"type": "float"}},
+            "policy": {"machine_only": "person"},
+        }
+    )
+    (verdict,) = blocks.check_file(source.inputs[0], source)
+    assert verdict.quarantine.select("column", "rule", "value").rows() == [("load", "type", "x")]
