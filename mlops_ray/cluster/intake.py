@@ -5,6 +5,7 @@ one adds only the rows that are not there yet.
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -114,23 +115,25 @@ class Intake:
                 is_known=before is not None and (is_known or is_whole),
                 is_whole=before is not None and is_whole,
             )
-            # The report is there before what it reports: a run may be cut off in between.
-            document = self._report(staged, "checked")
+            # Counted before what it reports: a run may be cut off in between.
+            document = self._document(staged, "checked")
+            self.storage.write_json(document, "reports", f"validation-{name}.json")
             commit = history.store(batch, source, digest([before, news]))
             document |= {"state": "committed", "version": commit.version}
-            document["findings"] = report_findings(document)
             self._write(f"validation-{name}", document, report_page(document))
             history.maintain(vacuum_hours=VACUUM_H)
             return document
 
     def validate(self, name: str) -> dict[str, Any]:
         """Reads and checks a source, and stores nothing; its report, `refused` where none of it would be."""
-        with self.stages.timed(f"validate {name}", _say_ingest) as result, self.staged(name) as staged:
+        with self.stages.timed(f"validate {name}", _say_ingest) as result:
             try:
-                self._require_good(staged, may_be_empty=False)
-                result |= self._report(staged, "checked")
-            except DataError:
-                result |= self.storage.read_json("reports", f"validation-{name}.json")
+                with self.staged(name) as staged:
+                    self._require_good(staged, may_be_empty=False)
+                    self._report(staged, "checked")
+            except DataError as error:
+                self.stages.progress.update(str(error))
+            result |= self.storage.read_json("reports", f"validation-{name}.json")
         return result
 
     def explore(self, name: str) -> dict[str, Any]:
@@ -207,14 +210,16 @@ class Intake:
             self._report(staged, "refused", said=str(refusal))
             raise refusal
 
-    def _report(self, staged: Staged, state: str, **more: Any) -> dict[str, Any]:
+    def _report(self, staged: Staged, state: str, said: str | None = None) -> None:
         """Writes the report of a reading, as JSON and as a page, and the quarantine beside it."""
-        name = staged.name
-        staged.write_quarantine(self.storage.path("reports", f"quarantine-{name}.parquet"))
-        document = {"state": state, "said": None, **staged.to_json(), **more}
-        document["findings"] = report_findings(document)
-        self._write(f"validation-{name}", document, report_page(document))
-        return document
+        document = self._document(staged, state, said)
+        self._write(f"validation-{staged.name}", document, report_page(document))
+
+    def _document(self, staged: Staged, state: str, said: str | None = None) -> dict[str, Any]:
+        """The report of a reading as plain JSON, its quarantine written."""
+        staged.write_quarantine(self.storage.path("reports", f"quarantine-{staged.name}.parquet"))
+        document = {"state": state, "said": said, **staged.to_json()}
+        return document | {"findings": report_findings(document)}
 
     def _write(self, name: str, document: dict[str, Any], page: str) -> None:
         self.storage.write_json(document, "reports", f"{name}.json")
@@ -231,12 +236,15 @@ def _marks(files: Sequence[File], source: Source) -> list[Mark]:
     """What tells whether inputs are as they were stored: content, how they are read, and our own code."""
     how = [release.code_digest(), {path: function_digest(path) for path in sorted(source.deriving)}]
     marks: list[Mark] = []
+    names: Counter[str] = Counter()
     for file in files:
         options = file.model_dump(mode="json", exclude={"path", "sql"}, exclude_defaults=True)
         content = _content(file)
         number = int(digest([content, options, how])[:MARK_DIGITS], 16) if content is not None else None
-        query = file.sql.query if file.sql else None
-        marks.append((f"input:{digest([shown(file), query, options])[:32]}", number))
+        name = digest([shown(file), file.sql.query if file.sql else None])[:32]
+        # The same file may stand there twice, to be read in two ways.
+        marks.append((f"input:{name}-{names[name]}", number))
+        names[name] += 1
     return marks
 
 

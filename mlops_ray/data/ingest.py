@@ -95,8 +95,7 @@ class Staged:
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         """The rows to store, with the table's columns; all of a key in one frame."""
-        columns = list(_columns(self.source))
-        return self._buckets(columns)
+        return self._buckets(list(_columns(self.source)))
 
     def _buckets(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         rows = self.scan()
@@ -109,7 +108,7 @@ class Staged:
             yield rows.filter(pl.col(BUCKET) == bucket).select(columns).collect()
 
     def settle(self) -> None:
-        """Finds the rows of an identity that came before; raises `DataError` where they stop the job."""
+        """Finds rows that another of their identity follows; raises `DataError` where they stop the job."""
         identity = _identity(self.source)
         severity, repeated = self.source.unique, 0
         rest = list(_columns(self.source)) if severity == "reject" else [self.source.deleted or ROW]

@@ -311,3 +311,20 @@ def test_what_breaks_a_library_is_one_sentence_with_the_file(
     (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
     with pytest.raises(DataError, match=r"2\.csv: cannot be read: KeyError"):
         intake(folder).ingest("meter")
+
+
+def test_one_file_may_be_read_in_two_ways_and_a_changed_way_adds_what_it_changes(folder: Path) -> None:
+    (folder / "rows" / "1.csv").write_text("time,site,load,more\n2020-01-01,a,1,5\n2020-01-02,a,2,2\n")
+    entry = "{path: rows/1.csv, rename: {REN}}"
+    both = f"path: [{entry.replace('REN', '')}, {entry.replace('REN', 'site: x, more: site')}]"
+    made = intake(folder, where=both)
+    made.ingest("meter")
+    assert in_force(made) == [(1, "5", 1.0), (1, "a", 1.0), (2, "2", 2.0), (2, "a", 2.0)]
+    first, count = made.store.history("meter").commit, stored(made)
+    assert made.ingest("meter") == first
+    other = both.replace("{}", "{load: old, more: load}")
+    made = intake(folder, where=other)
+    made.ingest("meter")
+    assert (1, "a", 5.0) in in_force(made)
+    # Of the first way one row changed; the second is read again behind it, and says nothing new.
+    assert stored(made) == count + 1
