@@ -270,9 +270,14 @@ def test_a_table_that_runs_ahead_of_another_is_not_written_whole_at_each_commit(
     assert 1 <= whole <= 7
 
 
+def saying_when(source: config.Source) -> config.Source:
+    """The source, with a column that says when a row became known."""
+    columns = {**source.columns, "known": config.ColumnSpec(type="datetime")}
+    return source.model_copy(update={"known_at": config.KnownAt(column="known"), "columns": columns})
+
+
 def test_a_row_that_becomes_known_after_its_commit_is_taken_in_then(place: str, tmp_path: Path) -> None:
-    source = SOURCE.model_copy(update={"known_at": config.KnownAt(column="known")})
-    now = datetime.now(UTC)
+    source, now = saying_when(SOURCE), datetime.now(UTC)
     view = replace(
         Growing(tmp_path, source).view, columns=(Column("x", "float"), Column("known", "datetime"))
     )
@@ -751,7 +756,7 @@ def test_who_wants_more_of_an_earlier_commit_than_is_stored_is_told(place: str, 
 
 def known_when(folder: Path, *versions: tuple[str, float, float, float | None, bool]) -> History:
     """A history of these rows, a commit each: key, hours of event and of knowledge, value, and deleted."""
-    source = SOURCE.model_copy(update={"known_at": config.KnownAt(column="known")})
+    source = saying_when(SOURCE)
     columns = (Column("x", "float"), Column("gone", "bool"), Column("known", "datetime"))
     history = History(folder / "s", replace(Growing(folder, source).view, columns=columns))
     schema = {"k": pl.String, "event_time": INSTANT, "known": INSTANT, "x": pl.Float64, "gone": pl.Boolean}
