@@ -30,8 +30,7 @@ def check_file(file: File, source: Source, after: object = None) -> Iterator[val
     `after` is the least value of a query's cursor that is read. Raises `DataError` with file and row where
     the input cannot be read; it quotes no value that people may not see.
     """
-    names = [validate.EVENT_TIME] * bool(source.event_time)
-    names += [name for name in source.columns if name not in names]
+    names = validate.columns_of_table(source)
     with _quoting_nothing(source):
         for verdict in _verdicts(file, source.of(file), after):
             # A file's own columns are for what it derives alone.

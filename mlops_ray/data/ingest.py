@@ -33,6 +33,7 @@ from mlops_ray.data.validate import (
     REPEATED,
     Report,
     Verdict,
+    columns_of_table,
     said,
     table_checks,
 )
@@ -76,7 +77,8 @@ class Staged:
     def scan(self) -> pl.LazyFrame:
         """The valid rows, in the order of inputs and rows within a bucket."""
         if not self.parts:
-            return pl.LazyFrame(schema=_columns(self.source))
+            types = {c.name: DTYPES[c.type] for c in self.source.row_schema.columns} | {EVENT_TIME: INSTANT}
+            return pl.LazyFrame(schema={name: types[name] for name in columns_of_table(self.source)})
         rows = pl.scan_parquet(self.parts, hive_partitioning=False, glob=False)
         time = self.source.event_time
         if time is not None and time.order and not self._is_settled:
@@ -91,11 +93,11 @@ class Staged:
 
     def first(self, count: int) -> pl.DataFrame:
         """Some of the valid rows, with the table's columns."""
-        return self.scan().select(*_columns(self.source)).head(count).collect()
+        return self.scan().select(columns_of_table(self.source)).head(count).collect()
 
     def chunks(self) -> Iterator[pl.DataFrame]:
         """The rows to store, with the table's columns; all of a key in one frame."""
-        return self._buckets(list(_columns(self.source)))
+        return self._buckets(columns_of_table(self.source))
 
     def _buckets(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         rows = self.scan()
@@ -111,7 +113,7 @@ class Staged:
         """Finds rows that another of their identity follows; raises `DataError` where they stop the job."""
         identity = _identity(self.source)
         severity, repeated = self.source.unique, 0
-        rest = list(_columns(self.source)) if severity == "reject" else [self.source.deleted or ROW]
+        rest = columns_of_table(self.source) if severity == "reject" else [self.source.deleted or ROW]
         kept: list[str] = []
         for rows in self._buckets(list(dict.fromkeys([*identity, *rest, INPUT, ROW, BUCKET]))):
             repeats = _repeats(rows, self.source)
@@ -141,7 +143,7 @@ class Staged:
     def _table_checks(self, repeated: int) -> list[dict[str, Any]]:
         names = list(self.source.checks.missing)
         facts = [pl.col(name).null_count().alias(f"missing {name}") for name in names]
-        facts += [pl.col(EVENT_TIME).max()] if self.source.event_time else []
+        facts += [pl.col(EVENT_TIME).max()] if self.source.checks.freshness and self.source.event_time else []
         found = self.scan().select(facts).collect().row(0, named=True) if facts else {}
         return table_checks(
             self.source,
@@ -370,12 +372,6 @@ def _write(rows: pl.DataFrame, folder: Path, what: str) -> str:
     except (OSError, pl.exceptions.PolarsError) as error:
         raise StorageError(f"{path} cannot be written: {first_line(error)}") from error
     return str(path)
-
-
-def _columns(source: Source) -> dict[str, Any]:
-    """The columns of a valid row."""
-    time = {EVENT_TIME: INSTANT} if source.event_time else {}
-    return time | {c.name: DTYPES[c.type] for c in source.row_schema.columns if c.name not in time}
 
 
 def _identity(source: Source) -> list[str]:

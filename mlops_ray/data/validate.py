@@ -62,6 +62,11 @@ class Verdict:
         return self.failures.filter(pl.col("severity") == "reject").select(*QUARANTINE)
 
 
+def columns_of_table(source: Source) -> list[str]:
+    """The columns of a valid row."""
+    return list(dict.fromkeys([*([EVENT_TIME] if source.event_time else []), *source.columns]))
+
+
 def check(frame: pl.DataFrame, source: Source) -> Verdict:
     """The verdict over a block with the columns of the source, `TIME` and `PLACE`.
 
@@ -89,8 +94,7 @@ def check(frame: pl.DataFrame, source: Source) -> Verdict:
     rejecting = failures.filter(pl.col("severity") == "reject")["row"]
     is_rejected = pl.repeat(False, frame.height, dtype=pl.Boolean, eager=True).scatter(rejecting, True)
     kept = wanted & ~is_rejected
-    columns = [EVENT_TIME] if source.event_time else []
-    columns += [name for name in source.columns if name not in columns]
+    columns = columns_of_table(source)
     return Verdict(
         rows_in=frame.height,
         valid=typed.select(columns).filter(kept) if not kept.all() else typed.select(columns),
@@ -290,10 +294,7 @@ class Report:
         rows = Counts(verdict.rows_in, verdict.valid.height, verdict.rejected, verdict.filtered)
         assert rows.rows_in == rows.valid + rows.quarantined + rows.filtered, "a row is unaccounted for"
         self.files.setdefault(file, Counts()).add(rows)
-        by = ["column", "rule", "severity"]
-        for found in verdict.failures.partition_by(by, maintain_order=True) if len(verdict.failures) else ():
-            examples = found.head(EXAMPLES).select(file="_file", row="_row", value="value")
-            self._check(*found.select(by).row(0)).add(found.height, examples.iter_rows(named=True))
+        self.note(verdict.failures)
 
     def _check(self, column: str | None, rule: str, severity: str) -> Check:
         return self.checks.setdefault((column, rule, severity), Check(column, rule, severity))
@@ -312,11 +313,11 @@ class Report:
         self.note(found)
 
     def note(self, found: pl.DataFrame) -> None:
-        """Counts failures that were found when all blocks were there."""
-        none = pl.DataFrame()
-        other = Report()
-        other.add(Verdict(0, none, pl.Series(), found, 0, 0))
-        self.merge(Report(checks=other.checks))
+        """Counts failed checks; `found` is of `FAILED`."""
+        by = ["column", "rule", "severity"]
+        for failed in found.partition_by(by, maintain_order=True) if found.height else ():
+            examples = failed.head(EXAMPLES).select(file="_file", row="_row", value="value")
+            self._check(*failed.select(by).row(0)).add(failed.height, examples.iter_rows(named=True))
 
     @property
     def rows_in(self) -> int:
