@@ -19,6 +19,7 @@ from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.schema import Column
 
 Matrix = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float64]
 Style = Literal["one_hot", "codes"]
 Category = str | int | bool
 
@@ -111,6 +112,14 @@ class Encoder:
     def names(self) -> tuple[str, ...]:
         """The matrix's columns, in order."""
         return tuple(name for part in self.parts for name in part.names)
+
+    @property
+    def discrete(self) -> tuple[int, ...]:
+        """The matrix's columns that are a category's position, which is a name, not an amount."""
+        found = ((part, place) for part, place in zip(self.parts, self._places, strict=True))
+        return tuple(
+            place.start for part, place in found if isinstance(part, DiscretePart) and not part.one_hot
+        )
 
     @cached_property
     def _places(self) -> tuple[slice, ...]:

@@ -52,12 +52,12 @@ class Report:
 
 def refit(task: Task, family: str, params: Mapping[str, Any], *, cpus: int) -> Fitted:
     """The family's model fitted on every row that may train for the test part."""
-    found, search = families.FAMILIES[family], task.training.search
+    found, metric, seed = families.FAMILIES[family], task.training.metric, task.training.search.seed
     train = task.test.train
     rows = task.frame[train]
     encoder = Encoder.fit(rows, task.columns, style=found.style)
     matrix, labels = encoder.transform(rows), task.labels[train]
-    model = found.fit(matrix, labels, params, metric=task.training.metric, seed=search.seed, cpus=cpus)
+    model = found.fit(matrix, labels, params, metric=metric, seed=seed, cpus=cpus, discrete=encoder.discrete)
     return Fitted(family, dict(params), encoder, model)
 
 

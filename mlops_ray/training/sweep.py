@@ -116,6 +116,7 @@ def _encode(task: Task, part: Split, style: Style) -> Fold:
         task.labels[part.train],
         encoder.transform(held_out),
         task.labels[part.held_out],
+        encoder.discrete,
     )
 
 

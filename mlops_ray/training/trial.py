@@ -20,12 +20,13 @@ from mlops_ray.training.leaderboard import FOLDS, SCORE, SECONDS
 
 @dataclass(frozen=True)
 class Fold:
-    """A fold, encoded: what is fitted on, and what is scored."""
+    """A fold, encoded: what is fitted on, and what is scored; `discrete` as in `Encoder.discrete`."""
 
     x: Matrix
     y: Values
     x_held_out: Matrix
     y_held_out: Values
+    discrete: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def score(fold: Fold, config: Mapping[str, Any], setting: Setting) -> float:
         metric=setting.metric,
         seed=setting.seed,
         cpus=setting.cpus,
+        discrete=fold.discrete,
     )
     predictions = metrics.clipped(model.predict(fold.x_held_out), setting.clip)
     return metrics.find(setting.metric)(fold.y_held_out, predictions)

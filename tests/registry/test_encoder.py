@@ -40,6 +40,11 @@ def test_unseen_and_missing_values_do_not_crash(style: Style, site: str, lag: fl
     assert style == "codes" or np.isfinite(matrix).all()
 
 
+def test_codes_are_told_from_amounts() -> None:
+    assert Encoder.fit(rows(50), COLUMNS, style="codes").discrete == (0, 2, 3)
+    assert Encoder.fit(rows(50), COLUMNS, style="one_hot").discrete == ()
+
+
 def test_one_hot_amounts_have_mean_0_and_deviation_1_over_the_training_rows() -> None:
     frame = rows(500)
     amounts = Encoder.fit(frame, (COLUMNS[1],), style="one_hot").transform(

@@ -17,7 +17,7 @@ from tests.training.made import START, frame, task
         ({"metric": "r2"}, {}, "there is no metric 'r2'.*known here: mae, relative_mae, rmse"),
         ({"metrics": ["rsme"]}, {}, "there is no metric 'rsme'.*did you mean 'rmse'"),
         ({"families": ["rigde"]}, {}, "there is no model family 'rigde'; did you mean 'ridge'"),
-        ({"families": ["catboost"]}, {}, "'catboost' is not supported yet"),
+        ({"families": ["logistic"]}, {}, "'logistic' is not supported yet"),
         ({"families": [{"path": "my.Model"}]}, {}, r"own \(my.Model\) is not supported yet"),
         ({"imbalance": {}}, {}, "training.imbalance is not supported yet"),
         ({"validation": {"group": "site"}}, {}, "training.validation.group is not supported yet"),

@@ -1,0 +1,161 @@
+"""Boosted trees in the files of the libraries that fitted them, which can be opened there too.
+
+XGBoost's answers come from its C library. LightGBM's and CatBoost's files are text, which is read here into
+`Trees`: their Python packages bring pandas and SciPy into the process, which takes 4 to 6 s.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import orjson
+
+from mlops_ray.registry.booster import Booster
+from mlops_ray.registry.encoder import Matrix, Values
+from mlops_ray.registry.trees import BoostedModel, Tree, Trees, code_bits, grown_tree
+from mlops_ray.registry.ubjson import check_xgboost
+
+#: LightGBM's bits of `decision_type`: it asks for a category, a missing value goes left, and two for what
+#: counts as missing: nothing (NaN is then 0), zero (which we never ask for), NaN.
+CATEGORY, DEFAULT_LEFT, MISSING, ZERO = 1, 2, 12, 4
+#: With which a whole text of LightGBM's begins and ends.
+FIRST_LINES, LAST_LINE = "tree\nversion=v4\nnum_class=1\n", "\npandas_categorical:null\n"
+#: What a missing category is called in CatBoost's training rows; others are their codes.
+MISSING_CODE = -1
+#: More categories in a column are taken as amounts by those whose sets of codes are small.
+MOST_CODES = 255
+
+
+@dataclass(frozen=True)
+class _Native:
+    """A model that is kept as its library's own file."""
+
+    data: bytes
+
+    @cached_property
+    def _answering(self) -> Booster | BoostedModel:
+        raise NotImplementedError
+
+    def predict(self, matrix: Matrix) -> Values:
+        return self._answering.predict(matrix).astype(np.float64, copy=False)
+
+    def to_bytes(self) -> bytes:
+        return self.data
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        model = cls(data)
+        _ = model._answering
+        return model
+
+
+class XgboostModel(_Native):
+    """Gradient-boosted trees, as XGBoost's own file holds them."""
+
+    kind: ClassVar[str] = "xgboost"
+    file: ClassVar[str] = "model.ubj"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "xgboost")
+
+    @cached_property
+    def _answering(self) -> Booster:
+        check_xgboost(self.data)
+        return Booster(self.data)
+
+
+class LightgbmModel(_Native):
+    """Gradient-boosted trees, as LightGBM's own text (`Booster.model_to_string`) holds them."""
+
+    kind: ClassVar[str] = "lightgbm"
+    file: ClassVar[str] = "model.txt"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "lightgbm")
+
+    @cached_property
+    def _answering(self) -> BoostedModel:
+        text = self.data.decode()
+        head, *trees = text.split("\nTree=")
+        sizes = dict(line.partition("=")[::2] for line in head.splitlines())["tree_sizes"]
+        if not (
+            text.startswith(FIRST_LINES) and text.endswith(LAST_LINE) and len(trees) == len(sizes.split())
+        ):
+            raise ValueError("not the whole text of a LightGBM model (v4) that answers one number")
+        return BoostedModel(Trees.joined(map(_lightgbm_tree, trees)).check(), 0.0)
+
+
+class CatboostModel(_Native):
+    """Gradient-boosted symmetric trees, as CatBoost's own JSON holds them; its .cbm is for its library alone.
+
+    Splits ask for an amount or for one category.
+    """
+
+    kind: ClassVar[str] = "catboost"
+    file: ClassVar[str] = "model.json"
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "catboost")
+
+    @cached_property
+    def _answering(self) -> BoostedModel:
+        read = orjson.loads(self.data)
+        scale, (base,) = read["scale_and_bias"]
+        features = read["features_info"]
+        hashes = {int(each["value"]): each["hash"] for each in features.get("cat_features_hash") or []}
+        if max(hashes, default=0) > MOST_CODES:
+            raise ValueError("a category's code is too large")
+        trees = (_catboost_tree(tree, features, hashes, scale) for tree in read["oblivious_trees"])
+        return BoostedModel(Trees.joined(trees).check(), float(base))
+
+
+def _lightgbm_tree(text: str) -> Tree:
+    fields = dict(line.partition("=")[::2] for line in text.partition("\n\n")[0].splitlines()[1:])
+
+    def numbers(name: str, dtype: type = np.int64) -> Any:
+        return np.array(fields.get(name, "").split(), dtype)
+
+    kinds, values = numbers("decision_type"), numbers("leaf_value", np.float64)
+    thresholds, sides = numbers("threshold", np.float64), [numbers(f"{s}_child") for s in ("left", "right")]
+    count, leaves = len(kinds), len(values)
+    fit = leaves == count + 1 and all(len(side) == count and (side >= -leaves).all() for side in sides)
+    if not fit or (kinds & ZERO).any():
+        raise ValueError("a tree's fields do not fit each other")
+    asks = (kinds & CATEGORY) != 0
+    own_sets = thresholds[asks].astype(np.int64).tolist()
+    # NaN is 0 where the training rows had none.
+    missing_left = np.where(kinds & MISSING, kinds & DEFAULT_LEFT, thresholds >= 0) != 0
+
+    # Leaf n is child -1 - n there.
+    left, right = (np.where(side < 0, count - 1 - side, side) for side in sides)
+    thresholds = np.where(asks, -np.inf, thresholds)
+    nodes = grown_tree(left, right, numbers("split_feature"), thresholds, missing_left & ~asks, values)
+    words, ends = numbers("cat_threshold", np.uint32).astype("<u4"), numbers("cat_boundaries")
+    asked = zip(np.flatnonzero(asks).tolist(), own_sets, strict=True)
+    return nodes, {at: words[ends[own] : ends[own + 1]].view(np.uint8) for at, own in asked}
+
+
+def _catboost_tree(tree: Mapping[str, Any], features: Any, hashes: Mapping[int, int], scale: float) -> Tree:
+    """A full tree, level by level, the children of node n at 2n + 1 and 2n + 2, the last split on top."""
+    splits = [_catboost_split(split, features, hashes) for split in reversed(tree.get("splits") or [])]
+    values = np.array(tree["leaf_values"], np.float64) * scale
+    if len(values) != 2 ** len(splits):
+        raise ValueError("a tree's splits and leaves do not fit")
+    levels = [split for depth, split in enumerate(splits) for _ in range(2**depth)]
+    inner = np.arange(len(levels))
+    feature, threshold, missing_left, swapped, codes = ([split[n] for split in levels] for n in range(5))
+    swap = np.array(swapped, np.int64)
+    nodes = grown_tree(2 * inner + 1 + swap, 2 * inner + 2 - swap, feature, threshold, missing_left, values)
+    return nodes, {at: bits for at, bits in enumerate(codes) if bits is not None}
+
+
+def _catboost_split(split: Mapping[str, Any], features: Any, hashes: Mapping[int, int]) -> tuple[Any, ...]:
+    """Feature, threshold, whether a missing value goes left, whether the sides are swapped, the codes."""
+    if split["split_type"] == "FloatFeature":
+        amount = features["float_features"][split["float_feature_index"]]
+        missing_left = amount["nan_value_treatment"] != "AsTrue"
+        return amount["flat_feature_index"], float(np.float32(split["border"])), missing_left, False, None
+    column = features["categorical_features"][split["cat_feature_index"]]["flat_feature_index"]
+    asked = [code for code, known in hashes.items() if (known - split["value"]) % 2**32 == 0]
+    # Right goes the one that is asked for. A missing one goes right here, so that the sides are swapped
+    # unless it is the one; then all codes go left.
+    is_missing = MISSING_CODE in asked
+    goes_left = np.full(MOST_CODES, is_missing)
+    goes_left[[code for code in asked if code != MISSING_CODE]] = not is_missing
+    return column, -np.inf, False, not is_missing, code_bits(goes_left)
