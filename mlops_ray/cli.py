@@ -8,8 +8,9 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,7 @@ from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
 
 if TYPE_CHECKING:
+    from mlops_ray.cluster.intake import Intake
     from mlops_ray.features.dataset import TrainingSet
     from mlops_ray.features.store import FeatureStore
 
@@ -57,17 +59,12 @@ def run(
         err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
     with _Terminal() as progress, service.running(project, storage, progress, detach=detach) as live:
         progress.close()
-        if as_json:
-            _print_json(live.to_json())
-        else:
-            _print_live(live)
-        if detach:
-            return
-        if not live.ours:
+        _show(live.to_json(), as_json, lambda _: _print_live(live))
+        if live.ours and not detach:
+            err.print("Serving until Ctrl-C.")
+            threading.Event().wait()
+        elif not detach:
             err.print("The service ran before and goes on; `mlops-ray down` stops it.")
-            return
-        err.print("Serving until Ctrl-C.")
-        threading.Event().wait()
 
 
 @app.command(epilog="Example: mlops-ray ingest configs/flights.yaml")
@@ -81,26 +78,17 @@ def ingest(
     with _Terminal() as progress:
         if follow:
             for report in service.follow(*_open(file), progress, every):
-                _print_news(report, as_json)
+                _show(report, as_json, _print_news)
             return
         found = service.ingest(*_open(file), progress)
-    if as_json:
-        _print_json(found)
-    else:
-        _print_reports(found)
+    _show(found, as_json, _print_reports)
 
 
 @app.command(epilog="Example: mlops-ray validate configs/flights.yaml --source weather")
 def validate(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
     """Read and check sources, and store nothing; status 1 where one would not be stored."""
-    project, storage = _open(file)
-    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
-        found = {name: intake.validate(name) for name in _sources(project, source)}
-    if as_json:
-        _print_json(found)
-    else:
-        _print_reports(found)
-        _print_pages(storage, "validation", found)
+    storage, found = _ask(file, source, lambda intake, name: intake.validate(name))
+    _show(found, as_json, _print_reports, partial(_print_pages, storage, "validation"))
     for report in found.values():
         if report["state"] == "refused":
             raise DataError(report["said"])
@@ -109,43 +97,21 @@ def validate(file: ProjectFile, source: SourceName = None, as_json: Json = False
 @app.command(epilog="Example: mlops-ray explore configs/flights.yaml --source flights")
 def explore(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
     """A first look at sources: one page each, with pictures."""
-    project, storage = _open(file)
-    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
-        found = {name: intake.explore(name) for name in _sources(project, source)}
-    if as_json:
-        _print_json(found)
-    else:
-        for name, document in found.items():
-            for finding in document["findings"]:
-                out.print(f"{name}: {finding['said']}", markup=False, highlight=False, soft_wrap=True)
-        _print_pages(storage, "explore", found)
+    storage, found = _ask(file, source, lambda intake, name: intake.explore(name))
+    _show(found, as_json, _print_findings, partial(_print_pages, storage, "explore"))
 
 
 @rules_app.command("mine", epilog="Example: mlops-ray rules mine configs/flights.yaml --source flights")
 def rules_mine(file: ProjectFile, source: SourceName = None, as_json: Json = False) -> None:
     """Propose rules that the rows keep; they check nothing until you copy them into the project file."""
-    project, storage = _open(file)
-    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
-        found = {name: intake.mine(name) for name in _sources(project, source)}
-    if as_json:
-        _print_json({name: [rule.to_json() for rule in rules] for name, rules in found.items()})
-        return
-    for name, rules in found.items():
-        what = "copy what you approve below" if rules else "nothing stands out to be proposed for"
-        print(f"# of {name}: {what} sources.{name}.rules")
-        for rule in rules:
-            print(f"# {rule.support:,} rows, {rule.expected:,.1f} expected to break it, {rule.observed:,} do")
-            print(f"- {json.dumps({'name': rule.name, 'require': rule.require}, ensure_ascii=False)}")
+    _, found = _ask(file, source, lambda intake, name: [rule.to_json() for rule in intake.mine(name)])
+    _show(found, as_json, _print_rules)
 
 
 @app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
 def status(file: ProjectFile, as_json: Json = False) -> None:
     """What is live: address, versions, traffic, errors."""
-    found = service.status(*_open(file))
-    if as_json:
-        _print_json(found)
-    else:
-        _print_status(found)
+    _show(service.status(*_open(file)), as_json, _print_status)
 
 
 @app.command(epilog="Example: mlops-ray down configs/factory_load.yaml")
@@ -166,13 +132,7 @@ def models(file: ProjectFile, as_json: Json = False) -> None:
     """The registered versions and their states."""
     from mlops_ray.cluster.pipeline import registered
 
-    project, storage = _open(file)
-    found = registered(project, storage)
-    if as_json:
-        _print_json(found)
-    else:
-        rows = [[v["version"], v["state"], v["family"], v["metrics"]["mae"], v["created_at"]] for v in found]
-        _print_table(["version", "state", "family", "mae", "created"], rows)
+    _show(registered(*_open(file)), as_json, _print_versions)
 
 
 @key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")
@@ -184,10 +144,7 @@ def key_add(
 ) -> None:
     """Make a key; this is the only time that it is shown."""
     key = keys.add(_open(file)[1], name, role)
-    if as_json:
-        _print_json({"name": name, "role": role, "key": key})
-    else:
-        print(key)
+    _show({"name": name, "role": role, "key": key}, as_json, lambda _: print(key))
 
 
 @key_app.command("revoke", epilog="Example: mlops-ray key revoke web configs/factory_load.yaml")
@@ -200,21 +157,13 @@ def key_revoke(name: str, file: ProjectFile) -> None:
 @key_app.command("list", epilog="Example: mlops-ray key list configs/factory_load.yaml")
 def key_list(file: ProjectFile, as_json: Json = False) -> None:
     """The names and roles of the keys."""
-    found = keys.names(_open(file)[1])
-    if as_json:
-        _print_json(found)
-    else:
-        _print_table(["name", "role"], [list(item) for item in found.items()])
+    _show(keys.names(_open(file)[1]), as_json, lambda found: _print_table(["name", "role"], found.items()))
 
 
 @features_app.command("list", epilog="Example: mlops-ray features list configs/flights.yaml")
 def features_list(file: ProjectFile, as_json: Json = False) -> None:
     """Every feature, what it is made of, and the hash of its definition, which is its identity."""
-    found = _store(file).list()
-    if as_json:
-        _print_json(found)
-    else:
-        _print_table(["feature", "type", "definition", "identity"], [list(f.values()) for f in found])
+    _show(_store(file).list(), as_json, _print_features)
 
 
 @features_app.command(
@@ -222,18 +171,10 @@ def features_list(file: ProjectFile, as_json: Json = False) -> None:
 )
 def features_describe(name: str, file: ProjectFile, as_json: Json = False) -> None:
     """One feature, and the state of the history that it reads."""
-    found = _store(file).describe(name)
-    if as_json:
-        _print_json(found)
-    else:
-        for key, value in found.items():
-            print(f"{key:<14}{value}")
+    _show(_store(file).describe(name), as_json, _print_fields)
 
 
-@features_app.command(
-    "get",
-    epilog="Example: mlops-ray features get configs/flights.yaml --spine rows.csv",
-)
+@features_app.command("get", epilog="Example: mlops-ray features get configs/flights.yaml --spine rows.csv")
 def features_get(
     file: ProjectFile,
     spine: Annotated[Path, typer.Option(help="Parquet or CSV with the columns of a request.")],
@@ -250,21 +191,17 @@ def features_get(
     """
     from mlops_ray.features.store import read_spine
 
-    made = _store(file).get(read_spine(spine), _instant(as_known_at))
-    _print_set(made, as_json)
+    _show_set(_store(file).get(read_spine(spine), _instant(as_known_at)), as_json)
 
 
 @features_app.command("materialize", epilog="Example: mlops-ray features materialize configs/flights.yaml")
 def features_materialize(file: ProjectFile, as_json: Json = False) -> None:
     """Bring the online store up to what the histories know."""
     watermarks = {source: until.isoformat() for source, until in _store(file).materialize().items()}
-    if as_json:
-        _print_json({"watermarks": watermarks})
-        return
-    for source, until in watermarks.items():
-        print(f"{source}: online up to {until}")
-    if not watermarks:
-        print("no feature reads a history")
+    said = [f"{source}: online up to {until}" for source, until in watermarks.items()]
+    _show(
+        {"watermarks": watermarks}, as_json, lambda _: print("\n".join(said) or "no feature reads a history")
+    )
 
 
 @features_app.command(
@@ -273,12 +210,8 @@ def features_materialize(file: ProjectFile, as_json: Json = False) -> None:
 def features_export_feast(folder: Path, file: ProjectFile, as_json: Json = False) -> None:
     """Write a Feast repository of the features that Feast can say."""
     others = _store(file).export_feast(folder)
-    if as_json:
-        _print_json({"folder": str(folder), "not_exported": others})
-    else:
-        print(f"written to {folder}")
-        for name, reason in others.items():
-            print(f"not exported: {name} ({reason})")
+    said = [f"written to {folder}", *(f"not exported: {name} ({reason})" for name, reason in others.items())]
+    _show({"folder": str(folder), "not_exported": others}, as_json, lambda _: print("\n".join(said)))
 
 
 @dataset_app.command(
@@ -295,7 +228,7 @@ def dataset_rebuild(
     from mlops_ray.features.dataset import rebuild
 
     functions = _open(project)[0].functions if project else frozenset()
-    _print_set(rebuild(manifest, functions), as_json)
+    _show_set(rebuild(manifest, functions), as_json)
 
 
 @app.callback(invoke_without_command=True)
@@ -327,10 +260,15 @@ def _open(file: Path) -> tuple[Project, Storage]:
     return project, Storage.open(project.storage)
 
 
-def _sources(project: Project, name: str | None) -> list[str]:
-    if name is not None and name not in project.sources:
-        raise UsageError(f"no source {name!r}{did_you_mean(name, project.sources)}")
-    return list(project.sources) if name is None else [name]
+def _ask(
+    file: Path, source: str | None, ask: Callable[["Intake", str], Any]
+) -> tuple[Storage, dict[str, Any]]:
+    """What the intake answers of one source of a project, or of each."""
+    project, storage = _open(file)
+    if source is not None and source not in project.sources:
+        raise UsageError(f"no source {source!r}{did_you_mean(source, project.sources)}")
+    with _Terminal() as progress, service.reading(project, storage, progress) as intake:
+        return storage, {name: ask(intake, name) for name in ([source] if source else project.sources)}
 
 
 def _store(file: Path) -> "FeatureStore":
@@ -356,23 +294,11 @@ def _instant(text: str | None) -> datetime | None:
         raise UsageError(f"--as-known-at: {text!r} lies outside the calendar") from None
 
 
-def _print_set(made: "TrainingSet", as_json: bool) -> None:
-    manifest = made.path.with_suffix(".json")
-    if as_json:
-        _print_json({"file": str(made.path), "manifest": str(manifest), "digest": made.manifest["digest"]})
-    else:
-        print(f"{made.frame.height:,} rows × {made.frame.width} columns")
-        print(f"file       {made.path}")
-        print(f"manifest   {manifest}")
-        print(f"digest     {made.manifest['digest']}")
-
-
 class _Terminal:
     """Progress of a run on a terminal; on anything else, nothing."""
 
     def __init__(self) -> None:
-        self._shown = err.is_terminal
-        self._status: Status | None = None
+        self._status = Status("", console=err)
         self._stage = ""
 
     def __enter__(self) -> "_Terminal":
@@ -383,39 +309,78 @@ class _Terminal:
 
     def begin(self, stage: str) -> None:
         self._stage = stage
-        if self._shown:
-            self._status = err.status(f"[bold]{stage}[/bold]")
+        self.update("")
+        if err.is_terminal:
             self._status.start()
 
     def update(self, message: str) -> None:
-        if self._status is not None:
-            self._status.update(f"[bold]{self._stage}[/bold] {message}")
+        self._status.update(f"[bold]{self._stage}[/bold] {message}")
 
     def end(self, stage: str, message: str, seconds: float | None) -> None:
         self.close()
-        if self._shown:
+        if err.is_terminal:
             took = "unchanged" if seconds is None else f"{seconds:.1f} s"
             err.print(f"{stage:<24}{took:>8}  {message}", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        self._status.stop()
+
+
+def _show(found: Any, as_json: bool, *say: Callable[[Any], None]) -> None:
+    """What a command found: one line of JSON for machines, or what these print of it for people."""
+    for write in (_print_json,) if as_json else say:
+        write(found)
+    # Who reads it through a pipe may do so while the command goes on.
+    sys.stdout.flush()
 
 
 def _print_json(document: Any) -> None:
     print(json.dumps(document))
 
 
-def _print_table(columns: list[str], rows: list[list[Any]]) -> None:
+def _print_fields(fields: dict[str, Any]) -> None:
+    width = max([10, *map(len, fields)])
+    for name, value in fields.items():
+        print(f"{name:<{width}} {value}")
+
+
+def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
     out.print(table)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _print_features(found: list[dict[str, Any]]) -> None:
+    _print_table(["feature", "type", "definition", "identity"], [feature.values() for feature in found])
+
+
+def _print_versions(found: list[dict[str, Any]]) -> None:
+    rows = [[v["version"], v["state"], v["family"], v["metrics"]["mae"], v["created_at"]] for v in found]
+    _print_table(["version", "state", "family", "mae", "created"], rows)
+
+
+def _show_set(made: "TrainingSet", as_json: bool) -> None:
+    manifest = made.path.with_suffix(".json")
+    found = {"file": str(made.path), "manifest": str(manifest), "digest": made.manifest["digest"]}
+    size = f"{made.frame.height:,} rows × {made.frame.width} columns"
+    _show(found, as_json, lambda _: print(size), _print_fields)
+
+
+def _print_findings(found: dict[str, dict[str, Any]]) -> None:
+    for name, document in found.items():
+        for finding in document["findings"]:
+            out.print(f"{name}: {finding['said']}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_rules(found: dict[str, list[dict[str, Any]]]) -> None:
+    for name, rules in found.items():
+        what = "copy what you approve below" if rules else "nothing stands out to be proposed for"
+        print(f"# of {name}: {what} sources.{name}.rules")
+        for rule in rules:
+            expected, observed = f"{rule['expected']:,.1f}", f"{rule['observed']:,}"
+            print(f"# {rule['support']:,} rows, {expected} expected to break it, {observed} do")
+            print(f"- {json.dumps({key: rule[key] for key in ('name', 'require')}, ensure_ascii=False)}")
 
 
 def _print_reports(found: dict[str, dict[str, Any]]) -> None:
@@ -432,17 +397,12 @@ def _print_reports(found: dict[str, dict[str, Any]]) -> None:
     _print_table(columns, rows)
 
 
-def _print_news(report: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(report)
-    elif "error" in report:
+def _print_news(report: dict[str, Any]) -> None:
+    if "error" in report:
         err.print(f"{report['source']}: {report['error']}", style="red", markup=False, soft_wrap=True)
     else:
         valid, quarantined = report["valid"], report["quarantined"]
-        print(
-            f"{report['made_at']} {report['source']}: {valid:,} rows, {quarantined:,} in quarantine",
-            flush=True,
-        )
+        print(f"{report['made_at']} {report['source']}: {valid:,} rows, {quarantined:,} in quarantine")
 
 
 def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
@@ -460,14 +420,12 @@ def _print_live(live: service.Live) -> None:
     )
     for reason in trained["refused"]:
         out.print(f"not live: {reason}", markup=False)
-    if live.unchanged:
-        print(f"unchanged  {', '.join(live.unchanged)}")
     if not live.url.endswith(f":{head.HTTP_PORT}"):
         err.print(f"note: port {head.HTTP_PORT} is in use by another program; this service took another")
-    print(f"version    {live.version} of {live.model}")
-    print(f"address    {live.url}")
-    print(f"dashboard  {live.dashboard}")
-    print(f"try        {live.curl}", flush=True)
+    unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
+    version = f"{live.version} of {live.model}"
+    places = {"version": version, "address": live.url, "dashboard": live.dashboard, "try": live.curl}
+    _print_fields(unchanged | places)
 
 
 def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
@@ -479,13 +437,16 @@ def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    for name in ("model", "state", "url", "dashboard", "said"):
-        if found.get(name):
-            print(f"{name:<10} {found[name]}")
+    _print_fields(
+        {key: found[key] for key in ("model", "state", "url", "dashboard", "said") if found.get(key)}
+    )
     for model in found.get("models", []):
-        invalid = sum(value["count"] for value in model["invalid"])
         drifted = [column["column"] for column in model["drift"] if column["drifted"]]
-        print(f"version    {model['version']} of {model['name']}, {model['state']} since {model['since']}")
-        print(f"requests   {json.dumps(model['requests'])} by status, {model['rows']} rows")
-        print(f"invalid    {invalid} values")
-        print(f"drift      {', '.join(drifted) or 'none found'}")
+        _print_fields(
+            {
+                "version": f"{model['version']} of {model['name']}, {model['state']} since {model['since']}",
+                "requests": f"{json.dumps(model['requests'])} by status, {model['rows']} rows",
+                "invalid": f"{sum(value['count'] for value in model['invalid'])} values",
+                "drift": ", ".join(drifted) or "none found",
+            }
+        )

@@ -61,10 +61,7 @@ class DataError(MlopsError):
         column: str | None = None,
         said: str = "",
     ) -> None:
-        place = [file] if file else []
-        place += [f"row {row}"] if row is not None else []
-        place += [f"column {column!r}"] if column else []
-        self._plain = f"{', '.join(place)}: {message}" if place else message
+        self._plain = _placed(message, file, row, column)
         super().__init__(self._plain + said)
 
     def without_data(self) -> "DataError":
@@ -145,9 +142,14 @@ class InvalidRowError(RequestError):
 
     def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
         self.row, self.column = row, column
-        place = [f"row {row}"] if row is not None else []
-        place += [f"column {column!r}"] if column else []
-        super().__init__(f"{', '.join(place)}: {message}" if place else message)
+        super().__init__(_placed(message, None, row, column))
+
+
+def _placed(message: str, file: str | None, row: int | None, column: str | None) -> str:
+    place = [file] if file else []
+    place += [f"row {row}"] if row is not None else []
+    place += [f"column {column!r}"] if column else []
+    return f"{', '.join(place)}: {message}" if place else message
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

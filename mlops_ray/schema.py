@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, Self
 
+import numpy as np
 import polars as pl
 
 from mlops_ray.expressions import Expression, compile_sql
@@ -115,7 +116,7 @@ class Schema:
 
     def column(self, name: str) -> Column:
         """The column of this name; raises `KeyError` if there is none."""
-        return next((column for column in self.columns if column.name == name), None) or _missing(name)
+        return {column.name: column for column in self.columns}[name]
 
     def check(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The frame with declared types, and every check that failed.
@@ -151,8 +152,17 @@ class Schema:
         """Every check that failed over a frame, which comes with declared types too; see `FAILURES`."""
         found = [failed for column in self.columns for failed in self._column_failures(frame, typed, column)]
         found += [failed for rule in self.rules for failed in _rule_failures(typed, rule, self._hidden)]
-        failures = pl.concat(found) if found else pl.DataFrame(schema=FAILURES)
-        return failures.sort("row", maintain_order=True)
+        if not found:
+            return pl.DataFrame(schema=FAILURES)
+        # Opened to rows all at once: a frame for each check would cost more than the check.
+        names = ("column", "rule", "severity")
+        each = {name: [getattr(failed, name) for failed in found] for name in names}
+        of = np.repeat(np.arange(len(found)), [len(failed.rows) for failed in found])
+        failures = pl.DataFrame(each, schema={name: FAILURES[name] for name in names})[of].with_columns(
+            pl.concat([failed.rows for failed in found]).cast(FAILURES["row"]).alias("row"),
+            pl.concat([_as_text(failed) for failed in found]).alias("value"),
+        )
+        return failures.select(*FAILURES).sort("row", maintain_order=True)
 
     @cached_property
     def _hidden(self) -> frozenset[str]:
@@ -163,7 +173,9 @@ class Schema:
         if values.dtype == pl.String:
             if column.type in ("float", "int"):
                 return self._numbers(values, values.cast(DTYPES[column.type], strict=False))
-            values = values.set(self._stands_for_null(values), None) if self.null_values else values
+            stands_for_null = self._stands_for_null(values)
+            # Mostly none does, and a text is dear to copy.
+            values = values.set(stands_for_null, None) if stands_for_null.any() else values
             if column.type == "bool":
                 return _read_bool(values, self.true_values, self.false_values)
             if column.type == "datetime":
@@ -221,20 +233,15 @@ class Schema:
 
     @cached_property
     def _null_numbers(self) -> list[str]:
-        return [
-            word
-            for word in self.null_values
-            if pl.Series([word]).cast(pl.Float64, strict=False)[0] is not None
-        ]
+        words = pl.Series(self.null_values, dtype=pl.String)
+        return words.filter(words.cast(pl.Float64, strict=False).is_not_null()).to_list()
 
     def _stands_for_null(self, text: pl.Series) -> pl.Series:
         if self.null_values == ("",):
             return (text == "").fill_null(False)
         return text.is_in(list(self.null_values)).fill_null(False)
 
-    def _column_failures(
-        self, frame: pl.DataFrame, typed: pl.DataFrame, column: Column
-    ) -> list[pl.DataFrame]:
+    def _column_failures(self, frame: pl.DataFrame, typed: pl.DataFrame, column: Column) -> list["_Failed"]:
         raw, values = frame[column.name], typed[column.name]
         checks: list[tuple[str, pl.Series, pl.Series, Severity]] = []
         if values.null_count():
@@ -255,7 +262,7 @@ class Schema:
             mismatch = ~values.cast(pl.String).str.contains(f"^(?:{column.pattern})$")
             checks.append(("pattern", mismatch.arg_true(), values, column.on_fail))
         return [
-            _failures(rows, column.name, rule, None if column.hidden else shown, severity)
+            _Failed(column.name, rule, severity, rows, None if column.hidden else shown.gather(rows))
             for rule, rows, shown, severity in checks
             if len(rows)
         ]
@@ -331,45 +338,39 @@ def _beyond(extreme: Any, limit: float, sign: int) -> bool:
     return extreme is not None and bool(sign * extreme > sign * limit)
 
 
-def _missing(name: str) -> Column:
-    raise KeyError(name)
-
-
 def _read_bool(values: pl.Series, true_values: tuple[str, ...], false_values: tuple[str, ...]) -> pl.Series:
     words = dict.fromkeys(true_values, True) | dict.fromkeys(false_values, False)
     return values.replace_strict(words, default=None, return_dtype=pl.Boolean)
 
 
-def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> list[pl.DataFrame]:
+def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> list["_Failed"]:
     holds = typed.select(holds=rule.expression.polars)["holds"].cast(pl.Boolean)
     # Three-valued logic: a rule that is unknown passes unless it says otherwise.
-    failed = ~holds.fill_null(rule.nulls == "pass")
-    if not failed.any():
+    rows = (~holds.fill_null(rule.nulls == "pass")).arg_true()
+    if not len(rows):
         return []
     columns = sorted(rule.expression.columns)
     values = [pl.lit(WITHHELD) if name in hidden else pl.col(name).cast(pl.String) for name in columns]
     column = columns[0] if len(columns) == 1 else None
     named = [pl.lit(f"{n}=") + value.fill_null("null") for n, value in zip(columns, values, strict=True)]
     shown = values[0] if column else pl.concat_str(named, separator=", ")
-    said = None if column in hidden else typed.select(shown=shown)["shown"]
-    return [_failures(failed.arg_true(), column, rule.name, said, rule.on_fail)]
+    said = None if column in hidden else typed.select(columns)[rows].select(shown=shown)["shown"]
+    return [_Failed(column, rule.name, rule.on_fail, rows, said)]
 
 
-def _as_text(values: pl.Series) -> pl.Series:
+@dataclass(frozen=True)
+class _Failed:
+    """A check that failed in some rows: their positions, and their values where people may see them."""
+
+    column: str | None
+    rule: str
+    severity: Severity
+    rows: pl.Series
+    values: pl.Series | None
+
+
+def _as_text(failed: _Failed) -> pl.Series:
+    values = failed.values
+    if values is None:
+        return pl.repeat(None, len(failed.rows), dtype=pl.String, eager=True)
     return values.dt.to_string() if values.dtype == pl.Duration else values.cast(pl.String)
-
-
-def _failures(
-    rows: pl.Series, column: str | None, rule: str, values: pl.Series | None, severity: Severity
-) -> pl.DataFrame:
-    shown = _as_text(values.gather(rows)) if values is not None else None
-    return pl.DataFrame(
-        {
-            "row": rows.cast(pl.UInt32),
-            "column": pl.repeat(column, len(rows), dtype=pl.String, eager=True),
-            "rule": pl.repeat(rule, len(rows), dtype=pl.String, eager=True),
-            "value": pl.repeat(None, len(rows), dtype=pl.String, eager=True) if shown is None else shown,
-            "severity": pl.repeat(severity, len(rows), dtype=pl.String, eager=True),
-        },
-        schema=FAILURES,
-    )

@@ -180,6 +180,27 @@ def test_features_of_another_file_are_included(tmp_path: Path) -> None:
     assert config.load(tmp_path / "project.yaml", {}).features == config.load(EXAMPLE, {}).features
 
 
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        ("of: load, ago: 1d", "of: laod, ago: 1d", "features.site_load.features.load_1d_ago: reads 'laod'"),
+        ("features:", "sources: 5\nfeatures:", "sources: a mapping is needed"),
+    ],
+)
+def test_a_mistake_in_an_included_file_is_told_by_that_file_and_its_line(
+    right: str, wrong: str, says: str, tmp_path: Path
+) -> None:
+    text = EXAMPLE.read_text()
+    start, end = text.index("features:"), text.index("target:")
+    shared = text[start:end].replace(right, wrong, 1)
+    (tmp_path / "shared.yaml").write_text(shared)
+    (tmp_path / "project.yaml").write_text("include: shared.yaml\n" + text[:start] + text[end:])
+    with pytest.raises(ConfigError) as error:
+        config.load(tmp_path / "project.yaml", {})
+    line = shared[: shared.index(wrong)].count("\n") + 1
+    assert str(error.value).startswith(f"{tmp_path}/shared.yaml:{line}: {says}")
+
+
 def test_a_mistake_in_a_merged_part_is_told_by_the_line_where_it_is_written(tmp_path: Path) -> None:
     text = EXAMPLE.read_text().replace("  meter:\n", "  meter: &meter\n")
     file = tmp_path / "project.yaml"

@@ -1,0 +1,478 @@
+"""The sections of the project file beside its sources, and the whole, which `load` alone reads."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from mlops_ray.config.reading import Origin, parse, read, unset
+from mlops_ray.config.source import KnownAt, Source
+from mlops_ray.config.values import (
+    Aggregation,
+    Country,
+    Duration,
+    FileName,
+    Function,
+    Model,
+    Names,
+    Rate,
+    Share,
+    Sql,
+    Step,
+    Timezone,
+    as_list,
+    columns_of,
+    duration_in_words,
+    parse_duration,
+    require_known,
+    wrong,
+)
+from mlops_ray.errors import ConfigError
+from mlops_ray.schema import ColumnType
+
+# ---------------------------------------------------------------- features
+
+
+STORED_KINDS = ("latest", "value_at", "lag", "window")
+CALENDAR_KINDS = ("hour_of", "weekday_of", "month_of", "holiday_of")
+
+
+class ValueAt(Model):
+    """The newest value in [T - ago - tolerance, T - ago]."""
+
+    of: str
+    ago: Duration
+    """Counted from the target time T; at least the horizon."""
+    tolerance: Duration = 0
+
+
+class Lag(Model):
+    """The value so many rows before, for a source that has order only."""
+
+    of: str
+    rows: int = Field(ge=1)
+
+
+class Window(Model):
+    """An aggregate over the rows with event time in (P - over, P]."""
+
+    of: str
+    agg: Aggregation
+    """Missing values are skipped, but by `count`, which counts rows, and by `first` and `last`."""
+    over: Step
+    quantile: float | None = Field(None, ge=0, le=1)
+    """Which, for `agg: quantile`: 0.5 is the median."""
+
+    @model_validator(mode="after")
+    def _which(self) -> Self:
+        if (self.quantile is not None) != (self.agg == "quantile"):
+            raise ValueError("agg: quantile, and it alone, says which, e.g. quantile: 0.9")
+        return self
+
+
+class Feature(Model):
+    """One feature; exactly one of its kinds."""
+
+    exactly_one = (*STORED_KINDS, "expr", "function", *CALENDAR_KINDS)
+
+    latest: str | None = None
+    """The newest value of a column; missing where the newest row's is."""
+    value_at: ValueAt | None = None
+    lag: Lag | None = None
+    window: Window | None = None
+    expr: Sql | None = None
+    """SQL over the columns of the request's row."""
+    function: Function | None = None
+    type: ColumnType = "float"
+    """What a function returns."""
+    hour_of: str | None = None
+    """0 to 23, of a time of the request."""
+    weekday_of: str | None = None
+    """1 (Monday) to 7."""
+    month_of: str | None = None
+    holiday_of: str | None = None
+    """Whether it is a public holiday in `country`."""
+    country: Country | None = None
+    """ISO 3166, e.g. DE."""
+    timezone: Timezone | None = None
+    """Of hours, weekdays, months and holidays; default: that of the target's source, or UTC."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.holiday_of is not None and self.country is None:
+            raise ValueError("holiday_of needs country, e.g. country: DE")
+        return self
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it reads a history, and not the request."""
+        return any(getattr(self, kind) is not None for kind in STORED_KINDS)
+
+
+class View(Model):
+    """Features of a source's history, features of the request itself, or a row's own columns."""
+
+    exactly_one = ("source", "on_request", "columns")
+
+    source: str | None = None
+    features: dict[str, Feature] = {}
+    ttl: Duration | None = None
+    """How old a `latest` value may be; both ends count."""
+    join_keys: dict[str, str] = {}
+    """What the keys of the source are called in a request, e.g. `{origin: airport}` for its key `airport`."""
+    on_request: dict[str, Feature] | None = None
+    """Features that are computed from the request's own row: columns of the target's source."""
+    columns: Names | None = None
+    """Columns of the request's row that are features as they are."""
+    exclude: Names = ()
+
+    @model_validator(mode="after")
+    def _kinds(self) -> Self:
+        for name, feature in self.features.items():
+            if not feature.is_stored:
+                raise ValueError(f"feature {name!r} of a source needs one of {', '.join(STORED_KINDS)}")
+        for name, feature in (self.on_request or {}).items():
+            if feature.is_stored:
+                raise ValueError(f"feature {name!r} reads history; put it into a view with a source")
+        return self
+
+
+class LabelKnown(KnownAt):
+    """When the label of a row becomes known."""
+
+
+class Target(Model):
+    """What is predicted, how far ahead, and when the truth becomes known."""
+
+    source: str
+    expr: Sql
+    """What is predicted, over the columns of the source's row at T."""
+    horizon: Annotated[
+        tuple[Duration, ...], BeforeValidator(as_list, json_schema_input_type=Duration | list[Duration])
+    ] = (0,)
+    """How far ahead: features see nothing younger than P = T - horizon."""
+    task: Literal["regression", "classification"]
+    positive: str | int | bool | None = None
+    where: Sql | None = None
+    label_known: LabelKnown | None = None
+    known_at: Literal["event"] | None = None
+    """`event`: features of a row see what was known at its P; default: all that is known when asked for."""
+    transform: Literal["log", "log1p"] | None = None
+
+
+# ---------------------------------------------------------------- training
+
+
+class Resources(Model):
+    """What one trial, or one replica, asks of Ray."""
+
+    cpu: float = Field(1, gt=0)
+    gpu: float = Field(0, ge=0)
+
+
+class Search(Model):
+    """How far and with what the sweep searches."""
+
+    trials: int = Field(20, ge=1)
+    algorithm: Literal["tpe", "random"] = "tpe"
+    scheduler: Literal["asha", "none"] = "asha"
+    time_limit: Duration | None = None
+    resources: Resources = Resources()
+    gpu: Literal["required", "preferred", "none"] = "none"
+    seed: int = 0
+    space: dict[str, dict[str, Any]] = {}
+
+
+class HeldOut(Model):
+    """The part of the data that only the winner sees: from a date on, or the last share."""
+
+    exactly_one = ("from_", "share")
+
+    #: YAML reads a bare date as a date.
+    from_: Annotated[str, BeforeValidator(str)] | None = Field(None, alias="from")
+    share: Share | None = None
+
+
+class Validation(Model):
+    """How rows are split; data with a `group` never has the group on both sides."""
+
+    by: Literal["time", "order", "random"] = "time"
+    test: HeldOut = HeldOut(share=0.2)
+    folds: int = Field(3, ge=1)
+    group: str | None = None
+    stratify: bool = False
+    replay: bool = False
+
+
+class Gate(Model):
+    """What the winner must beat, and by how much, to go on."""
+
+    better_than: tuple[Literal["naive", "champion"], ...] = ("naive", "champion")
+    by: Share = 0.0
+
+
+class ThresholdFor(Model):
+    """What a decision threshold is chosen for."""
+
+    recall: float | None = Field(None, ge=0, le=1)
+    precision: float | None = Field(None, ge=0, le=1)
+    cost: tuple[tuple[float, ...], ...] | None = None
+
+
+class Threshold(Model):
+    for_: Literal["f1", "accuracy"] | ThresholdFor = Field("f1", alias="for")
+
+
+class Imbalance(Model):
+    """Classes that are out of balance."""
+
+    weights: Literal["balanced"] | dict[str, float] | None = None
+    threshold: Threshold | None = None
+    minimum_rows: int = Field(50, ge=1)
+
+
+class OwnFamily(Model):
+    """A model family of the user's own, by the dotted path of its class."""
+
+    path: str
+
+
+class Training(Model):
+    """Which families compete, how they are searched, and what decides."""
+
+    families: tuple[str | OwnFamily, ...] = ("ridge", "xgboost")
+    search: Search = Search()
+    metric: str = "mae"
+    metrics: Names = ()
+    validation: Validation = Validation()
+    gate: Gate = Gate()
+    imbalance: Imbalance | None = None
+    minimum_rows: int = Field(100, ge=1)
+
+
+# ---------------------------------------------------------------- serving and after
+
+
+class Slo(Model):
+    p99_ms: float = Field(50, gt=0)
+    error_rate: Share = 0.001
+
+
+class Replicas(Model):
+    min: int = Field(1, ge=0)
+    max: int = Field(8, ge=1)
+
+
+class Batching(Model):
+    max_rows: int = Field(256, ge=1)
+    max_wait_ms: float = Field(2, ge=0)
+
+
+class Machine(Resources):
+    """`auto`, or what one replica asks of Ray."""
+
+    machine: str = "auto"
+
+
+class Postprocess(Model):
+    clip: tuple[float | None, float | None] | None = None
+    function: str | None = None
+
+
+class Serving(Model):
+    """How predictions are answered."""
+
+    slo: Slo = Slo()
+    replicas: Replicas = Replicas()
+    batching: Batching = Batching()
+    resources: Machine = Machine()
+    postprocess: Postprocess = Postprocess()
+    explain: Literal["on_request", "never"] = "never"
+
+
+class Shadow(Model):
+    requests: int = Field(500, ge=0)
+    max_wait: Duration = parse_duration("10m")
+
+
+class CanaryStep(Model):
+    weight: float = Field(gt=0, le=100)
+    requests: int | None = Field(None, ge=1)
+    max_wait: Duration | None = None
+
+
+class Release(Model):
+    """How a version goes live."""
+
+    shadow: Shadow | None = None
+    canary: tuple[float | CanaryStep, ...] = ()
+    per_step: Duration = parse_duration("2m")
+    when_quiet: Literal["inconclusive", "promote"] = "inconclusive"
+    effect: float = Field(0.5, gt=0)
+    profit_gate: Literal["refuse", "report", "off"] = "report"
+
+
+class FalseAlarms(Model):
+    max: float = Field(1, gt=0)
+    per: Duration = parse_duration("90d")
+
+
+class Labels(Model):
+    delay: Duration = 0
+
+
+class Alert(Model):
+    """Where alarms go; exactly one route."""
+
+    exactly_one = ("webhook", "email", "log", "prometheus")
+
+    webhook: str | None = None
+    email: str | None = None
+    log: bool | None = None
+    prometheus: bool | None = None
+
+
+class Retrain(Model):
+    when: tuple[Literal["performance", "drift"], ...] = ("performance", "drift")
+    at_most: Rate = "1/7d"
+
+
+class Monitoring(Model):
+    """What is watched, and how many false alarms are allowed."""
+
+    window: Duration = parse_duration("1d")
+    false_alarms: FalseAlarms = FalseAlarms()
+    labels: Labels = Labels()
+    segments: Names = ()
+    alerts: tuple[Alert, ...] = ()
+    retrain: Retrain | None = None
+
+
+class Money(Model):
+    amount: float
+    currency: str = Field(pattern="^[A-Z]{3}$")
+
+
+class Cost(Model):
+    """Prices, and what a prediction is worth."""
+
+    prices: str | None = None
+    value_per_prediction: Money | None = None
+    profit_margin: Share = 0.01
+    training_life: Duration = parse_duration("30d")
+    safety: float = Field(0.7, gt=0, le=1)
+    budget: dict[str, Any] | None = None
+
+
+# ---------------------------------------------------------------- the whole
+
+
+class Project(Model):
+    """The whole project file."""
+
+    project: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    storage: str = ".mlops"
+    tracking: str | None = None
+    online: str | None = None
+    include: Names = ()
+    sources: dict[FileName, Source]
+    features: dict[str, View]
+    target: Target
+    training: Training = Training()
+    serving: Serving = Serving()
+    release: Release = Release()
+    monitoring: Monitoring = Monitoring()
+    cost: Cost = Cost()
+
+    _origin: Origin = PrivateAttr(Origin(None, {}))
+
+    def located(self, error: ConfigError) -> ConfigError:
+        """The error with file and line, for the place in this project that it is at."""
+        return self._origin.error(error.message, error.at)
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        require_known("names", {self.target.source}, self.sources, "no source", "target", "source")
+        self._require_columns(columns_of(self.target.expr), self.target.source, "target", "expr")
+        for name, view in self.features.items():
+            if view.source is not None:
+                require_known("names", {view.source}, self.sources, "no source", "features", name, "source")
+            for feature_name, feature in view.features.items():
+                self._check_feature(("features", name, "features", feature_name), view, feature)
+        return self
+
+    def _require_columns(self, names: frozenset[str], source: str, *place: str) -> None:
+        require_known("reads", names, self.sources[source].columns, f"no column of {source!r}", *place)
+
+    def _check_feature(self, place: tuple[str, ...], view: View, feature: Feature) -> None:
+        stored = feature.value_at or feature.window or feature.lag
+        of = feature.latest if stored is None else stored.of
+        assert view.source is not None
+        assert of is not None
+        self._require_columns(frozenset({of}), view.source, *place)
+        if feature.value_at is not None and feature.value_at.ago < max(self.target.horizon):
+            raise wrong("looks past the moment of prediction: ago is shorter than the horizon", *place)
+
+    @property
+    def functions(self) -> frozenset[str]:
+        """The Python functions that features of the request call, by their dotted paths."""
+        found = [f.function for view in self.features.values() for f in (view.on_request or {}).values()]
+        return frozenset(function.path for function in found if function is not None)
+
+    @property
+    def deriving(self) -> frozenset[str]:
+        """The Python functions that sources call, by their dotted paths."""
+        return frozenset[str]().union(*(source.deriving for source in self.sources.values()))
+
+    @property
+    def label_delay(self) -> int:
+        """Microseconds from a row's event time to the moment its label is known."""
+        known = self.target.label_known
+        return (known.after_event or 0) if known is not None else self.monitoring.labels.delay
+
+
+class _JsonSchema(GenerateJsonSchema):
+    """Says defaults as a file says them."""
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        made = super().default_schema(schema)
+        default, types = made.get("default"), [made, *made.get("anyOf", ())]
+        if isinstance(default, dict):
+            # Its own parts say theirs.
+            del made["default"]
+        if isinstance(default, list) and len(default) == 1:
+            made["default"] = default = default[0]
+        if type(default) is int and any(one.get("type") == "string" for one in types):
+            made["default"] = duration_in_words(default)
+        return made
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a project file."""
+    return Project.model_json_schema(by_alias=True, schema_generator=_JsonSchema)
+
+
+def load(path: str | Path, environ: Mapping[str, str] = os.environ) -> Project:
+    """The project that a file describes, its paths absolute.
+
+    Raises `ConfigError` in one sentence that says what is wrong and in which line.
+    """
+    tree, origin = read(Path(path), environ)
+    try:
+        project = Project.model_validate(tree)
+    except ValidationError as error:
+        raise origin.first_error(error) from None
+    project._origin = origin
+    return project
+
+
+def warnings(path: str | Path, environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What a person should know about a file that loads: alerts that are off, in sentences."""
+    tree, _ = parse(Path(path))
+    alerts = (tree.get("monitoring") or {}).get("alerts") or []
+    missing = [name for alert in alerts for name in unset(alert, environ)]
+    return [f"the alert that needs ${{{name}}} is off, since {name} is not set" for name in missing]
