@@ -101,8 +101,12 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
         held[name] = history.snapshot(question.as_of)
     try:
         frame = _made_again(asked, held, storage)
-    except pl.exceptions.PolarsError as error:
-        raise DataError(f"its features cannot be computed: {first_line(error)}", file=str(file)) from error
+    except DataError:
+        raise
+    except Exception as error:
+        # What somebody put together by hand may break anything below.
+        why = f"its features cannot be computed: {type(error).__name__}: {first_line(error)}"
+        raise DataError(why, file=str(file)) from error
     digest = values_digest(frame)
     if digest != asked.digest:
         raise DataError(

@@ -4,12 +4,14 @@ A `FeatureSet` holds all that is needed to compute the features of a training ro
 data with a digest, goes into the model's package, and is the only description of features that serving reads.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Self
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from typing import Any, ClassVar, Literal
 
 import polars as pl
+from pydantic import ConfigDict, TypeAdapter
 
 from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
 from mlops_ray.errors import ConfigError, did_you_mean
@@ -32,8 +34,6 @@ NUMERIC = ("float", "int", "bool")
 OF_ANYTHING = ("count", "first", "last", "distinct_count")
 #: What a training set calls what is predicted.
 LABEL = "label"
-#: A path of keys in the project file.
-Place = tuple[str, ...]
 #: Part of a history's name: what lies on disk in another form is another table.
 FORMAT = 2
 
@@ -51,7 +51,7 @@ class Stored:
     source: str
     on: tuple[str, ...]
     of: str
-    kind: str
+    kind: Literal["latest", "value_at", "window"]
     agg: str | None = None
     ago_us: int = 0
     tolerance_us: int = 0
@@ -63,10 +63,6 @@ class Stored:
     def is_unbounded(self) -> bool:
         """Whether it reads a row however old."""
         return self.kind == "latest" and self.ttl_us is None
-
-    def newest_us(self, horizon_us: int) -> int:
-        """How long before T the newest row lies that it may read."""
-        return self.ago_us if self.kind == "value_at" else horizon_us
 
 
 @dataclass(frozen=True)
@@ -113,20 +109,8 @@ class ViewTable:
         return (*self.keys, self.row_id or "event_time")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
-        return {**vars(self), "columns": Schema(self.columns).to_json()["columns"]}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The table that `to_json` wrote."""
-        return cls(
-            **{
-                **data,
-                "keys": tuple(data["keys"]),
-                "columns": _columns(data["columns"]),
-                "aggregations": tuple(tuple(pair) for pair in data["aggregations"]),
-            }
-        )
+        """Plain data that `FeatureSet.from_json` reads again."""
+        return {**asdict(self), "columns": Schema(self.columns).to_json()["columns"]}
 
 
 @dataclass(frozen=True)
@@ -144,6 +128,8 @@ class FeatureSet:
     every_us: int | None = None
     #: Whether a training row's features are as known at its own P, rather than as known at one instant.
     strict: bool = False
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -209,38 +195,19 @@ class FeatureSet:
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
         return {
+            **asdict(self),
             "request": self.request.to_json(),
             "columns": Schema(self.columns).to_json()["columns"],
-            "stored": [vars(feature) for feature in self.stored],
-            "computed": [vars(feature) for feature in self.computed],
             "tables": [table.to_json() for table in self.tables],
-            "horizon_us": self.horizon_us,
-            "time": self.time,
-            "every_us": self.every_us,
-            "strict": self.strict,
         }
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> "FeatureSet":
         """The feature set that `to_json` wrote."""
-        return cls(
-            request=Schema.from_json(data["request"]),
-            columns=_columns(data["columns"]),
-            stored=tuple(Stored(**{**feature, "on": tuple(feature["on"])}) for feature in data["stored"]),
-            computed=tuple(Computed(**{**f, "inputs": tuple(f["inputs"])}) for f in data["computed"]),
-            tables=tuple(ViewTable.from_json(table) for table in data["tables"]),
-            horizon_us=data["horizon_us"],
-            time=data["time"],
-            every_us=data["every_us"],
-            strict=data["strict"],
-        )
+        return _FEATURE_SET.validate_python(data)
 
 
-def _columns(data: list[dict[str, Any]]) -> tuple[Column, ...]:
-    return Schema.from_json(
-        {"columns": data, "rules": [], "true_values": [], "false_values": [], "null_values": []}
-    ).columns
-
+_FEATURE_SET = TypeAdapter(FeatureSet)
 
 #: What a source says that changes no row of it.
 NO_ROWS = ("path", "sql", "ingestion", "policy", "season", "checks")
@@ -256,21 +223,19 @@ def table_name(source_name: str, source: Source) -> str:
 def view_table(name: str, source: Source) -> ViewTable:
     """The table that views of a source, and its target, read."""
     typed = {column.name: column for column in source.row_schema.columns}
-    if source.resample is not None:
-        aggregations = tuple(source.resample.columns.items())
-        for of, agg in aggregations:
-            _require_number(("sources", name, "resample"), typed[of], agg)
-        columns = tuple(_aggregated(typed[of], agg) for of, agg in aggregations)
-    else:
-        aggregations = ()
+    resample = source.resample
+    if resample is None:
         columns = tuple(column for column in typed.values() if column.name not in source.entity)
+    else:
+        with _at("sources", name, "resample"):
+            columns = tuple(_aggregated(typed[of], agg) for of, agg in resample.columns.items())
     return ViewTable(
         source=name,
         table=table_name(name, source),
         keys=source.entity,
         columns=columns,
-        every_us=source.resample.every if source.resample else None,
-        aggregations=aggregations,
+        every_us=resample.every if resample else None,
+        aggregations=tuple(resample.columns.items()) if resample else (),
         row_id=source.row_id,
         back_loaded=source.known_at is not None,
     )
@@ -278,6 +243,11 @@ def view_table(name: str, source: Source) -> ViewTable:
 
 def _aggregated(column: Column, agg: str) -> Column:
     """What an aggregate of a column is: `first` and `last` are one of its values, others a number."""
+    if column.type not in NUMERIC and agg not in OF_ANYTHING:
+        raise ConfigError(
+            f"{agg} of {column.name!r}, which is of type {column.type}; "
+            f"such a column has {', '.join(OF_ANYTHING)}"
+        )
     return column if agg in PICKING else Column(column.name, aggregated_type(agg, column.type))
 
 
@@ -292,29 +262,39 @@ def compile_features(project: Project) -> FeatureSet:
         raise project.located(error) from None
 
 
+@contextmanager
+def _at(*place: str) -> Iterator[None]:
+    """What is wrong within is wrong at this place of the project file, a path of its keys."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(error.message, at=(*place, *error.at)) from error
+
+
+@dataclass(frozen=True)
+class _Defined:
+    """A feature, its column, and the place in the project file where it is defined."""
+
+    feature: Stored | Computed
+    column: Column
+    place: tuple[str, ...]
+
+
 def _compiled(project: Project) -> FeatureSet:
-    _refuse_unsupported(project)
     target = project.sources[project.target.source]
-    time = (target.event_time.column if target.event_time else None) or "time"
-    computed = tuple(feature for view in project.features.items() for feature in _of_request(*view, target))
-    stored = tuple(
-        _stored(project, view_name, view, name, feature)
-        for view_name, view in project.features.items()
-        for name, feature in view.features.items()
-    )
+    if len(project.target.horizon) > 1:
+        raise ConfigError("several horizons is not supported yet", at=("target",))
+    if target.event_time is None:
+        raise ConfigError("a target's source without event time is not supported yet", at=("target",))
+    time = target.event_time.column or "time"
     sources = dict.fromkeys(view.source for view in project.features.values() if view.source)
     tables = {name: view_table(name, project.sources[name]) for name in sources}
-    request = _request_schema(project, time, stored, computed)
-    _refuse_the_label(project, request)
-    columns = [_stored_column(f, tables[f.source], project) for f in stored]
-    columns += [_computed_column(f, request, project) for f in computed]
-    _unique([column.name for column in columns], project)
-    _refuse_taken_names(columns, computed, request, project)
-    for feature in stored:
-        _refuse_the_answer(project, feature)
-    return FeatureSet(
-        request=request,
-        columns=tuple(columns),
+    defined = [*_all_stored(project, tables), *_all_computed(project, time)]
+    stored = tuple(d.feature for d in defined if isinstance(d.feature, Stored))
+    computed = tuple(d.feature for d in defined if isinstance(d.feature, Computed))
+    features = FeatureSet(
+        request=_request_schema(target, time, stored, computed),
+        columns=tuple(d.column for d in defined),
         stored=stored,
         computed=computed,
         tables=tuple(tables.values()),
@@ -323,16 +303,60 @@ def _compiled(project: Project) -> FeatureSet:
         every_us=target.resample.every if target.resample else None,
         strict=project.target.known_at == "event",
     )
+    _refuse_the_label(project, features.request)
+    _refuse_taken_names(defined, features)
+    return features
 
 
-def _refuse_unsupported(project: Project) -> None:
-    asks = {
-        "several horizons": len(project.target.horizon) > 1,
-        "a target's source without event time": project.sources[project.target.source].event_time is None,
-    }
-    for what, asked in asks.items():
-        if asked:
-            raise ConfigError(f"{what} is not supported yet", at=("target",))
+def _all_stored(project: Project, tables: Mapping[str, ViewTable]) -> Iterator[_Defined]:
+    """The features of views with a source."""
+    for view_name, view in project.features.items():
+        if view.source is None:
+            continue
+        source = project.sources[view.source]
+        with _at("features", view_name):
+            on = _on(view, source, project.sources[project.target.source])
+        for name, feature in view.features.items():
+            place = ("features", view_name, "features", name)
+            with _at(*place):
+                stored = _stored(project, view.source, on, view.ttl, name, feature)
+                column = _stored_column(stored, tables[view.source])
+                _refuse_the_answer(project, stored)
+            yield _Defined(stored, column, place)
+
+
+def _all_computed(project: Project, time: str) -> Iterator[_Defined]:
+    """The features of the request itself, a row's own columns included."""
+    target = project.sources[project.target.source]
+    types = {column.name: column.type for column in target.row_schema.columns} | {time: "datetime"}
+    for view_name, view in project.features.items():
+        for name in (*(view.columns or ()), *view.exclude):
+            if name not in target.columns:
+                hint = did_you_mean(name, target.columns)
+                raise ConfigError(
+                    f"{name!r} is no column of the target's source{hint}", at=("features", view_name)
+                )
+        own = [name for name in view.columns or () if name not in view.exclude]
+        found = [("columns", name, Feature.model_construct(expr=column_sql(name))) for name in own]
+        found += [("on_request", name, feature) for name, feature in (view.on_request or {}).items()]
+        for part, name, feature in found:
+            place = ("features", view_name, part, name)
+            with _at(*place):
+                computed = _computed(name, feature, target, time)
+                column = _computed_column(computed, types)
+            yield _Defined(computed, column, place)
+
+
+def _refuse_taken_names(defined: list[_Defined], features: FeatureSet) -> None:
+    """In a training set, features stand beside the request's columns and the label."""
+    taken = {*features.request.names, LABEL} - features.own_columns
+    for name, place in ((d.column.name, d.place) for d in defined):
+        if features.names.count(name) > 1:
+            raise ConfigError(f"{name!r} is defined twice", at=place)
+        if name in taken:
+            raise ConfigError(
+                f"{name!r} is a column of the request, or the label; call it otherwise", at=place
+            )
 
 
 def _refuse_the_label(project: Project, request: Schema) -> None:
@@ -353,12 +377,13 @@ def _refuse_the_answer(project: Project, feature: Stored) -> None:
     # Known when it was stored, a while after it happened, or when a column says: not yet at its own time.
     is_known_later = source.known_at is None or source.known_at.after_event != 0
     hides_itself = target.known_at == "event" and is_known_later
-    if reads_the_label and not (feature.newest_us(target.horizon[0]) or hides_itself):
+    # How long before T the newest row lies that it may read.
+    newest_us = feature.ago_us if feature.kind == "value_at" else target.horizon[0]
+    if reads_the_label and not (newest_us or hides_itself):
         raise ConfigError(
             f"reads {feature.of!r} up to T, and the target at T is made of it: the answer would be among its "
             "inputs. Say how far ahead is predicted (target.horizon), read an earlier value (value_at), or, "
-            "where rows become known later than they happen, known_at: event at the target",
-            at=_place_of(project, feature.name),
+            "where rows become known later than they happen, known_at: event at the target"
         )
 
 
@@ -374,213 +399,127 @@ def _made_of(columns: Iterable[str], source: Source) -> set[str]:
     return found
 
 
-def _place_of(project: Project, name: str) -> Place:
-    """Where a feature is defined."""
-    for view_name, view in project.features.items():
-        for part in ("features", "on_request"):
-            if name in (getattr(view, part) or {}):
-                return "features", view_name, part, name
-    return next(
-        ("features", n, "columns") for n, view in project.features.items() if name in (view.columns or ())
-    )
-
-
-def _refuse_taken_names(
-    columns: list[Column], computed: tuple[Computed, ...], request: Schema, project: Project
-) -> None:
-    """In a training set, features stand beside the request's columns and the label."""
-    same = {feature.name for feature in computed if feature.is_own_column}
-    for column in columns:
-        if column.name in {*request.names, LABEL} - same:
-            raise ConfigError(
-                f"{column.name!r} is a column of the request, or the label; call it otherwise",
-                at=_place_of(project, column.name),
-            )
-
-
-def _unique(names: list[str], project: Project) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"{name!r} is defined twice", at=_place_of(project, name))
-
-
-def _stored(project: Project, view_name: str, view: View, name: str, feature: Feature) -> Stored:
-    place, source_name = ("features", view_name, "features", name), str(view.source)
+def _stored(
+    project: Project, source_name: str, on: tuple[str, ...], ttl_us: int | None, name: str, feature: Feature
+) -> Stored:
     source = project.sources[source_name]
-    on = _on(("features", view_name), view, source, project.sources[project.target.source])
     if source.time is not None and feature.latest is None:
-        raise ConfigError(f"{source_name!r} has no time, so it has latest values only", at=place)
+        raise ConfigError(f"{source_name!r} has no time, so it has latest values only")
+    made = partial(Stored, name, source_name, on)
     if feature.latest is not None:
-        return Stored(name, source_name, on, feature.latest, "latest", ttl_us=view.ttl)
-    if feature.window is not None:
-        window = feature.window
-        columns = {column.name: column for column in view_table(source_name, source).columns}
-        if window.of in columns:
-            _require_number(place, columns[window.of], window.agg)
-        return Stored(
-            name, source_name, on, window.of, "window",
-            agg=window.agg, over_us=window.over, quantile=window.quantile,
-        )  # fmt: skip
-    if feature.value_at is not None:
-        at = feature.value_at
-        return Stored(name, source_name, on, at.of, "value_at", ago_us=at.ago, tolerance_us=at.tolerance)
+        return made(feature.latest, "latest", ttl_us=ttl_us)
+    if (window := feature.window) is not None:
+        return made(window.of, "window", agg=window.agg, over_us=window.over, quantile=window.quantile)
+    if (at := feature.value_at) is not None:
+        return made(at.of, "value_at", ago_us=at.ago, tolerance_us=at.tolerance)
     assert feature.lag is not None
-    return Stored(
-        name, source_name, on, feature.lag.of, "value_at", ago_us=_lag_us(place, feature.lag, project, source)
-    )
+    return made(feature.lag.of, "value_at", ago_us=_lag_us(feature.lag, project, source))
 
 
-def _require_number(place: Place, column: Column, agg: str) -> None:
-    if column.type not in NUMERIC and agg not in OF_ANYTHING:
-        raise ConfigError(
-            f"{agg} of {column.name!r}, which is of type {column.type}; "
-            f"such a column has {', '.join(OF_ANYTHING)}",
-            at=place,
-        )
-
-
-def _lag_us(place: Place, lag: Lag, project: Project, source: Source) -> int:
+def _lag_us(lag: Lag, project: Project, source: Source) -> int:
     """A lag in rows as a duration, where rows are known by their order and come at equal distances."""
     every = source.event_time.every if source.event_time else None
     if every is None:
         raise ConfigError(
             "lag counts rows where order is time (event_time: {order: true, every: …}); elsewhere "
-            "say value_at, e.g. {of: load, ago: 1d}",
-            at=place,
+            "say value_at, e.g. {of: load, ago: 1d}"
         )
     if lag.rows * every < project.target.horizon[0]:
-        raise ConfigError(
-            "looks past the moment of prediction: the lag is shorter than the horizon", at=place
-        )
+        raise ConfigError("looks past the moment of prediction: the lag is shorter than the horizon")
     return lag.rows * every
 
 
-def _on(place: Place, view: View, source: Source, target: Source) -> tuple[str, ...]:
+def _on(view: View, source: Source, target: Source) -> tuple[str, ...]:
     """What the keys of a view's table are called in a request: their own names, unless `join_keys` says."""
-    for name in view.join_keys.values():
-        if name not in source.entity:
-            raise ConfigError(
-                f"{name!r} is no key of the view{did_you_mean(name, source.entity)}", at=(*place, "join_keys")
-            )
-    if len(set(view.join_keys.values())) < len(view.join_keys):
-        raise ConfigError("two names for one key", at=(*place, "join_keys"))
-    if source.time is not None and view.ttl is not None:
-        raise ConfigError("a table without time has no age", at=(*place, "ttl"))
     names = {key: name for name, key in view.join_keys.items()}
+    for key in names:
+        if key not in source.entity:
+            hint = did_you_mean(key, source.entity)
+            raise ConfigError(f"{key!r} is no key of the view{hint}", at=("join_keys",))
+    if len(names) < len(view.join_keys):
+        raise ConfigError("two names for one key", at=("join_keys",))
+    if source.time is not None and view.ttl is not None:
+        raise ConfigError("a table without time has no age", at=("ttl",))
     on = tuple(names.get(key, key) for key in source.entity)
     for name, key in zip(on, source.entity, strict=True):
         if name not in target.columns:
             hint = did_you_mean(name, target.columns)
             raise ConfigError(
                 f"the key {name!r} is no column of the target's source{hint} (join_keys: "
-                f"{{NAME: {key}}} says what it is called there)",
-                at=place,
+                f"{{NAME: {key}}} says what it is called there)"
             )
-        types = target.columns[name].type, source.columns[key].type
-        if DTYPES[types[0]] != DTYPES[types[1]]:
-            raise ConfigError(
-                f"the key {name!r} is {types[0]} in the target's source and {types[1]} here", at=place
-            )
+        there, here = target.columns[name].type, source.columns[key].type
+        if DTYPES[there] != DTYPES[here]:
+            raise ConfigError(f"the key {name!r} is {there} in the target's source and {here} here")
     return on
 
 
-def _stored_column(feature: Stored, table: ViewTable, project: Project) -> Column:
+def _stored_column(feature: Stored, table: ViewTable) -> Column:
     of = next((c for c in table.columns if c.name == feature.of), None)
     if of is None:
-        raise ConfigError(
-            f"reads {feature.of!r}, which is a key, or left out by the resampling",
-            at=_place_of(project, feature.name),
-        )
+        raise ConfigError(f"reads {feature.of!r}, which is a key, or left out by the resampling")
     made = of if feature.agg is None else _aggregated(of, feature.agg)
     # What the source's rows must be, its view's rows have been checked for; a feature may be missing.
     return Column(feature.name, made.type, categories=made.categories)
 
 
-def _of_request(view_name: str, view: View, target: Source) -> list[Computed]:
-    """The features that a view computes from the request, a row's own columns included."""
-    own = [name for name in view.columns or () if name not in view.exclude]
-    for name in (*own, *view.exclude):
-        if name not in target.columns:
-            raise ConfigError(
-                f"{name!r} is no column of the target's source{did_you_mean(name, target.columns)}",
-                at=("features", view_name),
-            )
-    found = [Computed(name, "expr", column_sql(name)) for name in own]
-    return found + [
-        _computed(("features", view_name, "on_request", name), name, feature, target)
-        for name, feature in (view.on_request or {}).items()
-    ]
-
-
-def _computed(place: Place, name: str, feature: Feature, target: Source) -> Computed:
+def _computed(name: str, feature: Feature, target: Source, time: str) -> Computed:
     if feature.expr is not None:
-        if name in target.entity and feature.expr != name:
-            raise ConfigError(f"{name!r} is an entity key; call the feature otherwise", at=place)
         return Computed(name, "expr", feature.expr)
-    if feature.function is not None:
-        function = feature.function
+    if (function := feature.function) is not None:
         code = function_digest(function.path)
         return Computed(name, "function", function.path, inputs=function.inputs, type=feature.type, code=code)
     kind = next(kind for kind in CALENDAR_KINDS if getattr(feature, kind) is not None)
     argument = getattr(feature, kind)
-    time = (target.event_time.column if target.event_time else None) or "time"
     times = [time, *(column for column, spec in target.columns.items() if spec.type == "datetime")]
     if argument not in times:
         raise ConfigError(
-            f"{kind} reads {argument!r}, which is no time of a request; it has {', '.join(times)}", at=place
+            f"{kind} reads {argument!r}, which is no time of a request; it has {', '.join(times)}"
         )
-    zone = feature.timezone or (target.event_time.timezone if target.event_time else None) or "UTC"
+    zone = feature.timezone or (target.event_time and target.event_time.timezone) or "UTC"
     # A resampled row carries its interval's end; its calendar is that of the start.
     shift = -target.resample.every if target.resample and argument == time else 0
     return Computed(name, kind, argument, zone, feature.country, shift)
 
 
-def _request_schema(
-    project: Project, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
-) -> Schema:
-    """The columns of a request: entity keys, target time, the keys of views, inputs of computed features."""
-    target = project.sources[project.target.source]
-    known = {column.name: column for column in target.row_schema.columns}
-    keys = dict.fromkeys([*target.entity, *(name for feature in stored for name in feature.on)])
-    columns = [Column(**{**vars(known[key]), "required": key in target.entity}) for key in keys]
-    columns.append(Column(time, "datetime", required=True))
-    for feature in computed:
-        for name in sorted(_inputs(feature) - {column.name for column in columns}):
-            if name not in known:
-                raise ConfigError(
-                    f"reads {name!r}, which a request does not hold{did_you_mean(name, known)}",
-                    at=_place_of(project, feature.name),
-                )
-            columns.append(known[name])
-    # A word that means nothing in the source's files means nothing in a request.
-    words = target.row_schema
-    return Schema(tuple(columns), (), words.true_values, words.false_values, words.null_values)
+def _computed_column(feature: Computed, types: Mapping[str, ColumnType]) -> Column:
+    """The column of a feature of a request, whose columns can have these types."""
+    for name in sorted(_inputs(feature) - types.keys()):
+        raise ConfigError(f"reads {name!r}, which a request does not hold{did_you_mean(name, types)}")
+    if feature.type is not None:
+        return Column(feature.name, feature.type)
+    if feature.kind != "expr":
+        categories = CALENDAR_CATEGORIES.get(feature.kind)
+        return Column(feature.name, "int" if categories else "bool", categories=categories)
+    empty = pl.DataFrame(schema={name: DTYPES[type] for name, type in types.items()})
+    try:
+        dtype = empty.select(compile_sql(feature.argument).polars).dtypes[0]
+    except pl.exceptions.PolarsError as error:
+        raise ConfigError(str(error)) from error
+    if dtype == pl.Boolean:
+        return Column(feature.name, "bool")
+    if dtype.is_integer():
+        return Column(feature.name, "int")
+    return Column(feature.name, "category" if dtype == pl.String else "float")
 
 
 def _inputs(feature: Computed) -> set[str]:
+    """The columns of the request that a feature reads."""
     if feature.inputs:
         return set(feature.inputs)
     return set(compile_sql(feature.argument).columns) if feature.kind == "expr" else {feature.argument}
 
 
-def _computed_column(feature: Computed, request: Schema, project: Project) -> Column:
-    if feature.type is not None:
-        return Column(feature.name, feature.type)
-    if feature.kind == "holiday_of":
-        return Column(feature.name, "bool")
-    if feature.kind in CALENDAR_CATEGORIES:
-        return Column(feature.name, "int", categories=CALENDAR_CATEGORIES[feature.kind])
-    empty = pl.DataFrame(schema={column.name: DTYPES[column.type] for column in request.columns})
-    try:
-        dtype = empty.select(compile_sql(feature.argument).polars).dtypes[0]
-    except pl.exceptions.PolarsError as error:
-        raise ConfigError(str(error), at=_place_of(project, feature.name)) from error
-    return Column(feature.name, _type_of(dtype))
-
-
-def _type_of(dtype: pl.DataType) -> ColumnType:
-    if dtype == pl.Boolean:
-        return "bool"
-    if dtype.is_integer():
-        return "int"
-    return "category" if dtype == pl.String else "float"
+def _request_schema(
+    target: Source, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
+) -> Schema:
+    """The columns of a request: entity keys, target time, the keys of views, inputs of computed features."""
+    known = {column.name: column for column in target.row_schema.columns}
+    keys = dict.fromkeys([*target.entity, *(name for feature in stored for name in feature.on)])
+    columns = {key: replace(known[key], required=key in target.entity) for key in keys}
+    columns[time] = Column(time, "datetime", required=True)
+    for feature in computed:
+        columns |= {name: known[name] for name in sorted(_inputs(feature) - columns.keys())}
+    # A word that means nothing in the source's files means nothing in a request.
+    words = target.row_schema
+    return Schema(tuple(columns.values()), (), words.true_values, words.false_values, words.null_values)

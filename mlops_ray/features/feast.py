@@ -68,8 +68,12 @@ def export(
     >>> lacking, exported
     ({'delay_7d': 'a window'}, ['origin', 'event_time', 'known_at', 'temperature'])
     """
-    for view in views:
-        _require_identifiers(view.name, *view.join_keys)
+    for name in (name for view in views for name in (view.name, *view.join_keys)):
+        if not name.isidentifier():
+            raise ConfigError(
+                f"{name!r} cannot be exported, since views and keys become variables of a Python file; "
+                "rename it to letters, digits and _"
+            )
     lacking = {name: reason for view in views for name, reason in _refused(view)} | dict(others)
     # Feast refuses a view without features.
     kept = [view for view in views if not dict(view.features).keys() <= lacking.keys()]
@@ -86,15 +90,6 @@ def export(
         with replacing(place.path(name)) as new:
             new.write_text(text, encoding="utf-8")
     return lacking
-
-
-def _require_identifiers(*names: str) -> None:
-    for name in names:
-        if not name.isidentifier():
-            raise ConfigError(
-                f"{name!r} cannot be exported, since views and keys become variables of a Python file; "
-                "rename it to letters, digits and _"
-            )
 
 
 def _refused(view: FeastView) -> Iterator[tuple[str, str]]:

@@ -6,9 +6,10 @@ data, so that the answer depends neither on where it runs nor on how it was cut.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
@@ -123,6 +124,11 @@ class Piece:
     #: The keys of the buckets with the event time of their first row, where an older slice may be asked.
     begins: pl.DataFrame | None = None
 
+    @property
+    def is_unbounded(self) -> bool:
+        """Whether a feature may read a row of any age."""
+        return any(feature.is_unbounded for feature in self.wanted)
+
     def read(self, strict: bool, between: Interval | None = None) -> pl.DataFrame:
         columns = {feature.of for feature in self.wanted}
         return read(self.snapshot, self.buckets, columns=sorted(columns), strict=strict, between=between)
@@ -144,16 +150,21 @@ def cut(
     """The pieces that together read these features, of the same keys, once for every row of the spine."""
     keys, on = snapshot.view.keys, wanted[0].on
     asked = spine.select(features.time, *on)
-    named = asked.select(pl.col(name).alias(key) for name, key in zip(on, keys, strict=True))
-    bucket = buckets_of(named, keys).to_numpy() if keys else np.zeros(spine.height, np.int64)
+    bucket = buckets_of(asked.with_columns(_as_keys(on, keys)), keys).to_numpy()
     # A key in a bucket without rows is unknown, wherever it is looked up.
     some = next(iter(snapshot.buckets))
     bucket = np.where(np.isin(bucket, list(snapshot.buckets)), bucket, some)
     for buckets in _groups(snapshot, min(rows_a_task, ROWS_WORTH_A_TASK)):
         rows = np.flatnonzero(np.isin(bucket, buckets))
         whole = Piece(asked[rows], rows, snapshot, buckets, wanted)
-        slices = -(-sum(snapshot.buckets[b].rows for b in buckets) // rows_a_task)
-        yield from _sliced(whole, features, slices) if slices > 1 else [whole]
+        total = sum(snapshot.buckets[b].rows for b in buckets)
+        slices = -(-total // rows_a_task)
+        yield from _sliced(whole, features, slices, total) if slices > 1 else [whole]
+
+
+def _as_keys(on: Sequence[str], keys: Sequence[str]) -> list[pl.Expr]:
+    """The columns of a spine that hold keys, called as in the table."""
+    return [pl.col(name).alias(key) for name, key in zip(on, keys, strict=True)]
 
 
 def _groups(snapshot: Snapshot, rows: int) -> Iterator[tuple[int, ...]]:
@@ -170,16 +181,17 @@ def _groups(snapshot: Snapshot, rows: int) -> Iterator[tuple[int, ...]]:
         yield tuple(group)
 
 
-def _sliced(whole: Piece, features: FeatureSet, slices: int) -> Iterator[Piece]:
-    """A piece, cut so that each has about as many rows of the history."""
+def _sliced(whole: Piece, features: FeatureSet, slices: int, total: int) -> Iterator[Piece]:
+    """A piece that reads so many rows, cut so that each has about as many rows of the history."""
     files = [file for b in whole.buckets for file in whole.snapshot.buckets[b].files]
-    total = sum(whole.snapshot.buckets[b].rows for b in whole.buckets)
-    times = pl.scan_parquet(files, hive_partitioning=False, glob=False).select(EVENT_TIME)
-    sample = times.gather_every(max(1, total // SAMPLE)).collect()[EVENT_TIME].sort()
+    history = pl.scan_parquet(files, hive_partitioning=False, glob=False)
+    sample = history.select(EVENT_TIME).gather_every(max(1, total // SAMPLE)).collect()[EVENT_TIME].sort()
     inner = [sample[len(sample) * i // slices] for i in range(1, slices)]
     edges = sorted({EARLIEST, *inner, sample[-1]})
+    first = pl.col(EVENT_TIME).min().alias("_begin")
+    of_keys = history.group_by(*whole.snapshot.view.keys, _all=pl.lit(0)).agg(first)
+    begins = of_keys.collect(engine="streaming") if whole.is_unbounded else None
     moment = whole.spine[features.time] - timedelta(microseconds=features.horizon_us)
-    begins = _begins(files, whole) if _is_unbounded(whole) else None
     last = len(edges) - 2
     place = pl.Series(edges).search_sorted(moment, side="left").to_numpy().astype(np.int64) - 1
     place = np.clip(place, 0, last)
@@ -188,21 +200,7 @@ def _sliced(whole: Piece, features: FeatureSet, slices: int) -> Iterator[Piece]:
         # A spine without rows has features too, of no rows.
         if len(rows) or (whole.spine.is_empty() and number == last):
             ends = (*edges[: number + 1], edges[number + 1] if number < last else LATEST)
-            yield Piece(
-                whole.spine[rows], whole.rows[rows], whole.snapshot, whole.buckets, whole.wanted, ends, begins
-            )
-
-
-def _is_unbounded(piece: Piece) -> bool:
-    """Whether a feature may read a row of any age."""
-    return any(feature.kind == "latest" and feature.ttl_us is None for feature in piece.wanted)
-
-
-def _begins(files: list[str], piece: Piece) -> pl.DataFrame:
-    keys = piece.snapshot.view.keys
-    rows = pl.scan_parquet(files, hive_partitioning=False, glob=False)
-    first = rows.group_by(*keys, _all=pl.lit(0)).agg(pl.col(EVENT_TIME).min().alias("_begin"))
-    return first.collect(engine="streaming")
+            yield replace(whole, spine=whole.spine[rows], rows=whole.rows[rows], edges=ends, begins=begins)
 
 
 def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
@@ -212,9 +210,11 @@ def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
     edge = max(begin, EARLIEST + reach) - reach if len(piece.edges) > 2 else EARLIEST
     table = piece.read(features.strict, (edge, end))
     check_keys(piece.spine, table, piece.wanted[0].on, piece.snapshot.view.keys)
-    if not _is_unbounded(piece):
+    if not piece.is_unbounded:
         return table
-    return pl.concat([table, *_older(piece, features, edge)]).sort(_order(table, piece))
+    view = piece.snapshot.view
+    order = [name for name in (*view.keys, EVENT_TIME, view.row_id, KNOWN_AT) if name in table.columns]
+    return pl.concat([table, *_older(piece, features, edge)]).sort(order)
 
 
 def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.DataFrame]:
@@ -222,21 +222,18 @@ def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.Da
 
     Slices are read backwards until every key has one; never more than one is held.
     """
-    keys, on = piece.snapshot.view.keys, piece.wanted[0].on
-    names = [pl.col(name).alias(key) for name, key in zip(on, keys, strict=True)]
+    keys = piece.snapshot.view.keys
     # A table without keys is one series; a constant stands for its key.
     everywhere = pl.lit(0).alias("_all")
-    pending = piece.spine.select(everywhere, *names).unique()
+    by = ["_all", *keys]
     assert piece.begins is not None
     # A key that has nothing so old is not looked for.
     older = piece.begins.filter(pl.col("_begin") <= edge)
-    pending = pending.join(older, on=["_all", *keys], how="semi")
-    for begin, end in reversed(
-        [(EARLIEST, piece.edges[1]), *zip(piece.edges[1:-1], piece.edges[2:], strict=True)]
-    ):
+    pending = piece.spine.select(everywhere, *_as_keys(piece.wanted[0].on, keys)).unique()
+    pending = pending.join(older, on=by, how="semi")
+    for begin, end in reversed(list(pairwise(piece.edges))):
         if begin >= edge or pending.is_empty():
             continue
-        by = ["_all", *keys]
         rows = piece.read(features.strict, (begin, min(end, edge))).with_columns(everywhere)
         rows = rows.join(pending, on=by, how="semi", maintain_order="left")
         lasting = pl.col(UNTIL).is_null() & (pl.col(KNOWN_AT) <= edge) if features.strict else pl.lit(True)
@@ -244,8 +241,3 @@ def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.Da
         after = (pl.col(EVENT_TIME) >= pl.col("_anchor")).fill_null(True)
         yield rows.join(anchors, on=by, how="left").filter(after).drop("_all", "_anchor")
         pending = pending.join(anchors, on=by, how="anti")
-
-
-def _order(table: pl.DataFrame, piece: Piece) -> list[str]:
-    view = piece.snapshot.view
-    return [name for name in (*view.keys, EVENT_TIME, view.row_id, KNOWN_AT) if name in table.columns]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import isnan
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ from mlops_ray.features.windows import (
     edges,
     newest_active,
     runs,
+    totals,
 )
 from mlops_ray.schema import DTYPES, Column
 
@@ -44,8 +45,6 @@ FEW = 1024
 
 #: A feature's values, one a row: float64 with NaN where one is missing, or a column of another type.
 Values = Floats | pl.Series
-#: A position in a table, or one for each row of a spine.
-Place = TypeVar("Place", int, Positions)
 
 
 def point_in_time(
@@ -170,7 +169,7 @@ class Rows:
     """
 
     times: Positions
-    columns: Mapping[str, pl.Series | pa.Array]
+    columns: Mapping[str, pa.Array]
     known: Positions | None = None
     until: Positions | None = None
     entity: Positions | None = None
@@ -180,7 +179,8 @@ class Rows:
     def of(cls, table: pl.DataFrame, view: ViewTable) -> "Rows":
         """The rows of what `history.read` gives; strict where it was."""
         times = instants(table[EVENT_TIME])
-        columns = {column.name: table[column.name] for column in view.columns if column.name in table.columns}
+        names = [column.name for column in view.columns if column.name in table.columns]
+        columns = {name: table[name].to_arrow() for name in names}
         tied = SEQUENCE in table.columns and runs(table, [*view.keys, EVENT_TIME]).height < table.height
         newest = tie_order(table, view.keys, str(view.row_id)) if tied else None
         if UNTIL not in table.columns:
@@ -193,7 +193,7 @@ class Rows:
     def of_versions(
         cls,
         times: Positions,
-        columns: Mapping[str, pl.Series | pa.Array],
+        columns: Mapping[str, pa.Array],
         known: Positions,
         until: Positions,
         lengths: Sequence[int] | Positions,
@@ -212,23 +212,14 @@ class Rows:
         """A column as float64, for an aggregate."""
         at = name, agg == "distinct_count"
         if at not in self._numbers:
-            column = self.columns[name]
-            if not isinstance(column, pl.Series) and self.is_float(name):
-                self._numbers[at] = Numbers(column.to_numpy(zero_copy_only=False))
+            if self.is_float(name):
+                self._numbers[at] = Numbers(self.columns[name].to_numpy(zero_copy_only=False))
             else:
-                self._numbers[at] = Numbers.of(self.series(name), agg)
+                self._numbers[at] = Numbers.of(pl.Series(self.columns[name]), agg)
         return self._numbers[at]
 
-    def series(self, name: str) -> pl.Series:
-        """A column with its type."""
-        column = self.columns[name]
-        return column if isinstance(column, pl.Series) else pl.Series(column)
-
     def is_float(self, name: str) -> bool:
-        column = self.columns[name]
-        return (
-            column.dtype == pl.Float64 if isinstance(column, pl.Series) else pa.types.is_floating(column.type)
-        )
+        return bool(pa.types.is_floating(self.columns[name].type))
 
 
 @dataclass(frozen=True)
@@ -246,41 +237,43 @@ class Asked:
         return self.target - self.horizon_us
 
     @cached_property
-    def _found(self) -> dict[int, Positions]:
-        return {}
-
-    def _after(self, ago_us: int) -> Positions:
-        """The position behind the newest row of at most so long before P (negative: before T)."""
-        if ago_us not in self._found:
-            self._found[ago_us] = after(self.rows.times, self.first, self.end, self.moment - ago_us)
-        return self._found[ago_us]
-
-    def read(self, feature: Stored) -> Values:
-        """The feature's values, one a row of the spine."""
-        if self._is_one_plain_row:
-            return self._read_one(
-                feature, *_range(feature, self.horizon_us, int(self.first[0]), self._after_one)
-            )
-        start, stop = _range(feature, self.horizon_us, self.first, self._after)
-        if feature.kind == "window":
-            return self._window(feature, start, stop)
-        return self._gather(feature, self._newest(start, stop))
-
-    @cached_property
     def _is_one_plain_row(self) -> bool:
         return len(self.first) == 1 and self.rows.known is None and self.rows.newest is None
 
     @cached_property
-    def _after_one(self) -> Callable[[int], int]:
-        """`_after` of a single row, as a number."""
-        first, moment = int(self.first[0]), int(self.moment[0])
-        times = self.rows.times[first : int(self.end[0])]
+    def _after(self) -> Callable[[int], Any]:
+        """The position behind the newest row of at most so long before P (negative: before T).
 
-        @cache
-        def after_one(ago_us: int) -> int:
-            return first + int(times.searchsorted(moment - ago_us, side="right"))
+        One for each row of the spine; of a single plain row it is a number.
+        """
+        # Without `self` in them: what a task of the join held is freed when it ends, not when cycles are.
+        times, first, end, moment = self.rows.times, self.first, self.end, self.moment
+        if not self._is_one_plain_row:
+            return cache(lambda ago_us: after(times, first, end, moment - ago_us))
+        begin, p = int(first[0]), int(moment[0])
+        own = times[begin : int(end[0])]
+        return cache(lambda ago_us: begin + int(own.searchsorted(p - ago_us, side="right")))
 
-        return after_one
+    def _range(self, feature: Stored) -> tuple[Any, Any]:
+        """The positions, from one to before another, of the rows that a feature reads."""
+        if feature.kind == "window":
+            return self._after(feature.over_us), self._after(0)
+        # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
+        if feature.kind == "value_at":
+            ago = feature.ago_us - self.horizon_us
+            return self._after(ago + feature.tolerance_us + 1), self._after(ago)
+        if feature.ttl_us is not None:
+            return self._after(feature.ttl_us + 1), self._after(0)
+        return int(self.first[0]) if self._is_one_plain_row else self.first, self._after(0)
+
+    def read(self, feature: Stored) -> Values:
+        """The feature's values, one a row of the spine."""
+        start, stop = self._range(feature)
+        if self._is_one_plain_row:
+            return self._read_one(feature, start, stop)
+        if feature.kind == "window":
+            return self._window(feature, start, stop)
+        return self._gather(feature, self._newest(start, stop))
 
     def _read_one(self, feature: Stored, start: int, stop: int) -> Values:
         """What `read` gives for a single row: numbers instead of arrays of one are three times as fast."""
@@ -320,7 +313,7 @@ class Asked:
                 return np.full(len(positions), np.nan)
             return np.where(positions == NONE, np.nan, values[positions])
         at = pl.Series(positions)
-        return self.rows.series(feature.of).gather(at.set(at == NONE, None))
+        return pl.Series(self.rows.columns[feature.of]).gather(at.set(at == NONE, None))
 
     def _in_force(self, positions: Positions, rows: Positions) -> Flags:
         assert self.rows.known is not None
@@ -349,8 +342,7 @@ class Asked:
         count = self._begun(begins, counted) - self._begun(ends, counted)
         if agg == "count":
             return count
-        total = self._begun(begins, values) - self._begun(ends, values) + 0.0
-        return np.where(count > 0, total / np.maximum(count, 1) if agg == "mean" else total, np.nan)
+        return totals(self._begun(begins, values) - self._begun(ends, values), count, agg)
 
     def _begun(self, moments: Positions, values: Floats) -> Floats:
         """For each row of the spine, the sum over its entity's rows whose moment is not after P."""
@@ -359,19 +351,6 @@ class Asked:
         total = np.concatenate([[0.0], np.cumsum(values[order])])
         begun: Floats = total[after(moments[order], self.first, self.end, self.moment)] - total[self.first]
         return begun
-
-
-def _range(
-    feature: Stored, horizon_us: int, first: Place, after: Callable[[int], Place]
-) -> tuple[Place, Place]:
-    """The positions, from one to before another, of the rows that a feature reads."""
-    if feature.kind == "window":
-        return after(feature.over_us), after(0)
-    # One microsecond is the unit of time here: [at - tolerance, at] is (at - tolerance - 1, at].
-    if feature.kind == "value_at":
-        ago = feature.ago_us - horizon_us
-        return after(ago + feature.tolerance_us + 1), after(ago)
-    return first if feature.ttl_us is None else after(feature.ttl_us + 1), after(0)
 
 
 def tie_order(table: pl.DataFrame, entity: Sequence[str], row_id: str) -> Positions:

@@ -4,7 +4,7 @@ For each entity of a table it keeps the rows that a request may still look back 
 computes features from them by the same kernel as offline: what an endpoint answers is what training saw.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from mlops_ray.errors import StorageError
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
-from mlops_ray.features.lookup import Asked, Rows, Values, assemble, instants, tie_order
+from mlops_ray.features.lookup import Asked, Flags, Rows, Values, assemble, instants, tie_order
 from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, NEVER, SEQUENCE, UNTIL
-from mlops_ray.features.shelves import Record, open_shelf, opened, sealed, shown
+from mlops_ray.features.shelves import Record, Write, open_shelf, opened, sealed, shown
 from mlops_ray.features.windows import Positions, runs
 from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT
@@ -116,7 +116,7 @@ class OnlineStore:
         expired = None if about.is_unbounded else about.oldest
         records = _records(view, rows, entities, about)
         before = seen.to_bytes() if seen else None
-        return self._shelf.put(view.table, about.to_bytes(), about.stamp, records, expired, before)
+        return self._shelf.put(view.table, Write(about.to_bytes(), about.stamp, records, expired, before))
 
     def watermarks(self, features: FeatureSet) -> dict[str, datetime]:
         """Up to when everything known of each source is in the store; without those that nobody wrote yet."""
@@ -143,14 +143,20 @@ class OnlineStore:
         """
         target = instants(rows[features.time])
         found: dict[str, Values] = {}
-        failures = [_off_grid(features, target)] if features.every_us else []
+        failures: list[pl.DataFrame] = []
+        if features.every_us and (off_grid := target % features.every_us != 0).any():
+            failures.append(_refused(rows, off_grid, "off_grid", (features.time,)))
         for view, on, wanted in features.reads:
             held = self._read(view, _keys(rows, on), wanted, features.strict)
             asked = Asked(held.rows, held.first, held.end, target, features.horizon_us)
             found |= {feature.name: asked.read(feature) for feature in wanted}
-            failures += held.failures(features, view, on, asked.moment)
-        refused = [failure for failure in failures if failure.rows.size]
-        return assemble(rows, found, features), _frame(refused, rows, features)
+            failures += held.failures(features, view, on, asked.moment, rows)
+        answers = assemble(rows, found, features)
+        if not failures:
+            return answers, NO_FAILURES
+        # Of a row's time the first failure alone is told.
+        first = pl.concat(failures).unique(["row", "column"], keep="first", maintain_order=True)
+        return answers, first.sort("row")
 
     def _read(
         self, view: ViewTable, keys: list[str | None], wanted: Sequence[Stored], strict: bool
@@ -284,7 +290,7 @@ class _Held:
     end: Positions
     watermark: Positions
     oldest: Positions
-    is_unknown: np.ndarray[Any, np.dtype[np.bool_]]
+    is_unknown: Flags
     about: About
 
     @classmethod
@@ -324,81 +330,60 @@ class _Held:
         return cls(_rows(held, view, lengths, strict), first, end, watermarks, olds, unknown, about)
 
     def failures(
-        self, features: FeatureSet, view: ViewTable, on: tuple[str, ...], moment: Positions
-    ) -> list["_Refused"]:
-        """Requests that the store cannot answer, and those of whom it knows nothing."""
+        self,
+        features: FeatureSet,
+        view: ViewTable,
+        on: tuple[str, ...],
+        moment: Positions,
+        rows: pl.DataFrame,
+    ) -> Iterator[pl.DataFrame]:
+        """Requests that the store cannot answer, and those of whom it knows nothing, as `schema.FAILURES`."""
         latest = _latest(self.about, self.watermark)
         late = moment > latest
-        old = moment - features.table_reach_us(view.source) <= self.oldest
-        unknown = self.is_unknown & bool(on)
-        if not (late | old | unknown).any():
-            return []
-        return [
-            _Refused(np.flatnonzero(late), "watermark", (features.time,), note=_known(view, latest[late])),
-            _Refused(np.flatnonzero(old & ~late), "too_old", (features.time,)),
+        old = (moment - features.table_reach_us(view.source) <= self.oldest) & ~late
+        if late.any():
+            until = pl.Series(latest[late], dtype=pl.Int64).cast(INSTANT).dt.strftime(ISO)
+            known = f"; {view.source!r} is known up to " + until
+            yield _refused(rows, late, "watermark", (features.time,), known)
+        if old.any():
+            yield _refused(rows, old, "too_old", (features.time,))
+        if on and self.is_unknown.any():
             # Answered, as offline, but not silently.
-            _Refused(np.flatnonzero(unknown), "no_history", on, "flag"),
-        ]
+            yield _refused(rows, self.is_unknown, "no_history", on, severity="flag")
 
 
-@dataclass(frozen=True)
-class _Refused:
-    """Request rows that fail a check, and the columns that it looks at."""
-
-    rows: Positions
-    rule: str
-    columns: tuple[str, ...]
-    severity: str = "reject"
-    #: What is said behind the value, for each row.
-    note: pl.Series | None = None
-
-    def values(self, text: dict[str, pl.Series]) -> pl.Series:
-        """What stands in the columns, given as text."""
-        parts = [text[name][self.rows] for name in self.columns]
-        values = pl.select(pl.concat_str(parts, separator=", ")).to_series()
-        return values if self.note is None else values + "; " + self.note
-
-
-def _known(view: ViewTable, latest: Positions) -> pl.Series:
-    """Up to when a source is known, in words."""
-    until = pl.Series(latest, dtype=pl.Int64).cast(INSTANT).dt.strftime(ISO)
-    return f"{view.source!r} is known up to " + until
-
-
-def _off_grid(features: FeatureSet, target: Positions) -> _Refused:
-    """Target times that are not the end of an interval."""
-    return _Refused(np.flatnonzero(target % (features.every_us or 1)), "off_grid", (features.time,))
-
-
-def _frame(refused: list[_Refused], rows: pl.DataFrame, features: FeatureSet) -> pl.DataFrame:
-    """Refused rows as `schema.FAILURES`, in the rows' order; of a row's time the first failure alone."""
-    if not refused:
-        return NO_FAILURES
-    text = {
-        name: rows[name].dt.strftime(ISO) if name == features.time else rows[name].cast(pl.String)
-        for failed in refused
-        for name in failed.columns
-    }
-    parts = [
-        pl.DataFrame({"row": failed.rows}).select(
-            pl.col("row").cast(pl.UInt32),
-            pl.lit(failed.columns[0]).alias("column"),
-            pl.lit(failed.rule).alias("rule"),
-            failed.values(text).alias("value"),
-            pl.lit(failed.severity).alias("severity"),
-        )
-        for failed in refused
+def _refused(
+    rows: pl.DataFrame,
+    is_refused: Flags,
+    rule: str,
+    columns: tuple[str, ...],
+    note: pl.Series | str = "",
+    severity: str = "reject",
+) -> pl.DataFrame:
+    """Rows that fail a check of these columns, as `schema.FAILURES`; their notes stand behind the value."""
+    places = np.flatnonzero(is_refused)
+    texts = [
+        pl.col(name).dt.strftime(ISO) if rows.schema[name] == INSTANT else pl.col(name).cast(pl.String)
+        for name in columns
     ]
-    return pl.concat(parts).unique(["row", "column"], keep="first", maintain_order=True).sort("row")
+    return rows[places].select(
+        pl.Series("row", places, pl.UInt32),
+        pl.lit(columns[0]).alias("column"),
+        pl.lit(rule).alias("rule"),
+        (pl.concat_str(texts, separator=", ") + pl.lit(note)).alias("value"),
+        pl.lit(severity).alias("severity"),
+    )
 
 
 def _column(name: str, batches: list[pa.RecordBatch], view: ViewTable) -> pa.Array:
-    """A column of several records, one after the other."""
-    if len(batches) == 1:
-        return batches[0].column(name)
+    """A column of several records, one after the other. Raises `KeyError` with its name if one lacks it."""
     if not batches:
         return pa.array([], _schema(view, orjson.dumps([name])).field(0).type)
-    return pa.concat_arrays([batch.column(name) for batch in batches])
+    try:
+        columns = [batch.column(name) for batch in batches]
+    except KeyError:
+        raise KeyError(name) from None
+    return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
 
 
 def _rows(columns: dict[str, pa.Array], view: ViewTable, lengths: list[int], strict: bool) -> Rows:

@@ -10,10 +10,11 @@ import re
 import secrets
 import sqlite3
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -44,6 +45,18 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*)(:\d+)?")
 Record = tuple[str, int, bytes]
 
 
+class Write(NamedTuple):
+    """What a writer brings to a table: records, and what it says of itself then, made from a commit."""
+
+    about: bytes
+    stamp: int
+    records: Iterable[Record]
+    #: Records of earlier commits whose newest row is not after this are dropped.
+    expired: int | None
+    #: What the table said of itself when the writer looked.
+    seen: bytes | None
+
+
 def sealed(stamp: int, content: bytes) -> bytes:
     """What a shelf keeps of some content: a stamp, the format, a checksum, and the content."""
     return _seal(f"{stamp:0{STAMP}d}".encode(), content) + content
@@ -61,27 +74,32 @@ def _seal(stamp: bytes, content: bytes) -> bytes:
     return stamp + FORMAT + zlib.crc32(content, zlib.crc32(stamp)).to_bytes(4, "big")
 
 
-class Shelf(Protocol):
-    """What the online store asks of the place where its records lie.
+class Shelf(ABC):
+    """What the online store asks of the place where its records lie, with any failures of its own.
 
     Where something lies that is none of ours, such as a list, b"" is found, which nobody sealed.
     """
 
+    def __init__(self, where: str, failures: type[Exception], fault: str) -> None:
+        self._where, self._failures, self._fault = f"the online store {where}", failures, fault
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except self._failures as error:
+            raise StorageError(f"{self._where} {self._fault}: {error}") from error
+
     def about(self, table: str) -> bytes | None:
         """What a table says of itself; `None` before the first write."""
+        return self.get(table, [])[0]
 
+    @abstractmethod
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
         """What a table says of itself, and the records of the keys, in their order."""
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
+    @abstractmethod
+    def put(self, table: str, write: Write) -> bool:
         """Writes records, then what the table says of itself, unless what is there has a later stamp.
 
         Returns whether all is well: not where the table, no later, says something else of itself than was
@@ -91,12 +109,15 @@ class Shelf(Protocol):
         `expired` are dropped; those of this one may be another writer's, who keeps more.
         """
 
+    @abstractmethod
     def forget(self, table: str, seen: bytes) -> None:
         """What a table says of itself is gone, if it is still what was `seen`: the table is written anew."""
 
+    @abstractmethod
     def remedy(self, table: str) -> str:
         """How a person deletes all of a table."""
 
+    @abstractmethod
     def close(self) -> None: ...
 
 
@@ -188,23 +209,26 @@ LEFT JOIN records ON records.name = shelves.name AND records.key = asked.value W
 """
 
 
-class SqliteShelf:
+class SqliteShelf(Shelf):
     """Records in a SQLite file; a process opens its own."""
 
     def __init__(self, path: Path) -> None:
-        self._where = f"the online store {path}"
+        super().__init__(str(path), sqlite3.Error, "cannot be used")
         with self._answering():
             self._connection = sqlite3.connect(
                 path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
-            with closing(self._connection.cursor()) as cursor:
-                cursor.execute("PRAGMA journal_mode=WAL")
-                cursor.executescript(_CREATE)
+            self._connection.execute("PRAGMA journal_mode=WAL").close()
+            self._connection.executescript(_CREATE).close()
 
     def about(self, table: str) -> bytes | None:
         with self._answering():
-            found = self._connection.execute(_GET_ABOUT, (table,)).fetchone()
-        return _ours(found[0]) if found else None
+            return self._found(table)[0]
+
+    def _found(self, table: str) -> tuple[bytes | None, int]:
+        """What a table says of itself, and its stamp; `None` before the first write."""
+        found = self._connection.execute(_GET_ABOUT, (table,)).fetchone()
+        return (_ours(found[0]), found[1]) if found else (None, 0)
 
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
         if not keys:
@@ -214,33 +238,26 @@ class SqliteShelf:
         records = {place: _ours(record) for _, place, record in found}
         return _ours(found[0][0]) if found else None, [records.get(place) for place in range(len(keys))]
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
-        with self._answering(), self._transaction() as cursor:
-            there = cursor.execute(_GET_ABOUT, (table,)).fetchone()
-            if there is not None and there[1] > stamp:
+    def put(self, table: str, write: Write) -> bool:
+        stamp = write.stamp
+        with self._transaction() as connection:
+            about, there = self._found(table)
+            if about is not None and there > stamp:
                 return True
-            if (there and _ours(there[0])) != seen:
+            if about != write.seen:
                 return False
-            cursor.executemany(_PUT_RECORD, ((table, key, stamp, newest, r) for key, newest, r in records))
-            if expired is not None:
-                cursor.execute(_EXPIRE, (table, expired, stamp))
-            cursor.execute(_PUT_ABOUT, (table, stamp, about))
+            rows = ((table, key, stamp, newest, record) for key, newest, record in write.records)
+            connection.executemany(_PUT_RECORD, rows)
+            if write.expired is not None:
+                connection.execute(_EXPIRE, (table, write.expired, stamp))
+            connection.execute(_PUT_ABOUT, (table, stamp, write.about))
         return True
 
     def forget(self, table: str, seen: bytes) -> None:
-        with self._answering(), self._transaction() as cursor:
-            there = cursor.execute(_GET_ABOUT, (table,)).fetchone()
-            if there is not None and _ours(there[0]) == seen:
+        with self._transaction() as connection:
+            if self._found(table)[0] == seen:
                 for statement in _FORGET:
-                    cursor.execute(statement, (table,))
+                    connection.execute(statement, (table,))
 
     def remedy(self, table: str) -> str:
         return "delete the file"
@@ -249,22 +266,11 @@ class SqliteShelf:
         self._connection.close()
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Cursor]:
-        with closing(self._connection.cursor()) as cursor:
-            cursor.execute("BEGIN IMMEDIATE")
-            try:
-                yield cursor
-            except BaseException:
-                cursor.execute("ROLLBACK")
-                raise
-            cursor.execute("COMMIT")
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StorageError(f"{self._where} cannot be used: {error}") from error
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._answering():
+            self._connection.execute("BEGIN IMMEDIATE")
+            with self._connection as connection:
+                yield connection
 
 
 def _ours(value: Any) -> Any:
@@ -272,7 +278,8 @@ def _ours(value: Any) -> Any:
     return value if value is None or isinstance(value, bytes) else b""
 
 
-#: The stamp of something; before all others where it is not of our format, which nobody reads.
+#: What all scripts begin with: the stamp of something; before all others where it is not of our format,
+#: which nobody reads.
 _LUA_STAMP = """
 local function stamp(name)
     if redis.call('TYPE', name).ok ~= 'string' then return -math.huge end
@@ -281,9 +288,7 @@ end
 """.replace("END", str(STAMP + len(FORMAT) - 1)).replace("FORMAT", FORMAT.decode())
 
 #: Sets a record and its place in the order of newest rows, unless a later one, or a later table, is there.
-_LUA_PUT = (
-    _LUA_STAMP
-    + """
+_LUA_PUT = """
 local mine = tonumber(string.sub(ARGV[1], 1, 16))
 if stamp(KEYS[1]) > mine or stamp(KEYS[3]) > mine then return 0 end
 if redis.call('TYPE', KEYS[2]).ok ~= 'zset' then redis.call('DEL', KEYS[2]) end
@@ -291,24 +296,18 @@ redis.call('SET', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], ARGV[2], KEYS[1])
 return 1
 """
-)
 
 #: Sets what a table says of itself, unless it says something later, or else than the writer saw.
-_LUA_PUT_ABOUT = (
-    _LUA_STAMP
-    + """
+_LUA_PUT_ABOUT = """
 if stamp(KEYS[1]) > tonumber(string.sub(ARGV[1], 1, 16)) then return 1 end
 if (redis.call('GET', KEYS[1]) or '') ~= ARGV[2] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1])
 return 1
 """
-)
 
 #: Drops records of earlier commits whose newest row has become too old, where the table says of itself what
 #: this writer says: another may keep more.
-_LUA_EXPIRE = (
-    _LUA_STAMP
-    + """
+_LUA_EXPIRE = """
 if redis.call('GET', KEYS[2]) ~= ARGV[3] then return end
 if redis.call('TYPE', KEYS[1]).ok ~= 'zset' then return end
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
@@ -318,7 +317,6 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', ARGV[1])) do
     end
 end
 """
-)
 
 #: Deletes what a table says of itself where it is what was seen; of a key of another type nothing was.
 _LUA_FORGET = """
@@ -327,7 +325,7 @@ redis.call('DEL', KEYS[1])
 """
 
 
-class RedisShelf:
+class RedisShelf(Shelf):
     """Records in a Redis server, which several services and machines may share."""
 
     def __init__(self, location: str) -> None:
@@ -337,8 +335,7 @@ class RedisShelf:
             import redis
         except ImportError:
             raise StorageError("online: redis://… needs the extra: pip install 'mlops_ray[redis]'") from None
-        self._failures = redis.RedisError
-        self._where = f"the online store {shown(url)}"
+        super().__init__(shown(url), redis.RedisError, "does not answer")
         try:
             self._client: Any = redis.Redis.from_url(
                 url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S
@@ -352,11 +349,8 @@ class RedisShelf:
             raise StorageError(
                 f"{self._where} is no address, or has an option that is none; write e.g. redis://HOST:6379/0"
             ) from None
-        scripts = (_LUA_PUT, _LUA_PUT_ABOUT, _LUA_EXPIRE, _LUA_FORGET)
+        scripts = (_LUA_STAMP + text for text in (_LUA_PUT, _LUA_PUT_ABOUT, _LUA_EXPIRE, _LUA_FORGET))
         self._put, self._put_about, self._expire, self._forget = map(self._client.register_script, scripts)
-
-    def about(self, table: str) -> bytes | None:
-        return self.get(table, [])[0]
 
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
         names = [self._whole(table), *(self._key(table, key) for key in keys)]
@@ -376,21 +370,13 @@ class RedisShelf:
                 found[at] = None if kind in (b"none", b"string") else b""
         return found
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
+    def put(self, table: str, write: Write) -> bool:
         order, whole = f"{self._whole(table)}:order", self._whole(table)
+        about, stamp, records, expired, seen = write
         with self._answering():
             pipe = self._client.pipeline(transaction=False)
             for key, newest, record in records:
-                name = self._key(table, key)
-                self._put(keys=[name, order, whole], args=[record, newest], client=pipe)
+                self._put(keys=[self._key(table, key), order, whole], args=[record, newest], client=pipe)
                 if len(pipe) >= BATCH:
                     pipe.execute()
             # After the records: it promises what they hold. From then on no earlier record can come back.
@@ -411,14 +397,7 @@ class RedisShelf:
         return self._prefix + table
 
     def _key(self, table: str, key: str) -> str:
-        return f"{self._prefix}{table}:key:{key}"
+        return f"{self._whole(table)}:key:{key}"
 
     def close(self) -> None:
         self._client.close()
-
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except self._failures as error:
-            raise StorageError(f"{self._where} does not answer: {error}") from error

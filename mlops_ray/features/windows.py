@@ -92,7 +92,7 @@ def aggregate(
         return np.array([aggregate_one(numbers, a, b, agg, quantile) for a, b in ranges], np.float64)
     if agg in ("sum", "mean") and len(start) >= MANY and numbers.prefix is not None:
         total, count = (cumulated[stop] - cumulated[start] for cumulated in numbers.prefix)
-        return _total(total.astype(np.float64), count, agg)
+        return totals(total.astype(np.float64), count, agg)
     if agg in _REDUCTIONS:
         return _reduced(numbers.values, start, stop, agg)
     return _expanded(numbers.values, start, stop, _SEGMENTS[agg], _MEDIAN if quantile is None else quantile)
@@ -200,15 +200,16 @@ def after(times: Positions, first: Positions, end: Positions, moments: Positions
     return low
 
 
-def _is_wide(series: pl.Series) -> bool:
-    """Whether there are integers that float64 rounds."""
-    return series.dtype.is_integer() and bool(((series > int(EXACT)) | (series < -int(EXACT))).any())
-
-
-def _total(total: Floats, count: Positions, agg: str) -> Floats:
+def totals(total: Floats, count: Positions | Floats, agg: str) -> Floats:
+    """The sums, or the means, that these sums of so many values are; of nothing there is none."""
     # Adding 0 turns -0 into 0, which is what integers add up to.
     total = total + 0.0
     return np.where(count > 0, total / np.maximum(count, 1) if agg == "mean" else total, np.nan)
+
+
+def _is_wide(series: pl.Series) -> bool:
+    """Whether there are integers that float64 rounds."""
+    return series.dtype.is_integer() and bool(((series > int(EXACT)) | (series < -int(EXACT))).any())
 
 
 def _cumulated(values: Positions) -> Positions:
@@ -223,7 +224,7 @@ def _reduced(values: Floats, start: Positions, stop: Positions, agg: str) -> Flo
     else:
         count = _reduce(np.add, given.astype(np.int64), start, stop, 0)
         result = _reduce(ufunc, np.where(given, values, neutral), start, stop, neutral)
-    return _total(result, count, agg)
+    return totals(result, count, agg)
 
 
 def _reduce(ufunc: Any, values: Any, start: Positions, stop: Positions, neutral: float) -> Any:

@@ -15,7 +15,7 @@ import redis
 from mlops_ray.features import shelves
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
-from mlops_ray.features.shelves import Record, Shelf
+from mlops_ray.features.shelves import Record, Shelf, Write
 
 from . import writers
 from .writers import ROOT, Writers
@@ -33,16 +33,8 @@ class Dying:
         self._shelf, self._after = shelf, after
         self.about, self.get, self.close = shelf.about, shelf.get, shelf.close
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
-        return self._shelf.put(table, about, stamp, self._some(records), expired, seen)
+    def put(self, table: str, write: Write) -> bool:
+        return self._shelf.put(table, write._replace(records=self._some(write.records)))
 
     def _some(self, records: Iterable[Record]) -> Iterator[Record]:
         for number, record in enumerate(records):

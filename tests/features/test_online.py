@@ -4,7 +4,7 @@ import random
 import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import History, Snapshot
 from mlops_ray.features.materialize import OvertakenError, materialize
 from mlops_ray.features.online import OnlineStore
-from mlops_ray.features.shelves import Record, RedisShelf, Shelf
+from mlops_ray.features.shelves import Record, RedisShelf, Shelf, Write
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.instants import to_micros
 from mlops_ray.schema import INSTANT, Column, Schema
@@ -189,18 +189,10 @@ class Watched:
         self.written: list[str] = []
         self.about, self.get, self.close = shelf.about, shelf.get, shelf.close
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
-        records = list(records)
+    def put(self, table: str, write: Write) -> bool:
+        records = list(write.records)
         self.written += [key for key, _, _ in records]
-        return self._shelf.put(table, about, stamp, records, expired, seen)
+        return self._shelf.put(table, write._replace(records=records))
 
     def taken(self) -> list[str]:
         """The keys that were written since the last time, sorted."""
@@ -490,19 +482,11 @@ class Pausing:
         self._pause()
         return self._shelf.about(table)
 
-    def put(
-        self,
-        table: str,
-        about: bytes,
-        stamp: int,
-        records: Iterable[Record],
-        expired: int | None,
-        seen: bytes | None,
-    ) -> bool:
+    def put(self, table: str, write: Write) -> bool:
         self._pause()
         if isinstance(self._shelf, RedisShelf):
-            records = self._one_by_one(list(records))
-        return self._shelf.put(table, about, stamp, records, expired, seen)
+            write = write._replace(records=self._one_by_one(list(write.records)))
+        return self._shelf.put(table, write)
 
     def _one_by_one(self, records: list[Record]) -> Iterator[Record]:
         for record in records:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlops_ray.errors import StorageError
-from mlops_ray.features.shelves import RedisShelf, SqliteShelf, open_shelf, sealed, shown
+from mlops_ray.features.shelves import RedisShelf, SqliteShelf, Write, open_shelf, sealed, shown
 
 from .conftest import RedisServer
 
@@ -80,7 +80,7 @@ def test_records_are_bytes_whatever_an_address_says(redis_server: RedisServer) -
     redis_server.empty()
     shelf = open_shelf(f"{redis_server.url}?decode_responses=true")
     about, record = sealed(1, b"\xff"), sealed(1, b"\xfe")
-    assert shelf.put("t", about, 1, [("a", 0, record)], None, None)
+    assert shelf.put("t", Write(about, 1, [("a", 0, record)], None, None))
     assert shelf.get("t", ["a"]) == (about, [record])
     shelf.close()
 
