@@ -5,13 +5,12 @@ Whatever is given is text and is escaped; `Block.picture` alone is markup, which
 
 import importlib.resources
 import math
-import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 from markupsafe import Markup
@@ -20,16 +19,10 @@ Kind = Literal["", "ok", "note", "warning", "problem"]
 
 #: Characters of a name, and of a value, that a page shows.
 LONGEST_NAME, LONGEST_VALUE = 60, 100
+#: Findings that a page lists; the document has the rest.
+MOST_FINDINGS = 30
 #: Joiners, which scripts and emoji need; whatever else has no shape of its own is written as its number.
 JOINERS = "\u200c\u200d"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a person should know, in a sentence."""
-
-    severity: Kind
-    said: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Block:
     note: str = ""
     tiles: Sequence[tuple[str, str, str]] = ()
     """Name, figure, and a remark."""
-    picture: str = ""
+    picture: Markup | None = None
     facts: Sequence[tuple[str, str]] = ()
     bars: Sequence[Bar] = ()
     table: Table | None = None
@@ -77,14 +70,22 @@ class Section:
     cards: bool = False
 
 
-def page(title: str, subtitle: str, findings: Sequence[Finding], sections: Sequence[Section]) -> str:
+def page(
+    title: str, subtitle: str, findings: Sequence[Mapping[str, Any]], sections: Sequence[Section]
+) -> str:
     """The whole page. The same arguments give the same text.
+
+    Of each finding its `severity`, a `Kind`, and what is `said`.
 
     >>> "&lt;script&gt;" in page("<script>", "", [], [])
     True
     """
+    listed = [*findings[:MOST_FINDINGS]] or [{"severity": "ok", "said": "Nothing stands out."}]
+    if len(findings) > MOST_FINDINGS:
+        said = f"And {len(findings) - MOST_FINDINGS:,} more, in the JSON document."
+        listed.append({"severity": "note", "said": said})
     shown = [section for section in sections if section.blocks]
-    return _template().render(title=title, subtitle=subtitle, findings=findings, sections=shown)
+    return _template().render(title=title, subtitle=subtitle, findings=listed, sections=shown)
 
 
 @cache
@@ -96,17 +97,8 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["picture"] = _picture
     source = importlib.resources.files(__package__).joinpath("page.html").read_text("utf-8")
     return environment.from_string(source)
-
-
-def _picture(svg: str, place: str) -> Markup:
-    """A picture with names that no other of the page has."""
-    own = re.compile(r'(\bid="|url\(#|href="#)')
-    # Only inside tags: text holds no < or >.
-    named = re.sub(r"<[^<>]+>", lambda tag: own.sub(rf"\g<1>{place}-", tag[0]), svg)
-    return Markup("\n".join(map(plain, named.split("\n"))))  # noqa: S704
 
 
 def plain(text: str) -> str:

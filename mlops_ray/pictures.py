@@ -1,220 +1,195 @@
-"""Pictures for pages: SVG as text that takes its colours and its font from the page around it.
+"""Pictures for pages: SVG that takes its colours and its font from the page around it.
 
-matplotlib draws; what it drew is then cut down to what belongs inside a page. The same numbers give the same
-text. Names inside pictures are shortened here; pages say them whole.
+The same numbers give the same text, and nothing in it has a name that another picture of a page might have.
+Names inside pictures are shortened here; pages say them whole.
 """
 
-import html
-import io
 import itertools
 import math
-import re
-import threading
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
-#: Stands in a picture for a colour of the page, and what it is where the page has none.
-_TEXT, _LINE, _ACCENT, _SECOND, _BAD, _BACK = (f"#0{digit}0{digit}0{digit}" for digit in range(1, 7))
-_COLOURS = {
-    _TEXT: "currentColor",
-    _LINE: "var(--line, #bbb)",
-    _ACCENT: "var(--accent, #1f56d8)",
-    _SECOND: "var(--second, #8a97a8)",
-    _BAD: "var(--bad, #b3261e)",
-    _BACK: "var(--card, #fff)",
-}
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mlops_ray",
-    "figure.dpi": 72,
-    # A name may hold dollars.
-    "text.parse_math": False,
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 12,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize"), 11),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), _TEXT),
-    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color", "grid.color"), _LINE),
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
-    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
-}
+from markupsafe import Markup
+
+from mlops_ray.pages import cut, plain
+
+_LINE, _ACCENT, _BAD, _BACK = (f"var(--{colour})" for colour in ("line", "accent", "bad", "card"))
+_DASHED = {"stroke": "var(--second)", "stroke-width": 1.2, "stroke-dasharray": "5 4"}
 #: Pixels; on a telephone a picture this wide is shown at eight tenths, its text at nine pixels.
 _WIDTH = 420
-#: matplotlib keeps its settings in one place for all threads.
-_ALONE = threading.Lock()
+#: How much larger than its own pixels a picture is shown at most.
+_LARGEST = 1.35
 #: Characters of a name beside an axis.
 _LONGEST_LABEL = 22
-#: A gap shorter than this share of the axis would not be seen.
-_THINNEST = 0.006
+#: Pixels; a shorter gap would not be seen.
+_THINNEST = 2
+#: Columns of a heat map whose values have room to be written out.
+_MOST_SPOKEN = 12
+
+Mark = tuple[float, str]
 
 
-def histogram(edges: Sequence[float], counts: Sequence[int], title: str) -> str:
+@dataclass(frozen=True)
+class _Axes:
+    """Where the numbers from `x` and `y` lie: in a picture of this size, within its margins, in pixels."""
+
+    width: float
+    height: float
+    left: float
+    bottom: float
+    right: float
+    top: float
+    x: tuple[float, float]
+    y: tuple[float, float]
+
+    def across(self, value: float) -> float:
+        low, high = self.x
+        return round(self.left + (value - low) / (high - low) * (self.width - self.left - self.right), 2)
+
+    def down(self, value: float) -> float:
+        low, high = self.y
+        part = (value - low) / (high - low)
+        return round(self.height - self.bottom - part * (self.height - self.bottom - self.top), 2)
+
+    def line(self, begin: tuple[float, float], end: tuple[float, float], **style: object) -> Markup:
+        (x1, y1), (x2, y2) = ((self.across(x), self.down(y)) for x, y in (begin, end))
+        return _element("line", x1=x1, y1=y1, x2=x2, y2=y2, **style)
+
+    def dot(self, x: float, y: float) -> Markup:
+        return _element("circle", cx=self.across(x), cy=self.down(y), r=4, fill=_ACCENT)
+
+    def stairs(self, edges: Sequence[float], heights: Sequence[float]) -> Markup:
+        """The area below cells between edges."""
+        steps = (f"V{self.down(h)}H{self.across(edge)}" for h, edge in zip(heights, edges[1:], strict=True))
+        base = self.down(0)
+        return _element("path", d=f"M{self.across(edges[0])} {base}{''.join(steps)}V{base}Z", fill=_ACCENT)
+
+    def grid(self, across: Iterable[Mark], down: Iterable[Mark]) -> Iterator[Markup]:
+        """Lines at the marks of both axes, and what is said of them below and at the left."""
+        (left, right), (low, high) = self.x, self.y
+        yield self.line((left, low), (right, low), stroke=_LINE)
+        for x, said in across:
+            yield self.line((x, low), (x, high), stroke=_LINE)
+            yield _text(self.across(x), self.down(low) + 15, said)
+        for y, said in down:
+            yield self.line((left, y), (right, y), stroke=_LINE)
+            yield _text(self.left - 6, self.down(y) + 4, said, text_anchor="end")
+
+
+def _element(name: str, *inside: str, **given: object) -> Markup:
+    """An element of SVG; text inside and in attributes is escaped."""
+    attributes = (Markup(' {}="{}"').format(key.replace("_", "-"), said) for key, said in given.items())
+    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(attributes), Markup("\n").join(inside))
+
+
+def _text(x: float, y: float, said: str, **style: object) -> Markup:
+    return _element("text", said, x=x, y=y, **style)
+
+
+def _svg(title: str, width: float, height: float, *parts: Markup) -> Markup:
+    """The parts as one picture, named for those who do not see it."""
+    head = {"role": "img", "aria-label": plain(title), "style": f"max-width:{width * _LARGEST:.0f}px"}
+    size = {"viewBox": f"0 0 {width} {height}", "fill": "currentColor", "font-size": 11}
+    return _element("svg", *parts, **head, **size, text_anchor="middle")
+
+
+def histogram(edges: Sequence[float], counts: Sequence[int], title: str) -> Markup:
     """Rows by cells between numbers; small, for beside a column's figures. Height is rows per unit."""
     widths = [high - low for low, high in itertools.pairwise(edges)]
     # Merged cells are wider: area is what says how many.
     heights = [count / width * widths[0] for count, width in zip(counts, widths, strict=True)]
-
-    def draw(axes: Any) -> None:
-        axes.stairs(heights, edges, fill=True, color=_ACCENT)
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.set_xlim(edges[0], edges[-1])
-        ticks = [edges[0], (edges[0] + edges[-1]) / 2, edges[-1]]
-        axes.set_xticks(ticks, [_short(tick) for tick in ticks])
-        for label, side in zip(axes.get_xticklabels(), ("left", "center", "right"), strict=True):
-            label.set_horizontalalignment(side)
-
-    return _svg(draw, title, (300, 96), (3, 22, 6, 4))
+    low, high = edges[0], edges[-1]
+    axes = _Axes(300, 96, 24, 22, 24, 4, (low, high), (0, max(heights) or 1))
+    marks = [(edge, _short(edge)) for edge in (low, (low + high) / 2, high)]
+    return _svg(title, 300, 96, *axes.grid(marks, ()), axes.stairs(edges, heights))
 
 
-def coverage(edges: Sequence[str], counts: Sequence[int], gaps: Sequence[tuple[str, str]], title: str) -> str:
+def coverage(
+    edges: Sequence[str], counts: Sequence[int], gaps: Sequence[tuple[str, str]], title: str
+) -> Markup:
     """Rows over time, between ISO instants; intervals without rows are marked."""
     seconds = [_seconds(edge) for edge in edges]
-    span = seconds[-1] - seconds[0]
-
-    def draw(axes: Any) -> None:
-        axes.stairs(counts, seconds, fill=True, color=_ACCENT)
-        for begin, end in gaps:
-            low, high = _seconds(begin), _seconds(end)
-            wide = max(high - low, span * _THINNEST)
-            axes.axvspan(
-                (low + high - wide) / 2, (low + high + wide) / 2, color=_BAD, alpha=0.35, linewidth=0
-            )
-        axes.set_xlim(seconds[0], seconds[-1])
-        axes.set_ylim(0, max(1, *counts) * 1.05)
-        ticks = [seconds[0] + span * part for part in (0.08, 0.36, 0.64, 0.92)]
-        axes.set_xticks(ticks, [_date(tick, span) for tick in ticks])
-        axes.yaxis.set_major_locator(_ticks(4, integer=True))
-        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.grid(axis="y")
-
-    return _svg(draw, title, (_WIDTH, 200), (54, 24, 6, 8))
+    begin, span, most = seconds[0], seconds[-1] - seconds[0], max(1, *counts) * 1.05
+    axes = _Axes(_WIDTH, 200, 54, 24, 6, 8, (begin, seconds[-1]), (0, most))
+    times = [begin + span * part for part in (0.08, 0.36, 0.64, 0.92)]
+    marks = [(time, _date(time, span)) for time in times]
+    parts = [*axes.grid(marks, _round(0, most, 4, whole=True)), axes.stairs(seconds, counts)]
+    for low, high in ((axes.across(_seconds(low)), axes.across(_seconds(high))) for low, high in gaps):
+        wide = max(high - low, _THINNEST)
+        place = {"x": (low + high - wide) / 2, "y": 8, "width": wide, "height": 168}
+        parts += [_element("rect", **place, fill=_BAD, fill_opacity=0.35)]
+    return _svg(title, _WIDTH, 200, *parts)
 
 
-def heat_map(names: Sequence[str], values: Sequence[Sequence[float | None]], title: str) -> str:
+def heat_map(names: Sequence[str], values: Sequence[Sequence[float | None]], title: str) -> Markup:
     """A square of values from -1 to 1; the deeper the colour, the further from 0; unknown ones are empty."""
-    size, spoken = len(names), len(names) <= 12
-    labels = [_label(name) for name in names]
-    centred = {"ha": "center", "va": "center", "fontsize": 10}
-
-    def draw(axes: Any) -> None:
-        from matplotlib.patches import Rectangle
-
-        for row, column in ((row, column) for row in range(size) for column in range(size)):
-            value = values[row][column]
-            if value is None:
-                continue
-            colour, depth = _BAD if value < 0 else _ACCENT, round(abs(value) * 0.85, 2)
-            axes.add_patch(Rectangle((column, row), 0.96, 0.96, color=colour, alpha=depth, linewidth=0))
-            if spoken:
-                said = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
-                axes.text(column + 0.48, row + 0.5, said, color=_BACK if depth > 0.65 else _TEXT, **centred)
-        axes.set(xlim=(0, size), ylim=(size, 0))
-        upright = {"rotation": 90, "rotation_mode": "anchor", "ha": "right", "va": "center"}
-        axes.set_xticks([i + 0.5 for i in range(size)], labels, **upright)
-        axes.set_yticks([i + 0.5 for i in range(size)], labels)
-        axes.tick_params(length=0)
-        axes.spines[:].set_visible(False)
-
-    margin = _beside(labels)
-    return _svg(draw, title, (_WIDTH, margin + max(size * 16, min(size * 28, 330))), (margin, margin, 4, 4))
+    size, margin = len(names), _beside(names)
+    wide, high = (_WIDTH - margin - 4) / size, max(16, min(28, 330 / size))
+    parts = []
+    for place, name in enumerate(map(_label, names)):
+        middle, below = margin + (place + 0.5) * wide + 4, size * high + 8
+        parts += [_text(margin - 6, (place + 0.5) * high + 4, name, text_anchor="end")]
+        parts += [_text(middle, below, name, text_anchor="end", transform=f"rotate(-90 {middle} {below})")]
+    for row, column in itertools.product(range(size), repeat=2):
+        value, x, y = values[row][column], margin + column * wide, row * high
+        if value is None:
+            continue
+        colour, depth = _BAD if value < 0 else _ACCENT, round(abs(value) * 0.85, 2)
+        cell = {"x": x, "y": y, "width": wide * 0.96, "height": high * 0.96}
+        parts += [_element("rect", **cell, fill=colour, fill_opacity=depth)]
+        if size <= _MOST_SPOKEN:
+            said = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+            text = _BACK if depth > 0.65 else "currentColor"
+            parts += [_text(x + wide / 2, y + high / 2 + 4, said, font_size=10, fill=text)]
+    return _svg(title, _WIDTH, margin + size * high, *parts)
 
 
 def dots(
     labels: Sequence[str], values: Sequence[float], counts: Sequence[int], line: float, title: str, axis: str
-) -> str:
+) -> Markup:
     """A value for each label, top down, with its number of rows at the right; `line` is that of all rows."""
-
-    def draw(axes: Any) -> None:
-        at = range(len(labels))
-        axes.axvline(line, color=_SECOND, linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.hlines(at, line, values, color=_ACCENT, linewidth=2, alpha=0.5)
-        axes.plot(values, at, "o", color=_ACCENT, markersize=7)
-        axes.set_yticks(at, [_label(label) for label in labels])
-        axes.set_ylim(len(labels) - 0.4, -0.6)
-        axes.xaxis.set_major_locator(_ticks(4))
-        axes.xaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.margins(x=0.08)
-        axes.grid(axis="x")
-        axes.set_xlabel(_label(axis, _WIDTH // 10))
-        for row, count in zip(at, counts, strict=True):
-            axes.text(1.02, row, f"{count:,}", transform=axes.get_yaxis_transform(), va="center", fontsize=11)
-
-    return _svg(draw, title, (_WIDTH, 52 + 22 * len(labels)), (_beside(labels), 46, 62, 6))
+    low, high, height = min(line, *values), max(line, *values), 52 + 22 * len(labels)
+    room = 0.08 * (high - low or abs(low) or 1)
+    across, down = (low - room, high + room), (len(labels) - 0.4, -0.6)
+    axes = _Axes(_WIDTH, height, _beside(labels), 46, 62, 6, across, down)
+    parts = [*axes.grid(_round(*across, 4), enumerate(map(_label, labels)))]
+    parts += [axes.line((line, down[0]), (line, down[1]), **_DASHED)]
+    for row, (value, count) in enumerate(zip(values, counts, strict=True)):
+        parts += [axes.line((line, row), (value, row), stroke=_ACCENT, stroke_width=2)]
+        parts += [axes.dot(value, row), _text(364, axes.down(row) + 4, f"{count:,}", text_anchor="start")]
+    said = _text(axes.across(low / 2 + high / 2), height - 12, _label(axis, _WIDTH // 10))
+    return _svg(title, _WIDTH, height, *parts, said)
 
 
-def curve(sizes: Sequence[int], errors: Sequence[float], naive: float, title: str, axis: str) -> str:
+def curve(sizes: Sequence[int], errors: Sequence[float], naive: float, title: str, axis: str) -> Markup:
     """The error by the number of rows learned from, beside the error of the naive value."""
-
-    def draw(axes: Any) -> None:
-        axes.set_xscale("log")
-        axes.plot(sizes, errors, "o-", color=_ACCENT, markersize=6)
-        axes.axhline(naive, color=_SECOND, linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(
-            "naive",
-            (1, naive),
-            (0, 3),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-        )
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
-        axes.set_xticks([], minor=True)
-        axes.set_ylim(0, max(naive, *errors) * 1.15 or 1)
-        axes.yaxis.set_major_locator(_ticks(5))
-        axes.yaxis.set_major_formatter(lambda value, _: _short(value))
-        axes.grid(axis="y")
-        axes.set(xlabel="rows learned from", ylabel=_label(axis))
-
-    return _svg(draw, title, (_WIDTH, 250), (66, 46, 24, 8))
+    places, most = [math.log2(size) for size in sizes], max(naive, *errors) * 1.15 or 1
+    begin, end = places[0] - 0.2, places[-1] + 0.2
+    axes = _Axes(_WIDTH, 250, 66, 46, 24, 8, (begin, end), (0, most))
+    marks = [(place, f"{size:,}") for place, size in zip(places, sizes, strict=True)]
+    parts = [*axes.grid(marks, _round(0, most, 5)), axes.line((begin, naive), (end, naive), **_DASHED)]
+    learned = list(zip(places, errors, strict=True))
+    parts += [axes.line(*ends, stroke=_ACCENT, stroke_width=1.5) for ends in itertools.pairwise(learned)]
+    parts += [axes.dot(*point) for point in learned]
+    parts += [_text(396, axes.down(naive) - 4, "naive", text_anchor="end")]
+    parts += [
+        _text(231, 242, "rows learned from"),
+        _text(12, 106, _label(axis), transform="rotate(-90 12 106)"),
+    ]
+    return _svg(title, _WIDTH, 250, *parts)
 
 
-def _svg(
-    draw: Callable[[Any], None],
-    title: str,
-    size: tuple[float, float],
-    margins: tuple[float, float, float, float],
-) -> str:
-    """What `draw` puts on axes within `margins` (left, bottom, right, top), all in pixels."""
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    # Whatever settings the machine has: the same numbers are the same picture.
-    settings: Any = {k: v for k, v in matplotlib.rcParamsDefault.items() if "backend" not in k} | _STYLE
-    (width, height), (left, bottom, right, top) = size, margins
-    place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
-    written = io.StringIO()
-    with _ALONE, matplotlib.rc_context(settings), warnings.catch_warnings():
-        # The page's fonts have more letters than the one that measures here.
-        warnings.filterwarnings("ignore", message="Glyph")
-        figure = Figure(figsize=(width / 72, height / 72))
-        draw(figure.add_axes(place))
-        FigureCanvasSVG(figure).print_svg(written, metadata={"Date": None})  # type: ignore[no-untyped-call]
-    return _inline(written.getvalue(), title, width)
-
-
-def _inline(svg: str, title: str, width: float) -> str:
-    """The SVG element alone: named for those who do not see it, in the page's colours and font."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
-    # No text holds < or >: only tags are changed.
-    svg = re.sub(r"<[^<>]+>", lambda tag: _tag(tag[0], used), svg)
-    said = html.escape(title)
-    head = f'<svg role="img" aria-label="{said}" style="max-width:{width * 1.35:.0f}px" viewBox='
-    svg = re.sub(r"<svg [^>]*?viewBox=", lambda _: head, svg, count=1)
-    return re.sub(r"\n\s*", "\n", svg).strip()
-
-
-def _tag(tag: str, used: set[str]) -> str:
-    for sentinel, colour in _COLOURS.items():
-        tag = tag.replace(sentinel, colour)
-    tag = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "system-ui, sans-serif", tag)
-    return re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", tag)
+def _round(low: float, high: float, most: int, *, whole: bool = False) -> list[Mark]:
+    """Round numbers from `low` to `high`, at most one more than so many; none where floats are too coarse."""
+    rough = (high - low) / most
+    if not 1e-300 < rough < 1e300:
+        return []
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * power for unit in (1, 2, 2.5, 5, 10) if unit * power >= rough)
+    step = max(1, math.ceil(step)) if whole else step
+    first, last = math.ceil(low / step), math.floor(high / step)
+    return [(place * step, _short(place * step)) for place in range(first, last + 1)]
 
 
 def _beside(labels: Sequence[str]) -> float:
@@ -222,15 +197,8 @@ def _beside(labels: Sequence[str]) -> float:
     return 14 + 7 * max(len(_label(label)) for label in labels)
 
 
-def _ticks(most: int, *, integer: bool = False) -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(most, integer=integer)
-
-
 def _label(name: str, most: int = _LONGEST_LABEL) -> str:
-    name = " ".join(name[: 2 * most].split())
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return cut(plain(" ".join(name[: 2 * most].split())), most)
 
 
 def _short(value: float) -> str:
@@ -251,8 +219,6 @@ def _seconds(instant: str) -> float:
 
 
 def _date(second: float, span: float) -> str:
-    days = span / 86_400
-    form = (
-        "%H:%M:%S" if days < 0.02 else "%d %b %H:%M" if days < 6 else "%d %b %Y" if days < 1500 else "%b %Y"
-    )
+    forms = ((0.02, "%H:%M:%S"), (6, "%d %b %H:%M"), (1500, "%d %b %Y"), (math.inf, "%b %Y"))
+    form = next(form for days, form in forms if span < days * 86_400)
     return datetime.fromtimestamp(math.floor(second), UTC).strftime(form)

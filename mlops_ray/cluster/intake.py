@@ -17,7 +17,8 @@ import polars as pl
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File, Project, Source, Target
 from mlops_ray.data import blocks, ingest, inputs
-from mlops_ray.data.explore import Aim, explore, explore_page
+from mlops_ray.data.explore import Aim, explore
+from mlops_ray.data.explore_page import explore_page
 from mlops_ray.data.ingest import Staged
 from mlops_ray.data.inputs import shown
 from mlops_ray.data.report import report_findings, report_page

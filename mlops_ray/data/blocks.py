@@ -15,6 +15,7 @@ import polars as pl
 from mlops_ray.config import EventTime, File, Source
 from mlops_ray.data import inputs, readers, validate
 from mlops_ray.data.ahead import WORKERS, ahead
+from mlops_ray.data.delimited import Block
 from mlops_ray.data.event_time import Clock, columns_of
 from mlops_ray.errors import DataError, did_you_mean
 from mlops_ray.expressions import load_function
@@ -67,11 +68,11 @@ def _verdicts(file: File, source: Source, after: object) -> Iterator[validate.Ve
     title = inputs.shown(file)
     _require_columns(reader.names, source, title)
     clock = Clock(source.event_time) if source.event_time else None
-    needed = needed_columns(source)
+    needed = readers.needed_columns(source)
     wanted = [name for name in reader.names if _is_read(source.rename.get(name, name), needed, source)]
     timed = (
-        (_timed(block.frame.rename(source.rename, strict=False), clock, source), block.refused)
-        for block in reader.blocks(wanted)
+        Block(_timed(frame.rename(source.rename, strict=False), clock, source), refused)
+        for frame, refused in reader.blocks(wanted)
     )
     # Times depend on the rows before them; nothing else does. Functions of a user's are called one by one.
     workers = 1 if source.deriving else WORKERS
@@ -82,20 +83,9 @@ def _verdicts(file: File, source: Source, after: object) -> Iterator[validate.Ve
             yield _refused(title, part)
 
 
-def _checked(
-    source: Source, block: tuple[pl.DataFrame, pl.DataFrame]
-) -> tuple[validate.Verdict | None, pl.DataFrame]:
+def _checked(source: Source, block: Block) -> tuple[validate.Verdict | None, pl.DataFrame]:
     frame, refused = block
     return validate.check(_unpivoted(frame, source), source) if frame.height else None, refused
-
-
-def needed_columns(source: Source) -> dict[str, str]:
-    """The columns that an input must have, and the key of the project file that asks for each."""
-    spec, time = source.unpivot, source.event_time
-    made = ({spec.names, spec.values} if spec else set()) | set(source.derive)
-    needed = dict.fromkeys(spec.keep if spec else (), "unpivot.keep")
-    needed |= dict.fromkeys(columns_of(time) if time else (), "event_time")
-    return needed | dict.fromkeys((name for name in source.columns if name not in made), "columns")
 
 
 def _require_columns(names: list[str], source: Source, title: str) -> None:
@@ -106,7 +96,7 @@ def _require_columns(names: list[str], source: Source, title: str) -> None:
     for name in (source.unpivot.names, source.unpivot.values) if source.unpivot else ():
         if name in columns:
             raise DataError(f"unpivot makes the column {name!r}, which the file has; rename it", file=title)
-    for name, key in needed_columns(source).items():
+    for name, key in readers.needed_columns(source).items():
         if name not in columns:
             hint = did_you_mean(name, columns)
             if len(columns) == 1:
@@ -137,10 +127,9 @@ def _timed(frame: pl.DataFrame, clock: Clock | None, source: Source) -> pl.DataF
     if clock.spec.order:
         return frame.with_columns(_place_in_order(clock.spec).alias(instant))
     times, problems = clock.read(frame, [key for key in source.entity if key in frame.columns])
-    written = pl.concat_str(
-        [pl.col(name).cast(pl.String) for name in columns_of(clock.spec)], separator="-", ignore_nulls=True
-    )
-    shown = pl.when(problems.is_not_null()).then(written)
+    parts = [pl.col(name).cast(pl.String) for name in columns_of(clock.spec)]
+    written = pl.when(problems.is_not_null()).then(pl.concat_str(parts, separator="-", ignore_nulls=True))
+    shown = written if problems.null_count() < len(problems) else pl.lit(None, pl.String)
     return frame.with_columns(times.alias(instant), problems.alias(problem), shown.alias(text))
 
 
@@ -161,15 +150,8 @@ def _unpivoted(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
 
 def _refused(title: str, rows: pl.DataFrame) -> validate.Verdict:
     """The verdict over rows that could not be split into columns."""
-    found = rows.select(
-        pl.lit(title).alias("_file"),
-        pl.col("_row"),
-        pl.lit(None).alias("column"),
-        "rule",
-        "value",
-        pl.lit("reject").alias("severity"),
-    )
-    failures = found.cast(validate.FAILED)  # type: ignore[arg-type]
+    found = rows.with_columns(_file=pl.lit(title), column=pl.lit(None), severity=pl.lit("reject"))
+    failures = found.select(list(validate.FAILED)).cast(validate.FAILED)  # type: ignore[arg-type]
     none = rows["_row"].clear()
     last = int(rows["_row"][-1])
     return validate.Verdict(rows.height, pl.DataFrame(), none, failures, rows.height, 0, last)

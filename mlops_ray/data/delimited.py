@@ -10,8 +10,9 @@ import io
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -20,7 +21,7 @@ import pyarrow.csv
 
 from mlops_ray.config import Csv
 from mlops_ray.data.ahead import ahead
-from mlops_ray.data.inputs import UNREADABLE, escaped, opened
+from mlops_ray.data.inputs import escaped, opened
 from mlops_ray.errors import DataError, one_line
 
 #: What is parsed at a time; bounds the memory of a reader. Twice as much is no faster.
@@ -40,12 +41,11 @@ UTF8 = ("utf-8", "utf-8-sig")
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """Rows of an input: the columns asked for with `_file` and `_row`; and those that could not be split."""
 
     frame: pl.DataFrame
-    refused: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=REFUSED))
+    refused: pl.DataFrame = pl.DataFrame(schema=REFUSED)
 
 
 @dataclass(frozen=True)
@@ -65,44 +65,34 @@ class Delimited:
         return cls(path, format, names, start)
 
     def blocks(self, wanted: Sequence[str]) -> Iterator[Block]:
-        """Blocks of the file, the columns `wanted` as text; raises `DataError` where it cannot be read."""
-        parse = _Parser(self.names, list(wanted), self.format)
-        row, on_end = 0, 0
+        """Blocks of the file, the columns `wanted` as text; raises `DataError` where it is no such text."""
+        row = right = 0
         try:
-            for frame, height, wrong in ahead(parse, self._pieces()):
-                right, last = _right(height, wrong["_row"].to_numpy())
-                read = height + wrong.height
-                on_end = read - last + (0 if height else on_end)
-                if on_end >= WRONG_ROWS:
-                    raise self._given_up(row + read - on_end + 1)
-                aside = wrong.with_columns(pl.col("_row") + row)
-                yield Block(placed(frame, self.path, right + row), self._refused(aside))
-                row += read
+            for block in ahead(_Parser(self, list(wanted)), self._pieces()):
+                # In place: an expression would copy all columns, whose chunks end elsewhere.
+                for part in block:
+                    part.replace_column(part.get_column_index("_row"), part["_row"] + row)
+                row += block.frame.height + block.refused.height
+                right = block.frame["_row"][-1] if block.frame.height else right
+                if row - right >= WRONG_ROWS:
+                    width = len(self.names)
+                    why = f"{WRONG_ROWS} rows on end do not have {width} columns; is the delimiter right?"
+                    raise DataError(why, file=escaped(self.path), row=right + 1)
+                yield block
         except UnicodeError as error:
             raise _undecodable(error, row, self.path, self.format) from error
-        except UNREADABLE as error:
-            said = f": {one_line(error)[:200]}"
-            raise DataError(f"cannot be read after row {row}", file=escaped(self.path), said=said) from error
 
     def _pieces(self) -> Iterator[bytes]:
         with opened(self.path) as stream:
             text = utf8(stream, self.format.encoding, BLOCK_BYTES)
             yield from pieces(_after(self.start, text), _row_end(self.format))
 
-    def _refused(self, wrong: pl.DataFrame) -> pl.DataFrame:
-        said = pl.format("{} columns, not {}", "width", pl.lit(len(self.names)))
-        return wrong.select("_row", pl.lit(WRONG_WIDTH).alias("rule"), said.alias("value"))
-
-    def _given_up(self, first: int) -> DataError:
-        why = f"{WRONG_ROWS} rows on end do not have {len(self.names)} columns; is the delimiter right?"
-        return DataError(why, file=escaped(self.path), row=first)
-
 
 def placed(frame: pl.DataFrame, name: str, numbers: pl.Series) -> pl.DataFrame:
     """Rows with their place: what the input is called, and their numbers in it."""
-    return frame.hstack(
-        [pl.repeat(escaped(name), len(numbers), eager=True).alias("_file"), numbers.alias("_row")]
-    )
+    file = pl.repeat(escaped(name), len(numbers), eager=True).alias("_file")
+    # Made anew: a frame of no columns has lost its height.
+    return pl.DataFrame([*frame.iter_columns(), file, numbers.alias("_row")])
 
 
 def pieces(blocks: Iterable[bytes], row_end: Callable[[bytes], int]) -> Iterator[bytes]:
@@ -154,26 +144,27 @@ def _row_end(format: Csv) -> Callable[[bytes], int]:
 
 def _end_outside(data: bytes, marks: Any) -> int:
     """Where the last line ends that does not break within quotes; `marks` are where they open and close."""
-    upper = len(data)
-    if len(marks) % 2:
-        upper, marks = int(marks[-1]), marks[:-1]
-    for opening, closing in zip(marks[-2::-2], marks[::-2], strict=True):
-        if (at := data.rfind(b"\n", closing, upper)) >= 0:
-            return at + 1
-        upper = int(opening)
-    return data.rfind(b"\n", 0, upper) + 1
+    at = len(data)
+    while (at := data.rfind(b"\n", 0, at)) >= 0:
+        before = int(np.searchsorted(marks, at, side="right"))
+        if before % 2 == 0:
+            break
+        at = int(marks[before - 1])
+    return at + 1
 
 
 def utf8(stream: Any, encoding: str, size: int) -> Iterator[bytes]:
     """The text of a stream as UTF-8 without byte order mark; what is said to be UTF-8 is not looked at."""
-    decoder = None if codecs.lookup(encoding).name in UTF8 else codecs.getincrementaldecoder(encoding)()
-    first = True
-    while block := stream.read(size):
-        text = decoder.decode(block).encode() if decoder else block
-        yield text.removeprefix(BOM) if first else text
-        first = False
-    if decoder:
-        yield decoder.decode(b"", final=True).encode()
+    blocks = parts(stream, size)
+    if codecs.lookup(encoding).name not in UTF8:
+        blocks = (text.encode() for text in codecs.iterdecode(blocks, encoding))
+    yield next(blocks, b"").removeprefix(BOM)
+    yield from blocks
+
+
+def parts(stream: Any, size: int) -> Iterator[bytes]:
+    """What a stream holds, so many bytes at a time."""
+    return iter(partial(stream.read, size), b"")
 
 
 def _after(start: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -182,31 +173,42 @@ def _after(start: int, blocks: Iterable[bytes]) -> Iterator[bytes]:
         start = max(0, start - len(block))
 
 
-@dataclass
 class _Parser:
-    """Parses pieces of a file, each to its right rows, their count, and the number and width of the others.
+    """Parses pieces of a file, each to its right rows and those of a wrong width, numbered from 1.
 
     Two parsers give the same rows. Polars' is the faster one where most columns are read, but it takes a
     short row for one with empty values, knows other line breaks, and ends at a long row: it gets what has
     none of these.
     """
 
-    names: list[str]
-    wanted: list[str]
-    format: Csv
-
-    def __post_init__(self) -> None:
+    def __init__(self, file: Delimited, wanted: list[str]) -> None:
+        self.path, self.names, self.format, self.wanted = file.path, file.names, file.format, wanted
         # In a single column nothing tells an empty line, which is no row, from an empty value.
-        self.is_plain = 2 * len(self.wanted) > len(self.names) > 1
+        self.is_plain = 2 * len(wanted) > len(file.names) > 1
 
-    def __call__(self, piece: bytes) -> tuple[pl.DataFrame, int, pl.DataFrame]:
+    def __call__(self, piece: bytes) -> Block:
         if piece.startswith(BOM):
             # A sign of the text here, which both parsers would take for a mark.
             piece = BOM + piece
-        frame, wrong = self._plain(piece), _aside([], [])
+        wrong, widths = array("q"), array("q")
+
+        def put_aside(row: Any) -> str:
+            wrong.append(row.number)
+            widths.append(row.actual_columns)
+            return "skip"
+
+        frame = self._plain(piece)
         if frame is None:
-            frame, wrong = self._exact(piece)
-        return frame.select(self.wanted), frame.height, wrong
+            frame = self._exact(piece, put_aside)
+        is_right = np.ones(frame.height + len(wrong), dtype=bool)
+        is_right[np.array(wrong) - 1] = False
+        numbers = pl.Series(np.flatnonzero(is_right) + 1, dtype=pl.Int64)
+        return Block(placed(frame.select(self.wanted), self.path, numbers), self._refused(wrong, widths))
+
+    def _refused(self, numbers: Sequence[int], widths: Sequence[int]) -> pl.DataFrame:
+        said = pl.format("{} columns, not {}", pl.Series(widths, dtype=pl.Int64), pl.lit(len(self.names)))
+        rows = pl.DataFrame({"_row": numbers}, schema={"_row": pl.Int64})
+        return rows.with_columns(rule=pl.lit(WRONG_WIDTH), value=said)
 
     def _plain(self, piece: bytes) -> pl.DataFrame | None:
         """The rows by Polars, or `None` where it might read them otherwise."""
@@ -231,51 +233,28 @@ class _Parser:
         self.is_plain = frame.height > 0 and signs == frame.height * (len(self.names) - 1)
         return frame if self.is_plain else None
 
-    def _exact(self, piece: bytes) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The rows by Arrow, and what it says of those of a wrong width."""
-        numbers, widths = array("q"), array("q")
-
-        def put_aside(row: Any) -> str:
-            numbers.append(row.number)
-            widths.append(row.actual_columns)
-            return "skip"
-
+    def _exact(self, piece: bytes, put_aside: Callable[[Any], str]) -> pl.DataFrame:
+        """The rows by Arrow, which calls `put_aside` for each of those of a wrong width."""
         # Raises where it is no UTF-8, also in columns that are not read: Arrow passes over a row like that.
         piece.decode()
-        table = pa.csv.read_csv(pa.py_buffer(piece), **self._options(len(piece), put_aside))
-        return pl.DataFrame(table), _aside(numbers, widths)
-
-    def _options(self, size: int, put_aside: Callable[[Any], str]) -> dict[str, Any]:
-        return {
+        table = pa.csv.read_csv(
+            pa.py_buffer(piece),
             # Row numbers are known to a single thread only; the piece is a single block.
-            "read_options": pa.csv.ReadOptions(
-                use_threads=False, block_size=size + 1, column_names=self.names
-            ),
-            "parse_options": pa.csv.ParseOptions(
+            pa.csv.ReadOptions(use_threads=False, block_size=len(piece) + 1, column_names=self.names),
+            pa.csv.ParseOptions(
                 delimiter=self.format.delimiter,
                 quote_char=self.format.quote or False,
                 newlines_in_values=bool(self.format.quote),
                 invalid_row_handler=put_aside,
             ),
-            "convert_options": pa.csv.ConvertOptions(
+            pa.csv.ConvertOptions(
                 column_types=dict.fromkeys(self.names, pa.string()),
                 # None at all would mean every one.
                 include_columns=self.wanted or self.names[:1],
                 strings_can_be_null=False,
             ),
-        }
-
-
-def _aside(numbers: Sequence[int], widths: Sequence[int]) -> pl.DataFrame:
-    return pl.DataFrame({"_row": numbers, "width": widths}, schema={"_row": pl.Int64, "width": pl.Int64})
-
-
-def _right(height: int, wrong: Any) -> tuple[pl.Series, int]:
-    """The numbers of the right rows of a piece, from 1, and the last of them (0: there is none)."""
-    is_right = np.ones(height + len(wrong), dtype=bool)
-    is_right[wrong - 1] = False
-    numbers = np.flatnonzero(is_right) + 1
-    return pl.Series(numbers, dtype=pl.Int64), int(numbers[-1]) if height else 0
+        )
+        return pl.DataFrame(table)
 
 
 def _check(path: str, format: Csv) -> None:
@@ -286,9 +265,8 @@ def _check(path: str, format: Csv) -> None:
         raise DataError(f"no text is encoded as {format.encoding!r}; {hint}", file=escaped(path)) from error
     for key, sign in (("delimiter", format.delimiter), ("quote", format.quote)):
         if not sign.isascii() or sign in ("\r", "\n"):
-            raise DataError(
-                f"format.csv.{key}: {sign!r} can be none; it is one ASCII character", file=escaped(path)
-            )
+            why = f"format.csv.{key}: {sign!r} can be none; it is one ASCII character"
+            raise DataError(why, file=escaped(path))
 
 
 def _header(path: str, format: Csv) -> tuple[list[str], int]:
@@ -299,18 +277,15 @@ def _header(path: str, format: Csv) -> tuple[list[str], int]:
             # The last character may be cut in two.
             text = codecs.getincrementaldecoder("utf-8")().decode(next(blocks, b""))
             names, end = _names(text, format)
-            if end == len(text) and next(blocks, b""):
-                hint = "is it a CSV file, with the right quote?"
-                raise DataError(
-                    f"the header does not end within {HEADER_BYTES} bytes; {hint}", file=escaped(path)
-                )
+            is_cut = end == len(text) and bool(next(blocks, b""))
     except UnicodeError as error:
         before = format.skip_rows + (format.names is None)
         raise _undecodable(error, -before, path, format) from error
     except csv.Error as error:
         raise DataError(f"the header cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
-    except UNREADABLE as error:
-        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
+    if is_cut:
+        why = f"the header does not end within {HEADER_BYTES} bytes; is it a CSV file, with the right quote?"
+        raise DataError(why, file=escaped(path))
     if names is None:
         raise DataError("the file is empty", file=escaped(path))
     return names, len(text[:end].encode())
@@ -335,7 +310,5 @@ def _undecodable(error: UnicodeError, row: int, path: str, format: Csv) -> DataE
     if isinstance(error, UnicodeDecodeError):
         row += error.object[: error.start].count(b"\n")
         where = f" near row {row + 1}" if row >= 0 else " in the header"
-    hint = "say format.csv.encoding, e.g. latin-1"
-    return DataError(
-        f"not {format.encoding} text{where} ({one_line(error)[:100]}); {hint}", file=escaped(path)
-    )
+    why = f"not {format.encoding} text{where} ({one_line(error)[:100]})"
+    return DataError(f"{why}; say format.csv.encoding, e.g. latin-1", file=escaped(path))

@@ -21,6 +21,8 @@ NONEXISTENT = "nonexistent_time"
 AMBIGUOUS = "ambiguous_time"
 #: Whole numbers from here on are taken for times since 1970, in the unit by which they lie in 1973 to 5138.
 EPOCHS = {10**8: "s", 10**11: "ms", 10**14: "us", 10**17: "ns"}
+#: What stands in the columns of a time that lies in several.
+PARTS = ("%Y", "%m", "%d", "%H", "%M")
 #: Parts of a format that read a time of day.
 TIME_OF_DAY = re.compile("%[-_0]?[HIklsTRXrc+]|%[:#]*z")
 
@@ -58,12 +60,11 @@ class Clock:
         `ambiguous: infer` meets rows that are not in ascending order.
         """
         stamps = self._parse(frame)
+        local, ambiguous = self._localize(stamps, frame, keys)
+        instants = in_calendar(local.dt.convert_time_zone("UTC")).alias("event_time")
+        if not instants.null_count():
+            return instants, pl.repeat(None, len(instants), dtype=pl.String, eager=True).alias("problem")
         given = _given(frame, self.spec)
-        if isinstance(stamps.dtype, pl.Datetime) and stamps.dtype.time_zone is None:
-            local, ambiguous = self._localize(stamps, frame, keys)
-        else:
-            local, ambiguous = stamps, pl.repeat(False, len(stamps), eager=True)
-        instants = in_calendar(local.dt.convert_time_zone("UTC"))
         unparseable = given & (stamps.is_null() | (local.is_not_null() & instants.is_null()))
         problems = pl.select(
             pl.when(unparseable)
@@ -75,21 +76,20 @@ class Clock:
             .when(~given)
             .then(pl.lit("required"))
         ).to_series()
-        return instants.alias("event_time"), problems.alias("problem")
+        return instants, problems.alias("problem")
 
     def _parse(self, frame: pl.DataFrame) -> pl.Series:
         """Stamps as written: naive, or with a zone where the text says one."""
         spec = self.spec
         if spec.columns is not None:
             parts = [pl.col(name).cast(pl.Int64, strict=False) for name in spec.columns]
-            text = pl.concat_str([p.cast(pl.String) for p in parts], separator="-")
-            return read_stamps(frame.select(text.alias("t"))["t"], _format_of_parts(len(parts)))
+            text = frame.select(pl.concat_str(parts, separator="-")).to_series()
+            return read_stamps(text, "-".join(PARTS[: len(parts)]))
         assert spec.column is not None
         raw = frame[spec.column]
-        if isinstance(raw.dtype, pl.Datetime):
-            return in_calendar(raw.cast(pl.Datetime("us", raw.dtype.time_zone), strict=False))
-        if raw.dtype == pl.Date:
-            return in_calendar(raw.cast(pl.Datetime("us"), strict=False))
+        if raw.dtype in (pl.Datetime, pl.Date):
+            zone = getattr(raw.dtype, "time_zone", None)
+            return in_calendar(raw.cast(pl.Datetime("us", zone), strict=False))
         if spec.unit is not None:
             return _from_number(raw, spec.unit)
         if spec.format is not None:
@@ -125,10 +125,13 @@ class Clock:
     def _localize(
         self, stamps: pl.Series, frame: pl.DataFrame, keys: Sequence[str]
     ) -> tuple[pl.Series, pl.Series]:
-        """Instants of naive stamps, and which of them a clock change makes ambiguous."""
+        """Instants of stamps, and which of them a clock change makes ambiguous: none that names its zone."""
         zone = self.spec.timezone
+        unambiguous = pl.repeat(False, len(stamps), eager=True)
+        if stamps.dtype != pl.Datetime("us"):
+            return stamps, unambiguous
         if stamps.is_null().all():
-            return stamps.dt.replace_time_zone("UTC"), stamps.is_not_null()
+            return stamps.dt.replace_time_zone("UTC"), unambiguous
         if zone is None:
             row = int(stamps.is_not_null().arg_true()[0])
             raise self._error(
@@ -144,7 +147,7 @@ class Clock:
             return first.set(repeated, None), repeated
         self._require_ascending(first, second, frame, keys)
         is_second = self._second_pass(stamps, frame, keys, repeated)
-        return first.zip_with(~is_second, second), pl.repeat(False, len(stamps), eager=True)
+        return first.zip_with(~is_second, second), unambiguous
 
     def _require_ascending(
         self, first: pl.Series, second: pl.Series, frame: pl.DataFrame, keys: Sequence[str]
@@ -215,10 +218,6 @@ def _given(frame: pl.DataFrame, spec: EventTime) -> pl.Series:
     )["given"]
 
 
-def _format_of_parts(count: int) -> str:
-    return "-".join(("%Y", "%m", "%d", "%H", "%M")[:count])
-
-
 def _from_number(raw: pl.Series, unit: str) -> pl.Series:
     """Whole numbers exactly, fractions to the nearest microsecond; nanoseconds are cut to microseconds."""
     raw = raw.str.strip_chars() if raw.dtype == pl.String else raw
@@ -254,12 +253,9 @@ def _naive_iso(text: pl.Series) -> pl.Series:
 
 
 def _exact_iso(text: pl.Series) -> pl.Series:
-    text = text.str.replace(" ", "T", literal=True)
-    date_only = text.str.len_chars() == 10
-    text = pl.select(pl.when(date_only).then(text + "T00:00:00").otherwise(text)).to_series()
-    short = text.str.count_matches(":") == 1
-    text = pl.select(pl.when(short).then(text + ":00").otherwise(text)).to_series()
-    return read_stamps(text, "%Y-%m-%dT%H:%M:%S%.f")
+    """Dates and minutes are whole seconds too."""
+    text = text.str.replace(" ", "T", literal=True).str.replace(r"(?s)\A.{10}\z", "${0}T00:00:00")
+    return read_stamps(text.str.replace(r"\A[^:]*:[^:]*\z", "${0}:00"), "%Y-%m-%dT%H:%M:%S%.f")
 
 
 #: How ISO stamps are read: with an offset, and without.

@@ -25,7 +25,7 @@ from mlops_ray.config import File, Source
 from mlops_ray.data.ahead import ahead
 from mlops_ray.data.blocks import check_file
 from mlops_ray.data.inputs import shown
-from mlops_ray.data.profile import profile
+from mlops_ray.data.profile import View, profile
 from mlops_ray.data.validate import (
     EVENT_TIME,
     FAILED,
@@ -111,15 +111,11 @@ class Staged:
 
     def settle(self) -> None:
         """Finds rows that another of their identity follows; raises `DataError` where they stop the job."""
-        identity = _identity(self.source)
-        severity, repeated = self.source.unique, 0
-        rest = columns_of_table(self.source) if severity == "reject" else [self.source.deleted or ROW]
-        kept: list[str] = []
-        for rows in self._buckets(list(dict.fromkeys([*identity, *rest, INPUT, ROW, BUCKET]))):
-            repeats = _repeats(rows, self.source)
-            found = self._failed(rows.filter(repeats), identity)
-            if severity == "reject":
-                kept.append(_write(rows.filter(~repeats), self.folder, "kept"))
+        source, identity, severity = self.source, _identity(self.source), self.source.unique
+        looked_at = dict.fromkeys([*identity, *([source.deleted] if source.deleted else []), INPUT, ROW])
+        repeated = 0
+        for rows in self._buckets(list(looked_at)):
+            found = self._failed(rows.filter(_repeats(rows, source)), identity)
             if found.is_empty():
                 continue
             repeated += found.height
@@ -137,8 +133,14 @@ class Staged:
             else:
                 self.report.note(found)
         if repeated and severity == "reject":
-            self.parts, self._is_settled = kept, True
+            self._take_out_repeats()
         self.table = self._table_checks(repeated)
+
+    def _take_out_repeats(self) -> None:
+        """Writes the parts again, without them and with each row at its time."""
+        names = [*columns_of_table(self.source), INPUT, ROW, BUCKET]
+        kept = (rows.filter(~_repeats(rows, self.source)) for rows in self._buckets(names))
+        self.parts, self._is_settled = [_write(rows, self.folder, "kept") for rows in kept], True
 
     def _table_checks(self, repeated: int) -> list[dict[str, Any]]:
         names = list(self.source.checks.missing)
@@ -156,14 +158,14 @@ class Staged:
 
     def profile(self) -> dict[str, Any]:
         """What the valid rows look like, as far as people may see it; see profile.py."""
-        return profile(
-            self.scan(),
+        view = View(
             self.source.row_schema.columns,
             time=EVENT_TIME if self.source.event_time else None,
             keys=self.source.entity,
             hidden=self.source.hidden,
             minimum_count=self.source.policy.minimum_count if self.source.policy.restricts else None,
         )
+        return profile(self.scan(), view)
 
     def to_json(self) -> dict[str, Any]:
         """The report, as report.py shows it."""
@@ -385,10 +387,13 @@ def _identity(source: Source) -> list[str]:
 def _repeats(rows: pl.DataFrame, source: Source) -> pl.Series:
     """Which rows another one of their identity follows: the last counts, as it does between readings."""
     identity = _identity(source)
+    if not identity:
+        # The table is a single row.
+        return pl.Series([True] * (rows.height - 1) + [False])[: rows.height]
     # A row that takes another back does not repeat it.
     gone = pl.col(source.deleted).fill_null(False) if source.deleted else pl.lit(False)
-    places = rows.select(pl.int_range(pl.len()).filter(~gone)).to_series()
-    # Without an identity the table is a single row.
-    last = pl.struct(identity).is_last_distinct() if identity else pl.int_range(pl.len()) == pl.len() - 1
-    followed = ~rows[places].select(last).to_series()
+    # Few hash alike, and only those are compared.
+    alike = pl.struct(identity).hash().is_duplicated()
+    places = rows.select(pl.arg_where(alike & ~gone)).to_series()
+    followed = ~rows[places].select(pl.struct(identity).is_last_distinct()).to_series()
     return pl.repeat(False, rows.height, eager=True).scatter(places.filter(followed), True)

@@ -4,6 +4,7 @@ What has a scheme (`s3://`, `gs://`, `az://`, `abfss://`, `http://`, `https://`)
 there is said by the environment, never by the address.
 """
 
+import contextlib
 import glob
 import hashlib
 import http.client
@@ -12,17 +13,19 @@ import lzma
 import os
 import re
 import shutil
-import stat
+import sqlite3
 import struct
 import tempfile
 import urllib.request
 import zipfile
 import zlib
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+import polars as pl
 import pyarrow as pa
 
 from mlops_ray.config import File, Source
@@ -31,10 +34,11 @@ from mlops_ray.errors import DataError, one_line
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 #: Endings that say how a file is packed, and not what is in it.
 PACKED = frozenset({*COMPRESSIONS, ".xz", ".zip"})
-#: What reading a damaged file, or one that is not there, raises.
+#: What reading an input raises that is damaged or not there, and a hostile one beyond.
 UNREADABLE = (
     *(pa.ArrowException, OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
-    http.client.HTTPException,
+    *(http.client.HTTPException, sqlite3.Error, UnicodeError),
+    *(OverflowError, MemoryError, RecursionError, pl.exceptions.PanicException),
 )
 WEB = ("http", "https")
 #: Where a place elsewhere is looked for; others are refused by name.
@@ -45,6 +49,13 @@ CONNECT_S = 10
 SILENCE_S = 60
 #: How often a call is tried; with more, one to a store that is down takes minutes.
 TRIES = 3
+#: The same for Delta tables. Plain HTTP is used where the environment names such an address alone.
+DELTA_OPTIONS = {
+    "connect_timeout": f"{CONNECT_S}s",
+    "max_retries": str(TRIES),
+    "retry_timeout": f"{SILENCE_S}s",
+    "allow_http": "true",
+}
 #: What a query's rows are called after: enough to know it again.
 NAME_CHARACTERS = 80
 #: What unpacking a file may take: xz -9 needs a quarter of it.
@@ -69,10 +80,8 @@ def find(source: Source, name: str) -> list[File]:
         title = escaped(item.path)
         try:
             paths = _matches(item.path)
-            for path in paths:
-                _require_file(path)
         except UNREADABLE as error:
-            raise DataError(f"source {name!r}: {title}: {one_line(error)[:200]}") from error
+            raise DataError(f"source {name!r}: {title}: {why(error)}") from error
         if not paths:
             raise DataError(f"source {name!r}: no such file: {title}")
         if paths == [item.path] and _is_plain_folder(item.path, source.of(item)):
@@ -103,7 +112,7 @@ def fingerprint(file: File) -> str | None:
         with open(path, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except UNREADABLE as error:
-        raise DataError(f"cannot be read: {one_line(error)[:200]}", file=escaped(path)) from error
+        raise DataError(f"cannot be read: {why(error)}", file=escaped(path)) from error
 
 
 def shown(file: File) -> str:
@@ -164,12 +173,9 @@ def opened(path: str) -> Any:
 
 def seekable(path: str) -> Any:
     """The bytes of a file as they lie there, to be read in any order."""
-    if not _scheme(path):
-        _require_file(path)
-        return pa.OSFile(path)
     if _scheme(path) not in WEB:
-        store, inner = _store(path)
-        return store.open_input_file(inner)
+        system, inner = _system(path)
+        return system.open_input_file(inner)
     copy = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
     with _stream(path) as stream:
         shutil.copyfileobj(stream, copy)
@@ -179,42 +185,39 @@ def seekable(path: str) -> Any:
 
 def is_delta(path: str) -> bool:
     """Whether a path is the folder of a Delta table."""
-    if _scheme(path) in WEB:
-        return False
-    if not _scheme(path):
-        return Path(path, "_delta_log").is_dir()
-    store, inner = _store(path.rstrip("/") + "/_delta_log")
-    return bool(store.get_file_info(inner).type == pa.fs.FileType.Directory)
+    return _is_folder(path.rstrip("/") + "/_delta_log")
 
 
 def delta_table(path: str) -> Any:
     """The Delta table in a folder at its newest version; raises `OSError` where there is none."""
     import deltalake
 
-    endpoint = _s3_endpoint() or ""
-    options = {
-        "connect_timeout": f"{CONNECT_S}s",
-        "max_retries": str(TRIES),
-        "retry_timeout": f"{SILENCE_S}s",
-    }
-    options |= {"AWS_ENDPOINT_URL": endpoint} if endpoint else {}
-    options |= {"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {}
+    with plainly(deltalake.exceptions.DeltaError):
+        return deltalake.DeltaTable(path, storage_options=DELTA_OPTIONS if _scheme(path) else None)
+
+
+def why(error: BaseException) -> str:
+    """What one of `UNREADABLE` says, in one line."""
+    return one_line(error)[:200] or "it takes more memory than there is"
+
+
+@contextlib.contextmanager
+def plainly(*errors: type[Exception]) -> Iterator[None]:
+    """Errors of a library as `OSError`, of one line."""
     try:
-        return deltalake.DeltaTable(path, storage_options=options if _scheme(path) else None)
-    except deltalake.exceptions.DeltaError as error:
+        yield
+    except errors as error:
         raise OSError(one_line(error)) from error
 
 
 def _require_file(path: str) -> None:
     """Raises `OSError` for what of this machine has no end, or none yet, and for a name that is no text."""
-    if _scheme(path):
-        return
     try:
         path.encode()
     except UnicodeEncodeError as error:
         raise OSError(f"the name of {escaped(path)} is not UTF-8; rename it") from error
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+    place = Path(path)
+    if place.exists() and not place.is_file() and not place.is_dir():
         raise OSError(f"{escaped(path)} is no regular file, but a pipe, a device or a socket")
 
 
@@ -229,43 +232,43 @@ def _endings(path: str) -> list[str]:
 
 
 def _is_plain_folder(path: str, source: Source) -> bool:
-    if source.format is not None and source.format.delta is not None:
-        return False
-    if not _scheme(path):
-        return Path(path).is_dir() and not is_delta(path)
-    return _scheme(path) not in WEB and _is_folder(path) and not is_delta(path)
+    is_table = source.format is not None and source.format.delta is not None
+    return not is_table and _is_folder(path) and not is_delta(path)
 
 
 def _is_folder(path: str) -> bool:
-    store, inner = _store(path)
-    return bool(store.get_file_info(inner).type == pa.fs.FileType.Directory)
+    if _scheme(path) in WEB:
+        return False
+    system, inner = _system(path)
+    return bool(system.get_file_info(inner).type == pa.fs.FileType.Directory)
 
 
 def _matches(path: str) -> list[str]:
     """The paths that a path or glob stands for; of a folder among others only a Delta table is one."""
     if _scheme(path) in WEB:
         return [path]
-    if _scheme(path):
-        return _objects(path)
-    if Path(path).exists():
-        return [path]
-    found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
-    return [match for match in found if not Path(match).is_dir() or is_delta(match)]
-
-
-def _objects(path: str) -> list[str]:
-    store, inner = _store(path)
-    if store.get_file_info(inner).type != pa.fs.FileType.NotFound:
+    system, inner = _system(path)
+    if system.get_file_info(inner).type != pa.fs.FileType.NotFound:
         return [path]
     if not glob.has_magic(inner):
         return []
+    if _scheme(path):
+        prefix = path[: len(path) - len(inner.partition("/")[2])]
+        return sorted(prefix + name.partition("/")[2] for name in _objects(system, inner))
+    found = sorted(glob.glob(path, recursive=True))
+    for match in found:
+        _require_file(match)
+    return [match for match in found if not Path(match).is_dir() or is_delta(match)]
+
+
+def _objects(store: Any, wild: str) -> list[str]:
+    """The files of a store that a glob stands for."""
     # From the last folder that stands fast; the container itself is never a pattern.
-    base = inner[: inner.rfind("/", 0, re.search(r"[*?[]", inner).start())]  # type: ignore[union-attr]
-    pattern = re.compile(WILD.sub(_meaning, inner))
+    base = wild[: wild.rfind("/", 0, re.search(r"[*?[]", wild).start())]  # type: ignore[union-attr]
+    pattern = re.compile(WILD.sub(_meaning, wild))
     selector = pa.fs.FileSelector(base, recursive=True, allow_not_found=True)
-    names = [info.path for info in store.get_file_info(selector) if info.is_file]
-    prefix = path[: len(path) - len(inner.partition("/")[2])]
-    return sorted(prefix + name.partition("/")[2] for name in names if pattern.fullmatch(name))
+    files = (info.path for info in store.get_file_info(selector) if info.is_file)
+    return [path for path in files if pattern.fullmatch(path)]
 
 
 def _meaning(part: re.Match[str]) -> str:
@@ -274,62 +277,59 @@ def _meaning(part: re.Match[str]) -> str:
     return MEANINGS.get(part[0]) or re.escape(part[0])
 
 
-def _store(path: str) -> tuple[Any, str]:
-    """The object store of an address, and the place in it, which begins with its bucket or container."""
-    import pyarrow.fs as stores
+def _system(path: str) -> tuple[Any, str]:
+    """The file system of a path, and the place in it: in a store it begins with the bucket or container."""
+    import pyarrow.fs as systems
 
     scheme, inner = _scheme(path), path.partition("://")[2]
+    if not scheme:
+        _require_file(path)
+        return systems.LocalFileSystem(), path
     if scheme not in STORES:
         raise OSError(f"no files are read from {scheme}://; known here: {', '.join((*STORES, *WEB))}")
     container, _, key = inner.partition("/")
     if scheme == "abfss":
         container, _, host = container.partition("@")
-        return _azure(stores, host.partition(".")[0]), f"{container}/{key}"
+        return _azure(host.partition(".")[0]), f"{container}/{key}"
     if "@" in container:
         raise OSError("the address says who reads; give that by the environment (AWS_ACCESS_KEY_ID, …)")
     if scheme == "az":
-        return _azure(stores, os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), inner
+        return _azure(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), inner
     if scheme == "gs":
-        return stores.GcsFileSystem(retry_time_limit=timedelta(seconds=CONNECT_S)), inner
-    return _s3(stores, container), inner
+        return systems.GcsFileSystem(retry_time_limit=timedelta(seconds=CONNECT_S)), inner
+    return _s3(container), inner
 
 
-def _azure(stores: Any, account: str) -> Any:
+def _azure(account: str) -> Any:
     if not account:
         raise OSError(
             "set AZURE_STORAGE_ACCOUNT_NAME, or write abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…"
         )
-    return stores.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"))
+    return pa.fs.AzureFileSystem(account, account_key=os.environ.get("AZURE_STORAGE_ACCOUNT_KEY"))
 
 
-def _s3(stores: Any, bucket: str) -> Any:
-    endpoint = _s3_endpoint()
+def _s3(bucket: str) -> Any:
+    # Of these, Arrow itself looks at none.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
-        region = "us-east-1" if endpoint else stores.resolve_s3_region(bucket)
+        region = "us-east-1" if endpoint else pa.fs.resolve_s3_region(bucket)
     scheme, _, place = (endpoint or "https://").partition("://")
-    return stores.S3FileSystem(
+    return pa.fs.S3FileSystem(
         region=region,
         scheme=scheme,
         endpoint_override=place.rstrip("/") or None,
         connect_timeout=CONNECT_S,
         request_timeout=SILENCE_S,
-        retry_strategy=stores.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+        retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
     )
 
 
-def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
 def _stream(path: str) -> Any:
-    if not _scheme(path):
-        _require_file(path)
-        return pa.OSFile(path)
     if _scheme(path) in WEB:
         return pa.PythonFile(_Body(_called(path)), "r")
-    store, inner = _store(path)
-    return store.open_input_stream(inner, compression=None)
+    system, inner = _system(path)
+    return system.open_input_stream(inner, compression=None)
 
 
 def _called(url: str) -> Any:
@@ -338,64 +338,56 @@ def _called(url: str) -> Any:
     return urllib.request.urlopen(url, timeout=SILENCE_S)  # noqa: S310 - http and https alone come here
 
 
-class _Body(io.RawIOBase):
-    """A web server's answer, which Python would take for whole where the connection breaks."""
+class _Over(io.RawIOBase):
+    """A stream over another one, which it closes."""
 
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
 
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
-        data: bytes = self.answer.read(size if size >= 0 else None)
-        if not data and size and self.answer.length:
-            raise OSError(f"the server ended the file {self.answer.length} bytes too early")
-        return data
-
     def close(self) -> None:
-        self.answer.close()
+        self.inner.close()
         super().close()
 
 
-class _Xz(io.RawIOBase):
+class _Body(_Over):
+    """A web server's answer, which Python would take for whole where the connection breaks."""
+
+    def read(self, size: int = -1) -> bytes:
+        data: bytes = self.inner.read(size if size >= 0 else None)
+        if not data and size and self.inner.length:
+            raise OSError(f"the server ended the file {self.inner.length} bytes too early")
+        return data
+
+
+class _Xz(_Over):
     """A file of xz, unpacked in bounded memory whatever it asks for."""
 
-    def __init__(self, packed: Any) -> None:
-        self.packed, self.rest = packed, b""
-        self.begun, self.stream = False, self._new()
-
-    @staticmethod
-    def _new() -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=UNPACK_BYTES)
-
-    def readable(self) -> bool:
-        return True
+    rest = b""
+    stream: lzma.LZMADecompressor | None = None
 
     def readinto(self, into: Any) -> int:
-        data = b""
-        while not data:
-            if self.stream.eof:
-                # Another one may follow, behind zeros.
-                self.rest = self.stream.unused_data
-                self.begun, self.stream = False, self._new()
-            if self.stream.needs_input and not self.rest:
-                self.rest = self.packed.read(PACKED_BYTES)
-                if not self.rest and self.begun:
+        while True:
+            if not self.rest and (self.stream is None or self.stream.needs_input):
+                self.rest = self.inner.read(PACKED_BYTES)
+                if not self.rest and self.stream is not None:
                     raise EOFError("the file ends before its end")
                 if not self.rest:
                     return 0
-            if not self.begun:
+            if self.stream is None:
+                # Another one may follow, behind zeros.
                 self.rest = self.rest.lstrip(b"\0")
-                self.begun = bool(self.rest)
-            if self.begun:
-                data, self.rest = self.stream.decompress(self.rest, len(into)), b""
-        into[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self.packed.close()
-        super().close()
+                if not self.rest:
+                    continue
+                self.stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=UNPACK_BYTES)
+            data, self.rest = self.stream.decompress(self.rest, len(into)), b""
+            if self.stream.eof:
+                self.rest, self.stream = self.stream.unused_data, None
+            if data:
+                into[: len(data)] = data
+                return len(data)
 
 
 def _headers_of(url: str) -> str | None:
@@ -406,20 +398,20 @@ def _headers_of(url: str) -> str | None:
 
 
 def _object_of(path: str) -> str:
-    store, inner = _store(path)
-    with store.open_input_file(inner) as file:
+    system, inner = _system(path)
+    with system.open_input_file(inner) as file:
         tag = (file.metadata() or {}).get("ETag", b"").decode()
-    info = store.get_file_info(inner)
+    info = system.get_file_info(inner)
     return f"{info.size} bytes of {tag or info.mtime_ns}"
 
 
 def _only_member(path: str) -> Any:
     """The one file that a zip file holds."""
-    if not _scheme(path):
+    # It may be encrypted, packed in a way that Python does not know, or its names or numbers are none.
+    with plainly(RuntimeError, ValueError, struct.error):
         _require_file(path)
-    try:
         # Arrow's own file of this machine refuses the places that a damaged zip file names.
-        with zipfile.ZipFile(path if not _scheme(path) else seekable(path)) as archive:
+        with zipfile.ZipFile(seekable(path) if _scheme(path) else path) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) != 1:
                 raise DataError(
@@ -428,6 +420,3 @@ def _only_member(path: str) -> Any:
             if members[0].compress_type == zipfile.ZIP_LZMA:
                 raise OSError("it is packed by LZMA, whose memory has no bound; pack it by deflate")
             return pa.PythonFile(archive.open(members[0]), "r")
-    except (RuntimeError, ValueError, OverflowError, MemoryError, struct.error) as error:
-        # It is encrypted, packed in a way that Python does not know, or its names or numbers are none.
-        raise OSError(one_line(error)) from error

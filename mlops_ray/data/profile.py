@@ -7,6 +7,7 @@ with the table. Two of five million names share a hash in one table of a million
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
+from mlops_ray.pages import cut
 from mlops_ray.schema import Column
 
 #: Cells of a histogram, at least half as many: fine enough to see two humps, wide enough to see at all.
@@ -48,32 +50,40 @@ GAPS = 10
 Ordered = npt.NDArray[Any]
 
 
-def profile(
-    rows: pl.LazyFrame,
-    columns: Sequence[Column],
-    *,
-    time: str | None,
-    keys: Sequence[str] = (),
-    hidden: frozenset[str] = frozenset(),
-    minimum_count: int | None = None,
-) -> dict[str, Any]:
-    """The facts about the rows as plain JSON, without NaN and infinities.
+@dataclass(frozen=True)
+class View:
+    """What a table has, and what of it may be said: of `hidden` columns only type and missing values.
 
-    `rows` have the columns, typed, and the instants `time` (UTC) where it is given. Of `hidden` columns only
-    type and missing values are said. With `minimum_count`, nothing is said that fewer rows share: rarer
-    values are in `other`, cells of histograms are merged, extremes and quantiles of single rows are null.
+    `time` is the column of instants (UTC), where there is one. With `minimum_count`, nothing is said that
+    fewer rows share: rarer values are in `other`, cells of histograms are merged, extremes and quantiles of
+    single rows are null.
+    """
+
+    columns: Sequence[Column]
+    time: str | None = None
+    keys: Sequence[str] = ()
+    hidden: frozenset[str] = frozenset()
+    minimum_count: int | None = None
+
+    @property
+    def least(self) -> int:
+        """Rows that share whatever is said."""
+        return self.minimum_count or 1
+
+
+def profile(rows: pl.LazyFrame, view: View) -> dict[str, Any]:
+    """The facts about the rows, typed, as plain JSON, without NaN and infinities.
 
     >>> rows = pl.LazyFrame({"load": [1.0, 2.0, None], "site": ["a", "a", "b"]})
-    >>> found = profile(rows, [Column("load", "float"), Column("site", "category")], time=None)
+    >>> found = profile(rows, View([Column("load", "float"), Column("site", "category")]))
     >>> found["columns"][0]["max"], found["columns"][1]["top"][0]
     (2.0, {'value': 'a', 'rows': 2})
     """
-    least = minimum_count or 1
     return {
         "rows": _collect(rows.select(pl.len())).item(),
-        "minimum_count": minimum_count,
-        "columns": [_column(rows, column, hidden, least) for column in columns],
-        **_places(rows, time, keys, hidden, least),
+        "minimum_count": view.minimum_count,
+        "columns": [_column(rows, column, view) for column in view.columns],
+        **_places(rows, view),
     }
 
 
@@ -81,20 +91,21 @@ def _collect(rows: pl.LazyFrame) -> pl.DataFrame:
     return rows.collect(engine="streaming")
 
 
-def _column(rows: pl.LazyFrame, column: Column, hidden: frozenset[str], least: int) -> dict[str, Any]:
+def _column(rows: pl.LazyFrame, column: Column, view: View) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": column.name, "type": column.type}
-    if column.is_discrete or column.name in hidden:
+    if column.is_discrete or column.name in view.hidden:
         total, missing = _collect(rows.select(pl.len(), m=pl.col(column.name).null_count())).row(0)
-        if column.name in hidden:
+        if column.name in view.hidden:
             return facts | {"missing": missing, "hidden": True}
-        found = _names(rows, column.name, total - missing, least)
+        found = _names(rows, column.name, total - missing, view.least)
     else:
         values = _collect(rows.select(column.name)).to_series()
         if values.dtype.is_float():
             values = values.set(~values.is_finite(), None)
         total, missing = len(values), values.null_count()
         ordered = values.drop_nulls().to_physical().sort().to_numpy()
-        found = _instants(ordered, least) if column.type == "datetime" else _numbers(ordered, least)
+        describe = _instants if column.type == "datetime" else _numbers
+        found = describe(ordered, view.least)
     return facts | {"missing": missing, "constant": found["distinct"] == 1 and not missing} | found
 
 
@@ -102,7 +113,7 @@ def _column(rows: pl.LazyFrame, column: Column, hidden: frozenset[str], least: i
 
 
 def _numbers(ordered: Ordered, least: int) -> dict[str, Any]:
-    distinct = _distinct(ordered)
+    distinct, zeros = _distinct(ordered), _count(ordered, 0)
     if len(ordered) < least:
         return {"distinct": distinct}
     with np.errstate(all="ignore"):
@@ -114,7 +125,7 @@ def _numbers(ordered: Ordered, least: int) -> dict[str, Any]:
         "mean": _finite(mean),
         "std": _finite(std),
         "quantiles": {str(share): _shared(ordered, _at(ordered, share), least) for share in SHARES},
-        "zeros": _zeros(ordered, least),
+        "zeros": None if 0 < zeros < least else zeros / len(ordered),
         "histogram": _histogram(ordered, least),
         "outliers": _outliers(ordered, least),
         **(_few(ordered, least) if distinct <= TOP else {}),
@@ -136,14 +147,12 @@ def _at(ordered: Ordered, share: float) -> int:
 
 def _shared(ordered: Ordered, position: int, least: int) -> Any:
     """The value there, where enough rows have it."""
-    value = ordered[position]
-    rows = np.searchsorted(ordered, value, "right") - np.searchsorted(ordered, value, "left")
-    return value.item() if rows >= least else None
+    value = ordered[position].item()
+    return value if _count(ordered, value) >= least else None
 
 
-def _zeros(ordered: Ordered, least: int) -> float | None:
-    zeros = int(np.searchsorted(ordered, 0, "right") - np.searchsorted(ordered, 0, "left"))
-    return None if 0 < zeros < least else zeros / len(ordered)
+def _count(ordered: Ordered, value: float) -> int:
+    return int(np.searchsorted(ordered, value, "right") - np.searchsorted(ordered, value, "left"))
 
 
 def _few(ordered: Ordered, least: int) -> dict[str, Any]:
@@ -220,12 +229,12 @@ def _outliers(ordered: Ordered, least: int) -> dict[str, Any]:
         return {}
     low, high = (float(spread[_at(spread, share)]) for share in (0.25, 0.75))
     reach = FAR_IQR * (high - low)
-    ends = (
-        int(np.searchsorted(ordered, low - reach, "left")),
-        int(np.searchsorted(ordered, high + reach, "right")),
+    begin, end = (
+        np.searchsorted(ordered, low - reach, "left"),
+        np.searchsorted(ordered, high + reach, "right"),
     )
     # Tails outward, each behind the last value before it.
-    tails = {"low": ordered[: ends[0] + 1][::-1], "high": ordered[max(ends[1] - 1, 0) :]}
+    tails = {"low": ordered[: begin + 1][::-1], "high": ordered[max(end - 1, 0) :]}
     found = {side: _isolated(tail, float(middle), high - low, least) for side, tail in tails.items()}
     return {side: facts for side, facts in found.items() if facts}
 
@@ -240,13 +249,8 @@ def _isolated(tail: Ordered, middle: float, spread: float, least: int) -> dict[s
     count = len(tail) - first
     if least > 1:
         return {"count": count} if count >= least else None
-    values = np.unique(tail[first:])
-    return {
-        "count": count,
-        "distinct": len(values),
-        "values": values[:5].tolist(),
-        "nearest": tail[first - 1].item(),
-    }
+    values, nearest = np.unique(tail[first:]), tail[first - 1].item()
+    return {"count": count, "distinct": len(values), "values": values[:5].tolist(), "nearest": nearest}
 
 
 # ---------------------------------------------------------------- names
@@ -257,9 +261,8 @@ def _names(rows: pl.LazyFrame, name: str, present: int, least: int) -> dict[str,
     hashed = pl.col("value").hash().alias("hash")
     counted = _collect(given.select(hashed)).to_series().value_counts(name="rows")
     common = counted.top_k(SHORTLIST, by=["rows", "hash"])
-    values = _collect(
-        given.with_columns(hashed).filter(pl.col("hash").is_in(common["hash"].implode())).unique()
-    )
+    is_common = pl.col("hash").is_in(common["hash"].implode())
+    values = _collect(given.with_columns(hashed).filter(is_common).unique())
     found = values.with_columns(pl.col("value").cast(pl.String)).join(common, on="hash")
     pairs = sorted(found.select("value", "rows").rows(), key=lambda pair: (-pair[1], pair[0]))
     return {"distinct": counted.height, **commonest(pairs, present, least), "alike": _alike(pairs, least)}
@@ -272,12 +275,8 @@ def commonest(counted: list[tuple[str, int]], present: int, least: int) -> dict[
     while top and 0 < present - sum(count for _, count in top) < least:
         top.pop()
     other = present - sum(count for _, count in top)
-    listed = [{"value": _cut(value), "rows": count} for value, count in top]
+    listed = [{"value": cut(value, LONGEST_VALUE), "rows": count} for value, count in top]
     return {"top": listed, "other": other if other == 0 or other >= least else None}
-
-
-def _cut(value: str) -> str:
-    return value if len(value) <= LONGEST_VALUE else value[: LONGEST_VALUE - 1] + "…"
 
 
 def _alike(pairs: list[tuple[str, int]], least: int) -> list[list[str]]:
@@ -285,7 +284,7 @@ def _alike(pairs: list[tuple[str, int]], least: int) -> list[list[str]]:
     groups = defaultdict(list)
     for value, count in pairs:
         if count >= least:
-            groups[" ".join(value.casefold().split())].append(_cut(value))
+            groups[" ".join(value.casefold().split())].append(cut(value, LONGEST_VALUE))
     return [group for group in groups.values() if len(group) > 1][:5]
 
 
@@ -314,94 +313,74 @@ def _coverage(ordered: Ordered, least: int) -> dict[str, Any] | None:
     return _cells([_iso(edge) for edge in shown], [0, *counts, 0], least)
 
 
-def _places(
-    rows: pl.LazyFrame, time: str | None, keys: Sequence[str], hidden: frozenset[str], least: int
-) -> dict[str, Any]:
+def _places(rows: pl.LazyFrame, view: View) -> dict[str, Any]:
     """The `identity` (rows a key, repeated identities) and the `time` of the rows; null without them."""
-    key = pl.struct(keys).hash() if keys else pl.lit(0, pl.UInt64)
-    at = pl.col(time).to_physical() if time else pl.lit(0, pl.Int64)
-    if not keys and time is None:
+    if not view.keys and view.time is None:
         return {"identity": None, "time": None}
-    total = _collect(rows.select(pl.len())).item()
-    placed = _collect(rows.select(key.alias("key"), at.alias("at"))).drop_nulls("at").sort("key", "at")
-    key_of, ordered = placed["key"].to_numpy(), placed["at"].to_numpy()
-    same = key_of[1:] == key_of[:-1]
-    facts = {
-        "keys": list(keys),
-        "time": time,
-        "duplicates": int((same & (ordered[1:] == ordered[:-1])).sum()),
-    }
-    counted = keys and not hidden & set(keys)
-    begins = (
-        np.flatnonzero(np.concatenate([[bool(len(key_of))], ~same])) if len(key_of) else np.array([], int)
-    )
-    sizes = np.sort(np.diff([*begins, len(key_of)]))
-    facts |= _rows_per_key(sizes, least) if counted else {"count": None, "rows_per_key": None}
-    shown = time is not None and time not in hidden
-    return {"identity": facts, "time": _time(time, placed, same, begins, total, least) if shown else None}
+    key = pl.struct(view.keys).hash() if view.keys else pl.lit(0, pl.UInt64)
+    at = pl.col(view.time).to_physical() if view.time else pl.lit(0, pl.Int64)
+    placed = _collect(rows.select(key=key, at=at))
+    missing = placed["at"].null_count()
+    is_same = pl.col("key") == pl.col("key").shift()
+    placed = placed.drop_nulls("at").sort("key", "at")
+    placed = placed.with_columns(step=pl.when(is_same).then(pl.col("at").diff()))
+    identity = {"keys": list(view.keys), "time": view.time, "duplicates": int((placed["step"] == 0).sum())}
+    is_counted = view.keys and not view.hidden & set(view.keys)
+    identity |= _rows_per_key(placed, view.least) if is_counted else {"count": None, "rows_per_key": None}
+    is_shown = view.time is not None and view.time not in view.hidden
+    facts = {"column": view.time, "missing": missing, **_time(placed, view.least)} if is_shown else None
+    return {"identity": identity, "time": facts}
 
 
-def _rows_per_key(sizes: Ordered, least: int) -> dict[str, Any]:
-    if not len(sizes):
+def _rows_per_key(placed: pl.DataFrame, least: int) -> dict[str, Any]:
+    sizes = placed["key"].value_counts(name="rows")["rows"].sort()
+    if sizes.is_empty():
         return {"count": 0, "rows_per_key": None}
     picked = {"min": sizes[0], "median": sizes[(len(sizes) - 1) // 2], "max": sizes[-1]}
     # A key of few rows is nearly a row.
-    shown = {name: int(size) if size >= least else None for name, size in picked.items()}
+    shown = {name: size if size >= least else None for name, size in picked.items()}
     return {"count": len(sizes), "rows_per_key": shown}
 
 
-def _time(
-    time: str | None, placed: pl.DataFrame, same: Ordered, begins: Ordered, total: int, least: int
-) -> dict[str, Any]:
+def _time(placed: pl.DataFrame, least: int) -> dict[str, Any]:
     """When rows were, the usual step of a key, and intervals of the whole table without any row."""
     stamps = placed["at"].sort().to_numpy()
-    between = np.diff(placed["at"].to_numpy())
-    steps = between[same & (between > 0)]
-    step = int(np.partition(steps, (len(steps) - 1) // 2)[(len(steps) - 1) // 2]) if len(steps) else None
-    regular = bool((steps == step).mean() >= REGULAR) if len(steps) else False
+    steps = placed["step"].filter(placed["step"] > 0).sort()
+    step = steps[(len(steps) - 1) // 2] if len(steps) else None
+    is_regular = step is not None and bool((steps == step).sum() >= REGULAR * len(steps))
     described = _instants(stamps, least)
     return {
-        "column": time,
-        "missing": total - placed.height,
         **{name: described[name] for name in ("begin", "end", "coverage")},
         "step_s": step / 1e6 if step else None,
-        "regular": regular,
-        **_gaps(stamps, step, regular, least),
-        **(
-            _own_gaps(between, same, begins, step)
-            if regular and step
-            else {"missing_in_keys": None, "most_missing": None}
-        ),
+        "regular": is_regular,
+        **_gaps(stamps, step, least, is_regular=is_regular),
+        **_own_gaps(placed, step if is_regular else None),
     }
 
 
-def _gaps(stamps: Ordered, step: int | None, regular: bool, least: int) -> dict[str, Any]:
-    none: dict[str, Any] = {"gap_count": 0, "missing_steps": 0 if regular else None, "gaps": []}
+def _gaps(stamps: Ordered, step: int | None, least: int, *, is_regular: bool) -> dict[str, Any]:
+    if step is None:
+        return {"gap_count": 0, "missing_steps": None, "gaps": []}
     instants = np.unique(stamps)
     between = np.diff(instants)
-    if not step or not len(between):
-        return none
-    usual = GAP_STEPS * step
-    longest = usual if regular else max(usual, GAP_TIMES * float(np.sort(between)[_at(between, 0.99)]))
+    longest = GAP_STEPS * step
+    if not is_regular:
+        longest = max(longest, GAP_TIMES * float(np.sort(between)[_at(between, 0.99)]))
     at = np.flatnonzero(between > longest)
     lost = np.rint(between[at] / step).astype(int) - 1
-    largest = at[np.argsort(-between[at], kind="stable")[:GAPS]]
-    ends = [(int(instants[i]), int(instants[i + 1])) for i in largest]
-    listed = [
-        {"begin": _iso(begin), "end": _iso(end), "seconds": (end - begin) / 1e6}
-        | ({"missing_steps": round((end - begin) / step) - 1} if regular else {})
-        for begin, end in ends
-        if min(_rows_at(stamps, begin), _rows_at(stamps, end)) >= least
-    ]
-    return {"gap_count": len(at), "missing_steps": int(lost.sum()) if regular else None, "gaps": listed}
+    listed = []
+    for i in np.argsort(-between[at], kind="stable")[:GAPS]:
+        begin, end = instants[at[i] : at[i] + 2].tolist()
+        if min(_count(stamps, begin), _count(stamps, end)) >= least:
+            gap = {"begin": _iso(begin), "end": _iso(end), "seconds": (end - begin) / 1e6}
+            listed.append(gap | ({"missing_steps": int(lost[i])} if is_regular else {}))
+    return {"gap_count": len(at), "missing_steps": int(lost.sum()) if is_regular else None, "gaps": listed}
 
 
-def _rows_at(stamps: Ordered, instant: int) -> int:
-    return int(np.searchsorted(stamps, instant, "right") - np.searchsorted(stamps, instant, "left"))
-
-
-def _own_gaps(between: Ordered, same: Ordered, begins: Ordered, step: int) -> dict[str, Any]:
+def _own_gaps(placed: pl.DataFrame, step: int | None) -> dict[str, Any]:
     """Steps that are missing within keys, over all of them and of the one that misses most."""
-    lost = np.where(same & (between > GAP_STEPS * step), np.rint(between / step).astype(int) - 1, 0)
-    of_keys = np.add.reduceat(np.append(lost, 0), begins)
-    return {"missing_in_keys": int(of_keys.sum()), "most_missing": int(of_keys.max())}
+    if step is None:
+        return {"missing_in_keys": None, "most_missing": None}
+    lost = (pl.col("step") / step).round(mode="half_to_even").cast(pl.Int64).sum() - pl.len()
+    of_keys = placed.filter(pl.col("step") > GAP_STEPS * step).group_by("key").agg(lost=lost)["lost"]
+    return {"missing_in_keys": int(of_keys.sum()), "most_missing": of_keys.max() or 0}

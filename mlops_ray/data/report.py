@@ -1,17 +1,19 @@
 """What a person should know about a table's rows, in sentences, and as a page with pictures.
 
-The page shows what is in the JSON document and nothing else. `profile_sections` are also those of the first
-look (explore.py).
+The page shows what is in the JSON document and nothing else. The sections of a profile are also those of the
+first look (explore_page.py).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
+
+from markupsafe import Markup
 
 from mlops_ray import pictures
 from mlops_ray.pages import (
     Bar,
     Block,
-    Finding,
     Kind,
     Section,
     Table,
@@ -32,7 +34,9 @@ GAP_PROBLEM = 0.05
 #: A name that differs in so many of its rows, of so many at least, tells rows apart.
 IDENTIFIER, IDENTIFIER_ROWS = 0.95, 100
 #: What a page lists of a kind; the document has the rest.
-MOST_FINDINGS, MOST_ROWS, MOST_PICTURES, MOST_VALUES = 30, 200, 100, 8
+MOST_ROWS, MOST_PICTURES, MOST_VALUES = 200, 100, 8
+#: Columns that a sentence names.
+MOST_NAMED = 5
 #: Characters of a sentence that another part of the package made.
 LONGEST_SAID = 400
 #: How bad a failed check is, by what it does.
@@ -64,33 +68,29 @@ def profile_findings(profile: Document) -> list[Document]:
     if not profile["rows"]:
         return [finding("problem", "The table has no rows.")]
     shown = [column for column in profile["columns"] if "hidden" not in column]
-    found = [*_of_time(profile), *_of_identity(profile), *_of_missing(profile), *_of_constants(shown)]
+    found = [*_of_time(profile["time"]), *_of_identity(profile["identity"])]
+    found += [*_of_missing(profile), *_of_constants(shown)]
     for column in shown:
         found += [*_of_outliers(column), *_of_names(column)]
     return ranked(found)
 
 
-def _of_time(profile: Document) -> Iterator[Document]:
-    time = profile["time"]
+def _of_time(time: Document | None) -> Iterator[Document]:
     if time is None:
         return
     if time["missing"]:
         yield finding("warning", f"{_rows(time['missing'])} without a time.")
-    if time["gaps"] or time["gap_count"]:
+    if time["gap_count"]:
         yield _of_gaps(time)
     if time["missing_in_keys"] and time["most_missing"] > (time["missing_steps"] or 0):
-        yield finding(
-            "warning",
-            f"Within keys {time['missing_in_keys']:,} steps of {lasting(time['step_s'])} are missing; "
-            f"the key that lacks most lacks {time['most_missing']:,}.",
-        )
+        said = f"Within keys {time['missing_in_keys']:,} steps of {lasting(time['step_s'])} are missing"
+        yield finding("warning", f"{said}; the key that lacks most lacks {time['most_missing']:,}.")
 
 
 def _of_gaps(time: Document) -> Document:
     count, lost = time["gap_count"], time["missing_steps"]
     said = f"{count:,} gap{'s' if count > 1 else ''} without any row"
-    if time["gaps"]:
-        longest = time["gaps"][0]
+    for longest in time["gaps"][:1]:
         bounds = f"{when(longest['begin'])} to {when(longest['end'])} ({lasting(longest['seconds'])})"
         said += f"; the longest from {bounds}" if count > 1 else f", from {bounds}"
     if lost is None:
@@ -100,29 +100,29 @@ def _of_gaps(time: Document) -> Document:
     return finding(severity, f"{said}; {lost:,} steps of {lasting(time['step_s'])} are missing.")
 
 
-def _of_identity(profile: Document) -> Iterator[Document]:
-    identity = profile["identity"]
+def _of_identity(identity: Document | None) -> Iterator[Document]:
     if identity and identity["duplicates"]:
-        names = [_name(name) for name in (*identity["keys"], identity["time"]) if name]
-        rows = identity["duplicates"]
-        verb = "repeats" if rows == 1 else "repeat"
-        yield finding("warning", f"{_rows(rows)} {verb} the {' and '.join(names)} of one before.")
+        names = " and ".join(_name(name) for name in (*identity["keys"], identity["time"]) if name)
+        verb = "repeats" if identity["duplicates"] == 1 else "repeat"
+        yield finding("warning", f"{_rows(identity['duplicates'])} {verb} the {names} of one before.")
 
 
 def _of_missing(profile: Document) -> Iterator[Document]:
     parts = sorted(((c["missing"] / profile["rows"], c["name"]) for c in profile["columns"]), reverse=True)
-    many = [(part, name) for part, name in parts if part >= MISSING]
+    many = [f"{_name(name)} ({share(part)})" for part, name in parts if part >= MISSING]
     if many:
-        listed = ", ".join(f"{_name(name)} ({share(part)})" for part, name in many[:5])
-        more = f" and {len(many) - 5:,} more columns" if len(many) > 5 else ""
-        yield finding("warning" if many[0][0] >= MOSTLY_MISSING else "note", f"Missing: {listed}{more}.")
+        yield finding("warning" if parts[0][0] >= MOSTLY_MISSING else "note", f"Missing: {_listed(many)}.")
 
 
 def _of_constants(columns: Sequence[Document]) -> Iterator[Document]:
     names = [_name(column["name"]) for column in columns if column["constant"]]
     if names:
-        more = f" and {len(names) - 5:,} more" if len(names) > 5 else ""
-        yield finding("note", f"The same value in every row: {', '.join(names[:5])}{more}.")
+        yield finding("note", f"The same value in every row: {_listed(names)}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more:,} more columns" if more > 0 else "")
 
 
 def _of_outliers(column: Document) -> Iterator[Document]:
@@ -157,17 +157,13 @@ def _rows(count: int) -> str:
 
 def report_findings(document: Document) -> list[Document]:
     """The verdict of a validation, then what failed and what stands out in the rows that it kept."""
-    checks = [
-        finding(
-            KINDS[check["severity"]],
-            f"{_of(check['column'])}{cut(check['said'], LONGEST_SAID)}.",
-            check["column"],
-        )
-        for check in document["table"]
-        if not check["holds"]
-    ]
-    profile = document.get("profile")
-    return [_verdict(document), *checks, *(profile_findings(profile) if profile else ())]
+    found = [_verdict(document)]
+    for check in document["table"]:
+        if not check["holds"]:
+            of = f"{_name(check['column'])}: " if check["column"] else ""
+            said = f"{of}{cut(check['said'], LONGEST_SAID)}."
+            found.append(finding(KINDS[check["severity"]], said, check["column"]))
+    return found + (profile_findings(document["profile"]) if document.get("profile") else [])
 
 
 def _verdict(document: Document) -> Document:
@@ -181,58 +177,44 @@ def _verdict(document: Document) -> Document:
     return finding("warning" if document["quarantined"] else "ok", f"{done}: {counts}")
 
 
-def _of(column: str | None) -> str:
-    return f"{_name(column)}: " if column else ""
-
-
 # ---------------------------------------------------------------- pages
 
 
 def report_page(document: Document) -> str:
     """The page of a validation report, from its JSON document alone."""
-    profile = document.get("profile")
     sections = [_rows_section(document), _checks_section(document), _table_section(document)]
     sections += [_files_section(document)]
-    if profile:
-        time, missing, columns = time_section(profile), missing_section(profile), columns_section(profile)
-        sections += [time, missing, columns]
-    title = f"Validation of {cut(document['source'])}"
-    return page(title, f"{when(document['made_at'])} UTC", shown(report_findings(document)), sections)
-
-
-def shown(findings: Sequence[Document]) -> list[Finding]:
-    """Findings as a page lists them."""
-    listed = [Finding(found["severity"], found["said"]) for found in findings[:MOST_FINDINGS]]
-    if len(findings) > MOST_FINDINGS:
-        listed += [Finding("note", f"And {len(findings) - MOST_FINDINGS:,} more, in the JSON document.")]
-    return listed or [Finding("ok", "Nothing stands out.")]
+    if profile := document.get("profile"):
+        sections += [time_section(profile), missing_section(profile), columns_section(profile)]
+    title, made = f"Validation of {cut(document['source'])}", f"{when(document['made_at'])} UTC"
+    return page(title, made, report_findings(document), sections)
 
 
 def _rows_section(document: Document) -> Section:
-    kinds: list[tuple[str, str, Kind]] = [
-        ("valid", "valid", "ok"),
-        ("in quarantine", "quarantined", "problem"),
-        ("left out", "filtered", "note"),
-    ]
-    parts = [
-        bar for label, key, kind in kinds for bar in bars([(label, document[key])], document["rows_in"], kind)
-    ]
-    return Section("Rows", [Block(f"{document['rows_in']:,} rows read", bars=parts, wide=True)])
+    kinds: dict[str, tuple[str, Kind]] = {
+        "valid": ("valid", "ok"),
+        "quarantined": ("in quarantine", "problem"),
+        "filtered": ("left out", "note"),
+    }
+    total = document["rows_in"]
+    parts: list[Bar] = []
+    for key, (label, kind) in kinds.items():
+        parts += bars([(label, document[key])], total, kind)
+    return Section("Rows", [Block(f"{total:,} rows read", bars=parts, wide=True)])
 
 
 def _checks_section(document: Document) -> Section:
     checks = sorted(document["checks"], key=lambda check: -check["failed"])
-    most = checks[0]["failed"] if checks else 0
-    drawn = [
-        Bar(_check(check), check["failed"] / most, f"{check['failed']:,}", KINDS[check["severity"]])
-        for check in checks[:MOST_VALUES]
-        if most
-    ]
+    if not checks:
+        return Section("Failed checks", [Block(note="None failed.", wide=True)])
+    drawn, most = [], max(checks[0]["failed"], 1)
+    for check in checks[:MOST_VALUES]:
+        part, kind = check["failed"] / most, KINDS[check["severity"]]
+        drawn.append(Bar(_check(check), part, f"{check['failed']:,}", kind))
     rows = [[_check(check), check["severity"], f"{check['failed']:,}", _examples(check)] for check in checks]
-    head = ["Check", "Severity", "Rows", "Examples: file, row, value"]
-    note = "Flagged rows pass and are counted; rejected ones are in quarantine." if checks else "None failed."
-    blocks = [Block(bars=drawn, wide=True), Block(table=_table(head, rows, 2), wide=True)] if checks else []
-    return Section("Failed checks", blocks or [Block(note=note, wide=True)], note if blocks else "")
+    table = _table(["Check", "Severity", "Rows", "Examples: file, row, value"], rows, 2)
+    note = "Flagged rows pass and are counted; rejected ones are in quarantine."
+    return Section("Failed checks", [Block(bars=drawn, wide=True), Block(table=table, wide=True)], note)
 
 
 def _check(check: Document) -> str:
@@ -250,16 +232,11 @@ def _given(example: Document, check: Document) -> str:
 
 
 def _table_section(document: Document) -> Section:
-    rows = [
-        [
-            check["check"],
-            value(check["column"]),
-            check["severity"],
-            "holds" if check["holds"] else "fails",
-            cut(check["said"], LONGEST_SAID),
-        ]
-        for check in sorted(document["table"], key=lambda check: check["holds"])
-    ]
+    rows = []
+    for check in sorted(document["table"], key=lambda check: check["holds"]):
+        verdict = "holds" if check["holds"] else "fails"
+        said = cut(check["said"], LONGEST_SAID)
+        rows.append([check["check"], value(check["column"]), check["severity"], verdict, said])
     table = _table(["Check", "Column", "Severity", "Verdict", "Found"], rows)
     return Section("Checks of the whole table", [Block(table=table, wide=True)] if rows else [])
 
@@ -286,78 +263,63 @@ def overview_section(profile: Document, *more: tuple[str, str, str]) -> Section:
     time, identity = profile["time"], profile["identity"]
     tiles = [("Rows", f"{profile['rows']:,}", ""), ("Columns", f"{len(profile['columns']):,}", "")]
     if identity and identity["keys"]:
-        sizes = identity["rows_per_key"]
-        span = dict.fromkeys(number(sizes[end]) for end in ("min", "max") if sizes and sizes[end])
+        sizes = identity["rows_per_key"] or {}
+        span = dict.fromkeys(number(sizes[end]) for end in ("min", "max") if sizes.get(end))
         tiles += [("Keys", number(identity["count"]), f"{' to '.join(span)} rows each" if span else "")]
     if time:
         ends = (("First row", time["begin"]), ("Last row", time["end"]))
         tiles += [(name, when(instant), "UTC" if instant else "not shown") for name, instant in ends]
         usual = "of nearly all rows" if time["regular"] else "in the middle of all"
-        tiles += [
-            ("Step", lasting(time["step_s"]) if time["step_s"] else "–", usual if time["step_s"] else "")
-        ]
+        tiles += [("Step", lasting(time["step_s"]), usual) if time["step_s"] else ("Step", "–", "")]
     return Section("Overview", [Block(tiles=[*tiles, *more], wide=True)])
 
 
 def columns_section(profile: Document) -> Section:
     """A card for each column."""
-    cards = [
-        _card(column, profile["rows"], drawn=number < MOST_PICTURES)
-        for number, column in enumerate(profile["columns"])
-    ]
-    least = profile["minimum_count"]
+    columns, rows, least = profile["columns"], profile["rows"], profile["minimum_count"]
+    cards = [_card(column, rows, is_drawn=at < MOST_PICTURES) for at, column in enumerate(columns)]
     note = f"What fewer than {least:,} rows share is not shown." if least else ""
     return Section("Columns", cards, note, cards=True)
 
 
-def _card(column: Document, rows: int, *, drawn: bool) -> Block:
+def _card(column: Document, rows: int, *, is_drawn: bool) -> Block:
+    title = cut(column["name"])
     chips: list[tuple[Kind, str]] = [("", column["type"])]
-    missing = ("missing", f"{column['missing']:,} ({share(column['missing'] / rows)})" if rows else "0")
+    facts = [("missing", f"{column['missing']:,} ({share(column['missing'] / rows)})" if rows else "0")]
     if "hidden" in column:
-        note = "The source's policy shows this column to nobody."
-        return Block(cut(column["name"]), chips, note, facts=[missing])
+        return Block(title, chips, "The source's policy shows this column to nobody.", facts=facts)
     chips += [("note", "constant")] if column["constant"] else []
     chips += [("problem", "far outside")] if column.get("outliers") else []
-    facts = [missing, ("distinct", f"{column['distinct']:,}"), *_facts(column)]
-    picture = _picture(column) if drawn else ""
-    return Block(
-        cut(column["name"]),
-        chips,
-        _beyond(column),
-        picture=picture,
-        facts=facts,
-        bars=value_bars(column, rows),
-    )
+    facts += [("distinct", f"{column['distinct']:,}"), *_facts(column)]
+    picture = _picture(column) if is_drawn else None
+    return Block(title, chips, _beyond(column), picture=picture, facts=facts, bars=value_bars(column, rows))
 
 
 def _facts(column: Document) -> Iterator[tuple[str, str]]:
     if "begin" in column:
         yield from (("first", when(column["begin"])), ("last", when(column["end"])))
-    if "quantiles" not in column:
-        return
-    middle = column["quantiles"]["0.5"]
-    named = (("min", column["min"]), ("median", middle), ("mean", column["mean"]), ("max", column["max"]))
-    yield from ((name, number(amount)) for name, amount in (*named, ("std", column["std"])))
-    if column["zeros"]:
-        yield "zeros", share(column["zeros"])
+    if "quantiles" in column:
+        shown = column | {"median": column["quantiles"]["0.5"]}
+        yield from ((name, number(shown[name])) for name in ("min", "median", "mean", "max", "std"))
+        yield from [("zeros", share(column["zeros"]))] if column["zeros"] else []
 
 
 def _beyond(column: Document) -> str:
-    cells = column.get("histogram") or {"below": 0, "above": 0}
+    cells = column.get("histogram")
+    if not cells or "top" in column:
+        return ""
     parts = [f"{_rows(cells[side])} {side}" for side in ("below", "above") if cells[side]]
-    return f"Not drawn: {' and '.join(parts)}." if parts and "top" not in column else ""
+    return f"Not drawn: {' and '.join(parts)}." if parts else ""
 
 
-def _picture(column: Document) -> str:
+def _picture(column: Document) -> Markup | None:
     cells, covered = column.get("histogram"), column.get("coverage")
     if cells and "top" not in column:
         # Cells of whole numbers begin halfway before their first.
-        edges = [edge + 0.5 for edge in cells["edges"]] if column["type"] == "int" else cells["edges"]
+        edges = [edge + 0.5 * (column["type"] == "int") for edge in cells["edges"]]
         return pictures.histogram(edges, cells["counts"], f"Histogram of {cut(column['name'])}")
-    if covered:
-        title = f"Rows over the time of {cut(column['name'])}"
-        return pictures.coverage(covered["edges"], covered["counts"], [], title)
-    return ""
+    title = f"Rows over the time of {cut(column['name'])}"
+    return pictures.coverage(covered["edges"], covered["counts"], [], title) if covered else None
 
 
 def value_bars(counted: Document, rows: int) -> list[Bar]:
@@ -375,35 +337,28 @@ def time_section(profile: Document) -> Section:
     time = profile["time"]
     if not time or not time["coverage"]:
         return Section("Time", [])
-    covered, gaps = time["coverage"], time["gaps"]
-    title = f"Rows over time, from {when(time['begin'])} to {when(time['end'])}, {time['gap_count']:,} gaps"
+    edges, gaps, count = time["coverage"]["edges"], time["gaps"], time["gap_count"]
+    title = f"Rows over time, from {when(time['begin'])} to {when(time['end'])}, {count:,} gaps"
     marked = [(gap["begin"], gap["end"]) for gap in gaps]
-    picture = pictures.coverage(covered["edges"], covered["counts"], marked, title)
-    wide = lasting(_width(covered["edges"]))
-    blocks = [Block("Rows over time", note=f"Cells of {wide}; the longest gaps are marked.", picture=picture)]
+    picture = pictures.coverage(edges, time["coverage"]["counts"], marked, title)
+    wide = (datetime.fromisoformat(edges[1]) - datetime.fromisoformat(edges[0])).total_seconds()
+    note = f"Cells of {lasting(wide)}; the longest gaps are marked."
+    blocks = [Block("Rows over time", note=note, picture=picture)]
     if gaps:
         rows = [
             [when(g["begin"]), when(g["end"]), lasting(g["seconds"]), number(g.get("missing_steps"))]
             for g in gaps
         ]
         table = _table(["Last row before", "First row after", "Length", "Steps missing"], rows, 2, 3)
-        note = f"The longest {len(gaps):,} of {time['gap_count']:,}; intervals in which no row lies."
+        note = f"The longest {len(gaps):,} of {count:,}; intervals in which no row lies."
         blocks += [Block("Gaps", note=note, table=table)]
     return Section("Time", blocks, "All times are UTC.")
 
 
-def _width(edges: Sequence[str]) -> float:
-    from datetime import datetime
-
-    first, second = (datetime.fromisoformat(edge) for edge in edges[:2])
-    return (second - first).total_seconds()
-
-
 def missing_section(profile: Document) -> Section:
     """Missing values by column, most first."""
-    counts = sorted(
-        ((c["missing"], cut(c["name"])) for c in profile["columns"] if c["missing"]), reverse=True
-    )
-    listed = list(bars([(name, count) for count, name in counts[:MOST_ROWS]], profile["rows"], "warning"))
+    missing = [(cut(c["name"]), c["missing"]) for c in profile["columns"] if c["missing"]]
+    missing.sort(key=lambda pair: (pair[1], pair[0]), reverse=True)
+    listed = list(bars(missing[:MOST_ROWS], profile["rows"], "warning"))
     note = "" if listed else "No value is missing."
     return Section("Missing values", [Block(note=note, bars=listed, wide=True)])

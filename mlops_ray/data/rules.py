@@ -18,7 +18,7 @@ import polars as pl
 
 from mlops_ray.errors import ConfigError
 from mlops_ray.expressions import column_sql, compile_sql
-from mlops_ray.schema import Column
+from mlops_ray.schema import Column, ColumnType
 
 Kind = Literal["pair", "range", "order"]
 Value = str | bool | int
@@ -113,31 +113,36 @@ class _Discrete:
 
 
 @dataclass(frozen=True)
+class _Amounts:
+    """A column of numbers, or of instants in microseconds; NaN where missing."""
+
+    name: str
+    type: ColumnType
+    values: Floats
+
+
+@dataclass(frozen=True)
 class _Table:
-    """The columns of the rows looked at; numbers and instants (microseconds) are NaN where missing."""
+    """The columns of the rows looked at; whole numbers may be both discrete and amounts."""
 
     discrete: list[_Discrete]
-    numbers: dict[str, Floats]
-    stamps: dict[str, Floats]
-    whole: frozenset[str]
+    amounts: list[_Amounts]
     rows: int
 
     @classmethod
     def of(cls, rows: pl.DataFrame, columns: Sequence[Column], minimum_count: int) -> Self:
         discrete = [found for c in columns if (found := _discrete(rows[c.name], c, minimum_count))]
-        numbers, stamps = (
-            {c.name: _numbers(rows[c.name]) for c in columns if c.type in types}
-            for types in (("int", "float"), ("datetime",))
-        )
-        whole = frozenset(column.name for column in columns if column.type == "int")
-        return cls(discrete, numbers, stamps, whole, rows.height)
+        amounts = [
+            _Amounts(c.name, c.type, rows[c.name].to_physical().cast(pl.Float64).to_numpy())
+            for c in columns
+            if c.type in ("int", "float", "datetime")
+        ]
+        return cls(discrete, amounts, rows.height)
 
     def where(self, kept: npt.NDArray[np.bool_]) -> Self:
         discrete = [replace(column, places=column.places[kept]) for column in self.discrete]
-        numbers, stamps = (
-            {name: values[kept] for name, values in some.items()} for some in (self.numbers, self.stamps)
-        )
-        return replace(self, discrete=discrete, numbers=numbers, stamps=stamps, rows=int(kept.sum()))
+        amounts = [replace(column, values=column.values[kept]) for column in self.amounts]
+        return replace(self, discrete=discrete, amounts=amounts, rows=int(kept.sum()))
 
 
 def mine(
@@ -186,10 +191,6 @@ def _finite(column: Column) -> pl.Expr:
     return pl.when(values.is_finite()).then(values) if column.type == "float" else values
 
 
-def _numbers(values: pl.Series) -> Floats:
-    return values.to_physical().cast(pl.Float64).fill_null(math.nan).to_numpy()
-
-
 def _discrete(values: pl.Series, column: Column, minimum_count: int) -> _Discrete | None:
     """The column by its values; `None` where they are amounts, too many, too rare, or all the same."""
     if column.type in ("float", "datetime"):
@@ -208,7 +209,7 @@ def _mined(table: _Table, support: int, blocks: Collection[Block] | None = None)
     """Every rule that speaks of so many rows; of these blocks alone, where given."""
     few = {column.name for column in table.discrete}
     # At most every pair of columns or values, with a cut at every row.
-    looked_at = len(table.numbers) + len(table.stamps) + sum(len(column.values) for column in table.discrete)
+    looked_at = len(table.amounts) + sum(len(column.values) for column in table.discrete)
     least = math.log(max(looked_at**2 * table.rows, 1) / FALSE_ALARM)
 
     def is_asked(kind: Kind, *columns: str) -> bool:
@@ -217,14 +218,14 @@ def _mined(table: _Table, support: int, blocks: Collection[Block] | None = None)
     for a, b in itertools.combinations(table.discrete, 2):
         if is_asked("pair", a.name, b.name):
             yield from _pairs(a, b, support, least)
-    for name, numbers in table.numbers.items():
-        conditions = [a for a in table.discrete if name not in few and is_asked("range", a.name, name)]
-        if conditions:
-            yield from _ranges(conditions, name, numbers, name in table.whole, support, least)
-    for alike in (table.numbers, table.stamps):
-        for one, other in itertools.permutations(alike, 2):
-            if is_asked("order", one, other):
-                yield from _order(one, other, alike[one], alike[other], support, least)
+    for column in table.amounts:
+        conditions = [a for a in table.discrete if is_asked("range", a.name, column.name)]
+        if conditions and column.type != "datetime" and column.name not in few:
+            yield from _ranges(conditions, column, support, least)
+    for one, other in itertools.permutations(table.amounts, 2):
+        is_alike = (one.type == "datetime") == (other.type == "datetime")
+        if is_alike and is_asked("order", one.name, other.name):
+            yield from _order(one, other, support, least)
 
 
 def _kept_by_halves(table: _Table, rows: pl.DataFrame, never: list[_Found]) -> set[Block]:
@@ -287,14 +288,13 @@ def _pairs(a: _Discrete, b: _Discrete, support: int, least: float) -> Iterator[_
     has_singles = bool(((table == 1) & (due > least))[1:, 1:].any())
     is_told = np.zeros(shape, bool)
     # The rules of either direction, each with views of the three tables that have its cells.
-    found = [
-        (rule, cells, [some[x] for some in (is_told, due, table)])
-        for rule, x, cells in _apart(a, b, table, due, support, least)
-    ]
-    found += [
-        (rule, cells, [some[:, y] for some in (is_told, due, table)])
-        for rule, y, cells in _apart(b, a, table.T, due.T, support, least)
-    ]
+    found = []
+    for one, other, told, expected, observed in (
+        (a, b, is_told, due, table),
+        (b, a, is_told.T, due.T, table.T),
+    ):
+        for rule, x, cells in _apart(one, other, observed, expected, support, least):
+            found.append((rule, cells, (told[x], expected[x], observed[x])))
     for rule, cells, (told, expected, observed) in sorted(found, key=lambda f: -f[0].surprise):
         new = cells[~told[cells]]
         told[cells] = True
@@ -336,13 +336,14 @@ def _apart(
 
 
 def _ranges(
-    conditions: Sequence[_Discrete], name: str, numbers: Floats, is_whole: bool, support: int, least: float
+    conditions: Sequence[_Discrete], column: _Amounts, support: int, least: float
 ) -> Iterator[_Found]:
     """Ranges of a column within the rows of a value, much narrower than that of all rows."""
-    order = np.argsort(numbers)[: int((~np.isnan(numbers)).sum())]
+    name, is_whole = column.name, column.type == "int"
+    order = np.argsort(column.values)[: int((~np.isnan(column.values)).sum())]
     for a in conditions:
         known = order[a.places[order] > MISSING]
-        places, values = a.places[known], numbers[known]
+        places, values = a.places[known], column.values[known]
         groups = np.argsort(places, kind="stable")
         ends = np.searchsorted(places[groups], np.arange(len(a.values) + 1))
         for value, (start, end) in zip(a.values, itertools.pairwise(ends), strict=True):
@@ -397,14 +398,15 @@ def _outward(end: float, room: float, is_whole: bool) -> float:
 # ---------------------------------------------------------------- orders
 
 
-def _order(a: str, b: str, low: Floats, high: Floats, support: int, least: float) -> Iterator[_Found]:
+def _order(low: _Amounts, high: _Amounts, support: int, least: float) -> Iterator[_Found]:
     """That one column is at most the other, if (nearly) all rows keep it."""
-    gaps = high - low
+    a, b = low.name, high.name
+    gaps = high.values - low.values
     known = ~np.isnan(gaps)
     total, observed = int(known.sum()), int((gaps < 0).sum())
     if total < support or observed > OF_ROWS * total:
         return
-    expected = float(np.searchsorted(np.sort(high[known]), low[known]).sum()) / total
+    expected = float(np.searchsorted(np.sort(high.values[known]), low.values[known]).sum()) / total
     is_telling = expected >= TELLING * total and _is_surprising(expected, observed, total, least)
     if is_telling and _ends_at_zero(gaps[known]):
         require = f"{column_sql(a)} <= {column_sql(b)}"
@@ -441,13 +443,9 @@ def _literal(value: Value) -> str:
 
 def _between(column: str, low: float, high: float) -> str:
     name = column_sql(column)
-    if math.isinf(low):
-        return f"{name} <= {_number(high)}"
-    return (
-        f"{name} >= {_number(low)}"
-        if math.isinf(high)
-        else f"{name} BETWEEN {_number(low)} AND {_number(high)}"
-    )
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{name} BETWEEN {_number(low)} AND {_number(high)}"
+    return f"{name} >= {_number(low)}" if math.isfinite(low) else f"{name} <= {_number(high)}"
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from mlops_ray.data.explore import Aim, explore, explore_page
+from mlops_ray.data.explore import Aim, explore
+from mlops_ray.data.explore_page import explore_page
 from mlops_ray.schema import INSTANT, Column
 from tests.test_pages import NASTY, assert_sound
 

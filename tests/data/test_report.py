@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from mlops_ray.data.profile import profile
+from mlops_ray.data.profile import View, profile
 from mlops_ray.data.report import profile_findings, report_findings, report_page
 from mlops_ray.schema import INSTANT, Column
 from tests.test_pages import NASTY, assert_sound
@@ -66,7 +66,7 @@ def rows() -> dict[str, Any]:
         {"event_time": INSTANT, "temp": pl.Float64, "snow": pl.Float64, "void": pl.Float64},
     )
     columns = [Column(name, "float") for name in ("temp", "snow", "void")]
-    return json.loads(json.dumps(profile(frame.lazy(), columns, time="event_time")))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(profile(frame.lazy(), View(columns, time="event_time"))))  # type: ignore[no-any-return]
 
 
 def test_findings_name_gaps_repeated_rows_wild_and_missing_values() -> None:
@@ -132,7 +132,7 @@ def test_a_withheld_value_is_said_to_be_withheld_and_a_missing_one_missing() -> 
 
 def test_hidden_columns_are_named_and_nothing_more() -> None:
     frame = pl.DataFrame({"name": ["canary"] * 5 + [None]})
-    found = profile(frame.lazy(), [Column("name", "string")], time=None, hidden=frozenset({"name"}))
+    found = profile(frame.lazy(), View([Column("name", "string")], hidden=frozenset({"name"})))
     page = report_page(checked(profile=found))
     assert "canary" not in page
     assert "The source's policy shows this column to nobody." in assert_sound(page).text
@@ -144,7 +144,7 @@ def test_text_from_data_stays_text(text: str) -> None:
     check = {"column": text, "rule": text, "severity": "flag", "failed": 3, "examples": [example]}
     verdict = {"check": text, "column": text, "severity": "stop", "holds": False, "said": text}
     frame = pl.DataFrame({text: [text] * 3 + ["b"], "y": [1.0, 2.0, 3.0, 4.0]})
-    found = profile(frame.lazy(), [Column(text, "category"), Column("y", "float")], time=None)
+    found = profile(frame.lazy(), View([Column(text, "category"), Column("y", "float")]))
     says = {"source": text, "said": text, "state": "refused", "checks": [check], "table": [verdict]}
     assert_sound(report_page(checked(**says, profile=found)))
 
@@ -152,7 +152,7 @@ def test_text_from_data_stays_text(text: str) -> None:
 def test_a_thousand_categories_checks_files_and_columns_fit_on_a_page() -> None:
     names = [f"{n:04d}" + "x" * 500 for n in range(1000)]
     frame = pl.DataFrame({"a": names})
-    found = profile(frame.lazy(), [Column("a", "category")], time=None)
+    found = profile(frame.lazy(), View([Column("a", "category")]))
     wide = [{**found["columns"][0], "name": name} for name in names]
     check = {"column": None, "severity": "flag", "failed": 3, "examples": []}
     checks = [{**check, "rule": name} for name in names]
