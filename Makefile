@@ -18,7 +18,7 @@ demo: venv
 	$(BIN)/mlops-ray run configs/factory_load.yaml
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 # Without it, the tests that read it are skipped.
 test-data: venv

@@ -26,6 +26,14 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "configs" / "factory_load.yaml"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the two processes that share the tests one has all that start Ray; a file is never shared out."""
+    of_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    for item in items:
+        is_ray = item.path in of_ray or item.path.parent.name in ("cluster", "e2e")
+        item.add_marker(pytest.mark.xdist_group("ray" if is_ray else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def example() -> Project:
     """The project file of the README."""
