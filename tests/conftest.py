@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "configs" / "factory_load.yaml"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of the two processes that share the tests one has all that start Ray; a file is never shared out."""
     of_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}

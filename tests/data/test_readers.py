@@ -197,7 +197,7 @@ def store() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.parametrize("name", WRITERS.keys() - {"x.db"})
+@pytest.mark.parametrize("name", sorted(WRITERS.keys() - {"x.db"}))
 def test_a_table_in_an_object_store_has_the_same_rows(name: str, tmp_path: Path, store: Any) -> None:
     path = tmp_path / name
     changes = WRITERS[name](path)
@@ -904,7 +904,9 @@ def test_a_name_inside_a_file_that_is_no_text_is_one_sentence(name: str, tmp_pat
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("zzzzé", "id\n1\n")
     path.write_bytes(path.read_bytes().replace(b"zzzz", b"\xff\xfezz"))
-    with pytest.raises(DataError, match=rf"x\.{name.partition('.')[2]}.*cannot be read"):
+    # A connection is cut to so many characters.
+    where = "sqlite:///" if name == "x.db" else rf"x\.{name.partition('.')[2]}"
+    with pytest.raises(DataError, match=f"{where}.*cannot be read"):
         rows_of(open_(source(path, **changes)))
 
 
