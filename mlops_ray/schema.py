@@ -354,7 +354,7 @@ def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> l
     column = columns[0] if len(columns) == 1 else None
     named = [pl.lit(f"{n}=") + value.fill_null("null") for n, value in zip(columns, values, strict=True)]
     shown = values[0] if column else pl.concat_str(named, separator=", ")
-    said = None if column in hidden else typed.select(columns)[rows].select(shown=shown)["shown"]
+    said = None if column in hidden else typed.select(columns)[rows].with_columns(_shown=shown)["_shown"]
     return [_Failed(column, rule.name, rule.on_fail, rows, said)]
 
 

@@ -88,9 +88,10 @@ BOMB = "\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)
         ("project: 2016-13-45", "not YAML: month must be in 1..12"),
         ("project: a\0", "not YAML: unacceptable character #x0000"),
         ("? [a]\n: 1", "p.yaml:1: a key is a word"),
+        ("a: {<<: {x: 1, x: 2}}", "p.yaml:1: the key 'x' stands here twice"),
         ("include: 5", "p.yaml:1: include: a path, or a list of them, is needed"),
     ],
-    ids=["itself", "bomb", "deep", "date", "NUL", "key", "include"],
+    ids=["itself", "bomb", "deep", "date", "NUL", "key", "merged", "include"],
 )  # fmt: skip
 def test_what_is_no_sane_yaml_costs_one_sentence(text: str, says: str, tmp_path: Path) -> None:
     file = tmp_path / "p.yaml"

@@ -80,3 +80,10 @@ def test_an_unknown_rule_passes_unless_it_says_otherwise() -> None:
 
 def test_a_schema_survives_json() -> None:
     assert Schema.from_json(SCHEMA.to_json()) == SCHEMA
+
+
+def test_a_rule_over_hidden_columns_alone_names_each_row_and_no_value() -> None:
+    columns = (Column("a", "int", hidden=True), Column("b", "int", hidden=True))
+    schema = Schema(columns, (Rule("apart", "a < b"),))
+    _, failures = schema.check(pl.DataFrame({"a": [2, 0, 1], "b": [1, 1, 1]}))
+    assert failures.select("row", "value").rows() == [(0, "a=…, b=…"), (2, "a=…, b=…")]

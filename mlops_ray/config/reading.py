@@ -119,7 +119,7 @@ def _refuse(node: yaml.Node | None, file: str) -> None:
             raise ConfigError("too large, or an alias (*NAME) stands within what it names", file=file)
         if isinstance(place[-1], list):
             raise ConfigError("a key is a word", file=file, line=line)
-        if place in places and "<<" not in place:
+        if place in places and place[-1] != "<<":
             raise ConfigError(f"the key {place[-1]!r} stands here twice", file=file, line=line)
         places.add(place)
 

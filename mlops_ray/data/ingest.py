@@ -387,13 +387,11 @@ def _identity(source: Source) -> list[str]:
 def _repeats(rows: pl.DataFrame, source: Source) -> pl.Series:
     """Which rows another one of their identity follows: the last counts, as it does between readings."""
     identity = _identity(source)
-    if not identity:
-        # The table is a single row.
-        return pl.Series([True] * (rows.height - 1) + [False])[: rows.height]
     # A row that takes another back does not repeat it.
     gone = pl.col(source.deleted).fill_null(False) if source.deleted else pl.lit(False)
+    # Without an identity the table is a single row.
+    who = pl.struct(identity) if identity else pl.repeat(0, pl.len())
     # Few hash alike, and only those are compared.
-    alike = pl.struct(identity).hash().is_duplicated()
-    places = rows.select(pl.arg_where(alike & ~gone)).to_series()
-    followed = ~rows[places].select(pl.struct(identity).is_last_distinct()).to_series()
+    places = rows.select(pl.arg_where(who.hash().is_duplicated() & ~gone)).to_series()
+    followed = ~rows[places].select(who.is_last_distinct()).to_series()
     return pl.repeat(False, rows.height, eager=True).scatter(places.filter(followed), True)

@@ -192,8 +192,10 @@ def delta_table(path: str) -> Any:
     """The Delta table in a folder at its newest version; raises `OSError` where there is none."""
     import deltalake
 
+    # Said, so that both ask the same server.
+    options = DELTA_OPTIONS | ({"aws_endpoint_url": endpoint} if (endpoint := _s3_endpoint()) else {})
     with plainly(deltalake.exceptions.DeltaError):
-        return deltalake.DeltaTable(path, storage_options=DELTA_OPTIONS if _scheme(path) else None)
+        return deltalake.DeltaTable(path, storage_options=options if _scheme(path) else None)
 
 
 def why(error: BaseException) -> str:
@@ -309,8 +311,7 @@ def _azure(account: str) -> Any:
 
 
 def _s3(bucket: str) -> Any:
-    # Of these, Arrow itself looks at none.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = _s3_endpoint()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region is None:
         region = "us-east-1" if endpoint else pa.fs.resolve_s3_region(bucket)
@@ -323,6 +324,11 @@ def _s3(bucket: str) -> Any:
         request_timeout=SILENCE_S,
         retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
     )
+
+
+def _s3_endpoint() -> str | None:
+    # Arrow itself looks at neither.
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def _stream(path: str) -> Any:

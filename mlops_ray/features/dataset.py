@@ -16,7 +16,7 @@ import orjson
 import polars as pl
 
 from mlops_ray.config import Policy, Project
-from mlops_ray.errors import DataError, first_line
+from mlops_ray.errors import DataError, PolicyError, StorageError, first_line
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features import manifest
 from mlops_ray.features.commits import BEGINNING
@@ -101,7 +101,7 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
         held[name] = history.snapshot(question.as_of)
     try:
         frame = _made_again(asked, held, storage)
-    except DataError:
+    except (DataError, PolicyError, StorageError):
         raise
     except Exception as error:
         # What somebody put together by hand may break anything below.

@@ -20,6 +20,12 @@ def pack(*arrays: Array) -> bytes:
     return file.getvalue()
 
 
+def require_width(matrix: Array, width: int) -> None:
+    """Raises `ValueError` where a matrix is of another width: NumPy would repeat a single column."""
+    if matrix.shape[1] != width:
+        raise ValueError(f"the model reads {width} columns, not {matrix.shape[1]}")
+
+
 def unpack(data: bytes) -> list[Array]:
     """The arrays; raises `ValueError` where the bytes are not what `pack` makes.
 

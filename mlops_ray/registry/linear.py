@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 import orjson
 
+from mlops_ray.registry.arrays import require_width
 from mlops_ray.registry.encoder import Matrix, Values
 
 
@@ -26,6 +27,7 @@ class LinearModel:
         return np.array(self.coefficients, np.float64)
 
     def predict(self, matrix: Matrix) -> Values:
+        require_width(matrix, len(self.coefficients))
         # Not `@`: BLAS adds in an order that depends on the number of rows.
         products: Values = np.multiply(matrix, self._weights, dtype=np.float64, order="C")
         answers: Values = self.intercept + products.sum(axis=1)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from mlops_ray.registry.arrays import pack, unpack
+from mlops_ray.registry.arrays import pack, require_width, unpack
 from mlops_ray.registry.encoder import Matrix, Values
 
 #: Products that a layer makes at once: 8 bytes each, they stay within a core's cache.
@@ -35,6 +35,7 @@ class NetworkModel:
         return cls(tuple(zip(weights, offsets, strict=True)))
 
     def predict(self, matrix: Matrix) -> Values:
+        require_width(matrix, self.layers[0][0].shape[1])
         values: Values = matrix.astype(np.float64)
         for at, (weights, offsets) in enumerate(self.layers):
             values = _layer(np.maximum(values, 0.0) if at else values, weights, offsets)

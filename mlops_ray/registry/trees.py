@@ -165,7 +165,8 @@ class Trees:
     def _contains(self, sets: Positions, codes: Matrix) -> Flags:
         stride = self.bits.shape[1]
         # `fmin` passes over NaN: a missing code stands at the last bit, and so does one beyond.
-        places = np.fmin(codes, np.float64(8 * stride - 1)).astype(np.int64)
+        # None is negative but in a file that somebody made by hand.
+        places = np.fmin(np.abs(codes), np.float64(8 * stride - 1)).astype(np.int64)
         found = self.bits.ravel().take(sets * stride + (places >> 3)) >> (places & 7).astype(np.uint8)
         contains: Flags = (found & 1).astype(np.bool_)
         return contains

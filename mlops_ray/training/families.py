@@ -276,7 +276,7 @@ class Lightgbm:
         rounds = own.pop("n_estimators")
         objective = "regression_l1" if metric in ABSOLUTE else "regression"
         own |= {**self.FIXED, "objective": objective, "num_threads": cpus, "seed": seed}
-        data = lightgbm.Dataset(x, y, categorical_feature=list(discrete), params=own)
+        data = lightgbm.Dataset(x, y, categorical_feature=_named(x, discrete), params=own)
         booster = lightgbm.train(own, data, num_boost_round=rounds)
         return LightgbmModel.from_bytes(booster.model_to_string().encode())
 

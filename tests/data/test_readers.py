@@ -910,6 +910,12 @@ def test_a_name_inside_a_file_that_is_no_text_is_one_sentence(name: str, tmp_pat
         rows_of(open_(source(path, **changes)))
 
 
+@pytest.mark.parametrize(("name", "text"), [("x.csv", "a,b\n1,2\n3,4\n"), ("x.jsonl", '{"a":1}\n{"a":2}\n')])
+def test_rows_of_which_no_column_is_read_are_rows(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    assert [block.frame["_row"].to_list() for block in open_(source(tmp_path / name)).blocks([])] == [[1, 2]]
+
+
 def test_json_that_is_nested_without_end_costs_its_line(tmp_path: Path) -> None:
     deep = ["[" * depth + "]" * depth for depth in (98, 101, 1000, 1020, 100_000)]
     lines = [f'{{"id": 1.5, "note": {text}, "more": {more}}}' for text in deep for more in ("1", "NaN")]

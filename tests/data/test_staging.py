@@ -123,6 +123,18 @@ def test_a_row_of_an_identity_that_came_before_is_flagged_rejected_or_stops(
     assert "(and 1 more such rows)" in str(told.value)
 
 
+@pytest.mark.parametrize(("gone", "repeats"), [("no no", 1), ("no yes", 0), ("yes no", 0), ("no yes no", 1)])
+def test_of_a_table_that_is_a_single_row_a_deletion_repeats_nothing(
+    gone: str, repeats: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = [f"{number},{is_gone}" for number, is_gone in enumerate(gone.split())]
+    (tmp_path / "a.csv").write_text("\n".join(["load,gone", *lines]))
+    columns = {"load": {"type": "float"}, "gone": {"type": "bool"}}
+    single = {"path": str(tmp_path / "a.csv"), "time": "none", "columns": columns, "deleted": "gone"}
+    with staged(Source.model_validate(single), tmp_path, monkeypatch) as found:
+        assert found.report.failed("flag").get("same_identity", 0) == repeats
+
+
 def test_what_must_hold_of_the_whole_table_is_found_with_its_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -228,6 +228,40 @@ def test_a_matrix_that_is_too_narrow_is_refused() -> None:
         models.load("forest", _nodes(feature=3)).predict(_matrix(2)[:, :3])
 
 
+@pytest.mark.parametrize("columns", [1, 5])
+def test_a_matrix_of_another_width_is_refused_and_not_repeated(columns: int) -> None:
+    of_three = [
+        models.load("network", _layers((1, 3))),
+        models.load("linear", b'{"coefficients": [1, 2, 3], "intercept": 0}'),
+    ]
+    for model in of_three:
+        with pytest.raises(ValueError, match=f"reads 3 columns, not {columns}"):
+            model.predict(np.ones((2, columns), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("objective=regression", "objective=poisson"),
+        ("label_index", "average_output\nlabel_index"),
+        ("is_linear=0", "is_linear=1"),
+        ("cat_boundaries=0 ", "cat_boundaries=0 2000 "),
+    ],
+)
+def test_a_lightgbm_text_of_another_meaning_or_with_a_set_without_end_is_refused(
+    right: str, wrong: str
+) -> None:
+    import lightgbm
+
+    matrix, labels = _coded(2000)
+    data = lightgbm.Dataset(matrix, labels, categorical_feature=[0, 1], params={"verbosity": -1})
+    text = lightgbm.train({"verbosity": -1, "num_threads": 1}, data, num_boost_round=2).model_to_string()
+    models.load("lightgbm", text.encode())
+    assert right in text
+    with pytest.raises(PackageError):
+        models.load("lightgbm", text.replace(right, wrong, 1).encode())
+
+
 def test_a_sound_forest_is_read_again() -> None:
     assert models.load("forest", _nodes()).predict(_matrix(1)).tolist() == [0.0]
 
