@@ -186,7 +186,7 @@ def look(path: Path, folder: Path) -> int:
     """Reads, and looks at what is valid."""
     from mlops_ray.data.explore import Aim, explore
     from mlops_ray.data.ingest import Task, staging
-    from mlops_ray.data.validate import EVENT_TIME, Report
+    from mlops_ray.data.validate import Report
 
     spec = source(path)
     with staging(spec, "rows", find(spec, "rows"), folder) as staged:
@@ -194,9 +194,8 @@ def look(path: Path, folder: Path) -> int:
         for part in task.parts(range(len(staged.inputs))):
             staged.report.merge(Report.from_json(part["report"]))
             staged.parts += part["valid"]
-        columns = spec.row_schema.columns
         aim = Aim(pl.col("x0"), "regression")
-        document = explore(staged.scan(), columns, name="rows", time=EVENT_TIME, keys=("key",), target=aim)
+        document = explore(staged.scan(), staged.view, name="rows", target=aim)
     return len(document["findings"])
 
 

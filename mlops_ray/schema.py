@@ -116,7 +116,11 @@ class Schema:
 
     def column(self, name: str) -> Column:
         """The column of this name; raises `KeyError` if there is none."""
-        return {column.name: column for column in self.columns}[name]
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
     def check(self, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The frame with declared types, and every check that failed.

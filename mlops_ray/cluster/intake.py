@@ -23,7 +23,7 @@ from mlops_ray.data.ingest import Staged
 from mlops_ray.data.inputs import shown
 from mlops_ray.data.report import report_findings, report_page
 from mlops_ray.data.rules import MOST_ROWS, Proposal, mine
-from mlops_ray.data.validate import EVENT_TIME, Report
+from mlops_ray.data.validate import Report
 from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
@@ -141,16 +141,11 @@ class Intake:
         """A first look at a source, as JSON and as a page under `reports/`; the JSON."""
         source, target = self.store.project.sources[name], self.store.project.target
         with self.stages.timed(f"explore {name}", _say_explored) as result, self.staged(name) as staged:
-            policy = source.policy
             result |= explore(
                 staged.scan(),
-                source.row_schema.columns,
+                staged.view,
                 name=name,
-                time=EVENT_TIME if source.event_time else None,
-                keys=source.entity,
                 target=_aim(target) if target.source == name else None,
-                hidden=source.hidden,
-                minimum_count=policy.minimum_count if policy.restricts else None,
                 preview=_preview(staged, source),
                 seed=self.store.project.training.search.seed,
             )

@@ -58,25 +58,19 @@ def _finite(values: pl.Expr) -> pl.Expr:
 
 def explore(
     rows: pl.LazyFrame,
-    columns: Sequence[Column],
+    view: View,
     *,
     name: str,
-    time: str | None,
-    keys: Sequence[str] = (),
     target: Aim | None = None,
-    hidden: frozenset[str] = frozenset(),
-    minimum_count: int | None = None,
     preview: pl.DataFrame | None = None,
     seed: int = 0,
 ) -> Document:
     """The first look at a table as plain JSON: `findings`, `profile`, `correlation`, `target` and more.
 
-    `rows`, `columns`, `time`, `keys`, `hidden` and `minimum_count` are those of `profile.View`; `preview`
-    holds the rows that people may see. The same rows and seed give the same document.
+    `preview` holds the rows that people may see. The same rows and seed give the same document.
     """
-    view = View(columns, time, keys, hidden, minimum_count)
-    seen = [column for column in columns if column.name not in hidden]
-    is_secret = target is not None and bool(target.columns & hidden)
+    seen = [column for column in view.columns if column.name not in view.hidden]
+    is_secret = target is not None and bool(target.columns & view.hidden)
     aim = None if is_secret else target
     sample = _sampled(rows, view, seen, aim, seed)
     document: Document = {

@@ -156,16 +156,16 @@ class Staged:
             now=datetime.now(UTC),
         )
 
-    def profile(self) -> dict[str, Any]:
-        """What the valid rows look like, as far as people may see it; see profile.py."""
-        view = View(
+    @property
+    def view(self) -> View:
+        """What people may see of the rows."""
+        return View(
             self.source.row_schema.columns,
             time=EVENT_TIME if self.source.event_time else None,
             keys=self.source.entity,
             hidden=self.source.hidden,
             minimum_count=self.source.policy.minimum_count if self.source.policy.restricts else None,
         )
-        return profile(self.scan(), view)
 
     def to_json(self) -> dict[str, Any]:
         """The report, as report.py shows it."""
@@ -174,7 +174,7 @@ class Staged:
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **self.report.to_json(self.source.policy.curated.rows if self.source.policy.curated else None),
             "table": self.table,
-            "profile": self.profile(),
+            "profile": profile(self.scan(), self.view),
         }
 
     def _failed(self, rows: pl.DataFrame, identity: Sequence[str]) -> pl.DataFrame:

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from mlops_ray.data.explore import Aim, explore
 from mlops_ray.data.explore_page import explore_page
+from mlops_ray.data.profile import View
 from mlops_ray.schema import INSTANT, Column
 from tests.test_pages import NASTY, assert_sound
 
@@ -37,11 +38,13 @@ TYPES: dict[str, Any] = {"kind": "category", "sick": "bool", "diagnosis": "categ
 AIM = Aim(pl.col("sick"), "classification", True)
 
 
-def look(frame: pl.DataFrame, target: Aim | None = None, **says: Any) -> dict[str, Any]:
+def look(
+    frame: pl.DataFrame, target: Aim | None = None, preview: pl.DataFrame | None = None, **says: Any
+) -> dict[str, Any]:
     """The document of a first look, which is JSON without NaN and infinities."""
     columns = [Column(name, TYPES.get(name, "float")) for name in frame.columns if name != "event_time"]
-    time = "event_time" if "event_time" in frame.columns else None
-    found = explore(frame.lazy(), columns, **{"name": "t", "time": time, "target": target, "seed": 7, **says})
+    view = View(columns, time="event_time" if "event_time" in frame.columns else None, **says)
+    found = explore(frame.lazy(), view, name="t", target=target, preview=preview, seed=7)
     return json.loads(json.dumps(found, allow_nan=False))  # type: ignore[no-any-return]
 
 
@@ -230,9 +233,7 @@ def test_a_page_of_hostile_names_and_values_is_sound() -> None:
     )
     columns = [*(Column(name, "category") for name in [*names, "wide"]), Column("y", "float")]
     for target in (Aim(pl.col("y"), "regression"), Aim(pl.col(nasty[0] + " 0"), "classification")):
-        found = explore(
-            frame.lazy(), columns, name=NASTY[1], time=None, target=target, preview=frame.head(12)
-        )
+        found = explore(frame.lazy(), View(columns), name=NASTY[1], target=target, preview=frame.head(12))
         assert_sound(explore_page(json.loads(json.dumps(found, allow_nan=False))))
 
 
