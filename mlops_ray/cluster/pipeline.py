@@ -82,7 +82,7 @@ class Pipeline:
             if asked:
                 raise ConfigError(f"{what} is not supported yet; leave it out")
         families.find(self.project.training.families)
-        metrics.find(self.project.training.metric)
+        metrics.find(self.project.training.metric, self.project.target.task)
 
     @property
     def tracking_uri(self) -> str:

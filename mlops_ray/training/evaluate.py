@@ -15,6 +15,7 @@ from mlops_ray.features.definitions import LABEL
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Model, Values
 from mlops_ray.training import families, metrics
+from mlops_ray.training.families import How, Sample
 from mlops_ray.training.splits import Rows
 from mlops_ray.training.task import Task
 
@@ -52,13 +53,12 @@ class Report:
 
 def refit(task: Task, family: str, params: Mapping[str, Any], *, cpus: int) -> Fitted:
     """The family's model fitted on every row that may train for the test part."""
-    found, metric, seed = families.FAMILIES[family], task.training.metric, task.training.search.seed
+    found, how = families.FAMILIES[family], How(task.training.metric, task.training.search.seed, cpus)
     train = task.test.train
     rows = task.frame[train]
     encoder = Encoder.fit(rows, task.columns, style=found.style)
-    matrix, labels = encoder.transform(rows), task.labels[train]
-    model = found.fit(matrix, labels, params, metric=metric, seed=seed, cpus=cpus, discrete=encoder.discrete)
-    return Fitted(family, dict(params), encoder, model)
+    sample = Sample(encoder.transform(rows), task.labels[train], discrete=encoder.discrete)
+    return Fitted(family, dict(params), encoder, found.fit(sample, params, how))
 
 
 def test(task: Task, fitted: Fitted) -> Report:
@@ -69,14 +69,16 @@ def test(task: Task, fitted: Fitted) -> Report:
     for name, forecast in naive_forecasts(task).items():
         known = np.isfinite(forecast)
         if known.any():
-            baselines[name] = metrics.score_all(labels[known], forecast[known]) | {"rows": int(known.sum())}
-            beside[name] = metrics.score_all(labels[known], predictions[known])
+            baselines[name] = metrics.score_all(task.kind, labels[known], forecast[known]) | {
+                "rows": int(known.sum())
+            }
+            beside[name] = metrics.score_all(task.kind, labels[known], predictions[known])
     return Report(len(rows), scores(task, predictions), baselines, beside)
 
 
 def scores(task: Task, predictions: Values) -> dict[str, float]:
     """Every metric of predictions for the test rows, in their order: for the champion, beside the winner."""
-    return metrics.score_all(task.labels[task.test.held_out], predictions)
+    return metrics.score_all(task.kind, task.labels[task.test.held_out], predictions)
 
 
 def naive_forecasts(task: Task) -> dict[str, Values]:

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import orjson
@@ -46,6 +46,35 @@ DEPTH = Between(6, 14, 10)
 Params = Mapping[str, Any]
 #: The columns of a matrix that are a category's position (`Encoder.discrete`).
 Codes = Sequence[int]
+TaskKind = Literal["regression", "classification"]
+#: What a library computes on; "cuda" is the first GPU that the process sees.
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model is fitted on.
+
+    `x` is an encoder's matrix (rows × columns), `y` the labels, which are 0 and 1 for a classification,
+    `weights` how much each row counts, `None` where all count alike; `discrete` as in `Encoder.discrete`: a
+    family that can, takes those columns as names.
+    """
+
+    x: Matrix
+    y: Values
+    weights: Values | None = None
+    discrete: Codes = ()
+
+
+@dataclass(frozen=True)
+class How:
+    """How a model is fitted: for which metric, which a family that can, minimises, and with what."""
+
+    metric: str
+    seed: int
+    cpus: int
+    task: TaskKind = "regression"
+    device: Device = "cpu"
 
 
 class Family(Protocol):
@@ -58,14 +87,11 @@ class Family(Protocol):
     @property
     def space(self) -> Space: ...
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> Model:
-        """The model of these parameters on an encoder's matrix and the labels, using so many threads.
+    def fit(self, sample: Sample, params: Params, how: How) -> Model:
+        """The model of these parameters; equal arguments give equal models.
 
-        Equal arguments give equal models. `metric` is what will decide: a family that can, minimises it.
-        `discrete` are the columns that are a category's position: a family that can, takes them as names.
-        Raises `TrainingError` where the family's library is not installed.
+        A classification's model answers with the probability of the label 1. Raises `TrainingError` where the
+        family's library is not installed.
         """
         ...
 
@@ -80,9 +106,7 @@ class Linear:
     fixed: Params
     style: Style = "one_hot"
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> LinearModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> LinearModel:
         import warnings
 
         from sklearn import linear_model
@@ -92,7 +116,7 @@ class Linear:
         with warnings.catch_warnings():
             # A model that is not at its optimum is judged by its score like any other.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            estimator.fit(x, y.astype(x.dtype))
+            estimator.fit(sample.x, sample.y.astype(sample.x.dtype))
         coefficients = np.asarray(estimator.coef_, np.float64)
         return LinearModel(tuple(coefficients.tolist()), float(estimator.intercept_))
 
@@ -123,14 +147,12 @@ class RandomForest:
         "min_samples_leaf": Between(2, 30, 5, log=True),
     }
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> ForestModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> ForestModel:
         from sklearn.ensemble import RandomForestRegressor
 
-        estimator = RandomForestRegressor(**params, random_state=seed, n_jobs=cpus)
+        estimator = RandomForestRegressor(**params, random_state=how.seed, n_jobs=how.cpus)
         # Its look for missing values stops at shared memory, which nobody may write.
-        estimator.fit(np.require(x, requirements="W"), y)
+        estimator.fit(np.require(sample.x, requirements="W"), sample.y)
         return ForestModel.from_sklearn([tree.tree_ for tree in estimator.estimators_])
 
 
@@ -149,21 +171,23 @@ class HistGradientBoosting:
         "l2_regularization": Between(1e-3, 10.0, 0.1, log=True),
     }
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> BoostedModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> BoostedModel:
         patient_threads()
         from sklearn.ensemble import HistGradientBoostingRegressor
         from threadpoolctl import threadpool_limits
 
-        native = _named(x, discrete)
-        loss = "absolute_error" if metric in ABSOLUTE else "squared_error"
+        x, native = sample.x, _named(sample)
+        loss = "absolute_error" if how.metric in ABSOLUTE else "squared_error"
         estimator = HistGradientBoostingRegressor(
-            **params, loss=loss, categorical_features=native or None, early_stopping=False, random_state=seed
+            **params,
+            loss=loss,
+            categorical_features=native or None,
+            early_stopping=False,
+            random_state=how.seed,
         )
-        with threadpool_limits(cpus):
+        with threadpool_limits(how.cpus):
             # A column of which nothing is known would be refused; one that never changes is not asked.
-            estimator.fit(np.where(np.isnan(x).all(axis=0), np.float32(0), x), y)
+            estimator.fit(np.where(np.isnan(x).all(axis=0), np.float32(0), x), sample.y)
         return BoostedModel.from_sklearn(estimator, native)
 
 
@@ -183,9 +207,7 @@ class Mlp:
     #: Fitting ends when 6 rounds over the rows brought nothing on the tenth that is held back; few reach 60.
     FIXED: ClassVar[Params] = {"early_stopping": True, "n_iter_no_change": 6, "max_iter": 60}
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> NetworkModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> NetworkModel:
         import warnings
 
         from sklearn.exceptions import ConvergenceWarning
@@ -194,13 +216,13 @@ class Mlp:
 
         own = dict(params)
         shape = (own.pop("units"),) * own.pop("layers")
-        own["batch_size"] = max(1, min(own["batch_size"], len(x) * 9 // 10))
-        center, scale = float(y.mean()), float(y.std())
-        estimator = MLPRegressor(hidden_layer_sizes=shape, **own, **self.FIXED, random_state=seed)
+        own["batch_size"] = max(1, min(own["batch_size"], len(sample.x) * 9 // 10))
+        center, scale = float(sample.y.mean()), float(sample.y.std())
+        estimator = MLPRegressor(hidden_layer_sizes=shape, **own, **self.FIXED, random_state=how.seed)
         # BLAS adds in an order that depends on the number of its threads; for these sizes one is fastest.
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            estimator.fit(x, ((y - center) / (scale or 1.0)).astype(x.dtype))
+            estimator.fit(sample.x, ((sample.y - center) / (scale or 1.0)).astype(sample.x.dtype))
         return NetworkModel.from_sklearn(estimator, center=center, scale=scale)
 
 
@@ -227,17 +249,20 @@ class Xgboost:
         "rmse": "reg:squarederror",
     }
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> XgboostModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> XgboostModel:
         patient_threads()
         import xgboost
 
         own = dict(params)
         rounds = own.pop("n_estimators")
-        fixed = {"objective": self.OBJECTIVES[metric], "tree_method": "hist", "nthread": cpus, "seed": seed}
+        fixed = {
+            "objective": self.OBJECTIVES[how.metric],
+            "tree_method": "hist",
+            "nthread": how.cpus,
+            "seed": how.seed,
+        }
         bins = {"max_bin": own["max_bin"]} if "max_bin" in own else {}
-        data = xgboost.QuantileDMatrix(x, y, nthread=cpus, **bins)
+        data = xgboost.QuantileDMatrix(sample.x, sample.y, nthread=how.cpus, **bins)
         booster = xgboost.train({**own, **fixed}, data, num_boost_round=rounds)
         # As it will be read again: the answers of one and the other are then the same to the bit.
         return XgboostModel.from_bytes(bytes(booster.save_raw("ubj")))
@@ -267,16 +292,14 @@ class Lightgbm:
         "verbosity": -1,
     }
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> LightgbmModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> LightgbmModel:
         patient_threads()
         lightgbm = _library(self.name)
         own = dict(params)
         rounds = own.pop("n_estimators")
-        objective = "regression_l1" if metric in ABSOLUTE else "regression"
-        own |= {**self.FIXED, "objective": objective, "num_threads": cpus, "seed": seed}
-        data = lightgbm.Dataset(x, y, categorical_feature=_named(x, discrete), params=own)
+        objective = "regression_l1" if how.metric in ABSOLUTE else "regression"
+        own |= {**self.FIXED, "objective": objective, "num_threads": how.cpus, "seed": how.seed}
+        data = lightgbm.Dataset(sample.x, sample.y, categorical_feature=_named(sample), params=own)
         booster = lightgbm.train(own, data, num_boost_round=rounds)
         return LightgbmModel.from_bytes(booster.model_to_string().encode())
 
@@ -304,21 +327,20 @@ class Catboost:
         "logging_level": "Silent",
     }
 
-    def fit(
-        self, x: Matrix, y: Values, params: Params, *, metric: str, seed: int, cpus: int, discrete: Codes = ()
-    ) -> CatboostModel:
+    def fit(self, sample: Sample, params: Params, how: How) -> CatboostModel:
         catboost = _library(self.name)
         import pandas as pd
 
+        x, y = sample.x, sample.y
         if not any(len(np.unique(values)) > 1 for values in x.T) or len(np.unique(y)) == 1:
             # CatBoost stops where there is nothing to learn.
-            return CatboostModel.from_bytes(_constant(y, metric))
-        native = _named(x, discrete)
+            return CatboostModel.from_bytes(_constant(y, how.metric))
+        native = _named(sample)
         frame = pd.DataFrame(x)
         frame = frame.fillna(dict.fromkeys(native, MISSING_CODE)).astype(dict.fromkeys(native, np.int64))
-        pool = catboost.Pool(frame, y, cat_features=native, thread_count=cpus)
-        own = {**params, **self.FIXED, "loss_function": "MAE" if metric in ABSOLUTE else "RMSE"}
-        model = catboost.CatBoost({**own, "thread_count": cpus, "random_seed": seed}).fit(pool)
+        pool = catboost.Pool(frame, y, cat_features=native, thread_count=how.cpus)
+        own = {**params, **self.FIXED, "loss_function": "MAE" if how.metric in ABSOLUTE else "RMSE"}
+        model = catboost.CatBoost({**own, "thread_count": how.cpus, "random_seed": how.seed}).fit(pool)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, CatboostModel.file)
             model.save_model(str(file), format="json", pool=pool)
@@ -358,10 +380,13 @@ def find(wanted: Iterable[str | OwnFamily]) -> dict[str, Family]:
     return found
 
 
-def _named(x: Matrix, discrete: Codes) -> list[int]:
+def _named(sample: Sample) -> list[int]:
     """The columns of which something is known and whose codes fit into a small set."""
+    x = sample.x
     return [
-        at for at in discrete if 0 <= np.max(x[:, at], initial=-1, where=~np.isnan(x[:, at])) < MOST_CODES
+        at
+        for at in sample.discrete
+        if 0 <= np.max(x[:, at], initial=-1, where=~np.isnan(x[:, at])) < MOST_CODES
     ]
 
 

@@ -22,6 +22,7 @@ from mlops_ray.errors import TrainingError
 from mlops_ray.registry.encoder import Encoder, Style
 from mlops_ray.training import families, space
 from mlops_ray.training import trial as trials
+from mlops_ray.training.families import Sample
 from mlops_ray.training.leaderboard import SCORE, Sweep, rank, read_trial
 from mlops_ray.training.leaderboard import Trial as Trial
 from mlops_ray.training.splits import Rows, Split
@@ -112,11 +113,9 @@ def _encode(task: Task, part: Split, style: Style) -> Fold:
     train, held_out = task.frame[part.train], task.frame[part.held_out]
     encoder = Encoder.fit(train, task.columns, style=style)
     return Fold(
-        encoder.transform(train),
-        task.labels[part.train],
+        Sample(encoder.transform(train), task.labels[part.train], discrete=encoder.discrete),
         encoder.transform(held_out),
         task.labels[part.held_out],
-        encoder.discrete,
     )
 
 
@@ -165,6 +164,7 @@ def _trainable(task: Task, label_selector: Mapping[str, str]) -> Any:
     search = task.training.search
     setting = Setting(
         metric=task.training.metric,
+        task=task.kind,
         seed=search.seed,
         cpus=max(1, int(search.resources.cpu)),
         clip=task.clip,

@@ -12,6 +12,7 @@ from mlops_ray.features.definitions import LABEL
 from mlops_ray.registry.models import Values
 from mlops_ray.schema import INSTANT, Column
 from mlops_ray.training import families, metrics, splits
+from mlops_ray.training.families import TaskKind
 from mlops_ray.training.splits import Instants, Split
 
 
@@ -28,7 +29,7 @@ class Task:
     columns: tuple[Column, ...]
     keys: tuple[str, ...]
     time: str
-    kind: str
+    kind: TaskKind
     training: Training
     horizon_us: int
     label_delay_us: int
@@ -41,7 +42,7 @@ class Task:
         _refuse_unsupported(self)
         families.find(self.training.families)
         for metric in (self.training.metric, *self.training.metrics):
-            metrics.find(metric)
+            metrics.find(metric, self.kind)
         minimum = self.training.minimum_rows
         if self.frame.height < minimum:
             raise TrainingError(

@@ -14,19 +14,17 @@ from ray import tune
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.models import Values
 from mlops_ray.training import metrics
-from mlops_ray.training.families import FAMILIES
+from mlops_ray.training.families import FAMILIES, How, Sample, TaskKind
 from mlops_ray.training.leaderboard import FOLDS, SCORE, SECONDS
 
 
 @dataclass(frozen=True)
 class Fold:
-    """A fold, encoded: what is fitted on, and what is scored; `discrete` as in `Encoder.discrete`."""
+    """A fold, encoded: what is fitted on, and what is scored."""
 
-    x: Matrix
-    y: Values
+    train: Sample
     x_held_out: Matrix
     y_held_out: Values
-    discrete: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,7 @@ class Setting:
     """What is the same for all trials of a sweep."""
 
     metric: str
+    task: TaskKind
     seed: int
     cpus: int
     clip: tuple[float | None, float | None]
@@ -58,14 +57,7 @@ def run(config: Mapping[str, Any], folds: Mapping[Style, list[Fold]], setting: S
 def score(fold: Fold, config: Mapping[str, Any], setting: Setting) -> float:
     """The metric on a fold's held-out rows of a model fitted on its training rows."""
     family = FAMILIES[config["family"]]
-    model = family.fit(
-        fold.x,
-        fold.y,
-        config.get(family.name, {}),
-        metric=setting.metric,
-        seed=setting.seed,
-        cpus=setting.cpus,
-        discrete=fold.discrete,
-    )
+    how = How(setting.metric, setting.seed, setting.cpus, setting.task)
+    model = family.fit(fold.train, config.get(family.name, {}), how)
     predictions = metrics.clipped(model.predict(fold.x_held_out), setting.clip)
-    return metrics.find(setting.metric)(fold.y_held_out, predictions)
+    return metrics.find(setting.metric, setting.task)(fold.y_held_out, predictions)

@@ -20,7 +20,7 @@ from mlops_ray.registry.boosters import MOST_CODES
 from mlops_ray.registry.encoder import Encoder, Matrix
 from mlops_ray.registry.models import Model, Values
 from mlops_ray.training import families, metrics
-from mlops_ray.training.families import EXTRAS, FAMILIES, Family
+from mlops_ray.training.families import EXTRAS, FAMILIES, Family, How, Sample
 from tests.registry.made import COLUMNS, rows
 
 #: Processor seconds that the default parameters may take on 6,000 rows of four features.
@@ -56,14 +56,9 @@ def _params(family: Family) -> Mapping[str, Any]:
 
 
 def _fitted(family: Family, x: Matrix, y: Values, **changes: Any) -> Model:
-    given = {
-        "params": _params(family),
-        "discrete": _encoder(family).discrete,
-        "metric": "mae",
-        "seed": 7,
-        "cpus": 1,
-    }
-    return family.fit(x, y, **{**given, **changes})
+    given = {"discrete": _encoder(family).discrete, "metric": "mae", "seed": 7, "cpus": 1, **changes}
+    params, discrete = given.pop("params", None) or _params(family), given.pop("discrete")
+    return family.fit(Sample(x, y, given.pop("weights", None), discrete), params, How(**given))
 
 
 def _fit(family: Family, seed: int = 7) -> Model:

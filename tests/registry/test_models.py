@@ -90,7 +90,7 @@ def test_catboosts_json_answers_as_catboost_does(
     import catboost
     import pandas as pd
 
-    from mlops_ray.training.families import FAMILIES
+    from mlops_ray.training.families import FAMILIES, How, Sample
 
     kept: list[Any] = []
     fit = catboost.CatBoost.fit
@@ -99,7 +99,7 @@ def test_catboosts_json_answers_as_catboost_does(
     params = {"iterations": 20, "depth": 5, "learning_rate": 0.3}
     metric = {"MAE": "mae", "RMSE": "rmse"}[loss]
     fitted = FAMILIES["catboost"].fit(
-        matrix, labels, params, metric=metric, seed=7, cpus=1, discrete=discrete
+        Sample(matrix, labels, discrete=discrete), params, How(metric, seed=7, cpus=1)
     )
     unseen, _ = _coded(500, seed=8, codes=60)
     frame = pd.DataFrame(unseen)

@@ -15,7 +15,7 @@ from mlops_ray.features.definitions import ViewTable
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.schema import FAILURES
-from mlops_ray.training.families import FAMILIES
+from mlops_ray.training.families import FAMILIES, How, Sample
 from tests.registry.made import COLUMNS, FEATURES, linear, requests, rows, write
 
 
@@ -126,7 +126,7 @@ def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_lib
     encoder = Encoder.fit(frame, COLUMNS, style=found.style)
     params = {name: dimension.default for name, dimension in found.space.items()}
     labels = np.linspace(0, 1, 200)
-    model = found.fit(encoder.transform(frame), labels, params, metric="mae", seed=7, cpus=1)
+    model = found.fit(Sample(encoder.transform(frame), labels), params, How("mae", seed=7, cpus=1))
     write(tmp_path / "demo", model=model, encoder=encoder)
     code = (
         "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"

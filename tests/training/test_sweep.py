@@ -112,7 +112,7 @@ def test_without_a_complete_trial_the_reason_is_said() -> None:
 def test_trials_sample_no_more_rows_than_they_may() -> None:
     folds = sweep.encode_folds(task(), rows=50)
     assert list(folds) == ["one_hot"]
-    assert [len(fold.y) for fold in folds["one_hot"]] == [50, 50, 50]
+    assert [len(fold.train.y) for fold in folds["one_hot"]] == [50, 50, 50]
     again = sweep.encode_folds(task(), rows=50)
     assert (folds["one_hot"][0].x == again["one_hot"][0].x).all()
 
