@@ -69,9 +69,8 @@ def test(task: Task, fitted: Fitted) -> Report:
     for name, forecast in naive_forecasts(task).items():
         known = np.isfinite(forecast)
         if known.any():
-            baselines[name] = metrics.score_all(task.kind, labels[known], forecast[known]) | {
-                "rows": int(known.sum())
-            }
+            theirs = metrics.score_all(task.kind, labels[known], forecast[known])
+            baselines[name] = theirs | {"rows": int(known.sum())}
             beside[name] = metrics.score_all(task.kind, labels[known], predictions[known])
     return Report(len(rows), scores(task, predictions), baselines, beside)
 

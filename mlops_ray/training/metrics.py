@@ -82,7 +82,7 @@ def rmse(labels: Values, predictions: Values, weights: Values) -> float:
     >>> rmse(np.array([1.0, 3.0]), np.array([2.0, 4.0]), np.ones(2))
     1.0
     """
-    return _mean(np.square(predictions - labels), weights) ** 0.5
+    return float(np.sqrt(_mean(np.square(predictions - labels), weights)))
 
 
 def relative_mae(labels: Values, predictions: Values, weights: Values) -> float:
@@ -196,12 +196,8 @@ def _share(part: float, whole: float) -> float:
 
 _ALL = (
     Metric("mae", "regression", "lower", "the mean absolute error, in the label's unit", mae),
-    Metric(
-        "rmse", "regression", "lower", "the root of the mean squared error: large errors count more", rmse
-    ),
-    Metric(
-        "relative_mae", "regression", "lower", "the mean absolute error over the mean label", relative_mae
-    ),
+    Metric("rmse", "regression", "lower", "the root of the mean squared error: large ones count more", rmse),
+    Metric("relative_mae", "regression", "lower", "the mean absolute error by the mean label", relative_mae),
     Metric(
         "average_precision",
         "classification",

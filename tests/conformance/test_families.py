@@ -23,6 +23,7 @@ from mlops_ray.training import families, metrics
 from mlops_ray.training.families import EXTRAS, FAMILIES, Family, How, Sample
 from tests.registry.made import COLUMNS, rows
 
+MAE = metrics.find("mae", "regression")
 #: Processor seconds that the default parameters may take on 6,000 rows of four features.
 QUICK_S = 20.0
 #: Families that take a column of categories as names.
@@ -75,7 +76,7 @@ def test_is_named_as_it_is_found(family: Family) -> None:
 
 def test_learns(family: Family) -> None:
     x, y = _data(family, seed=8)
-    assert metrics.mae(y, _fit(family).predict(x)) < 0.7 * metrics.mae(y, np.full(len(y), np.median(y)))
+    assert MAE(y, _fit(family).predict(x)) < 0.7 * MAE(y, np.full(len(y), np.median(y)))
 
 
 def test_saved_and_loaded_gives_the_same_bits(family: Family) -> None:
@@ -125,7 +126,7 @@ def test_categories_are_names_and_not_amounts(family: Family, categories: int) -
     x, y = codes.astype(np.float32)[:, None], (codes % 2).astype(np.float64)
     params = {**_params(family), **{n: 3 for n in ("max_leaf_nodes", "num_leaves") if n in family.space}}
     errors = [
-        metrics.mae(y, _fitted(family, x, y, params=params, metric="rmse", discrete=discrete).predict(x))
+        MAE(y, _fitted(family, x, y, params=params, metric="rmse", discrete=discrete).predict(x))
         for discrete in ((0,), ())
     ]
     if family.name in NATIVE and categories <= MOST_CODES:
@@ -174,7 +175,7 @@ def test_the_number_of_threads_does_not_change_the_answers(family: Family) -> No
     assert two.predict(x) == pytest.approx(one.predict(x), abs=1e-5)
 
 
-@pytest.mark.parametrize("metric", sorted(metrics.REGRESSION))
+@pytest.mark.parametrize("metric", metrics.names("regression"))
 def test_every_metric_can_decide(family: Family, metric: str) -> None:
     x, y = _data(family, count=200)
     assert np.isfinite(_fitted(family, x, y, metric=metric).predict(x)).all()

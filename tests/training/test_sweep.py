@@ -63,7 +63,7 @@ def test_a_trial_scores_what_the_same_fit_scores_here(swept: tuple[Sweep, list[A
     made = task(_training())
     fold = sweep.encode_folds(made)[sweep.families.FAMILIES[best.family].style][0]
     config = {"family": best.family, best.family: best.params}
-    here = score(fold, config, Setting(metric="mae", seed=7, cpus=1, clip=made.clip))
+    here = score(fold, config, Setting(metric="mae", task="regression", seed=7, cpus=1, clip=made.clip))
     assert best.fold_scores[0] == pytest.approx(here, rel=1e-6)
 
 
