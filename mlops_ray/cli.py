@@ -22,7 +22,7 @@ from rich.table import Table
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import head, interrupt, service
 from mlops_ray.config import Project
-from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean
+from mlops_ray.errors import DataError, MlopsError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
 
@@ -108,6 +108,31 @@ def rules_mine(file: ProjectFile, source: SourceName = None, as_json: Json = Fal
     _show(found, as_json, _print_rules)
 
 
+@app.command(epilog="Example: mlops-ray train configs/flights.yaml --resume")
+def train(
+    file: ProjectFile,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search that was killed.")] = False,
+    like: Annotated[str | None, typer.Option(help="Begin with the best of runs like this one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search, fit, test and register the model; `push` or `run` makes it live."""
+    project, storage = _open(file)
+    with _Terminal() as progress:
+        found = service.train(project, storage, progress, resume=resume, like=like)
+    _show(found, as_json, partial(_print_trained, project.training.metric))
+
+
+@app.command(epilog="Example: mlops-ray reproduce 3 configs/factory_load.yaml")
+def reproduce(version: int, file: ProjectFile, as_json: Json = False) -> None:
+    """Train a version again from its record, and compare; status 1 where a metric is not the same."""
+    project, storage = _open(file)
+    with _Terminal() as progress:
+        found = service.reproduce(project, storage, progress, version)
+    _show(found, as_json, _print_reproduced)
+    if not found["within"]:
+        raise TrainingError(f"version {version} cannot be reproduced: its metrics are not the recorded ones")
+
+
 @app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
 def status(file: ProjectFile, as_json: Json = False) -> None:
     """What is live: address, versions, traffic, errors."""
@@ -125,6 +150,20 @@ def down(file: ProjectFile) -> None:
 def schema() -> None:
     """The JSON Schema of the project file, for editors."""
     print(json.dumps(config.json_schema(), indent=2))
+
+
+@app.command(epilog="Example: mlops-ray runs configs/factory_load.yaml --like 1f0c2d3e")
+def runs(
+    file: ProjectFile,
+    like: Annotated[str | None, typer.Option(help="A run's id, or its beginning: runs on like data.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare runs and their trials, here and on a page with pictures."""
+    from mlops_ray.cluster.pipeline import tracking_uri
+    from mlops_ray.training.runs import look
+
+    project, storage = _open(file)
+    _show(look(project, storage, tracking_uri(project, storage), like), as_json, _print_runs)
 
 
 @app.command(epilog="Example: mlops-ray models configs/factory_load.yaml")
@@ -351,13 +390,21 @@ def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     out.print(table)
 
 
+def _print_runs(found: dict[str, Any]) -> None:
+    from mlops_ray.training.runs import table
+
+    shown = table(found["alike"] or found["runs"])
+    _print_table([*shown.head], shown.rows)
+    print(f"page {found['page']}")
+
+
 def _print_features(found: list[dict[str, Any]]) -> None:
     _print_table(["feature", "type", "definition", "identity"], [feature.values() for feature in found])
 
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
-    rows = [[v["version"], v["state"], v["family"], v["metrics"]["mae"], v["created_at"]] for v in found]
-    _print_table(["version", "state", "family", "mae", "created"], rows)
+    columns = ["version", "state", "family", "metric", "value", "created", "reason"]
+    _print_table(columns, [[version[column] or "" for column in columns] for version in found])
 
 
 def _show_set(made: "TrainingSet", as_json: bool) -> None:
@@ -411,15 +458,7 @@ def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
 
 
 def _print_live(live: service.Live) -> None:
-    trained = live.trained
-    _print_table(["family", "trials", f"best {live.metric}", "seconds"], _families(trained["leaderboard"]))
-    tested = {f"{trained['family']} (winner)": trained["metrics"], **trained["baselines"]}
-    names = list(trained["metrics"])
-    _print_table(
-        ["test part", *names], [[who, *(scores[n] for n in names)] for who, scores in tested.items()]
-    )
-    for reason in trained["refused"]:
-        out.print(f"not live: {reason}", markup=False)
+    _print_trained(live.metric, live.trained)
     if not live.url.endswith(f":{head.HTTP_PORT}"):
         err.print(f"note: port {head.HTTP_PORT} is in use by another program; this service took another")
     unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
@@ -428,12 +467,45 @@ def _print_live(live: service.Live) -> None:
     _print_fields(unchanged | places)
 
 
+def _print_trained(metric: str, trained: dict[str, Any]) -> None:
+    _print_table(["family", "trials", f"best {metric}", "seconds"], _families(trained["leaderboard"]))
+    rivals = trained["baselines"]
+    rows = [
+        [name, value, " to ".join(f"{end:.4g}" for end in trained["intervals"][name])]
+        + [theirs.get(name, "") for theirs in rivals.values()]
+        for name, value in trained["metrics"].items()
+    ]
+    _print_table(["test part", f"{trained['family']} (winner)", "with 95 % confidence", *rivals], rows)
+    for reason in trained["refused"]:
+        out.print(f"not live: {reason}", markup=False)
+    _print_fields({"model card": trained["card"]})
+
+
+def _print_reproduced(found: dict[str, Any]) -> None:
+    rows = [[name, pair["recorded"], pair["now"]] for name, pair in found["metrics"].items()]
+    _print_table(["metric", "recorded", "now"], rows)
+    changed = ", ".join(f"{name} {was} → {now}" for name, (was, now) in found["changed_libraries"].items())
+    _print_fields(
+        {
+            "model file": "the same bytes" if found["same_file"] else "other bytes",
+            "answers": f"differ by at most {found['largest_difference']:.3g}",
+            "libraries": changed or "the same",
+        }
+    )
+
+
 def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
-    """The best trial of each family, best first, with how many were tried and what they cost."""
+    """The best trial of each family, with how many were tried and what they cost; those that ended first."""
     tried: dict[str, list[dict[str, Any]]] = {}
     for trial in leaderboard:
         tried.setdefault(trial["family"], []).append(trial)
-    return [[f, len(ts), ts[0]["score"], sum(t["seconds"] for t in ts)] for f, ts in tried.items()]
+    return [[f, len(ts), _score(ts[0]), sum(t["seconds"] for t in ts)] for f, ts in tried.items()]
+
+
+def _score(trial: dict[str, Any]) -> str:
+    """The score of a trial; where it was stopped, of the folds that it got to."""
+    stopped = f" after {len(trial['folds'])} folds" if trial["state"] == "stopped" else ""
+    return trial["state"] if trial["state"] == "failed" else f"{trial['score']:.4g}{stopped}"
 
 
 def _print_status(found: dict[str, Any]) -> None:

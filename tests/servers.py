@@ -1,4 +1,4 @@
-"""Real servers for tests: PostgreSQL and an S3 store, each on a free port of this machine."""
+"""Real servers for tests: PostgreSQL, an S3 store and MLflow's, each on a free port of this machine."""
 
 import contextlib
 import os
@@ -7,7 +7,9 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from glob import glob
@@ -128,6 +130,57 @@ def s3_store(bucket: str) -> Iterator[Any]:
             yield client
         finally:
             server.stop()
+
+
+@contextlib.contextmanager
+def mlflow_command(*arguments: str, folder: Path, **environ: str) -> Iterator[str]:
+    """The address of what `mlflow ARGUMENTS` serves, run in a folder and ended with all that it started."""
+    for _ in range(TRIES):
+        port = free_port()
+        command = [sys.executable, "-m", "mlflow", *arguments, "--host", "127.0.0.1", "--port", str(port)]
+        # It starts others of its environment by their names alone.
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        said = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "PATH": path,
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | said | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        before: list[str] = []
+        ready = any(before.append(line) or "Uvicorn running on" in line for line in lines)
+        # Nobody may wait for us to read what else it says.
+        rest = threading.Thread(target=lambda lines=lines: list(lines), daemon=True)
+        rest.start()
+        try:
+            if ready:
+                yield f"http://127.0.0.1:{port}"
+                return
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            rest.join()
+    pytest.fail(f"mlflow {arguments[0]} did not start in {TRIES} tries: {''.join(before)}")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a tracking server over SQLite that keeps artifacts itself, as a team's does."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
+    with mlflow_command("server", "--workers", "1", *stores, folder=folder) as url:
+        yield url
 
 
 def free_port() -> int:

@@ -4,7 +4,7 @@ Each stage is recorded when it is whole (stages.py), so that a run continues whe
 and does only what changed.
 """
 
-import os
+import shutil
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import polars as pl
-
-from mlops_ray import __version__
+from mlops_ray.cluster import training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.stages import Progress, Silent, Stages
+from mlops_ray.cluster.training import Trainer
 from mlops_ray.config import Project, Source
-from mlops_ray.data import counts
 from mlops_ray.errors import ConfigError, StorageError, TrainingError
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
@@ -27,17 +25,11 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.monitoring.deltas import PREDICTION
-from mlops_ray.policy import label_selector
 from mlops_ray.registry import package
-from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import Registry
-from mlops_ray.schema import Column
 from mlops_ray.serving import record, release
 from mlops_ray.storage import Storage, replacing
-from mlops_ray.training import evaluate, families, metrics, splits, sweep, tracking
-from mlops_ray.training.sweep import Trial
-from mlops_ray.training.task import Task
+from mlops_ray.training import families, metrics, own, tracking
 
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
@@ -71,9 +63,7 @@ class Pipeline:
             "target.label_known by a column": bool(
                 self.project.target.label_known and self.project.target.label_known.column
             ),
-            "target.transform": self.project.target.transform is not None,
-            f"target.task: {self.project.target.task}": self.project.target.task != "regression",
-            "training.search.gpu": self.project.training.search.gpu != "none",
+            "serving.postprocess.function": self.project.serving.postprocess.function is not None,
             "monitoring.retrain": self.project.monitoring.retrain is not None,
             "serving.explain": self.project.serving.explain != "never",
             "cost.prices": self.project.cost.prices is not None,
@@ -81,7 +71,8 @@ class Pipeline:
         for what, asked in asks.items():
             if asked:
                 raise ConfigError(f"{what} is not supported yet; leave it out")
-        families.find(self.project.training.families)
+        families.find(self.project.training.families, self.project.target.task)
+        own.require_allowed(self.project)
         metrics.find(self.project.training.metric, self.project.target.task)
 
     @property
@@ -91,6 +82,18 @@ class Pipeline:
     @cached_property
     def registry(self) -> Registry:
         return Registry(self.tracking_uri)
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        return Trainer(
+            self.project,
+            self.storage,
+            self.features,
+            self.registry,
+            self.tracking_uri,
+            self._experiment,
+            self.progress,
+        )
 
     @property
     def target_source(self) -> Source:
@@ -199,9 +202,9 @@ class Pipeline:
 
     # ------------------------------------------------------------ training
 
-    def train(self, training_set: TrainingSet) -> dict[str, Any]:
-        """Sweeps, fits and tests the winner, packs and registers it."""
-        task = self._task(training_set)
+    def train(self, training_set: TrainingSet, **how: Any) -> dict[str, Any]:
+        """Sweeps, fits and tests the winner, packs and registers it; `how` as `Trainer.train` takes it."""
+        task = training.task(self.project, self.features, training_set, self.test_from)
         project = self.project
         made_from = {
             "data": training_set.manifest["digest"],
@@ -217,111 +220,15 @@ class Pipeline:
         return self.stages.run(
             self._stage("train"),
             made_from,
-            lambda: self._train(task, training_set),
+            lambda: self.trainer.train(task, training_set, **how),
             say=_say_train,
             still_there=lambda r: self._is_registered(r["version"]),
-        )
-
-    def _task(self, training_set: TrainingSet) -> Task:
-        project, frame = self.project, training_set.frame
-        begin, share = self.test_from, project.training.validation.test.share
-        if begin is None:
-            micros = splits.test_start(frame[self.features.time].to_physical().to_numpy(), share or 0.0)
-            begin = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)
-        return Task(
-            frame=frame,
-            columns=self.features.columns,
-            keys=self.target_source.entity,
-            time=self.features.time,
-            kind=project.target.task,
-            training=project.training,
-            horizon_us=self.features.horizon_us,
-            label_delay_us=project.label_delay,
-            test_from=begin,
-            season_us=self.target_source.season,
-            postprocess=project.serving.postprocess,
         )
 
     def _is_registered(self, version: int) -> bool:
         if self.project.tracking is None and not self.storage.path("mlflow.db").exists():
             return False
         return any(known["version"] == version for known in self.registry.versions(self.project.project))
-
-    def _train(self, task: Task, training_set: TrainingSet) -> dict[str, Any]:
-        with tracking.open_run(self.tracking_uri, self._experiment(), self.project.project) as run:
-            run.set_tags({"mlops.dataset": training_set.manifest["digest"], "mlops.code": __version__})
-            found = sweep.run(
-                task,
-                folder=self.storage.path("sweep", "x").parent,
-                label_selector=label_selector(s.policy for s in self.project.sources.values()),
-                on_progress=lambda done, total, what: self.progress.update(
-                    f"trial {done} of {total}: {what}"
-                ),
-                on_trial=run.log_trial,
-            )
-            best = found.best
-            self.progress.update(f"fitting {best.family} on all training rows")
-            fitted = evaluate.refit(task, best.family, best.params, cpus=os.cpu_count() or 1)
-            report = evaluate.test(task, fitted)
-            run.log_params({"family": best.family, **best.params})
-            run.log_metrics(report.metrics)
-            reasons = self._gate(task, report)
-            packed = self._pack(task, fitted, report, training_set)
-            version = self.registry.register(packed, name=self.project.project, run_id=run.id)
-        return {
-            "version": version,
-            "run_id": run.id,
-            "family": best.family,
-            "params": best.params,
-            "leaderboard": [_row(trial) for trial in found.leaderboard],
-            "metrics": report.metrics,
-            "baselines": report.baselines,
-            "refused": reasons,
-        }
-
-    def _gate(self, task: Task, report: evaluate.Report) -> list[str]:
-        """Why the winner must not go live; compared with the champion's answers to the same test rows."""
-        name, champion = self.project.project, None
-        version = self.registry.champion(name)
-        if version is not None:
-            champion = self._champion_metrics(task, version)
-        return evaluate.gate(report, champion, self.project.training.gate, self.project.training.metric)
-
-    def _champion_metrics(self, task: Task, version: int) -> dict[str, float] | None:
-        packed = self.registry.package(self.project.project, version)
-        functions = self.project.functions
-        predictor = Predictor.load(packed.folder, None, digest=packed.digest, functions=functions)
-        if _meaning(packed.feature_set) != _meaning(self.features):
-            # Its features are not in this training set, so that the two cannot be compared row by row.
-            return None
-        rows = task.frame[task.test.held_out].select(self.features.names)
-        return evaluate.scores(task, predictor.predict_features(rows))
-
-    def _pack(
-        self, task: Task, fitted: evaluate.Fitted, report: evaluate.Report, training_set: TrainingSet
-    ) -> package.Package:
-        rows = task.test.train
-        known = task.frame[rows].select(self.features.names)
-        known = known.with_columns(pl.Series(PREDICTION, fitted.predict(task, rows)))
-        columns = (*self.features.columns, Column(PREDICTION, "float"))
-        seed = self.project.training.search.seed
-        return package.write(
-            self.storage.path("artifacts", "packages", self.project.project),
-            name=self.project.project,
-            task=self.project.target.task,
-            family=fitted.family,
-            params=fitted.params,
-            model=fitted.model,
-            encoder=fitted.encoder,
-            feature_set=self.features,
-            target=self.project.target.model_dump(mode="json"),
-            postprocess=self.project.serving.postprocess,
-            metrics=report.metrics,
-            baselines=report.baselines,
-            training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
-            reference=counts.reference(known, columns, seed).to_json(),
-            created_at=datetime.now(UTC),
-        )
 
     # ------------------------------------------------------------ live
 
@@ -334,6 +241,7 @@ class Pipeline:
         with self.stages.timed("push", lambda r: r["said"]) as result:
             champion = self.registry.champion(name)
             if trained["refused"] and trained["version"] != champion:
+                self.registry.set_state(name, trained["version"], "refused", "; ".join(trained["refused"]))
                 if champion is None:
                     raise TrainingError(f"nothing goes live: {'; '.join(trained['refused'])}")
                 result["said"] = f"version {champion} stays champion: {'; '.join(trained['refused'])}"
@@ -345,9 +253,18 @@ class Pipeline:
                     else f"version {trained['version']} is champion now"
                 )
                 champion = int(trained["version"])
-            packed = self.registry.package(name, champion)
+            packed = self._within_storage(champion)
             record.set_champion(self.storage, name, champion, packed)
         return packed
+
+    def _within_storage(self, version: int) -> package.Package:
+        """A version's package where replicas read it: a copy, where a tracking server keeps the original."""
+        packed = self.registry.package(self.project.project, version, **self.trainer.trust)
+        if packed.folder.resolve().is_relative_to(self.storage.root.resolve()):
+            return packed
+        copy = self.storage.path("artifacts", "versions", f"{self.project.project}-{version}")
+        shutil.copytree(packed.folder, copy, dirs_exist_ok=True)
+        return package.read(copy, digest=packed.digest, **self.trainer.trust)
 
     def serve(self, http_port: int) -> str:
         """Serves the champion on the connected cluster; returns the service's address."""
@@ -367,11 +284,6 @@ class Pipeline:
         row = table.select(n for n in self.features.request.names if n in table.columns).row(0, named=True)
         last = bounds[1] if bounds else datetime.now(UTC)
         return {**row, self.features.time: last.isoformat()}
-
-
-def _meaning(features: FeatureSet) -> tuple[Any, ...]:
-    """What makes the features of two versions the same columns."""
-    return features.columns, features.stored, features.computed, features.horizon_us
 
 
 def _require_sqlite(path: Path, loss: str) -> None:
@@ -395,36 +307,13 @@ def _say_train(result: dict[str, Any]) -> str:
     return f"{trials} trials, {result['family']} wins and is registered as version {version}"
 
 
-def _row(trial: Trial) -> dict[str, Any]:
-    return {
-        "family": trial.family,
-        "params": dict(trial.params),
-        "score": trial.score,
-        "folds": list(trial.fold_scores),
-        "seconds": trial.seconds,
-        "state": trial.state,
-    }
-
-
 def tracking_uri(project: Project, storage: Storage) -> str:
     """Where runs and versions are recorded: MLflow's address, by default a file of the storage."""
     return project.tracking or f"sqlite:///{storage.path('mlflow.db')}"
 
 
 def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
-    """The registered versions of a project's model, newest first, with what their packages say."""
+    """The registered versions of a project's model, newest first, as `Registry.versions` gives them."""
     if project.tracking is None and not storage.path("mlflow.db").exists():
         return []
-    registry = Registry(tracking_uri(project, storage))
-    found = registry.versions(project.project)
-    return [_version(registry.package(project.project, v["version"]), v) for v in found]
-
-
-def _version(packed: package.Package, version: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "version": version["version"],
-        "state": version["state"],
-        "family": packed.family,
-        "metrics": packed.metrics,
-        "created_at": packed.manifest["created_at"],
-    }
+    return Registry(tracking_uri(project, storage)).versions(project.project)

@@ -110,6 +110,36 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
         }
 
 
+def train(
+    project: Project, storage: Storage, progress: Progress, *, resume: bool = False, like: str | None = None
+) -> dict[str, Any]:
+    """Trains a version and registers it; what came of it. The arguments are those of `Trainer.train`.
+
+    On the cluster of this storage, or on one that is started for it and stopped again.
+    """
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
+    ):
+        connected()
+        pipeline.prepare()
+        trained = pipeline.train(pipeline.build(pipeline.ingest()), resume=resume, like=like)
+        _leave_cluster(storage, stop=ours)
+        return trained
+
+
+def reproduce(project: Project, storage: Storage, progress: Progress, version: int) -> dict[str, Any]:
+    """Trains a version again from its record and compares it: see `Trainer.reproduce`."""
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
+    ):
+        connected()
+        found = pipeline.trainer.reproduce(version)
+        _leave_cluster(storage, stop=ours)
+        return found
+
+
 def follow(
     project: Project, storage: Storage, progress: Progress, every_s: float
 ) -> Iterator[dict[str, Any]]:

@@ -6,15 +6,20 @@ differs from the defaults that stand here. `load` is the only way in.
 
 from mlops_ray.config.project import CALENDAR_KINDS as CALENDAR_KINDS
 from mlops_ray.config.project import Batching as Batching
+from mlops_ray.config.project import ClassWeights as ClassWeights
 from mlops_ray.config.project import Feature as Feature
 from mlops_ray.config.project import Gate as Gate
+from mlops_ray.config.project import Imbalance as Imbalance
 from mlops_ray.config.project import Lag as Lag
 from mlops_ray.config.project import OwnFamily as OwnFamily
 from mlops_ray.config.project import Postprocess as Postprocess
 from mlops_ray.config.project import Project as Project
 from mlops_ray.config.project import Serving as Serving
 from mlops_ray.config.project import Target as Target
+from mlops_ray.config.project import Threshold as Threshold
+from mlops_ray.config.project import ThresholdFor as ThresholdFor
 from mlops_ray.config.project import Training as Training
+from mlops_ray.config.project import Validation as Validation
 from mlops_ray.config.project import View as View
 from mlops_ray.config.project import json_schema as json_schema
 from mlops_ray.config.project import load as load

@@ -216,21 +216,31 @@ class Gate(Model):
 
 
 class ThresholdFor(Model):
-    """What a decision threshold is chosen for."""
+    """What a decision threshold is chosen for: a recall, a precision, or the least cost."""
+
+    exactly_one = ("recall", "precision", "cost")
 
     recall: float | None = Field(None, ge=0, le=1)
     precision: float | None = Field(None, ge=0, le=1)
-    cost: tuple[tuple[float, ...], ...] | None = None
+    cost: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """What an answer costs, by what is (rows) and what was said (columns), no before yes."""
 
 
 class Threshold(Model):
     for_: Literal["f1", "accuracy"] | ThresholdFor = Field("f1", alias="for")
 
 
+class ClassWeights(Model):
+    """How much a row of each class counts."""
+
+    negative: float = Field(1.0, gt=0)
+    positive: float = Field(1.0, gt=0)
+
+
 class Imbalance(Model):
     """Classes that are out of balance."""
 
-    weights: Literal["balanced"] | dict[str, float] | None = None
+    weights: Literal["balanced"] | ClassWeights | None = None
     threshold: Threshold | None = None
     minimum_rows: int = Field(50, ge=1)
 
@@ -368,6 +378,21 @@ class Cost(Model):
     budget: dict[str, Any] | None = None
 
 
+#: Ed25519, 32 bytes in base64.
+PublicKey = Annotated[str, Field(pattern="^[A-Za-z0-9+/]{43}=$")]
+
+
+class Signing(Model):
+    """Who signs packages, whose are served, and what a scikit-learn model in one may hold."""
+
+    key: str | None = None
+    """The file of the private key; default: `signing.key` in the storage, made at first use."""
+    trusted: tuple[PublicKey, ...] = ()
+    """Public keys of others whose packages are served too."""
+    trusted_types: Names = ()
+    """Types that a model of a family of one's own may hold, e.g. sklearn.tree._tree.Tree."""
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -387,6 +412,7 @@ class Project(Model):
     release: Release = Release()
     monitoring: Monitoring = Monitoring()
     cost: Cost = Cost()
+    signing: Signing = Signing()
 
     _origin: Origin = PrivateAttr(Origin(None, {}))
 

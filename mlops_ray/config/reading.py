@@ -163,7 +163,7 @@ def _is_path(at: Place) -> bool:
     # That of a source may stand in a list, and among options.
     keys = tuple(key for key in at if not isinstance(key, int))
     of_source = keys[:1] == ("sources",) and keys[2:] in (("path",), ("path", "path"))
-    return of_source or keys in (("storage",), ("cost", "prices"))
+    return of_source or keys in (("storage",), ("cost", "prices"), ("signing", "key"))
 
 
 def unset(value: object, environ: Mapping[str, str]) -> list[str]:

@@ -57,7 +57,7 @@ def build(
     any window or lag could reach are left out: their features are missing because the history begins, not
     because the value was.
     """
-    target = project.target.model_dump(mode="json", include={"source", "expr", "where"})
+    target = project.target.model_dump(mode="json", include={"source", "expr", "task", "positive", "where"})
     rows = spine(target, held[project.target.source], features)
     begin = _warm(held, features)
     frame = _joined(rows, begin, held, features, _policies(project))
@@ -189,8 +189,8 @@ def open_set(storage: Storage, name: str) -> TrainingSet:
 def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -> pl.DataFrame:
     """One row a labelled row of the target's source: keys, target time, request inputs, label.
 
-    `target` has the `expr` of the label and the `where` of the rows. An interval that still waits for rows
-    has no label yet. Sorted by time, keys and inputs.
+    `target` has the `expr` of the label, the `positive` class of a classification, and the `where` of the
+    rows. An interval that still waits for rows has no label yet. Sorted by time, keys and inputs.
     """
     table = read(snapshot)
     if snapshot.view.every_us is not None:
@@ -198,14 +198,21 @@ def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -
     rows = table.with_columns(pl.col(EVENT_TIME).alias(features.time))
     inputs = [name for name in features.request.names if name != features.time]
     _require_inputs(rows, inputs)
-    label = compile_sql(target["expr"]).polars.cast(pl.Float64, strict=True).alias(LABEL)
     try:
         where = target["where"]
         kept = rows.filter(compile_sql(where).polars.fill_null(False)) if where else rows
-        labelled = kept.select(features.time, *inputs, label)
+        labelled = kept.select(features.time, *inputs, _label(target).alias(LABEL))
     except pl.exceptions.PolarsError as error:
         raise DataError(f"the target {dict(target)} cannot be computed: {error}") from error
     return labelled.filter(pl.col(LABEL).is_not_null()).sort(features.time, *inputs, maintain_order=True)
+
+
+def _label(target: Mapping[str, Any]) -> pl.Expr:
+    """What is predicted, as a number: 1 for the positive class and 0 for others, where one is named."""
+    expression = compile_sql(target["expr"]).polars
+    if target["positive"] is not None:
+        expression = expression == pl.lit(target["positive"])
+    return expression.cast(pl.Float64, strict=True)
 
 
 def _require_inputs(rows: pl.DataFrame, inputs: list[str]) -> None:

@@ -83,6 +83,13 @@ class Computed:
     code: str | None = None
 
     @property
+    def reads(self) -> frozenset[str]:
+        """The columns of the request that it is made of."""
+        if self.kind == "function":
+            return frozenset(self.inputs)
+        return compile_sql(self.argument).columns if self.kind == "expr" else frozenset({self.argument})
+
+    @property
     def is_own_column(self) -> bool:
         """Whether the feature is the request's column of its name, as it is."""
         return self.kind == "expr" and self.argument in (self.name, column_sql(self.name))
@@ -177,6 +184,11 @@ class FeatureSet:
             for view in self.tables
             for on in dict.fromkeys(feature.on for feature in self.of_table(view.source))
         )
+
+    def made_of(self, columns: frozenset[str]) -> frozenset[str]:
+        """The features whose values are made of any of these columns of sources and requests."""
+        stored = {feature.name for feature in self.stored if feature.of in columns}
+        return frozenset(stored | {feature.name for feature in self.computed if feature.reads & columns})
 
     def identity(self, name: str) -> str:
         """The hash of one feature's definition: equal for equal features, whatever they are called."""

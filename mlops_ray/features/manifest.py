@@ -37,6 +37,8 @@ class Target(Model):
     source: str
     expr: Sql
     where: Sql | None
+    task: str = "regression"
+    positive: str | int | bool | None = None
 
 
 class Question(Model):

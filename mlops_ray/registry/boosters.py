@@ -22,6 +22,10 @@ from mlops_ray.registry.ubjson import check_xgboost
 CATEGORY, DEFAULT_LEFT, MISSING, ZERO = 1, 2, 12, 4
 #: With which a whole text of LightGBM's begins and ends.
 FIRST_LINES, LAST_LINE = "tree\nversion=v4\nnum_class=1\n", "\npandas_categorical:null\n"
+#: What LightGBM (in its head) and CatBoost call what they minimised, and whether the sum of the trees then
+#: stands for a probability. Others answer with something else made of the sum.
+LIGHTGBM_CLASSIFIES = {"regression": False, "regression_l1": False, "binary sigmoid:1": True}
+CATBOOST_CLASSIFIES = {"RMSE": False, "MAE": False, "Logloss": True}
 #: What a missing category is called in CatBoost's training rows; others are their codes.
 MISSING_CODE = -1
 #: More categories in a column are taken as amounts by those whose sets of codes are small.
@@ -37,6 +41,10 @@ class _Native:
     @cached_property
     def _answering(self) -> Booster | BoostedModel:
         raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The file alone: what answers from it holds memory of a C library."""
+        return {"data": self.data}
 
     def predict(self, matrix: Matrix) -> Values:
         return self._answering.predict(matrix).astype(np.float64, copy=False)
@@ -75,14 +83,13 @@ class LightgbmModel(_Native):
     def _answering(self) -> BoostedModel:
         text = self.data.decode()
         head, *trees = text.split("\nTree=")
-        sizes = dict(line.partition("=")[::2] for line in head.splitlines())["tree_sizes"]
-        is_whole = (
-            text.startswith(FIRST_LINES) and text.endswith(LAST_LINE) and len(trees) == len(sizes.split())
-        )
-        # Others answer with something made of the sum.
-        if not is_whole or "\nobjective=regression" not in head or "\naverage_output" in head:
+        fields = dict(line.partition("=")[::2] for line in head.splitlines())
+        is_whole = text.startswith(FIRST_LINES) and text.endswith(LAST_LINE)
+        is_whole &= len(trees) == len(fields["tree_sizes"].split())
+        classifies = LIGHTGBM_CLASSIFIES.get(fields["objective"])
+        if not is_whole or classifies is None or "average_output" in fields:
             raise ValueError("not the whole text of a LightGBM model (v4) that answers one number")
-        return BoostedModel(Trees.joined(map(_lightgbm_tree, trees)).check(), 0.0)
+        return BoostedModel(Trees.joined(map(_lightgbm_tree, trees)).check(), 0.0, classifies)
 
 
 class CatboostModel(_Native):
@@ -104,7 +111,9 @@ class CatboostModel(_Native):
         if max(hashes, default=0) > MOST_CODES:
             raise ValueError("a category's code is too large")
         trees = (_catboost_tree(tree, features, hashes, scale) for tree in read["oblivious_trees"])
-        return BoostedModel(Trees.joined(trees).check(), float(base))
+        # A constant that was written before says nothing of itself.
+        loss = read["model_info"]["params"]["loss_function"]["type"] if "model_info" in read else "RMSE"
+        return BoostedModel(Trees.joined(trees).check(), float(base), CATBOOST_CLASSIFIES[loss])
 
 
 def _lightgbm_tree(text: str) -> Tree:

@@ -9,11 +9,12 @@ import orjson
 
 from mlops_ray.registry.arrays import require_width
 from mlops_ray.registry.encoder import Matrix, Values
+from mlops_ray.registry.probability import probability
 
 
 @dataclass(frozen=True)
 class LinearModel:
-    """`intercept + matrix · coefficients`."""
+    """`intercept + matrix · coefficients`, or where it `classifies` the probability this sum stands for."""
 
     kind: ClassVar[str] = "linear"
     file: ClassVar[str] = "coefficients.json"
@@ -21,6 +22,7 @@ class LinearModel:
 
     coefficients: tuple[float, ...]
     intercept: float
+    classifies: bool = False
 
     @cached_property
     def _weights(self) -> Values:
@@ -31,12 +33,14 @@ class LinearModel:
         # Not `@`: BLAS adds in an order that depends on the number of rows.
         products: Values = np.multiply(matrix, self._weights, dtype=np.float64, order="C")
         answers: Values = self.intercept + products.sum(axis=1)
-        return answers
+        return probability(answers) if self.classifies else answers
 
     def to_bytes(self) -> bytes:
-        return orjson.dumps({"coefficients": self.coefficients, "intercept": self.intercept})
+        kept = {"coefficients": self.coefficients, "intercept": self.intercept}
+        return orjson.dumps(kept | ({"classifies": True} if self.classifies else {}))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
         read = orjson.loads(data)
-        return cls(tuple(float(value) for value in read["coefficients"]), float(read["intercept"]))
+        coefficients = tuple(float(value) for value in read["coefficients"])
+        return cls(coefficients, float(read["intercept"]), read.get("classifies") is True)

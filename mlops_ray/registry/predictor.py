@@ -11,14 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mlops_ray.config import Postprocess
 from mlops_ray.errors import PackageError
 from mlops_ray.expressions import function_digest
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Model, Values
+from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import EXAMPLE_TOLERANCE, Package
+from mlops_ray.registry.signing import Trusted
 from mlops_ray.schema import DTYPES, FAILURES, Schema
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Predictor:
     _online: "OnlineStore | None"
     _encoder: Encoder
     _model: Model
-    _clip: tuple[float, float]
+    _outcome: Outcome
     _features: Schema
 
     @classmethod
@@ -61,18 +62,21 @@ class Predictor:
         *,
         digest: str | None = None,
         functions: frozenset[str] = frozenset(),
+        trusted: Trusted = None,
+        types: frozenset[str] = frozenset(),
     ) -> Self:
         """The predictor of the package in `folder`; without a store, requests hold the features themselves.
 
-        `functions` are those that the operator's project file names: a package may call no other. Raises
-        `PackageError` where the package is damaged (see `package.read`), calls another function, or does not
-        give the answers to its own examples that were stored with it.
+        `functions` are those that the operator's project file names: a package may call no other. `trusted`
+        are the public keys of which one must have signed it, `types` those that an estimator may hold. Raises
+        `PackageError` where the package is damaged or not trusted (see `package.read`), calls another
+        function, or does not give the answers to its own examples that were stored with it.
         """
-        package = packages.read(folder, digest=digest)
+        package = packages.read(folder, digest=digest, trusted=trusted, types=types)
         _refuse_foreign(package, functions)
         encoder, model = package.encoder, package.model
-        schema, clip = Schema(package.feature_set.columns), _bounds(package.postprocess)
-        predictor = cls(package, package.name, online, encoder, model, clip, schema)
+        schema = Schema(package.feature_set.columns)
+        predictor = cls(package, package.name, online, encoder, model, package.outcome, schema)
         predictor._check_examples()
         return predictor
 
@@ -125,8 +129,7 @@ class Predictor:
         return point_in_time(rows, {}, feature_set), pl.DataFrame(schema=FAILURES)
 
     def _predict(self, features: pl.DataFrame) -> Values:
-        low, high = self._clip
-        return np.clip(self._model.predict(self._encoder.transform(features)), low, high)
+        return self._outcome.answers(self._model.predict(self._encoder.transform(features)))
 
     def _check_examples(self) -> None:
         """Answers the package's own examples; the first call of a model is also its slowest."""
@@ -172,10 +175,3 @@ def _missing_column(name: str, height: int) -> pl.DataFrame:
     rows = pl.DataFrame({"row": range(height)}, schema={"row": FAILURES["row"]})
     failed = {"column": name, "rule": "missing_column", "value": None, "severity": "reject"}
     return rows.with_columns(pl.lit(value, FAILURES[key]).alias(key) for key, value in failed.items())
-
-
-def _bounds(postprocess: Postprocess) -> tuple[float, float]:
-    if postprocess.function is not None:
-        raise PackageError("postprocess.function is not supported yet")
-    low, high = postprocess.clip or (None, None)
-    return -np.inf if low is None else low, np.inf if high is None else high

@@ -4,7 +4,10 @@ MLflow holds names, versions and states; what a version is stands in its package
 keeps: a folder that was changed in the artifact store is not the version that was registered.
 """
 
+import logging
+import os
 import warnings
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,21 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-from mlops_ray.errors import NotFoundError, PackageError
+from mlops_ray.errors import NotFoundError, PackageError, UsageError
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.package import Package
+from mlops_ray.registry.signing import Trusted
 
 CHAMPION = "champion"
 REGISTERED = "registered"
+#: The release states of a version (design/semantics.md, section 12).
+STATES = (
+    REGISTERED, "verified", "shadow", "canary", CHAMPION, "retired", "rolled_back", "refused", "inconclusive",
+)  # fmt: skip
 #: Tags of a model version.
-STATE, DIGEST, FOLDER = "mlops.state", "mlops.digest", "mlops.folder"
+STATE, REASON, DIGEST, FOLDER = "mlops.state", "mlops.reason", "mlops.digest", "mlops.folder"
+#: Tags that say what a version is, as `versions` tells it: the digest is that of its training set.
+ABOUT = {name: f"mlops.{name}" for name in ("family", "metric", "value", "dataset", "signer")}
 #: MLflow copies a model's data into a folder of this name.
 DATA = "data"
 #: Types in a model's signature.
@@ -39,14 +49,17 @@ class Registry:
     """The registered versions of models at a tracking address (`sqlite:///…`, `http://…`)."""
 
     def __init__(self, tracking_uri: str) -> None:
+        # What a command prints is its own.
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
         self._uri = tracking_uri
         self._client = MlflowClient(tracking_uri, tracking_uri)
 
-    def register(self, package: Package, *, name: str, run_id: str) -> int:
+    def register(self, package: Package, *, name: str, run_id: str, metric: str | None = None) -> int:
         """Logs the package as an MLflow model of the run, registers it and returns its version.
 
-        The state is "registered". The logged model is loaded by `mlflow.pyfunc.load_model` and holds no
-        pickle and no row of data.
+        `metric` is the one that decides. The state is "registered". The logged model is loaded by
+        `mlflow.pyfunc.load_model` and holds no pickle and no row of data.
         """
         logged = self._log(package, run_id)
         self._make_model(name)
@@ -54,6 +67,7 @@ class Registry:
             STATE: REGISTERED,
             DIGEST: package.digest,
             FOLDER: f"{DATA}/{package.folder.name}",
+            **_about(package, metric),
         }
         made = self._client.create_model_version(
             name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
@@ -74,17 +88,22 @@ class Registry:
             )
 
     def versions(self, name: str) -> list[dict[str, Any]]:
-        """Every version, newest first: version, state, champion (bool), run_id, digest, created_ms."""
+        """Every version, newest first: version, state, reason, champion (bool), run_id, digest, created.
+
+        And what its tags say of it, by the names of `ABOUT`, `None` where they do not.
+        """
         found = self._client.search_model_versions(f"name = '{name}'")
         champion = self.champion(name)
         listed = [
             {
                 "version": int(version.version),
                 "state": version.tags.get(STATE, REGISTERED),
+                "reason": version.tags.get(REASON, ""),
                 "champion": int(version.version) == champion,
                 "run_id": version.run_id,
                 "digest": version.tags.get(DIGEST),
-                "created_ms": version.creation_timestamp,
+                "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
+                **{name: version.tags.get(tag) for name, tag in ABOUT.items()},
             }
             for version in found
         ]
@@ -107,9 +126,16 @@ class Registry:
         if before is not None and before != version:
             self.set_state(name, before, "retired")
 
-    def set_state(self, name: str, version: int, state: str) -> None:
-        """Records the release state of a version (design/semantics.md, section 12)."""
-        self._client.set_model_version_tag(name, str(version), STATE, state)
+    def set_state(self, name: str, version: int, state: str, reason: str = "") -> None:
+        """Records the release state of a version, one of `STATES`, and why.
+
+        Raises `UsageError` for another state, `NotFoundError` for a version that does not exist.
+        """
+        if state not in STATES:
+            raise UsageError(f"no release state {state!r}; there are {', '.join(STATES)}")
+        self._tags(name, version)
+        for tag, value in ((REASON, reason), (STATE, state)):
+            self._client.set_model_version_tag(name, str(version), tag, value)
 
     def package_folder(self, name: str, version: int) -> Path:
         """Where the version's package lies: in the artifact store if that is a local folder, else a copy.
@@ -123,10 +149,16 @@ class Registry:
         except (MlflowException, OSError) as error:
             raise PackageError(f"the artifact store has no package of {name!r} version {version}") from error
 
-    def package(self, name: str, version: int) -> Package:
-        """The version's package, which is the one that was registered, else `PackageError`."""
+    def package(
+        self, name: str, version: int, *, trusted: Trusted = None, types: frozenset[str] = frozenset()
+    ) -> Package:
+        """The version's package, which is the one that was registered, else `PackageError`.
+
+        `trusted` and `types` as in `package.read`.
+        """
         digest = self._tags(name, version).get(DIGEST, "")
-        return packages.read(self.package_folder(name, version), digest=digest)
+        folder = self.package_folder(name, version)
+        return packages.read(folder, digest=digest, trusted=trusted, types=types)
 
     def _tags(self, name: str, version: int) -> dict[str, str]:
         try:
@@ -141,6 +173,18 @@ class Registry:
             if not _is_missing(error):
                 raise
             self._client.create_registered_model(name)
+
+
+def _about(package: Package, metric: str | None) -> dict[str, str]:
+    """What a version's tags say of its package; MLflow keeps no empty ones."""
+    said = {
+        "family": package.family,
+        "metric": metric,
+        "value": package.metrics.get(metric or ""),
+        "dataset": package.manifest.get("training_set", {}).get("digest"),
+        "signer": package.signer,
+    }
+    return {ABOUT[name]: str(value) for name, value in said.items() if value is not None}
 
 
 def _is_missing(error: MlflowException) -> bool:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mlops_ray.registry.arrays import pack, unpack
 from mlops_ray.registry.encoder import Matrix, Values
+from mlops_ray.registry.probability import flag, probability, take_flag
 
 Nodes = npt.NDArray[np.void]
 Positions = npt.NDArray[np.int64]
@@ -213,7 +214,10 @@ def _depth(roots: Positions, children: Positions) -> int:
 
 @dataclass(frozen=True)
 class ForestModel:
-    """The mean of regression trees, all their nodes in one array of `NODE`."""
+    """The mean of trees, all their nodes in one array of `NODE`.
+
+    A classifier's leaves hold the share of the label 1, so that the mean is a probability.
+    """
 
     kind: ClassVar[str] = "forest"
     file: ClassVar[str] = "forest.npy"
@@ -225,6 +229,11 @@ class ForestModel:
     def from_sklearn(cls, trees: Sequence[Any]) -> Self:
         """The forest of fitted scikit-learn `Tree` objects (`estimator.tree_`)."""
         return cls(Trees.joined((_sklearn_tree(tree), {}) for tree in trees).nodes)
+
+    @classmethod
+    def constant(cls, answer: float) -> Self:
+        """The model that answers every row with this: one tree of one leaf."""
+        return cls(new_tree([LEAF], [LEAF], value=[answer]))
 
     @cached_property
     def _trees(self) -> Trees:
@@ -244,7 +253,7 @@ class ForestModel:
 
 @dataclass(frozen=True)
 class BoostedModel:
-    """`base` and the sum of regression trees."""
+    """`base` and the sum of trees; where it `classifies`, the probability that this sum stands for."""
 
     kind: ClassVar[str] = "boosted"
     file: ClassVar[str] = "trees.npy"
@@ -252,28 +261,35 @@ class BoostedModel:
 
     trees: Trees
     base: float
+    classifies: bool = False
 
     @classmethod
     def from_sklearn(cls, estimator: Any, discrete: Sequence[int]) -> Self:
-        """The trees of a fitted `HistGradientBoostingRegressor` that took these columns as categories."""
+        """The trees of a fitted `HistGradientBoostingRegressor` that took these columns as categories.
+
+        Or those of a `HistGradientBoostingClassifier` of two classes.
+        """
         seen = estimator._preprocessor.named_transformers_["encoder"].categories_ if discrete else []
         codes = [known[~np.isnan(known)].astype(np.int64) for known in seen]
         # Its trees see the columns of categories first.
         others = [at for at in range(estimator.n_features_in_) if at not in discrete]
         order = np.array([*discrete, *others])
         trees = [_hist_tree(stage[0], order, codes) for stage in estimator._predictors]
-        return cls(Trees.joined(trees), float(estimator._baseline_prediction.item()))
+        base = float(estimator._baseline_prediction.item())
+        return cls(Trees.joined(trees), base, classifies=hasattr(estimator, "classes_"))
 
     def predict(self, matrix: Matrix) -> Values:
-        return self.trees.walk(matrix, lambda values: self.base + values.sum(axis=1))
+        sums = self.trees.walk(matrix, lambda values: self.base + values.sum(axis=1))
+        return probability(sums) if self.classifies else sums
 
     def to_bytes(self) -> bytes:
-        return pack(self.trees.nodes, self.trees.sets, self.trees.bits, np.array(self.base))
+        trees = self.trees
+        return pack(trees.nodes, trees.sets, trees.bits, np.array(self.base), *flag(self.classifies))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        nodes, sets, bits, base = unpack(data)
-        return cls(Trees(nodes, sets, bits).check(), float(base.item()))
+        (nodes, sets, bits, base), classifies = take_flag(unpack(data))
+        return cls(Trees(nodes, sets, bits).check(), float(base.item()), classifies)
 
 
 def _sklearn_tree(tree: Any) -> Nodes:
@@ -283,7 +299,8 @@ def _sklearn_tree(tree: Any) -> Nodes:
         feature=tree.feature,
         threshold=tree.threshold,
         missing_left=tree.__getstate__()["nodes"]["missing_go_to_left"].astype(bool),
-        value=tree.value[:, 0, 0],
+        # Of a classifier the share of the last class, which is 1.
+        value=tree.value[:, 0, -1],
     )
 
 

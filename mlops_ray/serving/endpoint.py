@@ -69,7 +69,10 @@ class Endpoint:
                 {"name": column.name, "datatype": protocol.DATATYPES[column.type], "shape": [-1]}
                 for column in live.served.request.columns
             ],
-            "outputs": [{"name": protocol.OUTPUT, "datatype": protocol.OUTPUT_TYPE, "shape": [-1]}],
+            "outputs": [
+                {"name": name, "datatype": protocol.OUTPUT_TYPES[name], "shape": [-1]}
+                for name in live.served.outputs
+            ],
         }
 
     async def _predict(self, call: Call, live: Live, action: str) -> Reply:
@@ -79,9 +82,12 @@ class Endpoint:
             live.tally.traffic.invalid.update(invalid(answer.failures))
             refuse_rejected(answer.failures, live.served.request, self._hidden)
         name = {"model": self._model, "version": live.version, "id": call.id}
+        outputs: protocol.Outputs = {protocol.OUTPUT: answer.values}
+        if live.served.threshold is not None:
+            outputs = {**outputs, protocol.DECISION: answer.values >= live.served.threshold}
         if action == INFER:
-            return Reply(200, *protocol.encode_infer(request, answer.values, **name))
-        return Reply(200, *protocol.encode_predictions(answer.values, **name))
+            return Reply(200, *protocol.encode_infer(request, outputs, **name))
+        return Reply(200, *protocol.encode_predictions(outputs, **name))
 
 
 #: Characters of a path that an error shows.
@@ -125,7 +131,9 @@ def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Reques
         if action == INVOCATIONS:
             return protocol.decode_invocations(live.reader, body, content_type)
         header_length = call.headers.get("inference-header-content-length")
-        return protocol.decode_infer(live.reader, body, content_type, header_length)
+        return protocol.decode_infer(
+            live.reader, body, content_type, header_length, known=live.served.outputs
+        )
     except InvalidRowError as error:
         if error.column is not None:
             rule = "missing_column" if error.row is None else "type"

@@ -5,7 +5,7 @@ from typing import Any
 
 import mlops_ray
 from mlops_ray.schema import ColumnType, Schema
-from mlops_ray.serving.protocol import DATATYPES, OUTPUT, OUTPUT_TYPE
+from mlops_ray.serving.protocol import DATATYPES, OUTPUT_TYPES
 
 _JSON_TYPES: dict[ColumnType, dict[str, Any]] = {
     "float": {"type": ["number", "null"]},
@@ -70,10 +70,10 @@ def _infer_body(request: Schema) -> dict[str, Any]:
         data={"type": "array"},
         required=["name", "datatype", "shape", "data"],
     )
-    outputs = {"type": "array", "items": _object(name={"const": OUTPUT}, required=["name"])}
+    outputs = {"type": "array", "items": _object(name={"enum": list(OUTPUT_TYPES)}, required=["name"])}
     inputs = {"type": "array", "items": tensor, "minItems": len(request.columns)}
     return _object(id={"type": "string"}, inputs=inputs, outputs=outputs, required=["inputs"]) | {
-        "description": f"One input per column, rows first; the output {OUTPUT!r} is {OUTPUT_TYPE}"
+        "description": f"One input per column, rows first; outputs {OUTPUT_TYPES}; a number is not decided"
     }
 
 

@@ -21,9 +21,11 @@ from mlops_ray.serving.documents import as_list, as_object, limit_rows, parse, s
 
 #: Ten thousand rows of a hundred numbers in JSON are 20 MB; more than that is batch scoring.
 MAX_BODY_BYTES = 16 * 1024 * 1024
-#: The one output of a model.
-OUTPUT = "prediction"
-OUTPUT_TYPE = "FP64"
+#: What a model answers: a number, which in a classification is the probability of a yes; and there, whether
+#: it counts as a yes.
+OUTPUT, DECISION = "prediction", "decision"
+OUTPUT_TYPES = {OUTPUT: "FP64", DECISION: "BOOL"}
+Outputs = Mapping[str, npt.NDArray[Any]]
 
 #: What a column is called in the protocol.
 DATATYPES: dict[ColumnType, str] = {
@@ -42,26 +44,35 @@ BINARY_TYPE = "application/octet-stream"
 class Request:
     """A decoded request: typed columns, and what the caller said besides.
 
-    `binary` is how the output is wanted; `id` is the caller's, if one was given.
+    `outputs` are those that are wanted, and whether each as binary data; `id` is the caller's, if one was
+    given.
     """
 
     frame: pl.DataFrame
     id: str | None = None
-    binary: bool = False
+    outputs: Mapping[str, bool] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decode_infer(
-    reader: Reader, body: bytes, content_type: str | None, header_length: str | None = None
+    reader: Reader,
+    body: bytes,
+    content_type: str | None,
+    header_length: str | None = None,
+    *,
+    known: Sequence[str] = (OUTPUT,),
 ) -> Request:
-    """The request of a v2 `infer` call; `header_length` is the header `Inference-Header-Content-Length`."""
+    """The request of a v2 `infer` call; `header_length` is the header `Inference-Header-Content-Length`.
+
+    `known` are the model's outputs.
+    """
     _media_type(content_type, (*JSON_TYPES, BINARY_TYPE))
     split = len(body) if header_length is None else _header_length(header_length, len(body))
     document = as_object(parse(body[:split]), "the body")
     parameters = as_object(document.get("parameters") or {}, "'parameters'")
-    id, binary = _id(document), _wants_binary(document, parameters)
+    id, outputs = _id(document), _outputs(document, parameters, known)
     columns = tensors.columns_of(document, memoryview(body)[split:])
-    return Request(reader.frame(_limited(columns)), id, binary, parameters)
+    return Request(reader.frame(_limited(columns)), id, outputs, parameters)
 
 
 def decode_invocations(reader: Reader, body: bytes, content_type: str | None) -> Request:
@@ -71,30 +82,41 @@ def decode_invocations(reader: Reader, body: bytes, content_type: str | None) ->
     document = as_object(parse(body), "the body")
     columns = tables.from_document(document, reader.schema.names)
     parameters = as_object(document.get("params") or {}, "'params'")
-    return Request(reader.frame(_limited(columns)), None, False, parameters)
+    return Request(reader.frame(_limited(columns)), None, {}, parameters)
 
 
 def encode_infer(
-    request: Request, values: npt.NDArray[np.float64], *, model: str, version: str, id: str
+    request: Request, answers: Outputs, *, model: str, version: str, id: str
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a v2 reply; NaN is null in JSON."""
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": OUTPUT_TYPE, "shape": [len(values)]}
-    document = {"model_name": model, "model_version": version, "id": request.id or id, "outputs": [output]}
-    if not request.binary:
-        output["data"] = values
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": JSON_TYPES[0]}
-    data = values.astype("<f8").tobytes()
-    output["parameters"] = {"binary_data_size": len(data)}
-    head = orjson.dumps(document)
+    """The body and the headers of a v2 reply with the outputs that are wanted; NaN is null in JSON."""
+    outputs, data = [], b""
+    for name, binary in request.outputs.items():
+        output, own = _tensor(name, answers[name], binary)
+        outputs.append(output)
+        data += own
+    document = {"model_name": model, "model_version": version, "id": request.id or id, "outputs": outputs}
+    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not any(request.outputs.values()):
+        return head, {"content-type": JSON_TYPES[0]}
     headers = {"content-type": BINARY_TYPE, "inference-header-content-length": str(len(head))}
     return head + data, headers
 
 
+def _tensor(name: str, values: npt.NDArray[Any], binary: bool) -> tuple[dict[str, Any], bytes]:
+    """An output, and the bytes that follow the JSON for it."""
+    output: dict[str, Any] = {"name": name, "datatype": OUTPUT_TYPES[name], "shape": [len(values)]}
+    if not binary:
+        return output | {"data": values}, b""
+    data = values.astype("u1" if values.dtype == np.bool_ else "<f8").tobytes()
+    return output | {"parameters": {"binary_data_size": len(data)}}, data
+
+
 def encode_predictions(
-    values: npt.NDArray[np.float64], *, model: str, version: str, id: str
+    answers: Outputs, *, model: str, version: str, id: str
 ) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a reply in MLflow's form."""
-    document = {"predictions": values, "model_name": model, "model_version": version, "id": id}
+    outputs = {f"{name}s": values for name, values in answers.items()}
+    document = {**outputs, "model_name": model, "model_version": version, "id": id}
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": JSON_TYPES[0]}
 
 
@@ -139,12 +161,16 @@ def _id(document: Mapping[str, Any]) -> str | None:
     return given or None
 
 
-def _wants_binary(document: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
-    wanted = parameters.get("binary_data_output") is True
+def _outputs(
+    document: Mapping[str, Any], parameters: Mapping[str, Any], known: Sequence[str]
+) -> dict[str, bool]:
+    """The outputs that are wanted, all where none is named, and whether each as binary data."""
+    binary = parameters.get("binary_data_output") is True
+    wanted: dict[str, bool] = {}
     for output in as_list(document.get("outputs") or [], "'outputs'"):
         name = as_object(output, "an output").get("name")
-        if name != OUTPUT:
-            raise RequestError(f"no output {show(name)}; the model has one, {OUTPUT!r}")
+        if not isinstance(name, str) or name not in known:
+            raise RequestError(f"no output {show(name)}; the model has {' and '.join(map(repr, known))}")
         own = as_object(output.get("parameters") or {}, f"the parameters of {name!r}").get("binary_data")
-        wanted = own if isinstance(own, bool) else wanted
-    return wanted
+        wanted[name] = own if isinstance(own, bool) else binary
+    return wanted or dict.fromkeys(known, binary)

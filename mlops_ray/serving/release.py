@@ -25,6 +25,7 @@ from mlops_ray.errors import ClusterError, StorageError
 from mlops_ray.features.shelves import shown
 from mlops_ray.monitoring import deltas, monitor
 from mlops_ray.policy import label_selector
+from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import gateway, replica
 from mlops_ray.serving.record import read
 from mlops_ray.serving.routes import READY
@@ -105,6 +106,8 @@ def _applications(project: Project, storage: Storage) -> dict[str, _Application]
                 sorted(hidden),
                 shown(project.online or ""),
                 sorted(project.functions),
+                sorted(signing.trusted(project, storage)),
+                sorted(estimator.allowed(project)),
             ),
             lambda: replica.deployment(project, storage, selector, hidden),
         ),

@@ -15,6 +15,7 @@ from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.registry import estimator, signing
 from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send, lifespan
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
 from mlops_ray.serving.versions import Versions, loader
@@ -45,12 +46,14 @@ class Replica:
         hidden: list[str],
         online: str,
         functions: list[str],
+        trusted: list[str],
+        types: list[str],
     ) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start."""
         storage, names = Storage.open(storage_root), frozenset(hidden)
         batching = Serving.model_validate(serving).batching
         self._outbox = Outbox(model)
-        load = loader(storage, online, frozenset(functions))
+        load = loader(storage, online, frozenset(functions), frozenset(trusted), frozenset(types))
         self._versions = Versions(storage, model, load, self._outbox, batching, names)
         self._endpoint = Endpoint(model, self._versions, Keyring(storage), names)
         self._tasks: list[asyncio.Task[None]] = []
@@ -126,6 +129,8 @@ def deployment(
         sorted(hidden),
         online_location(project, storage),
         sorted(project.functions),
+        sorted(signing.trusted(project, storage)),
+        sorted(estimator.allowed(project)),
     )
 
 

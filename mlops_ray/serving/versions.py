@@ -26,6 +26,7 @@ from mlops_ray.schema import Schema
 from mlops_ray.serving import record
 from mlops_ray.serving.batcher import Batcher
 from mlops_ray.serving.columns import Reader
+from mlops_ray.serving.protocol import OUTPUT, OUTPUT_TYPES
 from mlops_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -46,23 +47,43 @@ class Served:
     request: Schema
     reference: Counts
     predictor: Answering
+    #: Of a classification: from which answer on it counts as a yes.
+    threshold: float | None = None
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """What the model answers, by the names of the protocol."""
+        return tuple(OUTPUT_TYPES) if self.threshold is not None else (OUTPUT,)
 
 
 Load = Callable[[dict[str, Any]], Served]
 
 
-def loader(storage: Storage, online: str, functions: frozenset[str]) -> Load:
-    """How a version's entry in the release document becomes a loaded model, free to call these functions."""
+def loader(
+    storage: Storage, online: str, functions: frozenset[str], trusted: frozenset[str], types: frozenset[str]
+) -> Load:
+    """How a version's entry in the release document becomes a loaded model, free to call these functions.
+
+    One of the public keys `trusted` must have signed it; an estimator may hold these `types`.
+    """
 
     def load(entry: dict[str, Any]) -> Served:
         root = storage.root.resolve()
         folder = (root / entry["package"]).resolve()
         if not folder.is_relative_to(root):
             raise StorageError("the release names a package outside the storage")
-        predictor = Predictor.load(folder, OnlineStore(online), digest=entry["digest"], functions=functions)
+        store, digest = OnlineStore(online), entry["digest"]
+        predictor = Predictor.load(
+            folder, store, digest=digest, functions=functions, trusted=trusted, types=types
+        )
         package = predictor.package
         return Served(
-            entry["version"], entry["digest"], package.feature_set.request, reference(package), predictor
+            entry["version"],
+            entry["digest"],
+            package.feature_set.request,
+            reference(package),
+            predictor,
+            package.outcome.threshold,
         )
 
     return load

@@ -1,14 +1,21 @@
 """What came of a sweep: its trials, in order."""
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mlops_ray.errors import TrainingError
 
-#: Names in what a trial reports: the mean over the folds so far, each fold's score, and the seconds spent.
-SCORE, FOLDS, SECONDS = "score", "folds", "seconds"
+#: Names in what a trial is given: its place among the suggestions, its family, the family's parameters.
+NUMBER, FAMILY, PARAMS = "number", "family", "params"
+#: Names in what it reports: the mean over the folds so far, each fold's score, seconds, why it failed.
+SCORE, FOLDS, SECONDS, ERROR = "score", "folds", "seconds", "error"
+
+#: Ray adds a page of what may be the cause.
+LONGEST_REASON = 200
 
 State = Literal["complete", "stopped", "failed"]
 
@@ -17,8 +24,8 @@ State = Literal["complete", "stopped", "failed"]
 class Trial:
     """What came of one trial.
 
-    `score` is the mean of `fold_scores`, which are fewer than the folds where the state is "stopped"; it is
-    NaN and `error` says why where it is "failed".
+    `id` is its number among the suggestions. `score` is the mean of `fold_scores`, which are fewer than the
+    folds where the state is "stopped"; it is NaN and `error` says why where it is "failed".
     """
 
     id: str
@@ -39,7 +46,7 @@ class Sweep:
 
     @property
     def best(self) -> Trial:
-        """The complete trial with the smallest score; raises `TrainingError` where none is complete."""
+        """The complete trial with the best score; raises `TrainingError` where none is complete."""
         if self.leaderboard and self.leaderboard[0].state == "complete":
             return self.leaderboard[0]
         errors = [trial.error for trial in self.leaderboard if trial.error]
@@ -47,17 +54,32 @@ class Sweep:
         raise TrainingError(f"none of {len(self.leaderboard)} trials was completed; {why}")
 
 
+def mean(scores: Sequence[float]) -> float:
+    """Of the folds' scores; NaN where there is none.
+
+    >>> mean([1.0, 2.0])
+    1.5
+    """
+    return sum(scores) / len(scores) if scores else float("nan")
+
+
 def read_trial(trial: Any, folds: int) -> Trial:
-    """A trial as Tune's own record of it (`ray.tune.experiment.Trial`) says."""
+    """A trial as Tune's own record of it (`ray.tune.experiment.Trial`) says.
+
+    One whose score is not a number fails, however it ended.
+    """
     result, config = trial.last_result or {}, trial.config
-    scores = tuple(result.get(FOLDS, ()))
-    error = _error(trial)
-    state: State = "complete" if len(scores) == folds else "failed" if error or not scores else "stopped"
+    scores = tuple(itertools.takewhile(math.isfinite, result.get(FOLDS, ())))
+    # Of a worker that was lost, and made up for, Tune's record keeps an error too.
+    error = result.get(ERROR) or (_lost(trial) if trial.status == trial.ERROR else "")
+    if not error and len(scores) < len(result.get(FOLDS, ())):
+        error = f"its score on fold {len(scores) + 1} is not a number"
+    state: State = "failed" if error else "complete" if len(scores) == folds else "stopped"
     return Trial(
-        id=trial.trial_id,
-        family=config["family"],
-        params=dict(config.get(config["family"], {})),
-        score=float(result[SCORE]) if scores else float("nan"),
+        id=f"{config[NUMBER]:04d}",
+        family=config[FAMILY],
+        params=dict(config[PARAMS]),
+        score=float("nan") if error else mean(scores),
         fold_scores=scores,
         seconds=float(result.get(SECONDS, 0.0)),
         state=state,
@@ -65,14 +87,16 @@ def read_trial(trial: Any, folds: int) -> Trial:
     )
 
 
-def _error(trial: Any) -> str:
-    """The last line of the traceback that Tune wrote for a trial; empty where it wrote none."""
+def _lost(trial: Any) -> str:
+    """What became of a trial that could not tell by itself: the last line that Tune wrote of it."""
     name = trial.run_metadata.error_filename
     file = Path(trial.local_path, name) if name and trial.local_path else None
     lines = file.read_text().strip().splitlines() if file is not None and file.exists() else []
-    return lines[-1] if lines else "" if name is None else "no reason was given"
+    return lines[-1][:LONGEST_REASON] if lines else "no reason was given"
 
 
-def rank(trial: Trial) -> tuple[int, int, float, str]:
+def rank(trial: Trial, loss: Callable[[float], float]) -> tuple[int, int, float, str]:
+    """The order of a leaderboard, best first: complete trials, then stopped ones, then failed ones."""
     order = {"complete": 0, "stopped": 1, "failed": 2}
-    return order[trial.state], -len(trial.fold_scores), trial.score, trial.id
+    value = 0.0 if trial.state == "failed" else loss(trial.score)
+    return order[trial.state], -len(trial.fold_scores), value, trial.id

@@ -250,12 +250,3 @@ def names(task: TaskKind) -> list[str]:
 def score_all(task: TaskKind, labels: Values, predictions: Values) -> dict[str, float]:
     """Every metric of a task by its name."""
     return {name: find(name, task)(labels, predictions) for name in names(task)}
-
-
-def clipped(predictions: Values, clip: tuple[float | None, float | None]) -> Values:
-    """Predictions as they would be answered: between the bounds that are given.
-
-    >>> clipped(np.array([-1.0, 2.0]), (0.0, None)).tolist()
-    [0.0, 2.0]
-    """
-    return predictions if clip == (None, None) else np.clip(predictions, *clip)

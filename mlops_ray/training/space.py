@@ -1,6 +1,6 @@
 """The space that a sweep searches, as plain data: for each family, for each parameter, what it may be."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,9 +24,19 @@ class Between:
     default: float
     log: bool = False
 
+    def has(self, value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not self.low <= value <= self.high:
+            return False
+        return isinstance(value, int) or not self.is_whole
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
     def suggest(self, trial: Suggests, name: str) -> float:
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            return trial.suggest_int(name, self.low, self.high, log=self.log)
+        if self.is_whole:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
 
@@ -40,11 +50,16 @@ class OneOf:
     def default(self) -> Any:
         return self.choices[0]
 
+    def has(self, value: Any) -> bool:
+        return value in self.choices
+
     def suggest(self, trial: Suggests, name: str) -> Any:
         return trial.suggest_categorical(name, list(self.choices))
 
 
 Space = Mapping[str, Between | OneOf]
+#: A family and parameters of it.
+Point = tuple[str, Mapping[str, Any]]
 
 
 def narrowed(family: str, space: Space, given: Mapping[str, Any]) -> dict[str, Between | OneOf]:
@@ -76,20 +91,31 @@ def _dimension(place: str, value: Any) -> Between | OneOf:
     return Between(value["min"], value["max"], value["min"], bool(value.get("log", False)))
 
 
-def suggest(trial: Suggests, spaces: Mapping[str, Space]) -> None:
+def suggest(trial: Suggests, spaces: Mapping[str, Space]) -> Point:
     """Asks a trial for a family and then for that family's parameters alone, as `family/parameter`."""
     family = trial.suggest_categorical("family", list(spaces))
-    for name, dimension in spaces[family].items():
-        dimension.suggest(trial, f"{family}/{name}")
+    return family, {
+        name: dimension.suggest(trial, f"{family}/{name}") for name, dimension in spaces[family].items()
+    }
 
 
-def defaults(spaces: Mapping[str, Space]) -> list[dict[str, Any]]:
-    """Each family's default, in the names of `suggest`.
+def first(spaces: Mapping[str, Space], start: Iterable[Point] = ()) -> list[dict[str, Any]]:
+    """What is tried first, in the names of `suggest`: each family's default, then what of `start` can be.
 
-    >>> defaults({"ridge": {"alpha": Between(0.1, 10.0, 1.0)}})
-    [{'family': 'ridge', 'ridge/alpha': 1.0}]
+    >>> spaces = {"ridge": {"alpha": Between(0.1, 10.0, 1.0)}}
+    >>> first(spaces, [("ridge", {"alpha": 2.0}), ("ridge", {"alpha": 20.0}), ("lasso", {"alpha": 2.0})])
+    [{'family': 'ridge', 'ridge/alpha': 1.0}, {'family': 'ridge', 'ridge/alpha': 2.0}]
     """
-    return [
-        {"family": family} | {f"{family}/{name}": dimension.default for name, dimension in space.items()}
-        for family, space in spaces.items()
-    ]
+    points: list[Point] = [(family, {}) for family in spaces]
+    points += [(family, params) for family, params in start if _is_in(spaces.get(family, {}), params)]
+    found = []
+    for family, params in points:
+        values = {name: params.get(name, dimension.default) for name, dimension in spaces[family].items()}
+        point = {"family": family} | {f"{family}/{name}": value for name, value in values.items()}
+        if point not in found:
+            found.append(point)
+    return found
+
+
+def _is_in(space: Space, params: Mapping[str, Any]) -> bool:
+    return bool(params) and all(name in space and space[name].has(value) for name, value in params.items())

@@ -1,30 +1,42 @@
-"""The search for the best family and parameters: Ray Tune over Optuna's TPE, stopped early by ASHA."""
+"""The search for the best family and parameters: Ray Tune over Optuna's TPE, stopped early by ASHA.
+
+What is tried and what is stopped depends on the project file and the data alone (search.py): the same sweep
+gives the same table, but for the seconds, on any cluster, also where workers died in it, and where its driver
+was killed and it was resumed. The exception is `time_limit`, which cuts off whatever runs.
+"""
 
 import contextlib
-import functools
+import hashlib
+import itertools
 import logging
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
+import ray
 from ray import tune
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search.optuna import OptunaSearch
+from ray.exceptions import RayError, RayTaskError
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
 from mlops_ray.config import MICROSECONDS
-from mlops_ray.errors import TrainingError
+from mlops_ray.errors import TrainingError, first_line
 from mlops_ray.registry.encoder import Encoder, Style
-from mlops_ray.training import families, space
-from mlops_ray.training import trial as trials
-from mlops_ray.training.families import Sample
-from mlops_ray.training.leaderboard import SCORE, Sweep, rank, read_trial
+from mlops_ray.storage import digest
+from mlops_ray.training import evaluate, families, space, trial
+from mlops_ray.training.evaluate import Fitted
+from mlops_ray.training.journal import Journal
+from mlops_ray.training.leaderboard import FAMILY, FOLDS, NUMBER, PARAMS, SCORE, Sweep, rank, read_trial
 from mlops_ray.training.leaderboard import Trial as Trial
+from mlops_ray.training.search import Search
+from mlops_ray.training.space import Point
 from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
 from mlops_ray.training.trial import Fold, Setting
@@ -32,12 +44,14 @@ from mlops_ray.training.trial import Fold, Setting
 #: Rows that a trial fits on, drawn at random from a fold's: enough to rank parameters, a fraction of the
 #: time. The winner is fitted on all rows.
 SWEEP_ROWS = 20_000
-#: ASHA lets the best third go on to the next folds.
-REDUCTION = 3
-#: What Tune would otherwise do beside the search: write logs of its own, swallow Ctrl-C, print tables.
+#: How often a trial, or the winner's fit, begins again because its worker died.
+RETRIES = 3
+#: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
+#: tables.
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 
@@ -51,42 +65,183 @@ def run(
     label_selector: Mapping[str, str],
     on_progress: OnProgress = lambda done, total, message: None,
     on_trial: Callable[[Trial], None] = lambda trial: None,
+    resume: bool = False,
+    start: Sequence[Point] = (),
 ) -> Sweep:
     """Searches on the Ray cluster that is connected; trials run on nodes with the labels of `label_selector`.
 
-    `folder` is Tune's while it runs and gone afterwards. `on_progress(done, total, message)` and `on_trial`
-    are called in this process after each trial. Raises `TrainingError` for a search that cannot be, before it
-    begins; a trial that fails is a row of the leaderboard. Ctrl-C ends the trials and raises
-    `KeyboardInterrupt`.
+    First each family's defaults are tried, then what of `start` is in the space. `on_progress(done, total,
+    message)` and `on_trial` are called in this process once for each trial, in the order of their numbers.
+
+    Raises `TrainingError` for a search that cannot be, before it begins; a trial that fails is a row of the
+    leaderboard. Ctrl-C ends the trials and raises `KeyboardInterrupt`. Until the sweep is over `folder` keeps
+    the trials that ended: with `resume` these are taken from there, told again, and the rest is run, from
+    the same `start`, within a whole `time_limit`. Without it what is there is removed.
     """
-    spaces = _spaces(task)
-    watch = _Watch(task, on_progress, on_trial)
-    search = task.training.search
+    spaces, request, encoded = _spaces(task), resources(task, label_selector), encode_folds(task)
+    if not resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    journal = Journal.open(folder, fingerprint(task, encoded), start, resume=resume)
+    watch = _Watch(task, journal, on_progress, on_trial)
+    search = watch.search = Search(
+        spaces,
+        task.training.search,
+        folds=len(task.folds),
+        loss=task.metric.loss,
+        on_settled=watch.settled,
+        start=journal.start,
+        known=journal.known,
+    )
+    if len(journal.known) == search.total:
+        search.ask()
+    else:
+        _tune(task, encoded, request, label_selector, watch, folder / "tune")
+    watch.publish()
+    search.close()
+    shutil.rmtree(folder, ignore_errors=True)
+    return Sweep(tuple(sorted(watch.trials, key=partial(rank, loss=task.metric.loss))))
+
+
+def _tune(
+    task: Task,
+    encoded: Mapping[Style, list[Fold]],
+    request: Mapping[str, float],
+    label_selector: Mapping[str, str],
+    watch: "_Watch",
+    folder: Path,
+) -> None:
+    asked, search = task.training.search, watch.search
+    places = _places(request, label_selector)
+    setting = Setting(
+        metric=task.training.metric,
+        task=task.kind,
+        seed=asked.seed,
+        cpus=max(1, int(asked.resources.cpu)),
+        outcome=task.outcome,
+        report_every=1 if asked.scheduler == "asha" else len(task.folds),
+    )
+    with_data = tune.with_parameters(trial.Trainable, folds=encoded, families=task.families, setting=setting)
+    selector: dict[str, Any] = {"bundle_label_selector": [dict(label_selector)]} if label_selector else {}
+    placed = tune.with_resources(with_data, tune.PlacementGroupFactory([dict(request)], **selector))
     config = tune.TuneConfig(
         metric=SCORE,
-        mode="min",
-        num_samples=search.trials,
-        search_alg=_searcher(task, spaces),
-        scheduler=_scheduler(task),
-        time_budget_s=None if search.time_limit is None else search.time_limit / MICROSECONDS["s"],
+        mode=task.metric.mode,
+        num_samples=search.total,
+        search_alg=_Suggests(watch, task.metric.mode),
+        scheduler=_Stops(search, places),
+        time_budget_s=None if asked.time_limit is None else asked.time_limit / MICROSECONDS["s"],
         reuse_actors=True,
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    run_config = tune.RunConfig(
+        name=folder.name,
+        storage_path=str(folder.parent),
+        callbacks=[watch],
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=RETRIES),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+    )
     try:
-        with _quiet(), watch.interruptible():
-            tuner = tune.Tuner(
-                _trainable(task, label_selector),
-                tune_config=config,
-                run_config=tune.RunConfig(
-                    name=folder.name, storage_path=str(folder.parent), callbacks=[watch], verbose=0
-                ),
-            )
-            tuner.fit()
+        with _quiet(TUNE_MAX_PENDING_TRIALS_PG=str(max(2, places))), watch.interruptible():
+            tune.Tuner(placed, tune_config=config, run_config=run_config).fit()
+    except _OverError:
+        pass
     except _InterruptedError:
         raise KeyboardInterrupt from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return Sweep(tuple(sorted(watch.trials, key=rank)))
+
+
+def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: int | None = None) -> Fitted:
+    """The trial's model fitted on all rows, by a Ray task with a trial's resources on a node that may.
+
+    `cpus` are the threads, by default as many as a trial has. It begins again where its worker dies. Raises
+    what `evaluate.refit` raises, and `TrainingError` where the worker dies again and again.
+    """
+    request = resources(task, label_selector)
+    refit = ray.remote(_refit).options(
+        num_cpus=request["CPU"],
+        num_gpus=request.get("GPU", 0),
+        label_selector=dict(label_selector) or None,
+        max_retries=RETRIES,
+    )
+    threads = cpus or max(1, int(request["CPU"]))
+    fitted = refit.remote(ray.put(task), trial.family, trial.params, threads)
+    try:
+        return ray.get(fitted)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise TrainingError(
+            f"the worker that fitted {trial.family} on all rows died {RETRIES + 1} times; is there too "
+            f"little memory? {first_line(error)}"
+        ) from error
+    except KeyboardInterrupt:
+        ray.cancel(fitted, force=True)
+        raise
+
+
+def _refit(task: Task, family: str, params: Mapping[str, Any], cpus: int) -> Fitted:
+    return evaluate.refit(task, family, params, cpus=cpus, device=trial.device(task.families[family]))
+
+
+def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:
+    """What one trial asks of a node: CPUs, and GPUs where the search is to have some and can.
+
+    Raises `TrainingError` where it requires a GPU that no node has.
+    """
+    search = task.training.search
+    cpus, gpus = {"CPU": search.resources.cpu}, search.resources.gpu
+    if search.gpu == "none":
+        if gpus:
+            raise TrainingError(
+                f"training.search.resources.gpu is {gpus:g}, but training.search.gpu is none: say "
+                "required, or preferred"
+            )
+        return cpus
+    both, nodes = cpus | {"GPU": gpus or 1.0}, _nodes(label_selector)
+    # What the autoscaler may start, where there is one.
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    if not any("cuda" in family.devices for family in task.families.values()):
+        why = "none of training.families computes on one; add e.g. xgboost"
+    elif any(_fits(both, node) for node in nodes) or (search.gpu == "required" and _fits(both, grown)):
+        return both
+    elif not any("GPU" in node for node in nodes):
+        why = "no node of the cluster has a GPU; start one, or say preferred"
+    else:
+        why = f"no node of the cluster has {both['CPU']:g} CPUs and {both['GPU']:g} GPUs (search.resources)"
+    if search.gpu == "required":
+        raise TrainingError(f"training.search.gpu is required, but {why}")
+    return cpus
+
+
+def _nodes(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:
+    """The resources of each node that lives and has the labels."""
+    return [
+        node["Resources"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+        and all(_admits(condition, node["Labels"].get(key)) for key, condition in label_selector.items())
+    ]
+
+
+def _admits(condition: str, label: str | None) -> bool:
+    """Whether a label meets a condition of Ray: a value, `in(a,b)`, or either after `!`.
+
+    >>> _admits("in(eu-de,eu-fr)", "eu-fr"), _admits("!eu-de", "eu-de"), _admits("eu-de", None)
+    (True, False, False)
+    """
+    values = condition.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
+    return (label in values) != condition.startswith("!")
+
+
+def _fits(request: Mapping[str, float], node: Mapping[str, float], times: int = 1) -> bool:
+    return all(node.get(name, 0.0) >= times * amount for name, amount in request.items())
+
+
+def _places(request: Mapping[str, float], label_selector: Mapping[str, str]) -> int:
+    """How many trials find room in the cluster at once, if nothing else does."""
+    nodes = _nodes(label_selector)
+    return int(sum(min(node.get(name, 0.0) // amount for name, amount in request.items()) for node in nodes))
 
 
 def encode_folds(task: Task, rows: int = SWEEP_ROWS) -> dict[Style, list[Fold]]:
@@ -94,7 +249,7 @@ def encode_folds(task: Task, rows: int = SWEEP_ROWS) -> dict[Style, list[Fold]]:
 
     The encoder of a fold is learned on its training rows alone.
     """
-    styles = dict.fromkeys(family.style for family in families.find(task.training.families).values())
+    styles = dict.fromkeys(family.style for family in task.families.values())
     parts = [_sampled(part, rows, task.training.search.seed) for part in task.folds]
     return {style: [_encode(task, part, style) for part in parts] for style in styles}
 
@@ -113,14 +268,14 @@ def _encode(task: Task, part: Split, style: Style) -> Fold:
     train, held_out = task.frame[part.train], task.frame[part.held_out]
     encoder = Encoder.fit(train, task.columns, style=style)
     return Fold(
-        Sample(encoder.transform(train), task.labels[part.train], discrete=encoder.discrete),
+        task.sample(part.train, encoder),
         encoder.transform(held_out),
         task.labels[part.held_out],
     )
 
 
 def _spaces(task: Task) -> dict[str, space.Space]:
-    found, search = families.find(task.training.families), task.training.search
+    found, search = task.families, task.training.search
     for name in search.space:
         if name not in found:
             raise TrainingError(f"training.search.space: {name!r} is none of training.families")
@@ -129,69 +284,107 @@ def _spaces(task: Task) -> dict[str, space.Space]:
             f"training.search.trials is {search.trials}, fewer than the {len(found)} families to try"
         )
     return {
-        name: space.narrowed(name, family.space, search.space.get(name, {})) for name, family in found.items()
+        name: space.narrowed(name, families.space(family, task.kind), search.space.get(name, {}))
+        for name, family in found.items()
     }
 
 
-def _searcher(task: Task, spaces: Mapping[str, space.Space]) -> OptunaSearch:
-    """Each family's default first, then what the sampler suggests."""
-    search = task.training.search
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = (
-        optuna.samplers.RandomSampler(seed=search.seed)
-        if search.algorithm == "random"
-        else optuna.samplers.TPESampler(seed=search.seed)
+def fingerprint(task: Task, encoded: Mapping[Style, Sequence[Fold]]) -> str:
+    """What makes a search this one: what its trials get, and what it is told to try."""
+    data = hashlib.blake2b()
+    for fold in itertools.chain(*encoded.values()):
+        for values in (fold.train.x, fold.train.y, fold.train.weights, fold.x_held_out, fold.y_held_out):
+            data.update(b"" if values is None else np.ascontiguousarray(values).data)
+    config = task.training.model_dump(
+        mode="json", include={"families", "metric", "search"}, exclude={"search": {"time_limit"}}
     )
-    return OptunaSearch(
-        # Tune saves its searcher: this must be a function that can be saved.
-        space=functools.partial(space.suggest, spaces=spaces),
-        metric=SCORE,
-        mode="min",
-        points_to_evaluate=space.defaults(spaces),
-        sampler=sampler,
-    )
+    return digest([data.hexdigest(), config, task.kind, repr(task.outcome)])
 
 
-def _scheduler(task: Task) -> TrialScheduler:
-    if task.training.search.scheduler == "none":
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    return AsyncHyperBandScheduler(
-        max_t=task.training.validation.folds, grace_period=1, reduction_factor=REDUCTION
-    )
+class _Unsaved:
+    """Tune saves what it is given, to restore it after a kill; ours is restored from the journal."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
 
 
-def _trainable(task: Task, label_selector: Mapping[str, str]) -> Any:
-    search = task.training.search
-    setting = Setting(
-        metric=task.training.metric,
-        task=task.kind,
-        seed=search.seed,
-        cpus=max(1, int(search.resources.cpu)),
-        clip=task.clip,
-    )
-    bundle = {"CPU": search.resources.cpu}
-    selector: dict[str, Any] = {"bundle_label_selector": [dict(label_selector)]} if label_selector else {}
-    with_data = tune.with_parameters(trials.run, folds=encode_folds(task), setting=setting)
-    return tune.with_resources(with_data, tune.PlacementGroupFactory([bundle], **selector))
+class _Suggests(_Unsaved, Searcher):
+    """Tells Tune what to try."""
+
+    def __init__(self, watch: "_Watch", mode: str) -> None:
+        super().__init__(SCORE, mode)
+        self._watch = watch
+
+    def suggest(self, trial_id: str) -> Any:
+        search = self._watch.search
+        if (made := search.ask()) is None:
+            self._watch.publish()
+            made = search.ask()
+        if made is None:
+            return Searcher.FINISHED if search.is_exhausted else None
+        return {NUMBER: made.number, FAMILY: made.family, PARAMS: dict(made.params)}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """`_Watch` tells."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing."""
+
+
+class _Stops(_Unsaved, FIFOScheduler):
+    """Tells Tune which trials to stop, and which takes a worker that has become free."""
+
+    def __init__(self, search: Search, places: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._search, self._places, self._up = search, places, 0
+
+    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
+        stopped = self._search.is_stopped(trial.config[NUMBER], result[FOLDS])
+        return TrialScheduler.STOP if stopped else TrialScheduler.CONTINUE
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """A worker is lost; another one is on the way."""
+        self._up = 0
+
+    def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """The one that waits longest, but while workers start the one that came last.
+
+        For who waits longest a worker is on the way. If that trial took a free one instead, Tune would call
+        the coming one back; where trials are shorter than a worker's start, as many here are, there would
+        never be a second one.
+        """
+        trials = tune_controller.get_trials()
+        self._up = max(self._up, sum(trial.status == TuneTrial.RUNNING for trial in trials))
+        waiting = [trial for trial in trials if trial.status == TuneTrial.PENDING]
+        return waiting[0 if self._up >= self._places else -1] if waiting else None
 
 
 class _InterruptedError(Exception):
     """Ctrl-C in the driver: Tune cleans up after an `Exception`, not after a `KeyboardInterrupt`."""
 
 
-class _Watch(tune.Callback):
-    """Collects what comes of the trials, and tells; ends the search after Ctrl-C."""
+class _OverError(Exception):
+    """All trials have ended: Tune would now save a state, and read files of results that nobody wrote."""
 
-    def __init__(self, task: Task, on_progress: OnProgress, on_trial: Callable[[Trial], None]) -> None:
-        self._folds = task.training.validation.folds
-        self._total = task.training.search.trials
+
+class _Watch(_Unsaved, tune.Callback):
+    """Writes down what comes of the trials, and tells; ends the search after Ctrl-C."""
+
+    search: Search
+
+    def __init__(
+        self, task: Task, journal: Journal, on_progress: OnProgress, on_trial: Callable[[Trial], None]
+    ) -> None:
+        self._task, self._journal = task, journal
         self._on_progress, self._on_trial = on_progress, on_trial
         self.trials: list[Trial] = []
+        self._ended: list[tuple[int, TuneTrial]] = []
         self._interrupted = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune saves its callbacks with the search; what this one tells lives in this process."""
-        return {}
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -213,28 +406,48 @@ class _Watch(tune.Callback):
         if self._interrupted:
             raise _InterruptedError
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._add(trial)
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: TuneTrial, **info: Any) -> None:
+        self._ended.append((iteration, trial))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._add(trial)
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: TuneTrial, **info: Any) -> None:
+        self._ended.append((iteration, trial))
 
-    def _add(self, trial: Any) -> None:
-        made = read_trial(trial, self._folds)
-        self.trials.append(made)
-        self._on_trial(made)
-        best = min((t for t in self.trials if t.state == "complete"), key=rank, default=None)
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Publishes a step after a trial has ended: its worker has the next trial by then.
+
+        Not where it ends: of an error there Tune would make a failed trial.
+        """
+        if self._ended and self._ended[0][0] < iteration - 1:
+            self.publish()
+        if self.search.is_over:
+            raise _OverError
+
+    def publish(self) -> None:
+        """Writes down the trials that have ended, and lets the search know."""
+        ended, self._ended = self._ended, []
+        for _, each in ended:
+            made = read_trial(each, len(self._task.folds))
+            self._journal.add(made)
+            self.search.end(int(made.id), made)
+
+    def settled(self, trial: Trial) -> None:
+        """Takes a trial whose place in the table is certain."""
+        self.trials.append(trial)
+        self._on_trial(trial)
+        complete = [made for made in self.trials if made.state == "complete"]
+        best = min(complete, key=partial(rank, loss=self._task.metric.loss), default=None)
         leads = f"; {best.family} leads with {best.score:.4g}" if best else ""
-        self._on_progress(len(self.trials), self._total, f"{made.family} {made.state}{leads}")
+        self._on_progress(len(self.trials), self.search.total, f"{trial.family} {trial.state}{leads}")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(**more: str) -> Iterator[None]:
     """Tune without its own console output and signal handler; the environment is as before afterwards."""
-    before = {name: os.environ.get(name) for name in TUNE_ENVIRONMENT}
+    wanted = TUNE_ENVIRONMENT | more
+    before = {name: os.environ.get(name) for name in wanted}
     loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "optuna")]
     levels = [logger.level for logger in loggers]
-    os.environ.update(TUNE_ENVIRONMENT)
+    os.environ.update(wanted)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
     try:

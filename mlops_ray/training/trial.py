@@ -5,17 +5,22 @@ trial reads the same copy in shared memory.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray import tune
+from ray.tune.result import DONE
 
+from mlops_ray.errors import first_line
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.models import Values
+from mlops_ray.registry.outcome import Outcome
 from mlops_ray.training import metrics
-from mlops_ray.training.families import FAMILIES, How, Sample, TaskKind
-from mlops_ray.training.leaderboard import FOLDS, SCORE, SECONDS
+from mlops_ray.training.calibration import unweighted
+from mlops_ray.training.families import Device, Family, How, Params, Sample, TaskKind
+from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, SCORE, SECONDS, mean
 
 
 @dataclass(frozen=True)
@@ -29,35 +34,64 @@ class Fold:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all trials of a sweep."""
+    """What is the same for all trials of a sweep; trials report after each so many folds."""
 
     metric: str
     task: TaskKind
     seed: int
     cpus: int
-    clip: tuple[float | None, float | None]
+    outcome: Outcome
+    report_every: int = 1
 
 
-def run(config: Mapping[str, Any], folds: Mapping[Style, list[Fold]], setting: Setting) -> None:
-    """Fits and scores fold after fold and reports after each: the scheduler may stop it in between."""
-    family = FAMILIES[config["family"]]
-    scores: list[float] = []
-    begin = time.perf_counter()
-    for fold in folds[family.style]:
-        scores.append(score(fold, config, setting))
-        tune.report(
-            {
-                SCORE: sum(scores) / len(scores),
-                FOLDS: list(scores),
-                SECONDS: time.perf_counter() - begin,
-            }
-        )
+class Trainable(tune.Trainable):
+    """Fits and scores fold after fold, and reports in between, where it may be stopped.
+
+    A class, not a function: a function runs in a thread of its own, which Tune waits for in steps of 0.2 s.
+    """
+
+    def setup(  # type: ignore[override] # `tune.with_parameters` gives the rest
+        self,
+        config: dict[str, Any],
+        folds: Mapping[Style, Sequence[Fold]],
+        families: Mapping[str, Family],
+        setting: Setting,
+    ) -> None:
+        self._folds, self._families, self._setting = folds, families, setting
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The same worker takes the next trial."""
+        self._config, self._scores, self._seconds = new_config, list[float](), 0.0
+        return True
+
+    def step(self) -> dict[str, Any]:
+        begin, error = time.perf_counter(), ""
+        family, params = self._families[self._config[FAMILY]], self._config[PARAMS]
+        folds = self._folds[family.style]
+        try:
+            for fold in folds[len(self._scores) :][: self._setting.report_every]:
+                self._scores.append(score(fold, family, params, self._setting, device(family)))
+        except Exception as raised:  # noqa: BLE001 - a library may raise anything, which ends this trial alone
+            error = f"{type(raised).__name__}: {first_line(raised)}"
+        self._seconds += time.perf_counter() - begin
+        return {
+            SCORE: mean(self._scores),
+            FOLDS: list(self._scores),
+            SECONDS: self._seconds,
+            ERROR: error,
+            DONE: bool(error) or len(self._scores) == len(folds),
+        }
 
 
-def score(fold: Fold, config: Mapping[str, Any], setting: Setting) -> float:
+def device(family: Family) -> Device:
+    """What a family computes on in this worker: the GPU, or the share of one, that Ray gave to it, if any."""
+    return "cuda" if ray.get_gpu_ids() and "cuda" in family.devices else "cpu"
+
+
+def score(fold: Fold, family: Family, params: Params, setting: Setting, on: Device = "cpu") -> float:
     """The metric on a fold's held-out rows of a model fitted on its training rows."""
-    family = FAMILIES[config["family"]]
-    how = How(setting.metric, setting.seed, setting.cpus, setting.task)
-    model = family.fit(fold.train, config.get(family.name, {}), how)
-    predictions = metrics.clipped(model.predict(fold.x_held_out), setting.clip)
+    how = How(setting.metric, setting.seed, setting.cpus, setting.task, on)
+    model = family.fit(fold.train, params, how)
+    predictions = setting.outcome.answers(unweighted(model.predict(fold.x_held_out), fold.train))
     return metrics.find(setting.metric, setting.task)(fold.y_held_out, predictions)

@@ -11,6 +11,7 @@ import pytest
 
 from mlops_ray import config
 from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.cluster.training import Trainer
 from mlops_ray.data import ingest
 from mlops_ray.storage import Storage
 
@@ -36,11 +37,11 @@ def rows(scale: float) -> str:
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    def train(self: Pipeline, task: Any, training_set: Any) -> dict[str, Any]:
+    def train(self: Trainer, task: Any, training_set: Any) -> dict[str, Any]:
         return {"version": 1, "leaderboard": [], "family": "ridge"}
 
     monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
-    monkeypatch.setattr(Pipeline, "_train", train)
+    monkeypatch.setattr(Trainer, "train", train)
     monkeypatch.setattr(Pipeline, "_is_registered", lambda self, version: True)
 
 

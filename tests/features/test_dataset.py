@@ -400,3 +400,29 @@ def test_a_list_says_everything_that_a_feature_is_made_of(tmp_path: Path) -> Non
         "hour": "hour_of(t) in Europe/Berlin",
         "f": "operator.add(x, x)",
     }
+
+
+@pytest.mark.parametrize(
+    ("target", "labels"),
+    [
+        ("{source: s, expr: y > 1, task: classification}", [1.0] * 8),
+        ("{source: s, expr: y > 1, positive: false, task: classification}", [0.0] * 8),
+        ("{source: s, expr: CAST(y AS VARCHAR), positive: '2.0', task: classification}", [1.0] * 8),
+        ("{source: s, expr: CAST(y AS VARCHAR), positive: other, task: classification}", [0.0] * 8),
+        ("{source: s, expr: CAST(y AS INT), positive: 2, task: classification}", [1.0] * 8),
+    ],
+)
+def test_a_class_is_labelled_1_and_every_other_0(
+    store: FeatureStore, tmp_path: Path, target: str, labels: list[float]
+) -> None:
+    text = PROJECT.replace("{source: s, expr: y, task: regression}", target).replace("2d", "1h")
+    made = opened(tmp_path, text).build(store.snapshots())
+    assert made.frame["label"].to_list() == labels[1:]
+    assert rebuild(file_of(made)).frame["label"].to_list() == labels[1:]
+
+
+def test_a_class_of_another_type_than_the_column_is_said(store: FeatureStore, tmp_path: Path) -> None:
+    target = "{source: s, expr: y, positive: late, task: classification}"
+    text = PROJECT.replace("{source: s, expr: y, task: regression}", target)
+    with pytest.raises(DataError, match=r"the target .* cannot be computed"):
+        opened(tmp_path, text).build(store.snapshots())

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from mlops_ray.config import Postprocess
 from mlops_ray.features.definitions import Computed, FeatureSet
 from mlops_ray.registry import package
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import LinearModel
+from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column, Schema
 
@@ -82,9 +82,11 @@ def write(folder: Path, **changes: Any) -> Package:
         "encoder": encoder,
         "feature_set": FEATURES,
         "target": {"expr": "load"},
-        "postprocess": Postprocess(clip=(0.0, 1.5)),
+        "outcome": Outcome(clip=(0.0, 1.5)),
         "metrics": {"mae": 0.1},
         "baselines": {"no_change": {"mae": 0.2}},
+        "intervals": {"mae": (0.09, 0.11)},
+        "origin": {},
         "training_set": {"digest": "abc", "rows": 200},
         "reference": {"rows": 0, "columns": []},
         "created_at": datetime(2016, 11, 1, tzinfo=UTC),

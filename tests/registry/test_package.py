@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import orjson
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mlops_ray.errors import PackageError
-from mlops_ray.registry import package
+from mlops_ray.registry import package, signing
+from mlops_ray.registry.models import LinearModel
 from tests.registry.made import FEATURES, write
 
 
@@ -17,7 +20,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert read == written
     assert (read.name, read.family, read.task, read.metrics) == ("demo", "ridge", "regression", {"mae": 0.1})
     assert read.feature_set == FEATURES
-    assert read.postprocess.clip == (0.0, 1.5)
+    assert read.outcome.clip == (0.0, 1.5)
 
 
 def test_the_same_contents_have_the_same_digest(tmp_path: Path) -> None:
@@ -54,12 +57,18 @@ def _link(folder: Path) -> None:
 def _climb(folder: Path) -> None:
     listed = orjson.loads((folder / "digests.json").read_bytes())
     listed["files"]["../outside.json"] = "0" * 64
-    (folder / "digests.json").write_bytes(orjson.dumps(listed))
+    (folder / "digests.json").write_bytes(
+        orjson.dumps(listed, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+    )
 
 
 def _age(folder: Path) -> None:
     listed = orjson.loads((folder / "digests.json").read_bytes())
     (folder / "digests.json").write_bytes(orjson.dumps({**listed, "format": 99}))
+
+
+def _space(folder: Path) -> None:
+    (folder / "digests.json").write_bytes((folder / "digests.json").read_bytes() + b"\n")
 
 
 def _swap(folder: Path) -> None:
@@ -76,6 +85,7 @@ def _swap(folder: Path) -> None:
         (_link, "'encoder.json', which is not a plain file"),
         (_climb, "lacks the file '../outside.json'"),
         (_age, "has the format 99"),
+        (_space, "is not as it was written"),
         (_swap, "is damaged: encoder.json"),
         (lambda folder: (folder / "more.py").write_text("pass"), "does not list: 'more.py'"),
         (lambda folder: (folder / "reference.json").unlink(), "lacks the file 'reference.json'"),
@@ -113,6 +123,23 @@ def test_a_write_that_fails_leaves_the_old_package(tmp_path: Path) -> None:
         write(tmp_path / "demo", params={"alpha": object()})
     assert package.read(tmp_path / "demo") == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["demo"]
+
+
+def test_a_model_that_nobody_could_read_again_is_not_packed(tmp_path: Path) -> None:
+    class Own(LinearModel):
+        kind: ClassVar[str] = "linaer"
+
+    with pytest.raises(PackageError, match="'linaer' cannot be packed: nobody could read it again"):
+        write(tmp_path / "demo", model=Own((1.0,) * 30, 0.5))
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_signature_changes_nothing_of_the_package_itself(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    unsigned, signed = write(tmp_path / "one"), write(tmp_path / "two", sign=key)
+    assert (signed.digest, signed.files) == (unsigned.digest, unsigned.files)
+    assert (unsigned.signer, signed.signer) == (None, signing.public(key))
+    assert package.read(tmp_path / "two").manifest == unsigned.manifest
 
 
 def test_examples_are_made_up_and_hold_every_known_category_type(tmp_path: Path) -> None:

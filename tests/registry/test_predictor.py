@@ -9,7 +9,6 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_ray.config import Postprocess
 from mlops_ray.errors import PackageError
 from mlops_ray.features.definitions import ViewTable
 from mlops_ray.registry.encoder import Encoder
@@ -112,21 +111,16 @@ def test_features_with_history_need_a_store(tmp_path: Path) -> None:
         Predictor.load(tmp_path / "demo", None).predict(requests(1))
 
 
-def test_code_named_by_a_package_is_not_run(tmp_path: Path) -> None:
-    write(tmp_path / "demo", postprocess=Postprocess(function="os.getcwd"))
-    with pytest.raises(PackageError, match=r"postprocess\.function is not supported yet"):
-        Predictor.load(tmp_path / "demo", None)
-
-
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_libraries(
     family: str, tmp_path: Path
 ) -> None:
     found, frame = FAMILIES[family], rows(200)
+    task = found.tasks[-1]
     encoder = Encoder.fit(frame, COLUMNS, style=found.style)
     params = {name: dimension.default for name, dimension in found.space.items()}
-    labels = np.linspace(0, 1, 200)
-    model = found.fit(Sample(encoder.transform(frame), labels), params, How("mae", seed=7, cpus=1))
+    sample = Sample(encoder.transform(frame), (np.arange(200) % 2).astype(float))
+    model = found.fit(sample, params, How("log_loss", seed=7, cpus=1, task=task))
     write(tmp_path / "demo", model=model, encoder=encoder)
     code = (
         "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"

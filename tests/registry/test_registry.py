@@ -1,16 +1,27 @@
-"""Versions in MLflow: registered, promoted, read back, and the same to MLflow's own loader."""
+"""Versions in MLflow: registered, promoted, read back, and the same to MLflow's own loader and server."""
 
+import urllib.request
 from pathlib import Path
 
 import mlflow
+import orjson
+import pandas as pd
+import polars as pl
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mlops_ray.errors import NotFoundError, PackageError
-from mlops_ray.registry.package import Package
+from mlops_ray.errors import NotFoundError, PackageError, UsageError
+from mlops_ray.registry import signing
+from mlops_ray.registry.package import TRUSTED_KEYS, Package
 from mlops_ray.registry.predictor import Predictor
-from mlops_ray.registry.registry import Registry
+from mlops_ray.registry.registry import STATES, Registry
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
+from tests.servers import mlflow_command
+from tests.servers import mlflow_server as mlflow_server
+
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+TRUSTED = frozenset({signing.public(KEY)})
 
 
 @pytest.fixture(scope="module")
@@ -18,23 +29,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("registry")
 
 
-@pytest.fixture(scope="module")
-def uri(folder: Path) -> str:
+@pytest.fixture(scope="module", params=["sqlite", "http"])
+def uri(request: pytest.FixtureRequest, folder: Path) -> str:
+    if request.param == "http":
+        return str(request.getfixturevalue("mlflow_server"))
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 @pytest.fixture(scope="module")
 def package(folder: Path) -> Package:
-    return write(folder / "packages" / "demo")
+    return write(folder / "packages" / "demo", sign=KEY)
 
 
 @pytest.fixture(scope="module")
 def registry(uri: str, folder: Path, package: Package) -> Registry:
     """A registry with two versions of `demo`."""
-    experiment = tracking.prepare(uri, "demo", str(folder / "artifacts"))
+    local = str(folder / "artifacts") if uri.startswith("sqlite") else None
+    experiment = tracking.prepare(uri, "demo", local)
     registry = Registry(uri)
     with tracking.open_run(uri, experiment, "demo") as run:
-        assert registry.register(package, name="demo", run_id=run.id) == 1
+        assert registry.register(package, name="demo", run_id=run.id, metric="mae") == 1
         assert registry.register(package, name="demo", run_id=run.id) == 2
     return registry
 
@@ -49,21 +63,68 @@ def test_promoting_moves_the_champion_and_retires_the_one_before(registry: Regis
     assert listed == [(2, "champion", True), (1, "retired", False)]
 
 
+def test_a_version_goes_through_every_state_and_a_reason_lasts_as_long_as_its_state(
+    registry: Registry,
+) -> None:
+    for state in reversed(STATES):
+        registry.set_state("demo", 1, state, f"because of {state}")
+        found = registry.versions("demo")[1]
+        assert (found["state"], found["reason"]) == (state, f"because of {state}")
+    registry.set_state("demo", 1, "retired")
+    assert registry.versions("demo")[1]["reason"] == ""
+
+
+def test_a_state_that_does_not_exist_is_refused_and_changes_nothing(registry: Registry) -> None:
+    registry.set_state("demo", 1, "retired")
+    with pytest.raises(UsageError, match="no release state 'live'; there are registered, verified"):
+        registry.set_state("demo", 1, "live")
+    with pytest.raises(NotFoundError, match="no version 9 of 'demo'"):
+        registry.set_state("demo", 9, "retired")
+    assert registry.versions("demo")[1]["state"] == "retired"
+
+
+def test_a_version_says_what_it_is_without_its_package(registry: Registry, package: Package) -> None:
+    second, first = registry.versions("demo")
+    names = ("family", "metric", "value", "dataset", "signer", "digest")
+    said = {"family": "ridge", "dataset": "abc", "signer": signing.public(KEY), "digest": package.digest}
+    assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": "0.1"}
+    assert {name: second[name] for name in names} == {**said, "metric": None, "value": None}
+
+
 def test_a_version_is_the_package_that_was_registered(registry: Registry, package: Package) -> None:
-    found = registry.package("demo", 1)
-    assert found.digest == package.digest
+    found = registry.package("demo", 1, trusted=TRUSTED)
+    assert (found.digest, found.signer) == (package.digest, signing.public(KEY))
     assert found.folder != package.folder
-    assert {file.name for file in found.folder.iterdir()} == {*package.files, "digests.json"}
+    assert {file.name for file in found.folder.iterdir()} == {
+        *package.files,
+        "digests.json",
+        "signature.json",
+    }
+    with pytest.raises(PackageError, match="does not name this key"):
+        registry.package("demo", 1, trusted=frozenset({"other"}))
 
 
 def test_mlflow_loads_the_version_and_answers_the_same(
-    registry: Registry, uri: str, package: Package
+    registry: Registry, uri: str, package: Package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.set_tracking_uri(uri)
+    monkeypatch.setenv(TRUSTED_KEYS, f"{'A' * 43}=, {signing.public(KEY)}")
     loaded = mlflow.pyfunc.load_model("models:/demo/1")
-    frame = rows(100).drop_nulls()
+    frame = rows(100).with_columns(pl.col("hour").fill_null(0))
     expected = Predictor.load(package.folder, None).predict_features(frame)
-    assert loaded.predict(frame.to_pandas()).tolist() == expected.tolist()
+    assert loaded.predict(frame.to_pandas().astype({"site": object, "holiday": "boolean"})).tolist() == (
+        expected.tolist()
+    )
+
+
+def test_mlflow_refuses_a_version_that_was_not_signed_by_a_trusted_key(
+    registry: Registry, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow.set_tracking_uri(uri)
+    for keys in ("", f"{'A' * 43}="):
+        monkeypatch.setenv(TRUSTED_KEYS, keys)
+        with pytest.raises(PackageError, match="does not name this key"):
+            mlflow.pyfunc.load_model("models:/demo/1")
 
 
 def test_names_and_versions_that_do_not_exist_are_none_or_an_error(registry: Registry) -> None:
@@ -73,8 +134,66 @@ def test_names_and_versions_that_do_not_exist_are_none_or_an_error(registry: Reg
         registry.package_folder("demo", 9)
 
 
-def test_a_folder_changed_in_the_artifact_store_is_not_the_version(registry: Registry, folder: Path) -> None:
-    changed = registry.package_folder("demo", 2)
-    write(changed, params={"alpha": 9.0})
+@pytest.fixture(scope="module")
+def local(folder: Path, package: Package) -> Registry:
+    """A registry of `own`, whose artifacts lie in a folder that anybody may change."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    registry = Registry(uri)
+    with tracking.open_run(uri, tracking.prepare(uri, "own", str(folder / "own")), "own") as run:
+        registry.register(package, name="own", run_id=run.id)
+    mlflow.set_tracking_uri(uri)
+    return registry
+
+
+def test_mlflows_own_server_gives_the_same_answers(local: Registry, package: Package, tmp_path: Path) -> None:
+    model = local.package_folder("own", 1).parent.parent
+    frame = rows(20)
+    expected = Predictor.load(package.folder, None).predict_features(frame)
+    body = orjson.dumps({"dataframe_split": {"columns": frame.columns, "data": frame.rows()}})
+    serve = ("models", "serve", "--env-manager", "local", "--model-uri", str(model))
+    with mlflow_command(*serve, folder=tmp_path, **{TRUSTED_KEYS: signing.public(KEY)}) as url:
+        request = urllib.request.Request(
+            f"{url}/invocations", body, {"Content-Type": "application/json"}, method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            answers = orjson.loads(reply.read())["predictions"]
+    assert answers == expected.tolist()
+
+
+def test_a_hostile_mlmodel_is_never_read_and_a_pickle_beside_the_data_is_refused(
+    local: Registry, package: Package, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = local.package_folder("own", 1)
+    (tmp_path / "evil.py").write_text("open(__file__ + '.ran', 'w')\n_load_pyfunc = print\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    top = folder.parent.parent
+    mlmodel = (top / "MLmodel").read_text()
+    (top / "MLmodel").write_text(mlmodel.replace("mlops_ray.registry.package", "evil"))
+    pd.to_pickle(object(), top / "python_model.pkl")
+    try:
+        assert local.package("own", 1, trusted=TRUSTED).digest == package.digest
+        pd.to_pickle(object(), folder / "python_model.pkl")
+        with pytest.raises(PackageError, match=r"does not list: 'python_model\.pkl'"):
+            local.package("own", 1, trusted=TRUSTED)
+    finally:
+        (folder / "python_model.pkl").unlink()
+        (top / "MLmodel").write_text(mlmodel)
+    assert not (tmp_path / "evil.py.ran").exists()
+
+
+def test_a_folder_changed_in_the_artifact_store_is_not_the_version(local: Registry) -> None:
+    write(local.package_folder("own", 1), params={"alpha": 9.0})
     with pytest.raises(PackageError, match="not the one that was registered"):
-        registry.package("demo", 2)
+        local.package("own", 1)
+
+
+def test_mlflow_refuses_a_changed_package(local: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = local.package_folder("own", 1)
+    monkeypatch.setenv(TRUSTED_KEYS, signing.public(KEY))
+    write(folder, params={"alpha": 9.0})
+    with pytest.raises(PackageError, match="is not signed"):
+        mlflow.pyfunc.load_model("models:/own/1")
+    monkeypatch.delenv(TRUSTED_KEYS)
+    (folder / "encoder.json").write_text("{}")
+    with pytest.raises(PackageError, match=r"is damaged: encoder\.json"):
+        mlflow.pyfunc.load_model("models:/own/1")

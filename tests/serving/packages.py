@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from mlops_ray.config import Postprocess, Project
+from mlops_ray.config import Project
 from mlops_ray.data.counts import reference
 from mlops_ray.features.definitions import FeatureSet, compile_features
 from mlops_ray.registry import package as packages
+from mlops_ray.registry import signing
 from mlops_ray.registry.encoder import Encoder, NumericPart
 from mlops_ray.registry.models import LinearModel
+from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column
+from mlops_ray.storage import Storage
 
 NAME = "rows"
 PROJECT = {
@@ -57,12 +60,15 @@ def write(folder: Path, of: Project, factor: float) -> Package:
         encoder=encoder,
         feature_set=features,
         target={"expr": "cost"},
-        postprocess=Postprocess(),
+        outcome=Outcome(),
+        intervals={},
+        origin={},
         metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
         baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},
         training_set={"rows": rows.height},
         reference=reference(rows.with_columns(prediction=factor * pl.col("amount")), watched, 7).to_json(),
         created_at=datetime(2026, 11, 1, tzinfo=UTC),
+        sign=signing.own_key(of, Storage.open(of.storage)),
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -82,6 +82,40 @@ def test_both_dialects_and_the_named_version_give_the_same_answer(service: Servi
     assert reply.json["outputs"] == [
         {"name": "prediction", "datatype": "FP64", "shape": [1], "data": [ANSWER]}
     ]
+
+
+@pytest.fixture
+def classifier(service: Service) -> Service:
+    """Answers of at least 13 count as a yes: a load of 1.5 has 13, one of 1.4 has 12.8."""
+    service.versions.champion.served = replace(service.versions.champion.served, threshold=ANSWER)  # type: ignore[union-attr]
+    return service
+
+
+def test_a_classification_answers_with_the_number_and_the_decision(classifier: Service) -> None:
+    rows = [ROW, ROW | {"load": 1.4}]
+    reply = classifier.call("POST", "/invocations", json={"dataframe_records": rows}).json
+    assert (reply["predictions"], reply["decisions"]) == ([13.0, 12.8], [True, False])
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in ROW.items()
+    ]
+    outputs = classifier.call("POST", "/infer", json={"inputs": inputs}).json["outputs"]
+    assert outputs[1] == {"name": "decision", "datatype": "BOOL", "shape": [1], "data": [True]}
+    wanted = {"inputs": inputs, "outputs": [{"name": "decision"}]}
+    (only,) = classifier.call("POST", "/infer", json=wanted).json["outputs"]
+    assert only["name"] == "decision"
+    described = classifier.call("GET", "", role="read").json["outputs"]
+    assert [(output["name"], output["datatype"]) for output in described] == [
+        ("prediction", "FP64"),
+        ("decision", "BOOL"),
+    ]
+
+
+def test_a_regression_has_no_decision(service: Service) -> None:
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in ROW.items()
+    ]
+    reply = service.call("POST", "/infer", json={"inputs": inputs, "outputs": [{"name": "decision"}]})
+    assert (reply.status, reply.json["error"]) == (400, "no output 'decision'; the model has 'prediction'")
 
 
 def test_metadata_lists_the_columns(service: Service) -> None:

@@ -84,14 +84,14 @@ def test_v2_json_becomes_typed_columns() -> None:
     request = infer(v2() | {"id": "mine"})
     assert request.frame.rows() == [EXPECTED]
     assert request.frame.columns == list(REQUEST.names)
-    assert (request.id, request.binary) == ("mine", False)
+    assert (request.id, request.outputs) == ("mine", {"prediction": False})
 
 
 def test_v2_binary_becomes_the_same_columns() -> None:
     body, length = binary(BINARY)
     request = decode_infer(READER, body, "application/octet-stream", length)
     assert request.frame.rows() == [EXPECTED]
-    assert request.binary
+    assert request.outputs == {"prediction": True}
 
 
 @pytest.mark.parametrize(
@@ -328,8 +328,10 @@ def test_another_content_type_is_a_415(decode: Any, content_type: str) -> None:
 def test_what_is_encoded_is_what_a_client_reads(values: list[float], wants_binary: bool) -> None:
     from tritonclient.http import InferResult
 
-    request = protocol.Request(infer(v2()).frame, "mine", wants_binary)
-    body, headers = encode_infer(request, np.array(values), model="m", version="3", id="other")
+    request = protocol.Request(infer(v2()).frame, "mine", {"prediction": wants_binary})
+    body, headers = encode_infer(
+        request, {"prediction": np.array(values)}, model="m", version="3", id="other"
+    )
     length = headers.get("inference-header-content-length")
     result = InferResult.from_response_body(body, header_length=int(length) if length else None)
     response = result.get_response()
@@ -337,8 +339,21 @@ def test_what_is_encoded_is_what_a_client_reads(values: list[float], wants_binar
     assert result.as_numpy("prediction").tolist() == values
 
 
+@given(st.lists(st.booleans(), min_size=1), st.booleans(), st.booleans())
+def test_every_output_is_read_back_in_json_and_in_binary(said: list[bool], first: bool, second: bool) -> None:
+    from tritonclient.http import InferResult
+
+    answers = {"prediction": np.linspace(0, 1, len(said)), "decision": np.array(said)}
+    request = protocol.Request(infer(v2()).frame, "mine", {"prediction": first, "decision": second})
+    body, headers = encode_infer(request, answers, model="m", version="3", id="other")
+    length = headers.get("inference-header-content-length")
+    result = InferResult.from_response_body(body, header_length=int(length) if length else None)
+    for name, values in answers.items():
+        assert result.as_numpy(name).tolist() == values.tolist()
+
+
 def test_mlflow_replies_hold_predictions_and_the_version() -> None:
-    body, _ = encode_predictions(np.array([0.5, np.nan]), model="m", version="3", id="x")
+    body, _ = encode_predictions({"prediction": np.array([0.5, np.nan])}, model="m", version="3", id="x")
     assert orjson.loads(body) == {
         "predictions": [0.5, None],
         "model_name": "m",

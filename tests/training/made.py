@@ -1,6 +1,5 @@
 """A small forecast that can be learned: two sites, hourly, with a daily and a weekly rhythm."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -42,19 +41,28 @@ def frame(days: int = 60, seed: int = 7) -> pl.DataFrame:
     return pl.concat(parts).with_columns(pl.col("yesterday").fill_nan(None)).sort("time", "site")
 
 
+def classification(training: dict[str, Any] | None = None, **changes: Any) -> Task:
+    """Whether the label is among the highest fifth."""
+    data = frame()
+    high = (pl.col("label") > data["label"].quantile(0.8)).cast(pl.Float64)
+    given = {"families": ["xgboost"], "metric": "average_precision", **(training or {})}
+    changes = {"frame": data.with_columns(high.alias("label")), "kind": "classification", **changes}
+    return task(given, **changes)
+
+
 def task(training: dict[str, Any] | None = None, **changes: Any) -> Task:
     """The day-ahead forecast of those sites, the last ten days as the test part."""
     given = {"families": ["ridge"], "search": {"trials": 4, "seed": 7}, **(training or {})}
-    made = Task(
-        frame=frame(),
-        columns=COLUMNS,
-        keys=("site",),
-        time="time",
-        kind="regression",
-        training=Training.model_validate(given),
-        horizon_us=DAY,
-        label_delay_us=0,
-        test_from=START + timedelta(days=50),
-        season_us=7 * DAY,
-    )
-    return replace(made, **changes)
+    fields: dict[str, Any] = {
+        "frame": frame(),
+        "columns": COLUMNS,
+        "keys": ("site",),
+        "time": "time",
+        "kind": "regression",
+        "training": Training.model_validate(given),
+        "horizon_us": DAY,
+        "label_delay_us": 0,
+        "test_from": START + timedelta(days=50),
+        "season_us": 7 * DAY,
+    }
+    return Task(**{**fields, **changes})

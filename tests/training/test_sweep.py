@@ -9,9 +9,10 @@ import pytest
 from mlops_ray.config import Training
 from mlops_ray.errors import TrainingError
 from mlops_ray.training import sweep, tracking
+from mlops_ray.training.journal import FILE
 from mlops_ray.training.leaderboard import Sweep, Trial
 from mlops_ray.training.trial import Setting, score
-from tests.training.made import task
+from tests.training.made import classification, task
 
 FAMILIES = ["lasso", "ridge", "random_forest", "xgboost"]
 #: Little work: these tests are about the sweep, not about errors.
@@ -62,8 +63,8 @@ def test_a_trial_scores_what_the_same_fit_scores_here(swept: tuple[Sweep, list[A
     best = swept[0].best
     made = task(_training())
     fold = sweep.encode_folds(made)[sweep.families.FAMILIES[best.family].style][0]
-    config = {"family": best.family, best.family: best.params}
-    here = score(fold, config, Setting(metric="mae", task="regression", seed=7, cpus=1, clip=made.clip))
+    setting = Setting(metric="mae", task="regression", seed=7, cpus=1, outcome=made.outcome)
+    here = score(fold, made.families[best.family], best.params, setting)
     assert best.fold_scores[0] == pytest.approx(here, rel=1e-6)
 
 
@@ -82,10 +83,21 @@ def test_a_trial_that_fails_is_a_row_and_no_end(ray_cluster: None, tmp_path: Pat
         ("lasso", "complete"),
         ("ridge", "failed"),
     ]
+    assert found.leaderboard[1].error.startswith("InvalidParameterError: ")
     assert "The 'alpha' parameter of Ridge must be" in found.leaderboard[1].error
 
 
-def test_ctrl_c_ends_the_sweep_and_leaves_nothing(ray_cluster: None, tmp_path: Path) -> None:
+def test_the_best_is_the_highest_where_higher_is_better(ray_cluster: None, tmp_path: Path) -> None:
+    asks = classification({"families": ["logistic", "random_forest"], "search": {"trials": 6, "seed": 7}})
+    found = sweep.run(asks, folder=tmp_path / "tune", label_selector={}, start=[("logistic", {"C": 1e-4})])
+    complete = [trial.score for trial in found.leaderboard if trial.state == "complete"]
+    assert found.best.score == max(complete) > 0.5
+    assert complete == sorted(complete, reverse=True)
+    by_id = {trial.id: trial for trial in found.leaderboard}
+    assert by_id["0002"].params == {"C": 1e-4}
+
+
+def test_ctrl_c_ends_the_sweep_and_leaves_what_a_resume_needs(ray_cluster: None, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(
@@ -94,7 +106,7 @@ def test_ctrl_c_ends_the_sweep_and_leaves_nothing(ray_cluster: None, tmp_path: P
             label_selector={},
             on_progress=lambda *_: signal.raise_signal(signal.SIGINT),
         )
-    assert list(tmp_path.iterdir()) == []
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*")] == [Path("tune"), Path("tune", FILE)]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -114,7 +126,7 @@ def test_trials_sample_no_more_rows_than_they_may() -> None:
     assert list(folds) == ["one_hot"]
     assert [len(fold.train.y) for fold in folds["one_hot"]] == [50, 50, 50]
     again = sweep.encode_folds(task(), rows=50)
-    assert (folds["one_hot"][0].x == again["one_hot"][0].x).all()
+    assert (folds["one_hot"][0].train.x == again["one_hot"][0].train.x).all()
 
 
 def test_every_trial_is_a_nested_run(tmp_path: Path) -> None:

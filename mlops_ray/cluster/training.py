@@ -1,0 +1,369 @@
+"""A project's model trained: searched for, fitted, tested, packed, registered; and again from its record."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import polars as pl
+import ray
+
+from mlops_ray.cluster.stages import Progress, Silent
+from mlops_ray.config import Postprocess, Project, Training
+from mlops_ray.data import counts
+from mlops_ray.errors import TrainingError
+from mlops_ray.expressions import SEARCH_PATH
+from mlops_ray.features import dataset
+from mlops_ray.features.dataset import TrainingSet
+from mlops_ray.features.definitions import FeatureSet
+from mlops_ray.monitoring.deltas import PREDICTION
+from mlops_ray.policy import label_selector
+from mlops_ray.registry import estimator, package, signing
+from mlops_ray.registry.models import Values
+from mlops_ray.registry.package import Package
+from mlops_ray.registry.predictor import Predictor
+from mlops_ray.registry.registry import Registry
+from mlops_ray.schema import Column
+from mlops_ray.serving import release
+from mlops_ray.storage import Storage, replacing
+from mlops_ray.training import card, evaluate, runs, sweep, tracking
+from mlops_ray.training.card import Subject
+from mlops_ray.training.diagnosis import LEAST, HeldOut, diagnose
+from mlops_ray.training.environment import environment
+from mlops_ray.training.evaluate import Fitted, Report
+from mlops_ray.training.space import Point
+from mlops_ray.training.sweep import Trial
+from mlops_ray.training.task import Task
+
+#: How far a metric of a model that is trained again may be from the recorded one, as a share of it: other
+#: processors add in another order, and threads in any.
+REPRODUCED_WITHIN = 0.01
+
+
+class Trust(TypedDict):
+    """What `package.read` is told of signers and types."""
+
+    trusted: frozenset[str]
+    types: frozenset[str]
+
+
+def task(
+    project: Project, features: FeatureSet, training_set: TrainingSet, test_from: datetime | None
+) -> Task:
+    """What is to be learned from a training set, as the project file says."""
+    source = project.sources[project.target.source]
+    return Task(
+        frame=training_set.frame,
+        columns=features.columns,
+        keys=source.entity,
+        time=features.time,
+        kind=project.target.task,
+        training=project.training,
+        horizon_us=features.horizon_us,
+        label_delay_us=project.label_delay,
+        test_from=test_from,
+        season_us=source.season,
+        transform=project.target.transform,
+        postprocess=project.serving.postprocess,
+    )
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Trains versions of a project's model into its registry; needs a connected Ray cluster.
+
+    `experiment` gives the id of the project's experiment in MLflow.
+    """
+
+    project: Project
+    storage: Storage
+    features: FeatureSet
+    registry: Registry
+    tracking_uri: str
+    experiment: Callable[[], str]
+    progress: Progress = field(default_factory=Silent)
+
+    def train(
+        self, task: Task, training_set: TrainingSet, *, resume: bool = False, like: str | None = None
+    ) -> dict[str, Any]:
+        """Sweeps, fits and tests the winner, packs and registers it; what came of it, as JSON.
+
+        `resume` goes on with a search that was killed, in its run; `like` names a run: what won in the runs
+        likest to it is tried first.
+        """
+        name, metric = self.project.project, task.training.metric
+        found = environment(Path(os.environ.get(SEARCH_PATH) or "."))
+        run_id = self._killed() if resume else None
+        begun = tracking.open_run(self.tracking_uri, self.experiment(), name, resume=run_id)
+        with begun as run:
+            self.storage.write_json({"run": run.id}, *self._running)
+            run.log_origin(training_set.manifest, metric, found)
+            swept = sweep.run(
+                task,
+                folder=self.storage.path("sweep", name, "x").parent,
+                label_selector=self._selector,
+                on_progress=lambda done, total, what: self.progress.update(
+                    f"trial {done} of {total}: {what}"
+                ),
+                on_trial=run.log_trial,
+                resume=resume,
+                start=self._start(like),
+            )
+            run.log_leaderboard(swept.leaderboard)
+            best, cpus = swept.best, _free_cpus()
+            self.progress.update(f"fitting {best.family} on all training rows")
+            fitted = sweep.fit(task, best, label_selector=self._selector, cpus=cpus)
+            self.progress.update(f"testing {best.family}")
+            report = evaluate.test(task, fitted, self._champion_answers(task))
+            refused = evaluate.gate(report, self.project.training.gate, task.metric)
+            refused += [fitted.missed] if fitted.missed else []
+            run.log_params({"family": best.family, **best.params})
+            run.log_metrics(report.metrics)
+            packed = self._pack(task, fitted, report, training_set, cpus)
+            version = self.registry.register(packed, name=name, run_id=run.id, metric=metric)
+            self.progress.update("drawing the model card")
+            subject = self._subject(task, fitted, report, training_set, found, version, refused)
+            files = card.files(subject)
+            run.log_files(files)
+            page = self.storage.path("reports", f"model-{name}-{version}.html")
+            with replacing(page) as new:
+                new.write_text(files["card.html"], "utf-8")
+        return {
+            "version": version,
+            "run_id": run.id,
+            "family": best.family,
+            "params": best.params,
+            "leaderboard": [_row(trial) for trial in swept.leaderboard],
+            "metrics": report.metrics,
+            "intervals": report.intervals,
+            "baselines": report.baselines,
+            "refused": refused,
+            "card": str(page),
+        }
+
+    @property
+    def _running(self) -> tuple[str, str]:
+        """Where the run stands whose search is going on, or was killed."""
+        return "training", f"{self.project.project}.json"
+
+    def _killed(self) -> str:
+        document = self.storage.read_json(*self._running)
+        if document is None:
+            raise TrainingError("there is no training to resume: none was begun here; leave out --resume")
+        return str(document["run"])
+
+    def _start(self, like: str | None) -> Sequence[Point]:
+        if like is None:
+            return []
+        return runs.warm_start(runs.alike(tracking.recorded(self.tracking_uri), like))
+
+    @property
+    def trust(self) -> Trust:
+        """Whose packages are read here, and what types a model in them may hold."""
+        return {
+            "trusted": signing.trusted(self.project, self.storage),
+            "types": estimator.allowed(self.project),
+        }
+
+    @property
+    def _selector(self) -> Mapping[str, str]:
+        return label_selector(source.policy for source in self.project.sources.values())
+
+    def _champion_answers(self, task: Task) -> Values | None:
+        """The champion's answers to the test rows; `None` where there is none that could be compared."""
+        version = self.registry.champion(self.project.project)
+        if version is None:
+            return None
+        predictor = self._predictor(version)
+        packed = predictor.package
+        if _meaning(packed.feature_set) != _meaning(self.features):
+            # Its features are not in this training set, so that the two cannot be compared row by row.
+            return None
+        return predictor.predict_features(task.frame[task.test.held_out].select(self.features.names))
+
+    def _predictor(self, version: int) -> Predictor:
+        """A registered version, signed by a key that is trusted here."""
+        packed = self.registry.package(self.project.project, version, **self.trust)
+        functions = self.project.functions
+        return Predictor.load(packed.folder, None, digest=packed.digest, functions=functions, **self.trust)
+
+    def _subject(
+        self,
+        task: Task,
+        fitted: Fitted,
+        report: Report,
+        training_set: TrainingSet,
+        found: Mapping[str, Any],
+        version: int,
+        refused: list[str],
+    ) -> Subject:
+        """What the model card says."""
+        rows, seed = task.test.held_out, task.training.search.seed
+        sources = self.project.sources.values()
+        answers = fitted.predict(task.frame[rows])
+        held = HeldOut(
+            task.frame[rows],
+            task.times[rows],
+            task.labels[rows],
+            answers,
+            task.blocks(rows),
+            task.metric,
+            seed,
+            max(LEAST, *(s.policy.minimum_count for s in sources if s.policy.restricts), 0),
+        )
+        hidden = frozenset(name for source in sources for name in source.hidden)
+        known = task.frame[task.test.train].select(self.features.names)
+        target = self.project.target
+        return Subject(
+            project=self.project.project,
+            version=version,
+            predicts=f"It predicts {target.expr} of {target.source}.",
+            decision=_decision(task, fitted),
+            model={"family": fitted.family, **fitted.params},
+            metric=task.metric,
+            report=report,
+            diagnosis=diagnose(
+                held,
+                fitted.predict,
+                self.features.names,
+                self.project.monitoring.segments,
+                hidden | self.features.made_of(hidden),
+                evaluate.learned(task, fitted),
+            ),
+            manifest=training_set.manifest,
+            missing={name: known[name].null_count() / known.height for name in known.columns},
+            environment=found,
+            libraries=package.libraries(fitted.model),
+            refused=refused,
+        )
+
+    def _pack(
+        self, task: Task, fitted: Fitted, report: Report, training_set: TrainingSet, cpus: int
+    ) -> Package:
+        known = task.frame[task.test.train].select(self.features.names)
+        known = known.with_columns(pl.Series(PREDICTION, fitted.predict(known)))
+        columns = (*self.features.columns, Column(PREDICTION, "float"))
+        return package.write(
+            self.storage.path("artifacts", "packages", self.project.project),
+            name=self.project.project,
+            task=task.kind,
+            family=fitted.family,
+            params=fitted.params,
+            model=fitted.model,
+            encoder=fitted.encoder,
+            feature_set=self.features,
+            target=self.project.target.model_dump(mode="json"),
+            outcome=fitted.outcome,
+            metrics=report.metrics,
+            baselines=report.baselines,
+            intervals=report.intervals,
+            origin=_origin(task, cpus),
+            training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
+            reference=counts.reference(known, columns, task.training.search.seed).to_json(),
+            created_at=datetime.now(UTC),
+            sign=signing.own_key(self.project, self.storage),
+        )
+
+    def reproduce(self, version: int) -> dict[str, Any]:
+        """Trains a version again from its record and compares it with what was registered.
+
+        Gives back the metrics of the test part then and now, whether each is within `REPRODUCED_WITHIN`,
+        whether the model's file has the same bytes, and the largest difference of two answers. Raises what
+        `dataset.rebuild` raises where its training set cannot be made again.
+        """
+        predictor = self._predictor(version)
+        packed = predictor.package
+        recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
+        training_set = dataset.rebuild(recorded.with_suffix(".json"), self.project.functions)
+        again, cpus = _task_of(packed, training_set)
+        fitted = evaluate.refit(again, packed.family, packed.params, cpus=cpus)
+        report = evaluate.test(again, fitted, None)
+        rows = again.frame[again.test.held_out]
+        before, now = predictor.predict_features(rows), fitted.predict(rows)
+        pairs = {name: (value, report.metrics[name]) for name, value in packed.metrics.items()}
+        libraries = package.libraries(fitted.model)
+        return {
+            "version": version,
+            "metrics": {name: {"recorded": was, "now": value} for name, (was, value) in pairs.items()},
+            "within": all(
+                abs(value - was) <= REPRODUCED_WITHIN * max(abs(was), 1e-9) for was, value in pairs.values()
+            ),
+            "same_file": fitted.model.to_bytes() == packed.model.to_bytes(),
+            "largest_difference": float(np.abs(before - now).max()),
+            "changed_libraries": {
+                name: [was, libraries.get(name)]
+                for name, was in packed.manifest["libraries"].items()
+                if libraries.get(name) != was
+            },
+        }
+
+
+def _free_cpus() -> int:
+    """How many CPUs no one holds on the cluster, at most those of one node, and at least one."""
+    most = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
+    return max(1, int(min(most, ray.available_resources().get("CPU", 1.0))))  # type: ignore[no-untyped-call]
+
+
+def _decision(task: Task, fitted: Fitted) -> str:
+    """When an answer counts as a yes, and what that was chosen for."""
+    threshold, imbalance = fitted.outcome.threshold, task.training.imbalance
+    if threshold is None:
+        return ""
+    wish = imbalance.threshold.for_ if imbalance and imbalance.threshold else None
+    chosen = wish if isinstance(wish, str | None) else wish.model_dump_json(exclude_none=True)
+    return f"From {threshold:.4g} on the answer is yes" + (f", chosen for {chosen}." if chosen else ".")
+
+
+def _origin(task: Task, cpus: int) -> dict[str, Any]:
+    """What a model depends on beside the rows, its family and parameters; read by `_task_of`."""
+    return {
+        "training": task.training.model_dump(mode="json", by_alias=True),
+        "keys": list(task.keys),
+        "label_delay_us": task.label_delay_us,
+        "test_from": task.test_from and task.test_from.isoformat(),
+        "season_us": task.season_us,
+        "transform": task.transform,
+        "postprocess": task.postprocess.model_dump(mode="json"),
+        "cpus": cpus,
+        "code": release.code_digest(),
+    }
+
+
+def _task_of(packed: Package, training_set: TrainingSet) -> tuple[Task, int]:
+    """What a version was learned from, and with how many threads."""
+    origin, features = packed.origin, packed.feature_set
+    begin = origin["test_from"]
+    again = Task(
+        frame=training_set.frame,
+        columns=features.columns,
+        keys=tuple(origin["keys"]),
+        time=features.time,
+        kind=packed.task,
+        training=Training.model_validate(origin["training"]),
+        horizon_us=features.horizon_us,
+        label_delay_us=origin["label_delay_us"],
+        test_from=begin and datetime.fromisoformat(begin),
+        season_us=origin["season_us"],
+        transform=origin["transform"],
+        postprocess=Postprocess.model_validate(origin["postprocess"]),
+    )
+    return again, origin["cpus"]
+
+
+def _meaning(features: FeatureSet) -> tuple[Any, ...]:
+    """What makes the features of two versions the same columns."""
+    return features.columns, features.stored, features.computed, features.horizon_us
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    return {
+        "family": trial.family,
+        "params": dict(trial.params),
+        "score": trial.score,
+        "folds": list(trial.fold_scores),
+        "seconds": trial.seconds,
+        "state": trial.state,
+    }

@@ -1,0 +1,76 @@
+"""The record of a sweep that runs: each trial as it ended, on disk before the next begins."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from mlops_ray.errors import TrainingError
+from mlops_ray.storage import replacing
+from mlops_ray.training.leaderboard import Trial
+from mlops_ray.training.space import Point
+
+FILE = "trials.jsonl"
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The trials that ended, by number, and what the search was to start from.
+
+    One line of JSON each, after a line that says of which search they are.
+    """
+
+    file: Path
+    start: Sequence[Point]
+    known: Mapping[int, Trial]
+
+    @classmethod
+    def open(cls, folder: Path, fingerprint: str, start: Sequence[Point], *, resume: bool) -> "Journal":
+        """A new journal, or the one that is there, with its own `start`.
+
+        Raises `TrainingError` where none is there, or it is of another search.
+        """
+        file, known = folder / FILE, list[Trial]()
+        if resume:
+            start, known = _read(file, fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        # What a kill left of a last line goes.
+        with replacing(file) as new:
+            head = {"search": fingerprint, "start": start}
+            new.write_bytes(b"".join(map(_line, [head, *map(asdict, known)])))
+        return cls(file, start, {int(trial.id): trial for trial in known})
+
+    def add(self, trial: Trial) -> None:
+        """Writes a trial; when this returns it outlives a kill of this process and of the machine."""
+        with self.file.open("ab") as file:
+            file.write(_line(asdict(trial)))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(file: Path, fingerprint: str) -> tuple[list[Point], list[Trial]]:
+    if not file.exists():
+        raise TrainingError("there is no search to resume: none was begun, or it is over; leave out --resume")
+    first, *lines = file.read_bytes().split(b"\n")
+    head = orjson.loads(first)
+    if head["search"] != fingerprint:
+        raise TrainingError(
+            "the search to resume is another one: its data, families, metric or training.search were changed "
+            "since; train without --resume"
+        )
+    # The last line is whole where another, empty one comes after it.
+    trials = [_trial(orjson.loads(line)) for line in lines[:-1]]
+    return [(family, params) for family, params in head["start"]], trials
+
+
+def _trial(document: dict[str, Any]) -> Trial:
+    # JSON has no tuples and no NaN.
+    score = float("nan") if document["score"] is None else document["score"]
+    return Trial(**{**document, "fold_scores": tuple(document["fold_scores"]), "score": score})
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY)

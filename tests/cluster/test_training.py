@@ -1,0 +1,202 @@
+"""A classification trained on Ray from a file: what is registered, what MLflow has, and the same again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+
+from mlops_ray import config
+from mlops_ray.cluster.pipeline import Pipeline, registered
+from mlops_ray.errors import PackageError, TrainingError
+from mlops_ray.registry.predictor import Predictor
+from mlops_ray.storage import Storage
+from mlops_ray.training import runs, tracking
+from tests.servers import mlflow_server as mlflow_server
+
+PROJECT = """
+project: churn
+sources:
+  visits:
+    path: visits.csv
+    entity: customer
+    event_time: {column: time, timezone: UTC}
+    columns:
+      customer: {type: category}
+      spent: {type: float, min: 0}
+      plan: {type: category}
+      outcome: {type: category}
+    policy: {machine_only: [plan]}
+features:
+  past: {source: visits, features: {before: {value_at: {of: spent, ago: 1d}}, had: {latest: plan}}}
+target: {source: visits, expr: outcome, positive: left, horizon: 1d, task: classification}
+training:
+  families: [logistic, xgboost]
+  search: {trials: 4, seed: 7, space: {xgboost: {n_estimators: 20}}}
+  metric: average_precision
+  validation: {by: time, test: {share: 20%}, folds: 2}
+  imbalance: {weights: balanced, threshold: {for: {recall: 0.5}}}
+  gate: {better_than: [naive, champion]}
+monitoring: {segments: [customer]}
+"""
+#: Values that nobody may see.
+PLANS = ("plan-of-gold", "plan-of-tin")
+
+
+def visits(days: int = 60, customers: int = 40) -> str:
+    """Who spent little the day before, or has no gold, is the likelier to leave."""
+    random = np.random.default_rng(7)
+    lines = ["customer,time,spent,plan,outcome"]
+    spent, plans = random.random(customers), random.integers(0, 2, customers)
+    for day in range(days):
+        chance = np.where(spent < 0.3, 0.5, 0.05) + 0.3 * plans
+        spent, plans = random.random(customers), random.integers(0, 2, customers)
+        for each in range(customers):
+            outcome = "left" if random.random() < chance[each] else "stayed"
+            time = f"2016-{1 + day // 28:02d}-{1 + day % 28:02d}T12:00:00Z"
+            lines.append(f"c{each},{time},{spent[each]:.4f},{PLANS[plans[each]]},{outcome}")
+    return "\n".join(lines)
+
+
+@dataclass
+class Trained:
+    """A project whose model was trained once."""
+
+    folder: Path
+    storage: Storage
+    result: dict[str, Any]
+
+    def pipeline(self, text: str = PROJECT) -> Pipeline:
+        (self.folder / "project.yaml").write_text(text)
+        return Pipeline(config.load(self.folder / "project.yaml", {}), self.storage)
+
+    def train(self, text: str = PROJECT, **how: Any) -> dict[str, Any]:
+        made = self.pipeline(text)
+        return made.train(made.build(made.ingest()), **how)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("churn")
+    (folder / "visits.csv").write_text(visits())
+    made = Trained(folder, Storage.open(str(folder / ".mlops")), {})
+    made.result = made.train()
+    return made
+
+
+def test_the_winner_knows_more_than_the_share_and_reaches_its_recall(trained: Trained) -> None:
+    found, metric = trained.result, "average_precision"
+    assert found["refused"] == []
+    assert found["metrics"][metric] > 1.3 * found["baselines"]["prevalence"][metric]
+    low, high = found["intervals"][metric]
+    assert low < found["metrics"][metric] < high
+    assert found["metrics"]["recall"] > 0.4
+    assert "Model card" in Path(found["card"]).read_text()
+    assert len(found["leaderboard"]) == 4
+    scores = [trial["score"] for trial in found["leaderboard"] if trial["state"] == "complete"]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_version_is_listed_with_the_metric_that_decided(trained: Trained) -> None:
+    made = trained.pipeline()
+    (version,) = registered(made.project, trained.storage)
+    assert (version["version"], version["state"], version["metric"]) == (1, "registered", "average_precision")
+
+
+def test_it_is_the_same_when_it_is_trained_again_from_its_record(trained: Trained) -> None:
+    found = trained.pipeline().trainer.reproduce(1)
+    assert found["within"]
+    assert found["same_file"]
+    assert found["largest_difference"] == 0.0
+    assert found["changed_libraries"] == {}
+    assert set(found["metrics"]) == set(trained.result["metrics"])
+
+
+def test_a_change_of_the_project_does_not_change_what_is_reproduced(trained: Trained) -> None:
+    changed = PROJECT.replace("metric: average_precision", "metric: roc_auc").replace("left", "stayed")
+    found = trained.pipeline(changed).trainer.reproduce(1)
+    assert found["same_file"]
+
+
+def test_mlflow_has_the_run_its_trials_and_the_card(trained: Trained) -> None:
+    made = trained.pipeline()
+    found = tracking.recorded(made.tracking_uri, "churn")
+    (job,) = [run for run in found if run.parent is None]
+    assert len([run for run in found if run.parent == job.id]) == 4
+    assert job.status == "FINISHED"
+    assert job.metrics["average_precision"] == trained.result["metrics"]["average_precision"]
+    folder = Path(mlflow.artifacts.download_artifacts(run_id=job.id, tracking_uri=made.tracking_uri))
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert {
+        "card.html",
+        "card.md",
+        "diagnosis.json",
+        "leaderboard.csv",
+        "training_set.json",
+        "environment.json",
+        "plots/calibration.svg",
+        "plots/precision_recall.svg",
+        "plots/roc.svg",
+        "plots/importance.svg",
+        "plots/learning.svg",
+    } <= files
+    diagnosis = orjson.loads((folder / "diagnosis.json").read_bytes())
+    assert "customer" in diagnosis["segments"]
+    # What is made of a machine's column is weighed, and none of its values is shown.
+    assert "had" not in diagnosis["segments"]
+    assert "had" in [figure["at"] for figure in diagnosis["importance"]]
+    told = [path for path in folder.rglob("*") if path.suffix in (".html", ".md", ".svg", ".csv")]
+    assert not [path for path in told if any(plan in path.read_text() for plan in PLANS)]
+
+
+def test_a_package_of_another_signer_is_not_what_the_champion_is_compared_with(trained: Trained) -> None:
+    made = trained.pipeline()
+    other = Storage.open(str(trained.folder / "other"))
+    object.__setattr__(made.trainer, "storage", other)
+    with pytest.raises(PackageError, match="cannot be trusted"):
+        made.trainer.reproduce(1)
+
+
+def test_mlflow_s_loader_and_ours_give_the_same_answers(trained: Trained) -> None:
+    made = trained.pipeline()
+    packed = made.registry.package("churn", 1)
+    rows = pl.DataFrame(
+        {"before": [0.1, None, 0.9], "had": [PLANS[0], "never seen", None]},
+        schema={"before": pl.Float64, "had": pl.String},
+    ).select(packed.feature_set.names)
+    ours = Predictor.load(packed.folder, None).predict_features(rows)
+    mlflow.set_tracking_uri(made.tracking_uri)
+    loaded = mlflow.pyfunc.load_model("models:/churn/1")
+    assert loaded.predict(rows.to_pandas()).tolist() == ours.tolist()
+
+
+def test_what_won_before_on_like_data_is_tried_first(trained: Trained) -> None:
+    made = trained.pipeline()
+    run = trained.result["run_id"]
+    (first, *_) = runs.warm_start(runs.alike(tracking.recorded(made.tracking_uri), run))
+    assert first == (trained.result["family"], trained.result["params"])
+    text = PROJECT.replace("trials: 4", "trials: 3").replace(
+        "families: [logistic, xgboost]", f"families: [{first[0]}]"
+    )
+    again = trained.train(text, like=run)
+    assert first[1] in [trial["params"] for trial in again["leaderboard"]]
+
+
+def test_a_tracking_server_holds_runs_versions_and_packages(trained: Trained, mlflow_server: str) -> None:
+    text = PROJECT.replace("project: churn", f"project: churn-http\ntracking: {mlflow_server}")
+    made = trained.pipeline(text)
+    found = made.train(made.build(made.ingest()))
+    packed = made.push(found)
+    assert packed.folder.is_relative_to(trained.storage.root)
+    assert made.registry.champion("churn-http") == found["version"]
+    assert len(tracking.recorded(mlflow_server, "churn-http")) == 5
+    made.push(found)  # safe to repeat
+
+
+def test_nothing_is_resumed_where_nothing_was_killed(trained: Trained) -> None:
+    with pytest.raises(TrainingError, match="no search to resume"):
+        trained.train(PROJECT.replace("seed: 7", "seed: 8"), resume=True)
