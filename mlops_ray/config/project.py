@@ -183,6 +183,10 @@ class Search(Model):
     time_limit: Duration | None = None
     resources: Resources = Resources()
     gpu: Literal["required", "preferred", "none"] = "none"
+    rows: int = Field(20_000, ge=100)
+    """That a trial fits on, drawn at random from a fold's: enough to rank. The winner is fitted on all."""
+    workers: int = Field(1, ge=1)
+    """Of the winner's fit, where it is XGBoost; more by themselves where a node's memory is too small."""
     seed: int = 0
     space: dict[str, dict[str, Any]] = {}
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from mlops_ray.config import MICROSECONDS
 from mlops_ray.errors import TrainingError, first_line
 from mlops_ray.registry.encoder import Encoder, Style
 from mlops_ray.storage import digest
-from mlops_ray.training import evaluate, families, space, trial
+from mlops_ray.training import distributed, evaluate, families, space
 from mlops_ray.training.evaluate import Fitted
 from mlops_ray.training.journal import Journal
 from mlops_ray.training.leaderboard import FAMILY, FOLDS, NUMBER, PARAMS, SCORE, Sweep, rank, read_trial
@@ -39,11 +40,8 @@ from mlops_ray.training.search import Search
 from mlops_ray.training.space import Point
 from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
-from mlops_ray.training.trial import Fold, Setting
+from mlops_ray.training.trial import Fold, Setting, Trainable, device
 
-#: Rows that a trial fits on, drawn at random from a fold's: enough to rank parameters, a fraction of the
-#: time. The winner is fitted on all rows.
-SWEEP_ROWS = 20_000
 #: How often a trial, or the winner's fit, begins again because its worker died.
 RETRIES = 3
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
@@ -120,29 +118,27 @@ def _tune(
         outcome=task.outcome,
         report_every=1 if asked.scheduler == "asha" else len(task.folds),
     )
-    with_data = tune.with_parameters(trial.Trainable, folds=encoded, families=task.families, setting=setting)
+    with_data = tune.with_parameters(Trainable, folds=encoded, families=task.families, setting=setting)
     selector: dict[str, Any] = {"bundle_label_selector": [dict(label_selector)]} if label_selector else {}
-    placed = tune.with_resources(with_data, tune.PlacementGroupFactory([dict(request)], **selector))
-    config = tune.TuneConfig(
-        metric=SCORE,
-        mode=task.metric.mode,
-        num_samples=search.total,
-        search_alg=_Suggests(watch, task.metric.mode),
-        scheduler=_Stops(search, places),
-        time_budget_s=None if asked.time_limit is None else asked.time_limit / MICROSECONDS["s"],
-        reuse_actors=True,
-    )
-    run_config = tune.RunConfig(
-        name=folder.name,
-        storage_path=str(folder.parent),
-        callbacks=[watch],
-        verbose=0,
-        failure_config=tune.FailureConfig(max_failures=RETRIES),
-        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-    )
     try:
         with _quiet(TUNE_MAX_PENDING_TRIALS_PG=str(max(2, places))), watch.interruptible():
-            tune.Tuner(placed, tune_config=config, run_config=run_config).fit()
+            tune.run(
+                with_data,
+                name=folder.name,
+                storage_path=str(folder.parent),
+                metric=SCORE,
+                mode=task.metric.mode,
+                num_samples=search.total,
+                search_alg=_Suggests(watch, task.metric.mode),
+                scheduler=_Stops(search, places),
+                callbacks=[watch],
+                resources_per_trial=tune.PlacementGroupFactory([dict(request)], **selector),
+                time_budget_s=None if asked.time_limit is None else asked.time_limit / MICROSECONDS["s"],
+                max_failures=RETRIES,
+                raise_on_failed_trial=False,
+                reuse_actors=True,
+                verbose=0,
+            )
     except _OverError:
         pass
     except _InterruptedError:
@@ -154,18 +150,27 @@ def _tune(
 def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: int | None = None) -> Fitted:
     """The trial's model fitted on all rows, by a Ray task with a trial's resources on a node that may.
 
-    `cpus` are the threads, by default as many as a trial has. It begins again where its worker dies. Raises
+    `cpus` are the threads, by default as many as a trial has. It begins again where its worker dies. XGBoost
+    is fitted by several workers where there is more data than a node should hold (distributed.py). Raises
     what `evaluate.refit` raises, and `TrainingError` where the worker dies again and again.
     """
     request = resources(task, label_selector)
+    threads = max(1, int(request["CPU"]))
+    if trial.family == "xgboost":
+        count = distributed.workers(task, [node["memory"] for node in _nodes(label_selector)])
+        if count > 1:
+            spread = distributed.DistributedXgboost(count, request, label_selector)
+            task = replace(task)
+            # In the place of what the task would look up.
+            vars(task)["families"] = {trial.family: spread}
+            return evaluate.refit(task, trial.family, trial.params, cpus=threads)
     refit = ray.remote(_refit).options(
         num_cpus=request["CPU"],
         num_gpus=request.get("GPU", 0),
         label_selector=dict(label_selector) or None,
         max_retries=RETRIES,
     )
-    threads = cpus or max(1, int(request["CPU"]))
-    fitted = refit.remote(ray.put(task), trial.family, trial.params, threads)
+    fitted = refit.remote(ray.put(task), trial.family, trial.params, cpus or threads)
     try:
         return ray.get(fitted)
     except RayTaskError as error:
@@ -181,7 +186,7 @@ def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: in
 
 
 def _refit(task: Task, family: str, params: Mapping[str, Any], cpus: int) -> Fitted:
-    return evaluate.refit(task, family, params, cpus=cpus, device=trial.device(task.families[family]))
+    return evaluate.refit(task, family, params, cpus=cpus, device=device(task.families[family]))
 
 
 def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:
@@ -234,8 +239,8 @@ def _admits(condition: str, label: str | None) -> bool:
     return (label in values) != condition.startswith("!")
 
 
-def _fits(request: Mapping[str, float], node: Mapping[str, float], times: int = 1) -> bool:
-    return all(node.get(name, 0.0) >= times * amount for name, amount in request.items())
+def _fits(request: Mapping[str, float], node: Mapping[str, float]) -> bool:
+    return all(node.get(name, 0.0) >= amount for name, amount in request.items())
 
 
 def _places(request: Mapping[str, float], label_selector: Mapping[str, str]) -> int:
@@ -244,13 +249,15 @@ def _places(request: Mapping[str, float], label_selector: Mapping[str, str]) -> 
     return int(sum(min(node.get(name, 0.0) // amount for name, amount in request.items()) for node in nodes))
 
 
-def encode_folds(task: Task, rows: int = SWEEP_ROWS) -> dict[Style, list[Fold]]:
+def encode_folds(task: Task) -> dict[Style, list[Fold]]:
     """Every fold, sampled and encoded in each style that a family of the task asks for.
 
-    The encoder of a fold is learned on its training rows alone.
+    A sample is drawn at random, as large as `training.search.rows` says. The encoder of a fold is learned on
+    its training rows alone.
     """
     styles = dict.fromkeys(family.style for family in task.families.values())
-    parts = [_sampled(part, rows, task.training.search.seed) for part in task.folds]
+    search = task.training.search
+    parts = [_sampled(part, search.rows, search.seed) for part in task.folds]
     return {style: [_encode(task, part, style) for part in parts] for style in styles}
 
 
@@ -301,14 +308,7 @@ def fingerprint(task: Task, encoded: Mapping[Style, Sequence[Fold]]) -> str:
     return digest([data.hexdigest(), config, task.kind, repr(task.outcome)])
 
 
-class _Unsaved:
-    """Tune saves what it is given, to restore it after a kill; ours is restored from the journal."""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-
-class _Suggests(_Unsaved, Searcher):
+class _Suggests(Searcher):
     """Tells Tune what to try."""
 
     def __init__(self, watch: "_Watch", mode: str) -> None:
@@ -330,13 +330,10 @@ class _Suggests(_Unsaved, Searcher):
         """`_Watch` tells."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing."""
+        """Tune would restore it after a kill; the journal does."""
 
 
-class _Stops(_Unsaved, FIFOScheduler):
+class _Stops(FIFOScheduler):
     """Tells Tune which trials to stop, and which takes a worker that has become free."""
 
     def __init__(self, search: Search, places: int) -> None:
@@ -372,7 +369,7 @@ class _OverError(Exception):
     """All trials have ended: Tune would now save a state, and read files of results that nobody wrote."""
 
 
-class _Watch(_Unsaved, tune.Callback):
+class _Watch(tune.Callback):
     """Writes down what comes of the trials, and tells; ends the search after Ctrl-C."""
 
     search: Search

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mlops_ray.errors import TrainingError
-from mlops_ray.training import families, sweep
+from mlops_ray.training import evaluate, families, sweep
 from mlops_ray.training.families import CPU, Family, How, Params, Sample
 from mlops_ray.training.journal import FILE, Journal
 from mlops_ray.training.leaderboard import Sweep, Trial
@@ -153,7 +153,7 @@ def test_the_winners_fit_begins_again_where_its_worker_dies(
     fits.mkdir()
     for number in range(2):
         (fits / str(number)).touch()
-    before = sweep.fit(whole, trial, label_selector={})
+    before = evaluate.refit(whole, trial.family, trial.params, cpus=1)
     monkeypatch.setitem(families.FAMILIES, "ridge", Fragile(families.FAMILIES["ridge"], fits, deaths=1))
     after = sweep.fit(_task(), trial, label_selector={})
     assert len(list(fits.iterdir())) == 4

@@ -74,27 +74,37 @@ def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]])
     assert "leads with" in said[-1][2]
 
 
-def test_a_trial_that_fails_is_a_row_and_no_end(ray_cluster: None, tmp_path: Path) -> None:
-    wrong = task(
-        {"families": ["ridge", "lasso"], "search": {"trials": 2, "space": {"ridge": {"alpha": -1.0}}}}
+@pytest.fixture(scope="module")
+def classified(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Higher is better; one family can be fitted, the other cannot."""
+    search = {"trials": 6, "seed": 7, "space": {"logistic": {"C": -1.0}}}
+    return sweep.run(
+        classification({"families": ["logistic", "random_forest"], "search": search}),
+        folder=tmp_path_factory.mktemp("classified") / "tune",
+        label_selector={},
+        start=[("random_forest", {"min_samples_leaf": 17})],
     )
-    found = sweep.run(wrong, folder=tmp_path / "tune", label_selector={})
-    assert [(trial.family, trial.state) for trial in found.leaderboard] == [
-        ("lasso", "complete"),
-        ("ridge", "failed"),
-    ]
-    assert found.leaderboard[1].error.startswith("InvalidParameterError: ")
-    assert "The 'alpha' parameter of Ridge must be" in found.leaderboard[1].error
 
 
-def test_the_best_is_the_highest_where_higher_is_better(ray_cluster: None, tmp_path: Path) -> None:
-    asks = classification({"families": ["logistic", "random_forest"], "search": {"trials": 6, "seed": 7}})
-    found = sweep.run(asks, folder=tmp_path / "tune", label_selector={}, start=[("logistic", {"C": 1e-4})])
-    complete = [trial.score for trial in found.leaderboard if trial.state == "complete"]
-    assert found.best.score == max(complete) > 0.5
+def test_the_best_is_the_highest_where_higher_is_better(classified: Sweep) -> None:
+    complete = [trial.score for trial in classified.leaderboard if trial.state == "complete"]
+    assert classified.best.score == max(complete) > 0.5
     assert complete == sorted(complete, reverse=True)
-    by_id = {trial.id: trial for trial in found.leaderboard}
-    assert by_id["0002"].params == {"C": 1e-4}
+
+
+def test_what_did_best_before_is_tried_after_the_defaults(classified: Sweep) -> None:
+    by_id = {trial.id: trial for trial in classified.leaderboard}
+    assert [by_id[id].family for id in ("0000", "0001")] == ["logistic", "random_forest"]
+    assert by_id["0002"].params == {**by_id["0001"].params, "min_samples_leaf": 17}
+
+
+def test_a_trial_that_fails_is_a_row_and_no_end(classified: Sweep) -> None:
+    failed = [trial for trial in classified.leaderboard if trial.family == "logistic"]
+    assert list(classified.leaderboard[-len(failed) :]) == failed
+    assert {trial.state for trial in failed} == {"failed"}
+    assert failed[0].error.startswith(
+        "InvalidParameterError: The 'C' parameter of LogisticRegression must be"
+    )
 
 
 def test_ctrl_c_ends_the_sweep_and_leaves_what_a_resume_needs(ray_cluster: None, tmp_path: Path) -> None:
@@ -122,10 +132,10 @@ def test_without_a_complete_trial_the_reason_is_said() -> None:
 
 
 def test_trials_sample_no_more_rows_than_they_may() -> None:
-    folds = sweep.encode_folds(task(), rows=50)
+    folds = sweep.encode_folds(task({"search": {"rows": 100}}))
     assert list(folds) == ["one_hot"]
-    assert [len(fold.train.y) for fold in folds["one_hot"]] == [50, 50, 50]
-    again = sweep.encode_folds(task(), rows=50)
+    assert [len(fold.train.y) for fold in folds["one_hot"]] == [100, 100, 100]
+    again = sweep.encode_folds(task({"search": {"rows": 100}}))
     assert (folds["one_hot"][0].train.x == again["one_hot"][0].train.x).all()
 
 

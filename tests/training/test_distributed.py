@@ -1,0 +1,55 @@
+"""XGBoost on two workers: each sees half of the rows, and together they make the model of all."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlops_ray.training import distributed, evaluate, sweep
+from mlops_ray.training.families import Sample
+from mlops_ray.training.leaderboard import Trial
+from mlops_ray.training.metrics import mae
+from tests.training.made import task
+
+BEST = Trial("0000", "xgboost", {"n_estimators": 30, "max_depth": 6}, 0.1, (0.1,), 1.0, "complete")
+TRAINING = {"families": ["xgboost"], "metric": "rmse"}
+
+
+def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: None, tmp_path: Path) -> None:
+    import xgboost
+
+    alone, shared = task(TRAINING), task({**TRAINING, "search": {"workers": 2}})
+    held_out = alone.test.held_out
+    errors = []
+    for fitted in (
+        evaluate.refit(alone, BEST.family, BEST.params, cpus=1),
+        sweep.fit(shared, BEST, label_selector={}),
+    ):
+        predictions = fitted.predict(alone.frame[held_out])
+        errors.append(mae(alone.labels[held_out], predictions, np.ones(len(held_out))))
+        booster = xgboost.Booster(model_file=bytearray(fitted.model.to_bytes()))
+        first = json.loads(booster.get_dump(dump_format="json", with_stats=True)[0])
+        # Of a squared error each row has the weight 1; half of them saw each of the two.
+        assert first["cover"] == len(alone.test.train)
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+    assert errors[0] != errors[1]
+
+
+def test_no_row_is_dealt_out_twice_or_lost_and_each_part_has_every_label() -> None:
+    labels = np.array([0.0] * 97 + [1.0] * 4)
+    sample = Sample(np.arange(101, dtype=np.float32)[:, None], labels, np.arange(101.0))
+    parts = distributed.parts(sample, 4)
+    assert sorted(np.concatenate([part.x[:, 0] for part in parts]).tolist()) == list(range(101))
+    assert all((part.weights == part.x[:, 0]).all() for part in parts)
+    assert [len(part.y) for part in parts] == [26, 25, 25, 25]
+    assert all(part.y.sum() == 1 for part in parts)
+
+
+def test_more_workers_are_taken_where_a_node_is_too_small_for_the_rows() -> None:
+    asks = task(TRAINING)
+    matrix_bytes = len(asks.test.train) * 3 * 4
+    assert distributed.workers(asks, [matrix_bytes * 4.0, matrix_bytes * 4.0]) == 1
+    assert distributed.workers(asks, [matrix_bytes * 2.0, matrix_bytes * 2.0]) == 2
+    assert distributed.workers(asks, [matrix_bytes * 2.0]) == 1
+    assert distributed.workers(task({**TRAINING, "search": {"workers": 3}}), [1e12]) == 3
