@@ -1,7 +1,7 @@
 """A sweep of XGBoost on a GPU beside the same on the CPUs of its machine, and the winner's fit likewise.
 
-Trials fit a quarter of a million rows of 50 columns. On the CPUs each has one; on the GPU they share it by one, two
-and four at a time. Where there is no GPU it says so, and claims nothing. `--quick` takes a tenth of the rows.
+Trials fit a quarter of a million rows of 50 columns. On the CPUs each has one; on the GPU they share it by
+one, two and four at a time. Where there is no GPU it says so, and claims nothing. `--quick` takes a tenth.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from typing import Any
 
 from mlops_ray.cluster import head, local
 
-# Ray reads these once, when it is first imported.
-os.environ.update(head.SETTINGS)
+# Ray reads these once, when it is first imported. Its workers let others go first; the loop does not either.
+os.environ.update(head.SETTINGS | {"RAY_worker_niceness": "0"})
 
 import numpy as np
 import polars as pl

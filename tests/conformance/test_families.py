@@ -443,7 +443,7 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == name else find(asked))
     with pytest.raises(TrainingError, match=rf"pip install 'mlops_ray\[{name}\]'"):
-        families.find([name])
+        families.find([name], "regression")
     with pytest.raises(TrainingError, match="is not installed"):
         case = Case(FAMILIES[name], "regression")
         case.fitted(*case.data())
@@ -470,6 +470,6 @@ def test_a_family_of_ones_own_goes_by_its_class_and_its_tasks(monkeypatch: pytes
     finder = SimpleNamespace(find_own=lambda own: {"my_models.Tabular": RIDGE}[own.path])
     monkeypatch.setattr("mlops_ray.training.own", finder, raising=False)
     wanted: list[str | OwnFamily] = [OwnFamily(path="my_models.Tabular"), "xgboost"]
-    assert families.find(wanted) == {"Tabular": RIDGE, "xgboost": FAMILIES["xgboost"]}
+    assert families.find(wanted, "regression") == {"Tabular": RIDGE, "xgboost": FAMILIES["xgboost"]}
     with pytest.raises(TrainingError, match="'Tabular' predicts numbers"):
         families.find(wanted, "classification")
