@@ -40,7 +40,10 @@ rules_app = typer.Typer(no_args_is_help=True, help="Rules that rows keep.")
 app.add_typer(rules_app, name="rules")
 dataset_app = typer.Typer(no_args_is_help=True, help="Training sets.")
 app.add_typer(dataset_app, name="dataset")
-out, err = Console(), Console(stderr=True)
+#: Characters of a line where nobody is there to see it wrap.
+WIDTH = 160
+out = Console(width=None if sys.stdout.isatty() else WIDTH)
+err = Console(stderr=True)
 
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
 SourceName = Annotated[str | None, typer.Option("--source", help="One of the sources; default: all.")]
@@ -471,13 +474,18 @@ def _print_trained(metric: str, trained: dict[str, Any]) -> None:
     _print_table(["family", "trials", f"best {metric}", "seconds"], _families(trained["leaderboard"]))
     rivals = trained["baselines"]
     rows = [
-        [name, value, " to ".join(f"{end:.4g}" for end in trained["intervals"][name])]
+        [name, _known(value), " to ".join(map(_known, trained["intervals"][name]))]
         + [theirs.get(name, "") for theirs in rivals.values()]
         for name, value in trained["metrics"].items()
     ]
     _print_table(["test part", f"{trained['family']} (winner)", "with 95 % confidence", *rivals], rows)
+    failed = {t["family"]: t["error"] for t in trained["leaderboard"] if t["state"] == "failed"}
+    for family, error in failed.items():
+        out.print(f"trials of {family} failed: {error}", markup=False)
     for reason in trained["refused"]:
         out.print(f"not live: {reason}", markup=False)
+    for note in trained["notes"]:
+        out.print(f"note: {note}", markup=False)
     _print_fields({"model card": trained["card"]})
 
 
@@ -500,6 +508,11 @@ def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
     for trial in leaderboard:
         tried.setdefault(trial["family"], []).append(trial)
     return [[f, len(ts), _score(ts[0]), sum(t["seconds"] for t in ts)] for f, ts in tried.items()]
+
+
+def _known(value: float | None) -> str:
+    """A number as people read it; a dash where there is none."""
+    return "–" if value is None else f"{value:.4g}"
 
 
 def _score(trial: dict[str, Any]) -> str:

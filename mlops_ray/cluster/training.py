@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,7 +14,7 @@ import ray
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.data import counts
-from mlops_ray.errors import TrainingError
+from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
@@ -95,38 +95,44 @@ class Trainer:
         likest to it is tried first.
         """
         name, metric = self.project.project, task.training.metric
-        found = environment(Path(os.environ.get(SEARCH_PATH) or "."))
-        run_id = self._killed() if resume else None
+        found, folder = environment(Path(os.environ.get(SEARCH_PATH) or ".")), self._folder
+        # Whatever cannot be is said before a run is opened.
+        run_id, start = self._killed() if resume else None, self._start(like)
+        champion, notes = self._champion_answers(task)
         begun = tracking.open_run(self.tracking_uri, self.experiment(), name, resume=run_id)
         with begun as run:
-            self.storage.write_json({"run": run.id}, *self._running)
-            run.log_origin(training_set.manifest, metric, found)
+            if not resume:
+                sweep.forget(folder)
+                self.storage.write_json({"run": run.id}, *self._running)
+                run.log_origin(training_set.manifest, metric, found)
             swept = sweep.run(
                 task,
-                folder=self.storage.path("sweep", name, "x").parent,
+                folder=folder,
                 label_selector=self._selector,
                 on_progress=lambda done, total, what: self.progress.update(
                     f"trial {done} of {total}: {what}"
                 ),
                 on_trial=run.log_trial,
                 resume=resume,
-                start=self._start(like),
+                start=start,
+                keep=True,
             )
             run.log_leaderboard(swept.leaderboard)
             best, cpus = swept.best, _free_cpus()
             self.progress.update(f"fitting {best.family} on all training rows")
             fitted = sweep.fit(task, best, label_selector=self._selector, cpus=cpus)
             self.progress.update(f"testing {best.family}")
-            report = evaluate.test(task, fitted, self._champion_answers(task))
+            report = evaluate.test(task, fitted, champion)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)
             refused += [fitted.missed] if fitted.missed else []
             run.log_params({"family": best.family, **best.params})
             run.log_metrics(report.metrics)
             packed = self._pack(task, fitted, report, training_set, cpus)
-            version = self.registry.register(packed, name=name, run_id=run.id, metric=metric)
             self.progress.update("drawing the model card")
-            subject = self._subject(task, fitted, report, training_set, found, version, refused)
-            files = card.files(subject)
+            subject = self._subject(task, fitted, report, training_set, found, refused + notes)
+            version = self.registry.register(packed, name=name, run_id=run.id, metric=metric)
+            sweep.forget(folder)
+            files = card.files(replace(subject, version=version))
             run.log_files(files)
             page = self.storage.path("reports", f"model-{name}-{version}.html")
             with replacing(page) as new:
@@ -141,8 +147,14 @@ class Trainer:
             "intervals": report.intervals,
             "baselines": report.baselines,
             "refused": refused,
+            "notes": notes,
             "card": str(page),
         }
+
+    @property
+    def _folder(self) -> Path:
+        """Where a search keeps what it needs to be resumed."""
+        return self.storage.path("sweep", self.project.project, "x").parent
 
     @property
     def _running(self) -> tuple[str, str]:
@@ -151,8 +163,10 @@ class Trainer:
 
     def _killed(self) -> str:
         document = self.storage.read_json(*self._running)
-        if document is None:
-            raise TrainingError("there is no training to resume: none was begun here; leave out --resume")
+        if document is None or not self._folder.exists():
+            raise TrainingError(
+                "there is no search to resume: none was begun, or it is over; leave out --resume"
+            )
         return str(document["run"])
 
     def _start(self, like: str | None) -> Sequence[Point]:
@@ -172,17 +186,22 @@ class Trainer:
     def _selector(self) -> Mapping[str, str]:
         return label_selector(source.policy for source in self.project.sources.values())
 
-    def _champion_answers(self, task: Task) -> Values | None:
-        """The champion's answers to the test rows; `None` where there is none that could be compared."""
+    def _champion_answers(self, task: Task) -> tuple[Values | None, list[str]]:
+        """The champion's answers to the test rows, or in a sentence why it cannot be compared."""
         version = self.registry.champion(self.project.project)
         if version is None:
-            return None
-        predictor = self._predictor(version)
+            return None, []
+        why = f"the champion, version {version}, is not compared: "
+        try:
+            predictor = self._predictor(version)
+        except PackageError as error:
+            return None, [f"{why}{error}"]
         packed = predictor.package
         if _meaning(packed.feature_set) != _meaning(self.features):
-            # Its features are not in this training set, so that the two cannot be compared row by row.
-            return None
-        return predictor.predict_features(task.frame[task.test.held_out].select(self.features.names))
+            return None, [f"{why}it has other features, which are not in this training set"]
+        if _asked(packed.manifest["target"]) != _asked(self.project.target.model_dump(mode="json")):
+            return None, [f"{why}it answers another question"]
+        return predictor.predict_features(task.frame[task.test.held_out].select(self.features.names)), []
 
     def _predictor(self, version: int) -> Predictor:
         """A registered version, signed by a key that is trusted here."""
@@ -197,10 +216,9 @@ class Trainer:
         report: Report,
         training_set: TrainingSet,
         found: Mapping[str, Any],
-        version: int,
         refused: list[str],
     ) -> Subject:
-        """What the model card says."""
+        """What the model card says, of no version yet."""
         rows, seed = task.test.held_out, task.training.search.seed
         sources = self.project.sources.values()
         answers = fitted.predict(task.frame[rows])
@@ -219,7 +237,7 @@ class Trainer:
         target = self.project.target
         return Subject(
             project=self.project.project,
-            version=version,
+            version=0,
             predicts=f"It predicts {target.expr} of {target.source}.",
             decision=_decision(task, fitted),
             model={"family": fitted.family, **fitted.params},
@@ -288,9 +306,7 @@ class Trainer:
         return {
             "version": version,
             "metrics": {name: {"recorded": was, "now": value} for name, (was, value) in pairs.items()},
-            "within": all(
-                abs(value - was) <= REPRODUCED_WITHIN * max(abs(was), 1e-9) for was, value in pairs.values()
-            ),
+            "within": all(_is_near(was, value) for was, value in pairs.values()),
             "same_file": fitted.model.to_bytes() == packed.model.to_bytes(),
             "largest_difference": float(np.abs(before - now).max()),
             "changed_libraries": {
@@ -313,14 +329,24 @@ def _decision(task: Task, fitted: Fitted) -> str:
     if threshold is None:
         return ""
     wish = imbalance.threshold.for_ if imbalance and imbalance.threshold else None
-    chosen = wish if isinstance(wish, str | None) else wish.model_dump_json(exclude_none=True)
-    return f"From {threshold:.4g} on the answer is yes" + (f", chosen for {chosen}." if chosen else ".")
+    said: Any = wish
+    if wish is not None and not isinstance(wish, str):
+        said = " ".join(f"{name} {value}" for name, value in wish.model_dump(exclude_none=True).items())
+    return f"From {threshold:.4g} on the answer is yes" + (f", chosen for {said}." if said else ".")
+
+
+def _is_near(recorded: float | None, now: float) -> bool:
+    """Whether a metric is reproduced; one that the rows do not say is recorded as `None`."""
+    if recorded is None or not np.isfinite(now):
+        return recorded is None and not np.isfinite(now)
+    return abs(now - recorded) <= REPRODUCED_WITHIN * max(abs(recorded), 1e-9)
 
 
 def _origin(task: Task, cpus: int) -> dict[str, Any]:
     """What a model depends on beside the rows, its family and parameters; read by `_task_of`."""
     return {
-        "training": task.training.model_dump(mode="json", by_alias=True),
+        # A limit of the time is none of the model's.
+        "training": task.training.model_dump(mode="json", by_alias=True, exclude={"search": {"time_limit"}}),
         "keys": list(task.keys),
         "label_delay_us": task.label_delay_us,
         "test_from": task.test_from and task.test_from.isoformat(),
@@ -358,6 +384,11 @@ def _meaning(features: FeatureSet) -> tuple[Any, ...]:
     return features.columns, features.stored, features.computed, features.horizon_us
 
 
+def _asked(target: Mapping[str, Any]) -> list[Any]:
+    """What makes the answers of two versions answers to one question."""
+    return [target.get(name) for name in ("expr", "where", "positive", "task", "horizon")]
+
+
 def _row(trial: Trial) -> dict[str, Any]:
     return {
         "family": trial.family,
@@ -366,4 +397,5 @@ def _row(trial: Trial) -> dict[str, Any]:
         "folds": list(trial.fold_scores),
         "seconds": trial.seconds,
         "state": trial.state,
+        "error": trial.error,
     }

@@ -201,18 +201,28 @@ def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -
     try:
         where = target["where"]
         kept = rows.filter(compile_sql(where).polars.fill_null(False)) if where else rows
-        labelled = kept.select(features.time, *inputs, _label(target).alias(LABEL))
+        label = kept.select(_label(target).alias(LABEL))
+        _require_numbers(label[LABEL].dtype, target)
+        labelled = kept.select(features.time, *inputs, label[LABEL].cast(pl.Float64))
     except pl.exceptions.PolarsError as error:
         raise DataError(f"the target {dict(target)} cannot be computed: {error}") from error
     return labelled.filter(pl.col(LABEL).is_not_null()).sort(features.time, *inputs, maintain_order=True)
 
 
 def _label(target: Mapping[str, Any]) -> pl.Expr:
-    """What is predicted, as a number: 1 for the positive class and 0 for others, where one is named."""
+    """What is predicted: true for the positive class and false for others, where one is named."""
     expression = compile_sql(target["expr"]).polars
     if target["positive"] is not None:
         expression = expression == pl.lit(target["positive"])
-    return expression.cast(pl.Float64, strict=True)
+    return expression
+
+
+def _require_numbers(dtype: pl.DataType, target: Mapping[str, Any]) -> None:
+    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.Null)):
+        raise DataError(
+            f"target.expr: {target['expr']!r} gives {dtype}, no numbers; of a classification, name the class "
+            "that counts as yes as target.positive"
+        )
 
 
 def _require_inputs(rows: pl.DataFrame, inputs: list[str]) -> None:

@@ -16,6 +16,10 @@ Blocks = npt.NDArray[np.int64]
 Interval = tuple[float, float]
 
 DRAWS = 400
+#: A bound of the time: values that are drawn in all, unless that leaves too few draws.
+MOST_VALUES, FEWEST_DRAWS = 40_000_000, 60
+#: Fewer blocks say nothing of how figures vary.
+FEWEST_BLOCKS = 5
 #: The share of draws that an interval covers.
 COVERED = 0.95
 
@@ -45,6 +49,12 @@ def interval(values: list[float]) -> Interval:
 def intervals(
     blocks: Blocks, seed: int, figures: Callable[[Values], dict[str, float]], draws: int = DRAWS
 ) -> dict[str, Interval]:
-    """The interval of each figure; `figures` computes them from the rows' weights."""
+    """The interval of each figure, NaN where there are too few blocks to say.
+
+    `figures` computes them from the rows' weights. Of very many rows fewer draws are taken.
+    """
+    draws = max(FEWEST_DRAWS, min(draws, MOST_VALUES // max(len(blocks), 1)))
     drawn = [figures(each) for each in weights(blocks, seed, draws)]
+    if len(np.unique(blocks)) < FEWEST_BLOCKS:
+        return dict.fromkeys(drawn[0], (float("nan"), float("nan")))
     return {name: interval([figure[name] for figure in drawn]) for name in drawn[0]}

@@ -146,6 +146,8 @@ def threshold(how: Threshold | None, folds: Sequence[Predicted]) -> Chosen:
     if isinstance(wish, ThresholdFor) and wish.precision is not None:
         worst = np.min([one.precision for one in counts], axis=0)
         return _reaching(tried, worst, wish.precision, "precision", highest=False)
+    # Above the highest probability the answer is always no.
+    tried = np.append(tried, np.nextafter(tried[-1], np.inf))
     whole = _Counts.of(rows, tried)
     if isinstance(wish, ThresholdFor):
         return Chosen(float(tried[np.argmin(whole.cost(wish.cost or ()))]))

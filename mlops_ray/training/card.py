@@ -109,7 +109,7 @@ def _sections(of: Subject) -> list[Section]:
     table = Table(["Metric", "This model", "95 %", *rivals], rows, frozenset(range(1, 3 + len(rivals))))
     data = {"Rows": f"{manifest['rows']:,}", "Test rows": f"{report.rows:,}", "Period": _period(manifest)}
     data |= {"Features": f"{len(of.missing):,}", "Digest": manifest["digest"]}
-    again = {"Command": f"mlops-ray reproduce {of.version}", "Commit": versions["git"]["commit"]}
+    again = {"Command": f"mlops-ray reproduce {of.version} PROJECT.yaml", "Commit": versions["git"]["commit"]}
     again |= {"Changed since": versions["git"]["dirty"], **of.libraries}
     facts = {"Model": of.model, "Data": data, "How to make it again": again}
     blocks = [Block(t, table=Table(["", ""], [[n, str(v)] for n, v in f.items()])) for t, f in facts.items()]

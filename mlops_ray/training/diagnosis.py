@@ -3,6 +3,7 @@
 Nothing here tells of a single row: rows are counted by cells, and a group's figure is one of enough rows.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +18,8 @@ from mlops_ray.training.bootstrap import Blocks
 from mlops_ray.training.metrics import Function, Metric
 from mlops_ray.training.splits import Instants, Rows
 
+logger = logging.getLogger(__name__)
+
 #: Of so many rows at least a group's figure is said.
 LEAST = 30
 #: Values of a column that are segments of their own, the commonest; and columns cut into segments.
@@ -28,6 +31,8 @@ STRETCHES, BINS, CELLS, POINTS = 30, 10, 40, 200
 TAIL = 0.005
 #: Shuffles of each column; rows, and values, that are shuffled at most: a bound of the time.
 SHUFFLES, MOST_ROWS, MOST_SHUFFLED = 5, 4000, 100_000
+#: Of more columns the first so many are weighed; each answer encodes all of them.
+MOST_SHUFFLES = 250
 #: Draws of a group's bootstrap, and rows in groups: fewer than for the test part as a whole, for there are
 #: many groups.
 DRAWS, MOST_SAMPLED = 60, 50_000
@@ -173,8 +178,9 @@ def importance(held: HeldOut, predict: Predict, features: Sequence[str]) -> list
     rows = random.choice(len(held.labels), count, replace=False)
     frame, labels, found = held.frame.select(features)[rows], held.labels[rows], []
     whole = metric.loss(metric(labels, predict(frame)))
-    for name in features:
-        mixed = (frame.with_columns(frame[name][random.permutation(count)]) for _ in range(SHUFFLES))
+    times = max(1, min(SHUFFLES, MOST_SHUFFLES // max(len(features), 1)))
+    for name in features[:MOST_SHUFFLES]:
+        mixed = (frame.with_columns(frame[name][random.permutation(count)]) for _ in range(times))
         worse = [metric.loss(metric(labels, predict(each))) - whole for each in mixed]
         found.append(Figure(name, float(np.mean(worse)), min(worse), max(worse), count))
     return sorted((each for each in found if np.isfinite(each.value)), key=lambda each: -each.value)
@@ -225,5 +231,11 @@ def learning(rows: Rows, fit_score: Callable[[Rows], tuple[float, float]], seed:
     `fit_score` fits on rows and gives the metric on them and on validation rows.
     """
     mixed = np.random.default_rng(seed).permutation(rows)
-    parts = [np.sort(mixed[: round(share * len(rows))]) for share in SHARES]
-    return [(len(part), *fit_score(part)) for part in parts]
+    learned = []
+    for share in SHARES:
+        part = np.sort(mixed[: round(share * len(rows))])
+        try:
+            learned.append((len(part), *fit_score(part)))
+        except Exception:  # what a library cannot learn from so few rows is no point of the curve
+            logger.info("nothing was learned from %s rows", len(part), exc_info=True)
+    return learned

@@ -8,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.train.v2.api.config import RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from mlops_ray.errors import TrainingError, first_line
 from mlops_ray.registry.models import Model
-from mlops_ray.training.families import How, Params, Sample, Xgboost
+from mlops_ray.training.families import How, Params, Sample, Xgboost, constant_label
 from mlops_ray.training.task import Task
 from mlops_ray.training.trial import device
 
 #: What a matrix may take of a node's memory: libraries make copies of theirs, and others want some too.
 SHARE = 0.3
+#: How often the fit begins again because a worker died.
+RETRIES = 3
 
 
 def workers(task: Task, memory_bytes: Sequence[float]) -> int:
@@ -44,22 +46,28 @@ class DistributedXgboost(Xgboost):
         # It imports xgboost, which takes a second.
         from ray.train.v2.xgboost.xgboost_trainer import XGBoostTrainer
 
-        given = {"parts": list(map(ray.put, parts(sample, self.workers))), "params": params, "how": how}
+        if (constant := constant_label(sample, how)) is not None:
+            # Else a part with some label alone would wait for nobody, and the others for it.
+            return constant
+        fewest = min(int(sample.y.sum()), int((1 - sample.y).sum())) if how.classifies else self.workers
+        count = min(self.workers, max(1, fewest))
+        given = {"parts": list(map(ray.put, parts(sample, count))), "params": params, "how": how}
         scaling = ScalingConfig(
-            num_workers=self.workers,
+            num_workers=count,
             use_gpu="GPU" in self.resources,
             resources_per_worker=dict(self.resources),
             placement_strategy="SPREAD",
             label_selector=dict(self.label_selector) or None,
         )
         with tempfile.TemporaryDirectory() as folder:
-            run = RunConfig(storage_path=folder)
+            run = RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RETRIES))
             trainer = XGBoostTrainer(_fit, train_loop_config=given, scaling_config=scaling, run_config=run)
             try:
                 fitted: Any = trainer.fit()
-            except WorkerGroupError as error:
-                why = first_line(next(iter(error.worker_failures.values())))
-                raise TrainingError(f"{self.workers} workers could not fit: {why}") from error
+            except TrainingFailedError as error:
+                failures = getattr(error, "worker_failures", {})
+                why = first_line(next(iter(failures.values()), error))
+                raise TrainingError(f"{count} workers could not fit: {why}") from error
         return fitted.return_value  # type: ignore[no-any-return] # the first worker's
 
 

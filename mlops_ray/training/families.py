@@ -122,7 +122,7 @@ class Linear:
     style: Style = "one_hot"
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         import warnings
 
@@ -179,7 +179,7 @@ class RandomForest:
     }
 
     def fit(self, sample: Sample, params: Params, how: How) -> ForestModel:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
@@ -214,7 +214,7 @@ class HistGradientBoosting:
     }
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         patient_threads()
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -259,7 +259,7 @@ class Mlp:
     FIXED: ClassVar[Params] = {"n_iter_no_change": 6, "max_iter": 60}
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         import warnings
 
@@ -310,7 +310,7 @@ class Xgboost:
     }
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         patient_threads()
         import xgboost
@@ -358,7 +358,7 @@ class Lightgbm:
     }
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if constant := _constant_label(sample, how):
+        if constant := constant_label(sample, how):
             return constant
         patient_threads()
         lightgbm = _library(self.name)
@@ -511,7 +511,7 @@ def _not_installed(name: str) -> TrainingError:
     )
 
 
-def _constant_label(sample: Sample, how: How) -> ForestModel | None:
+def constant_label(sample: Sample, how: How) -> ForestModel | None:
     """The model of a classification whose rows all have one label, which most libraries refuse to fit."""
     is_constant = how.classifies and len(np.unique(sample.y)) == 1
     return ForestModel.constant(float(sample.y[0])) if is_constant else None

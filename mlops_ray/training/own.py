@@ -50,10 +50,16 @@ class PathFamily:
 class EstimatorFamily(PathFamily):
     """A scikit-learn estimator class; its space holds its defaults, which the project file may replace."""
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether rows can be weighted."""
+        from sklearn.utils.validation import has_fit_parameter
+
+        return bool(has_fit_parameter(estimator.load_class(self.path), "sample_weight"))
+
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
         if how.classifies and len(np.unique(sample.y)) == 1:
             return ForestModel.constant(float(sample.y[0]))
-        from sklearn.utils.validation import has_fit_parameter
         from threadpoolctl import threadpool_limits
 
         fitted = estimator.load_class(self.path)(**params)
@@ -61,7 +67,7 @@ class EstimatorFamily(PathFamily):
         fixed = {"random_state": how.seed, "n_jobs": how.cpus}
         fitted.set_params(**{name: value for name, value in fixed.items() if name in known})
         weights = {} if sample.weights is None else {"sample_weight": sample.weights}
-        if weights and not has_fit_parameter(fitted, "sample_weight"):
+        if weights and not self.takes_weights:
             raise TrainingError(f"the model family {self.name!r} takes no weights of rows; leave them out")
         # A forest's look for missing values stops at shared memory, which nobody may write.
         x = np.require(sample.x, requirements="W")

@@ -42,6 +42,8 @@ from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
 from mlops_ray.training.trial import Fold, Setting, Trainable, device
 
+#: Rows of the positive class that a sample must have.
+FEWEST = 20
 #: How often a trial, or the winner's fit, begins again because its worker died.
 RETRIES = 3
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
@@ -65,6 +67,7 @@ def run(
     on_trial: Callable[[Trial], None] = lambda trial: None,
     resume: bool = False,
     start: Sequence[Point] = (),
+    keep: bool = False,
 ) -> Sweep:
     """Searches on the Ray cluster that is connected; trials run on nodes with the labels of `label_selector`.
 
@@ -74,11 +77,12 @@ def run(
     Raises `TrainingError` for a search that cannot be, before it begins; a trial that fails is a row of the
     leaderboard. Ctrl-C ends the trials and raises `KeyboardInterrupt`. Until the sweep is over `folder` keeps
     the trials that ended: with `resume` these are taken from there, told again, and the rest is run, from
-    the same `start`, within a whole `time_limit`. Without it what is there is removed.
+    the same `start`, within a whole `time_limit`. Without it what is there is removed. With `keep` the folder
+    stays until `forget`.
     """
     spaces, request, encoded = _spaces(task), resources(task, label_selector), encode_folds(task)
     if not resume:
-        shutil.rmtree(folder, ignore_errors=True)
+        forget(folder)
     journal = Journal.open(folder, fingerprint(task, encoded), start, resume=resume)
     watch = _Watch(task, journal, on_progress, on_trial)
     search = watch.search = Search(
@@ -96,8 +100,14 @@ def run(
         _tune(task, encoded, request, label_selector, watch, folder / "tune")
     watch.publish()
     search.close()
-    shutil.rmtree(folder, ignore_errors=True)
+    if not keep:
+        forget(folder)
     return Sweep(tuple(sorted(watch.trials, key=partial(rank, loss=task.metric.loss))))
+
+
+def forget(folder: Path) -> None:
+    """Removes what a search kept to be resumed."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _tune(
@@ -158,6 +168,11 @@ def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: in
     threads = max(1, int(request["CPU"]))
     if trial.family == "xgboost":
         count = distributed.workers(task, [node["memory"] for node in _nodes(label_selector)])
+        if count > (room := _places(request, label_selector)):
+            raise TrainingError(
+                f"training.search.workers is {count}, but the cluster has room for {room} with "
+                f"training.search.resources: {request}"
+            )
         if count > 1:
             spread = distributed.DistributedXgboost(count, request, label_selector)
             task = replace(task)
@@ -196,16 +211,22 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
     """
     search = task.training.search
     cpus, gpus = {"CPU": search.resources.cpu}, search.resources.gpu
-    if search.gpu == "none":
-        if gpus:
-            raise TrainingError(
-                f"training.search.resources.gpu is {gpus:g}, but training.search.gpu is none: say "
-                "required, or preferred"
-            )
-        return cpus
-    both, nodes = cpus | {"GPU": gpus or 1.0}, _nodes(label_selector)
+    if search.gpu == "none" and gpus:
+        raise TrainingError(
+            f"training.search.resources.gpu is {gpus:g}, but training.search.gpu is none: say required, or "
+            "preferred"
+        )
+    nodes = _nodes(label_selector)
     # What the autoscaler may start, where there is one.
     grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    if not any(_fits(cpus, node) for node in (*nodes, grown)):
+        raise TrainingError(
+            f"no node of the cluster that may be used has the {cpus['CPU']:g} CPUs of "
+            "training.search.resources"
+        )
+    if search.gpu == "none":
+        return cpus
+    both = cpus | {"GPU": gpus or 1.0}
     if not any("cuda" in family.devices for family in task.families.values()):
         why = "none of training.families computes on one; add e.g. xgboost"
     elif any(_fits(both, node) for node in nodes) or (search.gpu == "required" and _fits(both, grown)):
@@ -257,18 +278,32 @@ def encode_folds(task: Task) -> dict[Style, list[Fold]]:
     """
     styles = dict.fromkeys(family.style for family in task.families.values())
     search = task.training.search
-    parts = [_sampled(part, search.rows, search.seed) for part in task.folds]
+    parts = [
+        Split(*(_sample(task, rows, search.rows, search.seed) for rows in (part.train, part.held_out)))
+        for part in task.folds
+    ]
     return {style: [_encode(task, part, style) for part in parts] for style in styles}
 
 
-def _sampled(part: Split, rows: int, seed: int) -> Split:
-    return Split(_sample(part.train, rows, seed), _sample(part.held_out, rows, seed))
-
-
-def _sample(rows: Rows, count: int, seed: int) -> Rows:
+def _sample(task: Task, rows: Rows, count: int, seed: int) -> Rows:
+    """So many of these rows at random, in their order; of a classification each class by its share."""
     if len(rows) <= count:
         return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+    random = np.random.default_rng(seed)
+    if task.kind == "regression":
+        return np.sort(random.choice(rows, count, replace=False))
+    positive = task.labels[rows] > 0
+    few = round(count * positive.mean())
+    if few < FEWEST:
+        raise TrainingError(
+            f"of {count} rows that a trial is given, {few} would be positive, too few to tell trials apart: "
+            "raise training.search.rows"
+        )
+    drawn = (
+        random.choice(rows[side], number, replace=False)
+        for side, number in ((positive, few), (~positive, count - few))
+    )
+    return np.sort(np.concatenate(list(drawn)))
 
 
 def _encode(task: Task, part: Split, style: Style) -> Fold:

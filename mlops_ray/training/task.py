@@ -74,6 +74,13 @@ class Task:
             raise TrainingError(
                 "the target of a classification is not yes or no: name its positive class as target.positive"
             )
+        weighted = self.training.imbalance is not None and self.training.imbalance.weights is not None
+        for name, family in self.families.items():
+            if weighted and not getattr(family, "takes_weights", True):
+                raise TrainingError(
+                    f"the model family {name!r} takes no weights of rows: leave out it, or "
+                    "training.imbalance.weights"
+                )
         fewest = (self.training.imbalance or Imbalance()).minimum_rows
         for name, rows in (("positive", positives), ("negative", self.frame.height - positives)):
             if rows < fewest:
@@ -136,10 +143,10 @@ class Task:
     @cached_property
     def plan(self) -> Plan:
         """The rows to train on at the end, the test part, and the folds before it."""
-        start = None
+        start, minimum = None, self.training.minimum_rows
         if self.test_from is not None:
             start = int(pl.Series([self.test_from], dtype=INSTANT).to_physical()[0])
-        return splits.make(
+        made = splits.make(
             self.training.validation,
             times=self.times,
             gap=self.gap_us,
@@ -148,6 +155,12 @@ class Task:
             groups=self.groups,
             classes=self.labels.astype(np.int64) if self.kind == "classification" else None,
         )
+        if len(made.test.train) < minimum:
+            raise TrainingError(
+                f"{len(made.test.train)} rows are left to train on beside the test part, fewer than "
+                f"training.minimum_rows: {minimum}; move training.validation.test"
+            )
+        return made
 
     @property
     def test(self) -> Split:

@@ -213,15 +213,18 @@ def open_run(tracking_uri: str, experiment_id: str, name: str, *, resume: str | 
         run.set_tags(tags)
     status = KILLED
     try:
-        yield run
+        with _answering():
+            yield run
         status = FINISHED
     except Exception:
         status = FAILED
         raise
     finally:
-        for left in _running(client, experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.id}'"):
-            client.set_terminated(left.info.run_id, KILLED)
-        client.set_terminated(run.id, status)
+        # What went wrong before is what is to be told.
+        with contextlib.suppress(MlflowException) if status != FINISHED else _answering():
+            for left in _running(client, experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.id}'"):
+                client.set_terminated(left.info.run_id, KILLED)
+            client.set_terminated(run.id, status)
 
 
 def _close_orphans(client: MlflowClient, experiment_id: str, resume: str | None) -> None:
