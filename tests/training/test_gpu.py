@@ -98,7 +98,7 @@ def main(folder: Path) -> None:
         found[name]["fits"] = [json.loads(line) for line in (case / "fits").read_text().splitlines()]
     found["refusals"] = [_refusal(*asked) for asked in _hopeless()]
     found["settled_for"] = sweep.resources(_task({"gpu": "preferred", "resources": {"gpu": 2}}), {})
-    found["elsewhere"] = sweep.resources(_task({"gpu": "preferred"}), {"region": "in(another)"})
+    found["elsewhere"] = _refusal({"gpu": "preferred"}, {"region": "in(another)"})
     (folder / "found.json").write_text(json.dumps(found))
     ray.shutdown()
     cluster.shutdown()
@@ -171,7 +171,8 @@ def test_a_gpu_that_no_node_has_is_refused_or_done_without(found: dict[str, Any]
     too_many, elsewhere = found["refusals"]
     assert "no node of the cluster has 1 CPUs and 2 GPUs" in too_many
     assert "training.search.gpu is required, but no node of the cluster has a GPU" in elsewhere
-    assert found["settled_for"] == found["elsewhere"] == {"CPU": 1.0}
+    assert found["settled_for"] == {"CPU": 1.0}
+    assert "no node of the cluster that may be used has the 1 CPUs" in found["elsewhere"]
 
 
 def test_on_a_cluster_without_a_gpu_a_search_that_requires_one_does_not_begin(
@@ -181,6 +182,9 @@ def test_on_a_cluster_without_a_gpu_a_search_that_requires_one_does_not_begin(
     with pytest.raises(TrainingError, match="gpu is required, but no node of the cluster has a GPU"):
         sweep.run(asks, folder=tmp_path / "sweep", label_selector={})
     assert not (tmp_path / "sweep").exists()
+    large = task({"search": {"resources": {"cpu": 4}}})
+    with pytest.raises(TrainingError, match="no node of the cluster that may be used has the 4 CPUs"):
+        sweep.resources(large, {})
     linear = task({"search": {"gpu": "required"}})
     with pytest.raises(TrainingError, match=r"none of training\.families computes on one"):
         sweep.resources(linear, {})

@@ -4,6 +4,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from mlops_ray.config import Training
@@ -167,3 +168,16 @@ def test_every_trial_is_a_nested_run(tmp_path: Path) -> None:
 
 def test_the_defaults_of_a_project_file_can_be_searched() -> None:
     assert task(Training().model_dump(by_alias=True, mode="json", exclude={"validation", "search"})).folds
+
+
+def test_a_sample_has_each_class_by_its_share_or_says_that_it_is_too_small() -> None:
+    made = classification({"search": {"rows": 300}})
+    for fold, part in zip(sweep.encode_folds(made)["codes"], made.folds, strict=True):
+        assert fold.train.y.mean() == pytest.approx(made.labels[part.train].mean(), abs=1 / 300)
+    with pytest.raises(TrainingError, match=r"raise training\.search\.rows"):
+        sweep.encode_folds(classification({"search": {"rows": 100}}, frame=_rare()))
+
+
+def _rare() -> pl.DataFrame:
+    made = classification().frame
+    return made.with_columns(label=(pl.int_range(pl.len()) % 40 == 0).cast(pl.Float64))
