@@ -212,7 +212,7 @@ def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -
 def _label(target: Mapping[str, Any]) -> pl.Expr:
     """What is predicted: true for the positive class and false for others, where one is named."""
     expression = compile_sql(target["expr"]).polars
-    if target["positive"] is not None:
+    if target.get("positive") is not None:
         expression = expression == pl.lit(target["positive"])
     return expression
 

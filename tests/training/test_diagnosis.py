@@ -132,7 +132,7 @@ def test_importance_is_the_same_again_and_asks_for_a_bounded_number_of_rows() ->
     names = ["x", "noise", *many]
     first = diagnosis.importance(regression(frame=wide, labels=held.labels), counted, names)
     assert max(asked) * len(names) <= diagnosis.MOST_SHUFFLED
-    assert len(asked) == 1 + diagnosis.SHUFFLES * len(names)
+    assert 1 + len(names) <= len(asked) <= 1 + diagnosis.MOST_SHUFFLES
     assert first == diagnosis.importance(regression(frame=wide, labels=held.labels), predict, names)
 
 
