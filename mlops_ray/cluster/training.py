@@ -205,9 +205,9 @@ class Trainer:
 
     def _predictor(self, version: int) -> Predictor:
         """A registered version, signed by a key that is trusted here."""
-        packed = self.registry.package(self.project.project, version, **self.trust)
-        functions = self.project.functions
-        return Predictor.load(packed.folder, None, digest=packed.digest, functions=functions, **self.trust)
+        trust, functions = self.trust, self.project.functions
+        packed = self.registry.package(self.project.project, version, **trust)
+        return Predictor.load(packed.folder, None, digest=packed.digest, functions=functions, **trust)
 
     def _subject(
         self,
@@ -297,11 +297,10 @@ class Trainer:
         recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
         training_set = dataset.rebuild(recorded.with_suffix(".json"), self.project.functions)
         again, cpus = _task_of(packed, training_set)
-        fitted = evaluate.refit(again, packed.family, packed.params, cpus=cpus)
-        report = evaluate.test(again, fitted, None)
-        rows = again.frame[again.test.held_out]
-        before, now = predictor.predict_features(rows), fitted.predict(rows)
-        pairs = {name: (value, report.metrics[name]) for name, value in packed.metrics.items()}
+        fitted, held_out = evaluate.refit(again, packed.family, packed.params, cpus=cpus), again.test.held_out
+        before, now = (by(again.frame[held_out]) for by in (predictor.predict_features, fitted.predict))
+        scores = evaluate.scores(again, again.labels[held_out], now, fitted.outcome, np.ones(len(held_out)))
+        pairs = {name: (value, scores[name]) for name, value in packed.metrics.items()}
         libraries = package.libraries(fitted.model)
         return {
             "version": version,
@@ -325,10 +324,10 @@ def _free_cpus() -> int:
 
 def _decision(task: Task, fitted: Fitted) -> str:
     """When an answer counts as a yes, and what that was chosen for."""
-    threshold, imbalance = fitted.outcome.threshold, task.training.imbalance
+    threshold = fitted.outcome.threshold
     if threshold is None:
         return ""
-    wish = imbalance.threshold.for_ if imbalance and imbalance.threshold else None
+    wish = task.threshold.for_ if task.threshold else None
     said: Any = wish
     if wish is not None and not isinstance(wish, str):
         said = " ".join(f"{name} {value}" for name, value in wish.model_dump(exclude_none=True).items())

@@ -53,8 +53,8 @@ def intervals(
 
     `figures` computes them from the rows' weights. Of very many rows fewer draws are taken.
     """
-    draws = max(FEWEST_DRAWS, min(draws, MOST_VALUES // max(len(blocks), 1)))
-    drawn = [figures(each) for each in weights(blocks, seed, draws)]
     if len(np.unique(blocks)) < FEWEST_BLOCKS:
-        return dict.fromkeys(drawn[0], (float("nan"), float("nan")))
+        return dict.fromkeys(figures(np.ones(len(blocks))), (float("nan"), float("nan")))
+    draws = max(FEWEST_DRAWS, min(draws, MOST_VALUES // len(blocks)))
+    drawn = [figures(each) for each in weights(blocks, seed, draws)]
     return {name: interval([figure[name] for figure in drawn]) for name in drawn[0]}

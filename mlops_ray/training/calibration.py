@@ -13,6 +13,7 @@ import numpy.typing as npt
 from mlops_ray.config import Threshold, ThresholdFor
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.outcome import Calibrator
+from mlops_ray.registry.probability import probability
 from mlops_ray.training import metrics
 from mlops_ray.training.families import Sample
 
@@ -83,7 +84,7 @@ def _platt(rows: Predicted) -> Calibrator | None:
     slope, offset = float(learned.coef_.item()), float(learned.intercept_.item())
     if slope <= 0:
         return None
-    return _line(_sigmoid(LOGITS), _sigmoid(slope * LOGITS + offset))
+    return _line(probability(LOGITS), probability(slope * LOGITS + offset))
 
 
 def _isotonic(rows: Predicted) -> Calibrator | None:
@@ -96,10 +97,6 @@ def _isotonic(rows: Predicted) -> Calibrator | None:
 
 def _line(said: Values, meant: Values) -> Calibrator:
     return Calibrator(tuple(said.tolist()), tuple(np.maximum.accumulate(meant).tolist()))
-
-
-def _sigmoid(values: Values) -> Values:
-    return 1 / (1 + np.exp(-values))
 
 
 def unweighted(probabilities: Values, sample: Sample) -> Values:
@@ -221,5 +218,4 @@ def cost(matrix: Sequence[Sequence[float]], labels: Values, yes: Decisions, weig
     5.5
     """
     each = np.array(matrix, np.float64)[(labels > 0).astype(np.int64), yes.astype(np.int64)]
-    total = weights.sum()
-    return float((each * weights).sum() / total) if total else float("nan")
+    return metrics.average(each, weights)

@@ -15,7 +15,7 @@ from mlops_ray.instants import from_micros
 from mlops_ray.registry.models import Values
 from mlops_ray.training import bootstrap
 from mlops_ray.training.bootstrap import Blocks
-from mlops_ray.training.metrics import Function, Metric
+from mlops_ray.training.metrics import Function, Metric, average
 from mlops_ray.training.splits import Instants, Rows
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,8 @@ MOST_SHUFFLES = 250
 #: many groups.
 DRAWS, MOST_SAMPLED = 60, 50_000
 SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
+#: Rows that a learning curve is drawn from at most.
+MOST_LEARNED = 50_000
 
 Points = list[tuple[float, float]]
 #: Rows learned from, the metric on them, and on validation rows.
@@ -130,14 +132,10 @@ def diagnose(
         importance(part, predict, features),
         {name: by_group(part, *_segment(frame[name])) for name in cut_by[:MOST_COLUMNS]},
         by_group(part, *_stretches(times, held.least)),
-        by_group(part, *_bins(part.predictions), lambda y, said, w: _mean(y - off * said, w)),
+        by_group(part, *_bins(part.predictions), lambda y, said, w: average(y - off * said, w)),
         curves(labels, answers) if is_class else {"residuals": histogram(labels - answers)},
         [*learning],
     )
-
-
-def _mean(values: Values, weights: Values) -> float:
-    return float(values @ weights / weights.sum()) if weights.any() else float("nan")
 
 
 def histogram(values: Values) -> Points:
@@ -228,12 +226,13 @@ def by_group(held: HeldOut, groups: Rows, names: Names, function: Function | Non
 def learning(rows: Rows, fit_score: Callable[[Rows], tuple[float, float]], seed: int) -> list[Learned]:
     """What is learned from a fifth of these rows, from two fifths, …, each share within the next.
 
-    `fit_score` fits on rows and gives the metric on them and on validation rows.
+    Of very many rows some are taken first. `fit_score` fits on rows and gives the metric on them and on
+    validation rows.
     """
-    mixed = np.random.default_rng(seed).permutation(rows)
+    mixed = np.random.default_rng(seed).permutation(rows)[:MOST_LEARNED]
     learned = []
     for share in SHARES:
-        part = np.sort(mixed[: round(share * len(rows))])
+        part = np.sort(mixed[: round(share * len(mixed))])
         try:
             learned.append((len(part), *fit_score(part)))
         except Exception:  # what a library cannot learn from so few rows is no point of the curve

@@ -15,12 +15,10 @@ from mlops_ray.errors import TrainingError, first_line
 from mlops_ray.registry.models import Model
 from mlops_ray.training.families import How, Params, Sample, Xgboost, constant_label
 from mlops_ray.training.task import Task
-from mlops_ray.training.trial import device
+from mlops_ray.training.trial import RETRIES, device
 
 #: What a matrix may take of a node's memory: libraries make copies of theirs, and others want some too.
 SHARE = 0.3
-#: How often the fit begins again because a worker died.
-RETRIES = 3
 
 
 def workers(task: Task, memory_bytes: Sequence[float]) -> int:

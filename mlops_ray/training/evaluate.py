@@ -19,7 +19,7 @@ from mlops_ray.training import bootstrap, calibration, metrics
 from mlops_ray.training.bootstrap import Interval
 from mlops_ray.training.calibration import Predicted
 from mlops_ray.training.diagnosis import Learned, learning
-from mlops_ray.training.families import Device, Family, How
+from mlops_ray.training.families import Device, Family, How, Sample
 from mlops_ray.training.splits import Rows
 from mlops_ray.training.task import Task
 
@@ -28,8 +28,6 @@ LAST_SEASON, NO_CHANGE, MEDIAN = "last_season", "no_change", "median"
 #: Of a classification: the share of the positive class, for every row.
 PREVALENCE = "prevalence"
 CHAMPION = "champion"
-#: Rows of the last fold that its learning curve is drawn from, at most.
-MOST_LEARNED = 50_000
 
 
 @dataclass(frozen=True)
@@ -71,26 +69,35 @@ class Report:
     leads: dict[str, Interval]
 
 
-def refit(task: Task, family: str, params: Mapping[str, Any], *, cpus: int, device: Device = "cpu") -> Fitted:
-    """The family's model fitted on every row that may train for the test part.
+def refit(
+    task: Task,
+    family: str,
+    params: Mapping[str, Any],
+    *,
+    cpus: int,
+    device: Device = "cpu",
+    by: Family | None = None,
+) -> Fitted:
+    """The family's model fitted on every row that may train for the test part, by itself or what stands in.
 
     A classification's calibration and threshold are learned on the validation rows of the folds, each
     predicted by a model of these parameters that was fitted on its fold alone.
     """
-    found = task.families[family]
+    found = by or task.families[family]
     how = How(task.training.metric, task.training.search.seed, cpus, task.kind, device)
     outcome, missed = task.outcome, ""
     if task.kind == "classification":
         outcome, missed = _decided(task, found, params, how, outcome)
-    encoder, model = _fit(task, found, params, how, task.test.train)
+    encoder, _, model = _fit(task, found, params, how, task.test.train)
     return Fitted(family, dict(params), encoder, model, outcome, missed)
 
 
 def _fit(
     task: Task, family: Family, params: Mapping[str, Any], how: How, rows: Rows
-) -> tuple[Encoder, Model]:
-    encoder = Encoder.fit(task.frame[rows], task.columns, style=family.style)
-    return encoder, family.fit(task.sample(rows, encoder), params, how)
+) -> tuple[Encoder, Sample, Model]:
+    """The encoder of these rows, what the family was fitted on, and its model."""
+    encoder, sample = task.encoded(rows, family.style)
+    return encoder, sample, family.fit(sample, params, how)
 
 
 def _decided(
@@ -99,14 +106,13 @@ def _decided(
     """The outcome with its calibration and threshold, and what the threshold does not reach."""
     said = []
     for fold in task.folds:
-        encoder, model = _fit(task, family, params, how, fold.train)
+        encoder, _, model = _fit(task, family, params, how, fold.train)
         probabilities = model.predict(encoder.transform(task.frame[fold.held_out]))
         said.append(Predicted(task.labels[fold.held_out], probabilities))
     calibrator = calibration.calibrate(said)
     outcome = Outcome(calibrator=calibrator, clip=outcome.clip)
     meant = [Predicted(fold.labels, outcome.answers(fold.probabilities)) for fold in said]
-    imbalance = task.training.imbalance
-    chosen = calibration.threshold(imbalance.threshold if imbalance else None, meant)
+    chosen = calibration.threshold(task.threshold, meant)
     return Outcome(calibrator=calibrator, threshold=chosen.value, clip=outcome.clip), chosen.missed
 
 
@@ -155,34 +161,29 @@ def learned(task: Task, fitted: Fitted) -> list[Learned]:
     """How much there is to learn from more rows: fits on shares of the last fold's, tried on its own part."""
     fold, family, seed = task.folds[-1], task.families[fitted.family], task.training.search.seed
     how = How(task.training.metric, seed, 1, task.kind)
-    held_out, outcome = fold.held_out, task.outcome
-    most = np.random.default_rng(seed).permutation(fold.train)[:MOST_LEARNED]
 
     def fit_score(rows: Rows) -> tuple[float, float]:
-        encoder, model = _fit(task, family, fitted.params, how, rows)
-        sample = task.sample(rows, encoder)
-        tried = (
-            calibration.unweighted(model.predict(encoder.transform(task.frame[part])), sample)
-            for part in (rows, held_out)
-        )
-        return tuple(  # type: ignore[return-value]
-            task.metric(task.labels[part], outcome.answers(said))
-            for part, said in zip((rows, held_out), tried, strict=True)
-        )
+        encoder, sample, model = _fit(task, family, fitted.params, how, rows)
 
-    return learning(most, fit_score, seed)
+        def tried(on: Rows) -> float:
+            said = calibration.unweighted(model.predict(encoder.transform(task.frame[on])), sample)
+            return task.metric(task.labels[on], task.outcome.answers(said))
+
+        return tried(rows), tried(fold.held_out)
+
+    return learning(fold.train, fit_score, seed)
 
 
 def scores(
     task: Task, labels: Values, predictions: Values, outcome: Outcome, weights: Values
 ) -> dict[str, float]:
     """Every metric of the answers, and of a classification what its decisions come to."""
-    found = {name: metrics.METRICS[name](labels, predictions, weights) for name in metrics.names(task.kind)}
+    found = metrics.score_all(task.kind, labels, predictions, weights)
     if outcome.threshold is None:
         return found
-    yes, imbalance = predictions >= outcome.threshold, task.training.imbalance
+    yes = predictions >= outcome.threshold
     found |= metrics.decided(labels, yes, weights)
-    wish = imbalance.threshold.for_ if imbalance and imbalance.threshold else None
+    wish = task.threshold.for_ if task.threshold else None
     if not isinstance(wish, str | None) and wish.cost is not None:
         found["cost"] = calibration.cost(wish.cost, labels, yes, weights)
     return found

@@ -62,7 +62,8 @@ class Metric:
         return value >= than + (1 - than) * by
 
 
-def _mean(values: Values, weights: Values) -> float:
+def average(values: Values, weights: Values) -> float:
+    """The weighted mean; NaN where nothing weighs."""
     total = weights.sum()
     return float((values * weights).sum() / total) if total else float("nan")
 
@@ -73,7 +74,7 @@ def mae(labels: Values, predictions: Values, weights: Values) -> float:
     >>> mae(np.array([1.0, 3.0]), np.array([2.0, 3.0]), np.ones(2))
     0.5
     """
-    return _mean(np.abs(predictions - labels), weights)
+    return average(np.abs(predictions - labels), weights)
 
 
 def rmse(labels: Values, predictions: Values, weights: Values) -> float:
@@ -82,7 +83,7 @@ def rmse(labels: Values, predictions: Values, weights: Values) -> float:
     >>> rmse(np.array([1.0, 3.0]), np.array([2.0, 4.0]), np.ones(2))
     1.0
     """
-    return float(np.sqrt(_mean(np.square(predictions - labels), weights)))
+    return float(np.sqrt(average(np.square(predictions - labels), weights)))
 
 
 def relative_mae(labels: Values, predictions: Values, weights: Values) -> float:
@@ -91,7 +92,7 @@ def relative_mae(labels: Values, predictions: Values, weights: Values) -> float:
     >>> relative_mae(np.array([1.0, 3.0]), np.array([2.0, 3.0]), np.ones(2))
     0.25
     """
-    mean = _mean(np.abs(labels), weights)
+    mean = average(np.abs(labels), weights)
     return mae(labels, predictions, weights) / mean if mean else float("nan")
 
 
@@ -102,7 +103,7 @@ def log_loss(labels: Values, predictions: Values, weights: Values) -> float:
     0.6931
     """
     given = np.where(labels > 0, predictions, 1 - predictions)
-    return _mean(-np.log(np.clip(given, 1e-12, 1.0)), weights)
+    return average(-np.log(np.clip(given, 1e-12, 1.0)), weights)
 
 
 def brier(labels: Values, predictions: Values, weights: Values) -> float:
@@ -111,7 +112,7 @@ def brier(labels: Values, predictions: Values, weights: Values) -> float:
     >>> brier(np.array([1.0, 0.0]), np.array([1.0, 0.5]), np.ones(2))
     0.125
     """
-    return _mean(np.square(predictions - labels), weights)
+    return average(np.square(predictions - labels), weights)
 
 
 def roc_auc(labels: Values, predictions: Values, weights: Values) -> float:
@@ -183,7 +184,7 @@ def decided(labels: Values, says_yes: npt.NDArray[np.bool_], weights: Values) ->
     positive = labels > 0
     both, said, real = (weights[rows].sum() for rows in (positive & says_yes, says_yes, positive))
     return {
-        "accuracy": _mean((positive == says_yes).astype(np.float64), weights),
+        "accuracy": average((positive == says_yes).astype(np.float64), weights),
         "precision": _share(both, said),
         "recall": _share(both, real),
         "f1": _share(2 * both, said + real),
@@ -247,6 +248,8 @@ def names(task: TaskKind) -> list[str]:
     return [metric.name for metric in _ALL if metric.task == task]
 
 
-def score_all(task: TaskKind, labels: Values, predictions: Values) -> dict[str, float]:
+def score_all(
+    task: TaskKind, labels: Values, predictions: Values, weights: Values | None = None
+) -> dict[str, float]:
     """Every metric of a task by its name."""
-    return {name: find(name, task)(labels, predictions) for name in names(task)}
+    return {name: METRICS[name](labels, predictions, weights) for name in names(task)}

@@ -12,7 +12,7 @@ from mlops_ray.errors import ConfigError, TrainingError, one_line
 from mlops_ray.registry import estimator
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.estimator import BLOCK, EstimatorModel
-from mlops_ray.registry.models import ForestModel, Model
+from mlops_ray.registry.models import Model
 from mlops_ray.training import families
 from mlops_ray.training.families import CPU, Device, Family, How, Params, Sample, TaskKind
 from mlops_ray.training.space import OneOf, Space
@@ -58,8 +58,8 @@ class EstimatorFamily(PathFamily):
         return bool(has_fit_parameter(estimator.load_class(self.path), "sample_weight"))
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
-        if how.classifies and len(np.unique(sample.y)) == 1:
-            return ForestModel.constant(float(sample.y[0]))
+        if constant := families.constant_label(sample, how):
+            return constant
         from threadpoolctl import threadpool_limits
 
         fitted = estimator.load_class(self.path)(**params)

@@ -14,7 +14,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from ray.tune.search import Searcher
 
 from mlops_ray.config import MICROSECONDS
 from mlops_ray.errors import TrainingError, first_line
-from mlops_ray.registry.encoder import Encoder, Style
+from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
 from mlops_ray.training import distributed, evaluate, families, space
 from mlops_ray.training.evaluate import Fitted
@@ -40,12 +39,10 @@ from mlops_ray.training.search import Search
 from mlops_ray.training.space import Point
 from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
-from mlops_ray.training.trial import Fold, Setting, Trainable, device
+from mlops_ray.training.trial import RETRIES, Fold, Setting, Trainable, device
 
 #: Rows of the positive class that a sample must have.
 FEWEST = 20
-#: How often a trial, or the winner's fit, begins again because its worker died.
-RETRIES = 3
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
 #: tables.
 TUNE_ENVIRONMENT = {
@@ -175,10 +172,7 @@ def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: in
             )
         if count > 1:
             spread = distributed.DistributedXgboost(count, request, label_selector)
-            task = replace(task)
-            # In the place of what the task would look up.
-            vars(task)["families"] = {trial.family: spread}
-            return evaluate.refit(task, trial.family, trial.params, cpus=threads)
+            return evaluate.refit(task, trial.family, trial.params, cpus=threads, by=spread)
     refit = ray.remote(_refit).options(
         num_cpus=request["CPU"],
         num_gpus=request.get("GPU", 0),
@@ -307,13 +301,8 @@ def _sample(task: Task, rows: Rows, count: int, seed: int) -> Rows:
 
 
 def _encode(task: Task, part: Split, style: Style) -> Fold:
-    train, held_out = task.frame[part.train], task.frame[part.held_out]
-    encoder = Encoder.fit(train, task.columns, style=style)
-    return Fold(
-        task.sample(part.train, encoder),
-        encoder.transform(held_out),
-        task.labels[part.held_out],
-    )
+    encoder, train = task.encoded(part.train, style)
+    return Fold(train, encoder.transform(task.frame[part.held_out]), task.labels[part.held_out])
 
 
 def _spaces(task: Task) -> dict[str, space.Space]:

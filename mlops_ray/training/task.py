@@ -7,10 +7,10 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from mlops_ray.config import ClassWeights, Imbalance, Postprocess, Training
+from mlops_ray.config import ClassWeights, Imbalance, Postprocess, Threshold, Training
 from mlops_ray.errors import TrainingError
 from mlops_ray.features.definitions import LABEL
-from mlops_ray.registry.encoder import Encoder
+from mlops_ray.registry.encoder import Encoder, Style
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.outcome import Outcome, Transform
 from mlops_ray.schema import INSTANT, Column
@@ -123,6 +123,11 @@ class Task:
         return metrics.find(self.training.metric, self.kind)
 
     @property
+    def threshold(self) -> Threshold | None:
+        """What the threshold of a classification is to be chosen for."""
+        return self.training.imbalance.threshold if self.training.imbalance else None
+
+    @property
     def gap_us(self) -> int:
         """How long before the first prediction's target time the last label is known."""
         return self.horizon_us + self.label_delay_us
@@ -183,12 +188,16 @@ class Task:
             groups=self.groups,
         )
 
-    def sample(self, rows: Rows, encoder: Encoder) -> Sample:
-        """These rows as a family is fitted on them: encoded, their labels transformed, weighted."""
-        labels = self.labels[rows]
+    def encoded(self, rows: Rows, style: Style) -> tuple[Encoder, Sample]:
+        """The encoder learned on these rows, and they as a family is fitted on them.
+
+        Their labels are transformed, and they are weighted.
+        """
+        frame, labels = self.frame[rows], self.labels[rows]
+        encoder = Encoder.fit(frame, self.columns, style=style)
         if self.transform is not None:
             labels = TRANSFORMS[self.transform][0](labels)
-        return Sample(encoder.transform(self.frame[rows]), labels, self._weights(labels), encoder.discrete)
+        return encoder, Sample(encoder.transform(frame), labels, self._weights(labels), encoder.discrete)
 
     def _weights(self, labels: Values) -> Values | None:
         """What each row counts, learned on these labels; `None` where all count alike."""

@@ -22,6 +22,9 @@ from mlops_ray.training.calibration import unweighted
 from mlops_ray.training.families import Device, Family, How, Params, Sample, TaskKind
 from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, SCORE, SECONDS, mean
 
+#: How often a trial, or the winner's fit, begins again because a worker died.
+RETRIES = 3
+
 
 @dataclass(frozen=True)
 class Fold:

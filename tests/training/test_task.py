@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from mlops_ray.errors import TrainingError
-from mlops_ray.registry.encoder import Encoder
 from mlops_ray.training import sweep
 from tests.training.made import DAY, START, classification, frame, task
 
@@ -67,12 +66,11 @@ def test_a_group_that_no_column_has_is_named() -> None:
 def test_weights_balance_the_classes_of_the_rows_that_are_learned_from() -> None:
     made = classification({"imbalance": {"weights": "balanced"}})
     rows = made.folds[0].train
-    encoder = Encoder.fit(made.frame[rows], made.columns, style="codes")
-    sample = made.sample(rows, encoder)
+    _, sample = made.encoded(rows, "codes")
     assert sample.weights is not None
     assert sample.weights[sample.y > 0].sum() == pytest.approx(sample.weights[sample.y == 0].sum())
     assert sample.weights.sum() == pytest.approx(len(rows))
-    given = classification({"imbalance": {"weights": {"positive": 3.0}}}).sample(rows, encoder).weights
+    given = classification({"imbalance": {"weights": {"positive": 3.0}}}).encoded(rows, "codes")[1].weights
     assert given is not None
     assert set(given[sample.y > 0]) == {3.0}
     assert set(given[sample.y == 0]) == {1.0}
