@@ -121,7 +121,7 @@ def measured(rows: int, folder: Path) -> tuple[list[dict[str, Any]], list[Claim]
     cores = os.cpu_count() or 1
     for way, cpus in (("CPU, one a trial", 1), ("CPU, one a trial", cores), ("GPU, 1 trials at a time", 1)):
         task = made(rows, ways[way])
-        seconds, _ = timed(partial(sweep.fit, task, best, label_selector={}, cpus=cpus))
+        seconds, _ = timed(partial(sweep.fit, task, best.family, best.params, label_selector={}, cpus=cpus))
         called = way.partition(",")[0] + (f", {cpus} threads" if way.startswith("CPU") else "")
         shown.append(_row(f"the winner's fit: {called}", len(task.test.train), seconds, None))
     return [{"gpu": gpu(), **row} for row in shown], [

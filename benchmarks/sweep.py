@@ -100,7 +100,7 @@ def loop(task: Task) -> list[tuple[float, ...]]:
     setting = Setting(task.training.metric, task.kind, task.training.search.seed, 1, task.outcome)
     return [
         tuple(
-            trial.score(fold, task.families[made.family], made.params, setting)
+            trial.score(fold, task.families[made.family], made.params, setting)[0]
             for fold in folds[task.families[made.family].style]
         )
         for made in LAST[0].leaderboard

@@ -18,12 +18,14 @@ import typer
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
+from rich.text import Text
 
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import head, interrupt, service
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError, MlopsError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
+from mlops_ray.pages import plain
 from mlops_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -288,7 +290,7 @@ def main() -> None:
     try:
         app()
     except MlopsError as error:
-        err.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"error: {plain(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
         err.print("stopped")
@@ -383,13 +385,14 @@ def _print_json(document: Any) -> None:
 def _print_fields(fields: dict[str, Any]) -> None:
     width = max([10, *map(len, fields)])
     for name, value in fields.items():
-        print(f"{name:<{width}} {value}")
+        print(f"{name:<{width}} {plain(str(value))}")
 
 
 def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     table = Table(*columns)
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        # What others wrote neither dresses up nor steers the terminal.
+        table.add_row(*(Text(plain(f"{c:.4g}" if isinstance(c, float) else str(c))) for c in row))
     out.print(table)
 
 
@@ -407,7 +410,10 @@ def _print_features(found: list[dict[str, Any]]) -> None:
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
     columns = ["version", "state", "family", "metric", "value", "created", "reason"]
-    _print_table(columns, [[version[column] or "" for column in columns] for version in found])
+    said = [
+        v | {"value": float(v["value"]) if v["value"] else "", "created": v["created"][:19]} for v in found
+    ]
+    _print_table(columns, [[version[column] or "" for column in columns] for version in said])
 
 
 def _show_set(made: "TrainingSet", as_json: bool) -> None:
@@ -481,11 +487,11 @@ def _print_trained(metric: str, trained: dict[str, Any]) -> None:
     _print_table(["test part", f"{trained['family']} (winner)", "with 95 % confidence", *rivals], rows)
     failed = {t["family"]: t["error"] for t in trained["leaderboard"] if t["state"] == "failed"}
     for family, error in failed.items():
-        out.print(f"trials of {family} failed: {error}", markup=False)
+        out.print(plain(f"trials of {family} failed: {error}"), markup=False)
     for reason in trained["refused"]:
-        out.print(f"not live: {reason}", markup=False)
+        out.print(plain(f"not live: {reason}"), markup=False)
     for note in trained["notes"]:
-        out.print(f"note: {note}", markup=False)
+        out.print(plain(f"note: {note}"), markup=False)
     _print_fields({"model card": trained["card"]})
 
 

@@ -210,20 +210,31 @@ class Pipeline:
             "data": training_set.manifest["digest"],
             "features": self.features.digest,
             "target": project.target.model_dump(mode="json"),
-            "training": project.training.model_dump(mode="json"),
+            "training": [project.training.model_dump(mode="json"), own.code(project.training)],
             "label_delay": project.label_delay,
             "season": task.season_us,
             "test_from": task.test_from,
             "postprocess": project.serving.postprocess.model_dump(mode="json"),
             "code": release.code_digest(),
         }
-        return self.stages.run(
+        trained = self.stages.run(
             self._stage("train"),
             made_from,
             lambda: self.trainer.train(task, training_set, **how),
             say=_say_train,
             still_there=lambda r: self._is_registered(r["version"]),
         )
+        return {**trained, "notes": [*trained["notes"], *self._quarantined()]}
+
+    def _quarantined(self) -> list[str]:
+        """Of each source with rows that nothing was learned from, how many these are."""
+        reports = {n: self.storage.read_json("reports", f"validation-{n}.json") for n in self.project.sources}
+        return [
+            f"{report['quarantined']:,} of {report['rows_in']:,} rows of {name} are in quarantine: see "
+            f"{self.storage.path('reports', f'validation-{name}.html')}"
+            for name, report in reports.items()
+            if report and report["quarantined"]
+        ]
 
     def _is_registered(self, version: int) -> bool:
         if self.project.tracking is None and not self.storage.path("mlflow.db").exists():

@@ -113,17 +113,21 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
 def train(
     project: Project, storage: Storage, progress: Progress, *, resume: bool = False, like: str | None = None
 ) -> dict[str, Any]:
-    """Trains a version and registers it; what came of it. The arguments are those of `Trainer.train`.
+    """Trains a version and registers it; what came of it.
 
-    On the cluster of this storage, or on one that is started for it and stopped again.
+    `resume` goes on with a search that was killed; `like` names a run: what won in the runs likest to it is
+    tried first. On the cluster of this storage, or on one that is started for it and stopped again.
     """
     with (
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
     ):
+        # Whatever cannot be is said before a cluster is started.
+        run_id = pipeline.trainer.killed() if resume else None
+        start = pipeline.trainer.won(like) if like is not None else []
         connected()
         pipeline.prepare()
-        trained = pipeline.train(pipeline.build(pipeline.ingest()), resume=resume, like=like)
+        trained = pipeline.train(pipeline.build(pipeline.ingest()), run_id=run_id, start=start)
         _leave_cluster(storage, stop=ours)
         return trained
 

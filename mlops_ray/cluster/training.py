@@ -9,7 +9,6 @@ from typing import Any, TypedDict
 
 import numpy as np
 import polars as pl
-import ray
 
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
@@ -29,7 +28,7 @@ from mlops_ray.registry.registry import Registry
 from mlops_ray.schema import Column
 from mlops_ray.serving import release
 from mlops_ray.storage import Storage, replacing
-from mlops_ray.training import card, evaluate, runs, sweep, tracking
+from mlops_ray.training import card, evaluate, journal, runs, sweep, tracking
 from mlops_ray.training.card import Subject
 from mlops_ray.training.diagnosis import LEAST, HeldOut, diagnose
 from mlops_ray.training.environment import environment
@@ -68,7 +67,13 @@ def task(
         season_us=source.season,
         transform=project.target.transform,
         postprocess=project.serving.postprocess,
+        restricts=_restricts(project),
     )
+
+
+def _restricts(project: Project) -> bool:
+    """Whether there are values that not everybody may see."""
+    return any(source.policy.restricts for source in project.sources.values())
 
 
 @dataclass(frozen=True)
@@ -87,21 +92,20 @@ class Trainer:
     progress: Progress = field(default_factory=Silent)
 
     def train(
-        self, task: Task, training_set: TrainingSet, *, resume: bool = False, like: str | None = None
+        self, task: Task, training_set: TrainingSet, *, run_id: str | None = None, start: Sequence[Point] = ()
     ) -> dict[str, Any]:
         """Sweeps, fits and tests the winner, packs and registers it; what came of it, as JSON.
 
-        `resume` goes on with a search that was killed, in its run; `like` names a run: what won in the runs
-        likest to it is tried first.
+        With `run_id` a search that was `killed` goes on in its run; `start` is tried first after defaults.
         """
         name, metric = self.project.project, task.training.metric
         found, folder = environment(Path(os.environ.get(SEARCH_PATH) or ".")), self._folder
-        # Whatever cannot be is said before a run is opened.
-        run_id, start = self._killed() if resume else None, self._start(like)
+        # Before anything asks the registry: it may have to be made.
+        experiment = self.experiment()
         champion, notes = self._champion_answers(task)
-        begun = tracking.open_run(self.tracking_uri, self.experiment(), name, resume=run_id)
+        begun = tracking.open_run(self.tracking_uri, experiment, name, resume=run_id)
         with begun as run:
-            if not resume:
+            if run_id is None:
                 sweep.forget(folder)
                 self.storage.write_json({"run": run.id}, *self._running)
                 run.log_origin(training_set.manifest, metric, found)
@@ -113,14 +117,14 @@ class Trainer:
                     f"trial {done} of {total}: {what}"
                 ),
                 on_trial=run.log_trial,
-                resume=resume,
+                resume=run_id is not None,
                 start=start,
                 keep=True,
             )
             run.log_leaderboard(swept.leaderboard)
-            best, cpus = swept.best, _free_cpus()
+            best, cpus = swept.best, sweep.free_cpus(self._selector)
             self.progress.update(f"fitting {best.family} on all training rows")
-            fitted = sweep.fit(task, best, label_selector=self._selector, cpus=cpus)
+            fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
             self.progress.update(f"testing {best.family}")
             report = evaluate.test(task, fitted, champion)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)
@@ -130,7 +134,7 @@ class Trainer:
             packed = self._pack(task, fitted, report, training_set, cpus)
             self.progress.update("drawing the model card")
             subject = self._subject(task, fitted, report, training_set, found, refused + notes)
-            version = self.registry.register(packed, name=name, run_id=run.id, metric=metric)
+            version = self.registry.register(packed, run_id=run.id, metric=metric)
             sweep.forget(folder)
             files = card.files(replace(subject, version=version))
             run.log_files(files)
@@ -161,17 +165,17 @@ class Trainer:
         """Where the run stands whose search is going on, or was killed."""
         return "training", f"{self.project.project}.json"
 
-    def _killed(self) -> str:
+    def killed(self) -> str:
+        """The id of the run whose search was killed; raises `TrainingError` where there is none."""
         document = self.storage.read_json(*self._running)
-        if document is None or not self._folder.exists():
+        if document is None or not (self._folder / journal.FILE).exists():
             raise TrainingError(
                 "there is no search to resume: none was begun, or it is over; leave out --resume"
             )
         return str(document["run"])
 
-    def _start(self, like: str | None) -> Sequence[Point]:
-        if like is None:
-            return []
+    def won(self, like: str) -> Sequence[Point]:
+        """What won in the runs likest to this one; raises `UsageError` where not exactly one is called so."""
         return runs.warm_start(runs.alike(tracking.recorded(self.tracking_uri), like))
 
     @property
@@ -222,6 +226,7 @@ class Trainer:
         rows, seed = task.test.held_out, task.training.search.seed
         sources = self.project.sources.values()
         answers = fitted.predict(task.frame[rows])
+        fewest = max((s.policy.minimum_count for s in sources if s.policy.restricts), default=0)
         held = HeldOut(
             task.frame[rows],
             task.times[rows],
@@ -230,9 +235,11 @@ class Trainer:
             task.blocks(rows),
             task.metric,
             seed,
-            max(LEAST, *(s.policy.minimum_count for s in sources if s.policy.restricts), 0),
+            max(LEAST, fewest),
+            fewest,
         )
         hidden = frozenset(name for source in sources for name in source.hidden)
+        hidden |= {column.name for column in self.features.columns if column.hidden}
         known = task.frame[task.test.train].select(self.features.names)
         target = self.project.target
         return Subject(
@@ -248,7 +255,7 @@ class Trainer:
                 fitted.predict,
                 self.features.names,
                 self.project.monitoring.segments,
-                hidden | self.features.made_of(hidden),
+                hidden,
                 evaluate.learned(task, fitted),
             ),
             manifest=training_set.manifest,
@@ -263,7 +270,9 @@ class Trainer:
     ) -> Package:
         known = task.frame[task.test.train].select(self.features.names)
         known = known.with_columns(pl.Series(PREDICTION, fitted.predict(known)))
-        columns = (*self.features.columns, Column(PREDICTION, "float"))
+        # Cells of a column are made of its values.
+        shown = (column for column in self.features.columns if not column.hidden)
+        columns = (*shown, Column(PREDICTION, "float"))
         return package.write(
             self.storage.path("artifacts", "packages", self.project.project),
             name=self.project.project,
@@ -296,8 +305,9 @@ class Trainer:
         packed = predictor.package
         recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
         training_set = dataset.rebuild(recorded.with_suffix(".json"), self.project.functions)
-        again, cpus = _task_of(packed, training_set)
-        fitted, held_out = evaluate.refit(again, packed.family, packed.params, cpus=cpus), again.test.held_out
+        again, cpus = _task_of(packed, training_set, _restricts(self.project))
+        fitted = sweep.fit(again, packed.family, packed.params, label_selector=self._selector, cpus=cpus)
+        held_out = again.test.held_out
         before, now = (by(again.frame[held_out]) for by in (predictor.predict_features, fitted.predict))
         scores = evaluate.scores(again, again.labels[held_out], now, fitted.outcome, np.ones(len(held_out)))
         pairs = {name: (value, scores[name]) for name, value in packed.metrics.items()}
@@ -314,12 +324,6 @@ class Trainer:
                 if libraries.get(name) != was
             },
         }
-
-
-def _free_cpus() -> int:
-    """How many CPUs no one holds on the cluster, at most those of one node, and at least one."""
-    most = max(node["Resources"].get("CPU", 1.0) for node in ray.nodes() if node["Alive"])  # type: ignore[no-untyped-call]
-    return max(1, int(min(most, ray.available_resources().get("CPU", 1.0))))  # type: ignore[no-untyped-call]
 
 
 def _decision(task: Task, fitted: Fitted) -> str:
@@ -357,7 +361,7 @@ def _origin(task: Task, cpus: int) -> dict[str, Any]:
     }
 
 
-def _task_of(packed: Package, training_set: TrainingSet) -> tuple[Task, int]:
+def _task_of(packed: Package, training_set: TrainingSet, restricts: bool) -> tuple[Task, int]:
     """What a version was learned from, and with how many threads."""
     origin, features = packed.origin, packed.feature_set
     begin = origin["test_from"]
@@ -374,6 +378,7 @@ def _task_of(packed: Package, training_set: TrainingSet) -> tuple[Task, int]:
         season_us=origin["season_us"],
         transform=origin["transform"],
         postprocess=Postprocess.model_validate(origin["postprocess"]),
+        restricts=restricts,
     )
     return again, origin["cpus"]
 
@@ -395,6 +400,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "score": trial.score,
         "folds": list(trial.fold_scores),
         "seconds": trial.seconds,
+        "predict_us": trial.predict_us,
         "state": trial.state,
         "error": trial.error,
     }

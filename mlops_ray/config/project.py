@@ -187,7 +187,7 @@ class Search(Model):
     """That a trial fits on, drawn at random from a fold's: enough to rank. The winner is fitted on all."""
     workers: int = Field(1, ge=1)
     """Of the winner's fit, where it is XGBoost; more by themselves where a node's memory is too small."""
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     space: dict[str, dict[str, Any]] = {}
 
 
@@ -206,7 +206,7 @@ class Validation(Model):
 
     by: Literal["time", "order", "random"] = "time"
     test: HeldOut = HeldOut(share=0.2)
-    folds: int = Field(3, ge=1)
+    folds: int = Field(3, ge=1, le=100)
     group: str | None = None
     stratify: bool = False
     replay: bool = False

@@ -50,7 +50,8 @@ class Origin:
             case "model_type":
                 message = f"{detail['input']!r} stands where a mapping is needed, e.g. {{key: value}}"
             case _:
-                message = detail["msg"].removeprefix("Value error, ")
+                message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+                message = message.replace("a valid tuple", "a list")
         context = detail.get("ctx", {})
         at = (*self._place(detail["loc"]), *context.get("at", ()))
         return self.error(message, at, context.get("key", ()))

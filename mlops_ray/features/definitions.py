@@ -315,9 +315,16 @@ def _compiled(project: Project) -> FeatureSet:
         every_us=target.resample.every if target.resample else None,
         strict=project.target.known_at == "event",
     )
+    hidden = frozenset(name for source in project.sources.values() for name in source.hidden)
+    features = replace(features, columns=tuple(_seen(features.columns, hidden | features.made_of(hidden))))
     _refuse_the_label(project, features.request)
     _refuse_taken_names(defined, features)
     return features
+
+
+def _seen(columns: Iterable[Column], hidden: frozenset[str]) -> Iterator[Column]:
+    """The columns of features, those that show what nobody may see `hidden`."""
+    return (replace(column, hidden=column.name in hidden) for column in columns)
 
 
 def _all_stored(project: Project, tables: Mapping[str, ViewTable]) -> Iterator[_Defined]:
@@ -375,7 +382,7 @@ def _refuse_the_label(project: Project, request: Schema) -> None:
     """A request cannot hold what is to be predicted."""
     label = _made_of(compile_sql(project.target.expr).columns, project.sources[project.target.source])
     for name in sorted(label & set(request.names)):
-        why = f"is made of {name!r}, which a feature of the request reads: nobody knows it when asking"
+        why = f"is made of {name!r}, which a request holds: who asks would know the answer"
         raise ConfigError(why, at=("target", "expr"))
 
 

@@ -17,6 +17,7 @@ import polars as pl
 
 from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.schema import Column
+from mlops_ray.storage import digest
 
 Matrix = npt.NDArray[np.float32]
 Values = npt.NDArray[np.float64]
@@ -53,11 +54,15 @@ class NumericPart:
 
 @dataclass(frozen=True)
 class DiscretePart:
-    """One of `categories`: zeros and a one, or the category's position; see `Encoder`."""
+    """One of `categories`: zeros and a one, or the category's position; see `Encoder`.
+
+    Where they are `hashed`, a digest stands for each: it keeps values from eyes, and not from who guesses.
+    """
 
     name: str
     categories: tuple[Category, ...]
     one_hot: bool
+    hashed: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,13 +73,26 @@ class DiscretePart:
         return {category: code for code, category in enumerate(self.categories)}
 
     def write(self, values: pl.Series, out: Matrix) -> None:
-        found = map(self._codes.get, values.to_list(), repeat(UNSEEN))
+        known = hashed(self.name, values) if self.hashed else values
+        found = map(self._codes.get, known.to_list(), repeat(UNSEEN))
         codes = np.fromiter(found, np.int64, count=len(values))
         if self.one_hot:
             rows = np.flatnonzero(codes != UNSEEN)
             out[rows, codes[rows]] = 1.0
         else:
             out[:, 0] = np.where(codes == UNSEEN, np.nan, codes)
+
+
+def hashed(name: str, values: pl.Series) -> pl.Series:
+    """What stands for each value of a column that nobody may see.
+
+    >>> hashed("plan", pl.Series(["gold", None])).to_list()
+    ['c5362b373e9f6402', None]
+    """
+    known = values.unique().drop_nulls().to_list()
+    return values.replace_strict(
+        known, [digest([name, value])[:16] for value in known], return_dtype=pl.String
+    )
 
 
 Part = NumericPart | DiscretePart
@@ -151,7 +169,10 @@ class Encoder:
 
 def _fit_part(values: pl.Series, column: Column, style: Style) -> Part:
     if column.is_discrete:
-        return DiscretePart(column.name, _categories(values, column, style), style == "one_hot")
+        # Categories that the project file declares are no secret.
+        hides = column.hidden and column.categories is None
+        values = hashed(column.name, values) if hides else values
+        return DiscretePart(column.name, _categories(values, column, style), style == "one_hot", hides)
     if column.type == "datetime":
         raise TrainingError(f"the feature {column.name!r} is an instant; use hour_of, weekday_of … of it")
     if style == "codes":
@@ -174,12 +195,14 @@ def _categories(values: pl.Series, column: Column, style: Style) -> tuple[Catego
 
 def _part_to_json(part: Part) -> dict[str, Any]:
     if isinstance(part, DiscretePart):
-        return {"name": part.name, "categories": list(part.categories)}
+        mark = {"hashed": True} if part.hashed else {}
+        return {"name": part.name, "categories": list(part.categories), **mark}
     return {"name": part.name, "center": part.center, "scale": part.scale, "fill": part.fill}
 
 
 def _part_from_json(data: dict[str, Any], style: Style) -> Part:
     if "categories" in data:
-        return DiscretePart(data["name"], tuple(data["categories"]), style == "one_hot")
+        one_hot, hides = style == "one_hot", bool(data.get("hashed"))
+        return DiscretePart(data["name"], tuple(data["categories"]), one_hot, hides)
     fill = None if data["fill"] is None else float(data["fill"])
     return NumericPart(data["name"], float(data["center"]), float(data["scale"]), fill)

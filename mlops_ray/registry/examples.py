@@ -5,14 +5,15 @@ from typing import Any
 
 import polars as pl
 
-from mlops_ray.registry.encoder import Encoder
+from mlops_ray.registry.encoder import DiscretePart, Encoder
 from mlops_ray.schema import DTYPES, Column
 
 
 def make(columns: tuple[Column, ...], encoder: Encoder) -> list[dict[str, Any]]:
     """Rows at the low end, in the middle, at the high end, and one where everything is missing."""
-    known = {part.name: getattr(part, "categories", ()) for part in encoder.parts}
-    rows = [{c.name: _example(c, known[c.name], share) for c in columns} for share in (0.0, 0.5, 1.0)]
+    discrete = (part for part in encoder.parts if isinstance(part, DiscretePart) and not part.hashed)
+    known = {part.name: part.categories for part in discrete}
+    rows = [{c.name: _example(c, known.get(c.name, ()), share) for c in columns} for share in (0.0, 0.5, 1.0)]
     return [*rows, {column.name: None for column in columns}]
 
 

@@ -4,21 +4,26 @@ MLflow holds names, versions and states; what a version is stands in its package
 keeps: a folder that was changed in the artifact store is not the version that was registered.
 """
 
+import contextlib
 import logging
 import os
+import re
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import AnyType
 
-from mlops_ray.errors import NotFoundError, PackageError, UsageError
+from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError, one_line
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.package import Package
 from mlops_ray.registry.signing import Trusted
@@ -35,14 +40,28 @@ STATE, REASON, DIGEST, FOLDER = "mlops.state", "mlops.reason", "mlops.digest", "
 ABOUT = {name: f"mlops.{name}" for name in ("family", "metric", "value", "dataset", "signer")}
 #: MLflow copies a model's data into a folder of this name.
 DATA = "data"
-#: Types in a model's signature.
-MLFLOW_TYPES = {
+#: Where in it a package lies.
+OWN_FOLDER = re.compile(rf"{DATA}(/(?!\.\.?$)[^/]+)?")
+#: A user and a password in an address.
+SECRET = re.compile(r"//[^/\s]*@")
+#: Types in a model's signature. MLflow has no whole number that may be missing: pandas makes a float of such.
+MLFLOW_TYPES: dict[str, DataType | AnyType] = {
     "float": DataType.double,
-    "int": DataType.long,
+    "int": AnyType(),  # type: ignore[no-untyped-call]
     "bool": DataType.boolean,
     "string": DataType.string,
     "category": DataType.string,
 }
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Within, what MLflow does not do is a `StorageError`, which tells no password of its address."""
+    try:
+        yield
+    except MlflowException as error:
+        said = SECRET.sub("//", one_line(error))
+        raise StorageError(f"MLflow (tracking) does not do what it is asked: {said}") from None
 
 
 class Registry:
@@ -53,15 +72,20 @@ class Registry:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         logging.getLogger("mlflow.store.model_registry").setLevel(logging.WARNING)
         self._uri = tracking_uri
-        self._client = MlflowClient(tracking_uri, tracking_uri)
 
-    def register(self, package: Package, *, name: str, run_id: str, metric: str | None = None) -> int:
+    @cached_property
+    def _client(self) -> MlflowClient:
+        # It makes a database that is missing.
+        return MlflowClient(self._uri, self._uri)
+
+    @answering()
+    def register(self, package: Package, *, run_id: str, metric: str | None = None) -> int:
         """Logs the package as an MLflow model of the run, registers it and returns its version.
 
         `metric` is the one that decides. The state is "registered". The logged model is loaded by
         `mlflow.pyfunc.load_model` and holds no pickle and no row of data.
         """
-        logged = self._log(package, run_id)
+        logged, name = self._log(package, run_id), package.name
         self._make_model(name)
         tags = {
             STATE: REGISTERED,
@@ -87,6 +111,7 @@ class Registry:
                 pip_requirements=_requirements(package),
             )
 
+    @answering()
     def versions(self, name: str) -> list[dict[str, Any]]:
         """Every version, newest first: version, state, reason, champion (bool), run_id, digest, created.
 
@@ -109,15 +134,18 @@ class Registry:
         ]
         return sorted(listed, key=lambda version: -version["version"])
 
+    @answering()
     def champion(self, name: str) -> int | None:
         """The version that the alias names; `None` where there is none."""
         try:
             return int(self._client.get_model_version_by_alias(name, CHAMPION).version)
         except MlflowException as error:
-            if _is_missing(error) or "alias" in str(error).lower():
+            # A missing alias of a model that there is counts as a wrong parameter.
+            if _is(error, RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE):
                 return None
             raise
 
+    @answering()
     def set_champion(self, name: str, version: int) -> None:
         """Moves the alias; the version before it is then "retired". Safe to repeat."""
         before = self.champion(name)
@@ -126,6 +154,7 @@ class Registry:
         if before is not None and before != version:
             self.set_state(name, before, "retired")
 
+    @answering()
     def set_state(self, name: str, version: int, state: str, reason: str = "") -> None:
         """Records the release state of a version, one of `STATES`, and why.
 
@@ -143,6 +172,8 @@ class Registry:
         Raises `NotFoundError` for a version that does not exist, `PackageError` where its package is gone.
         """
         folder = self._tags(name, version).get(FOLDER, DATA)
+        if not OWN_FOLDER.fullmatch(folder):
+            raise PackageError(f"the package of {name!r} version {version} is said to lie outside its place")
         try:
             uri = f"{self._client.get_model_version_download_uri(name, str(version))}/{folder}"
             return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self._uri))
@@ -158,19 +189,25 @@ class Registry:
         """
         digest = self._tags(name, version).get(DIGEST, "")
         folder = self.package_folder(name, version)
-        return packages.read(folder, digest=digest, trusted=trusted, types=types)
+        found = packages.read(folder, digest=digest, trusted=trusted, types=types)
+        if found.name != name:
+            raise PackageError(f"the package of {name!r} version {version} is one of {found.name!r}")
+        return found
 
+    @answering()
     def _tags(self, name: str, version: int) -> dict[str, str]:
         try:
             return dict(self._client.get_model_version(name, str(version)).tags)
         except MlflowException as error:
+            if not _is(error, RESOURCE_DOES_NOT_EXIST):
+                raise
             raise NotFoundError(f"the registry has no version {version} of {name!r}") from error
 
     def _make_model(self, name: str) -> None:
         try:
             self._client.get_registered_model(name)
         except MlflowException as error:
-            if not _is_missing(error):
+            if not _is(error, RESOURCE_DOES_NOT_EXIST):
                 raise
             self._client.create_registered_model(name)
 
@@ -187,8 +224,8 @@ def _about(package: Package, metric: str | None) -> dict[str, str]:
     return {ABOUT[name]: str(value) for name, value in said.items() if value is not None}
 
 
-def _is_missing(error: MlflowException) -> bool:
-    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
+def _is(error: MlflowException, *codes: int) -> bool:
+    return error.error_code in map(ErrorCode.Name, codes)
 
 
 def _signature(package: Package) -> ModelSignature:

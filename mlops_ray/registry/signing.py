@@ -5,6 +5,7 @@ The private key stays in its file and in the process that signs; it cannot be pi
 
 import base64
 import fcntl
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ ALGORITHM = "ed25519"
 #: The operator's private key in the storage, where the project names no other, and its form.
 KEY_FILE = "signing.key"
 PEM = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+#: A group may read a key, as a mounted secret's does.
+OTHERS = stat.S_IWGRP | stat.S_IRWXO
 #: Public keys of which one must have signed; `None` where no signature is asked for.
 Trusted = frozenset[str] | None
 
@@ -33,6 +36,8 @@ def own_key(project: Project, storage: Storage) -> Ed25519PrivateKey:
     named = project.signing.key
     path = Path(named) if named is not None else _made(storage)
     try:
+        if path.stat().st_mode & OTHERS:
+            raise StorageError(f"others may read or change the signing key {path}: chmod 600 it")
         key = serialization.load_pem_private_key(path.read_bytes(), None)
     except OSError as error:
         raise StorageError(f"cannot read the signing key {path}: {error.strerror}") from error

@@ -65,7 +65,8 @@ class Figure:
 class HeldOut:
     """The test rows in their order: columns, times, labels, answers, each one's block of a bootstrap.
 
-    `metric` is the one that decides; nothing is said of fewer than `least` rows.
+    `metric` is the one that decides; nothing at all is said of fewer than `fewest` rows, and no metric of
+    fewer than `least`.
     """
 
     frame: pl.DataFrame
@@ -76,6 +77,7 @@ class HeldOut:
     metric: Metric
     seed: int
     least: int = LEAST
+    fewest: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,15 @@ def diagnose(
         {name: by_group(part, *_segment(frame[name])) for name in cut_by[:MOST_COLUMNS]},
         by_group(part, *_stretches(times, held.least)),
         by_group(part, *_bins(part.predictions), lambda y, said, w: average(y - off * said, w)),
-        curves(labels, answers) if is_class else {"residuals": histogram(labels - answers)},
+        curves(labels, answers) if is_class else {"residuals": histogram(labels - answers, held.fewest)},
         [*learning],
     )
 
 
-def histogram(values: Values) -> Points:
+def histogram(values: Values, fewest: int = 0) -> Points:
     """Where each cell begins and its rows, the last one the end; the outermost take in what lies beyond.
+
+    Cells of fewer rows than `fewest` are shown as empty.
 
     >>> histogram(np.array([0.0, 1.0, 1.0]))[-2:]
     [(0.97525..., 2.0), (1.0, 0.0)]
@@ -148,6 +152,7 @@ def histogram(values: Values) -> Points:
     # Cells of rounding errors are none.
     room = (abs(low) or 1.0) / 2 if high - low <= 1e-9 * max(abs(low), abs(high)) else 0.0
     counts, edges = np.histogram(values.clip(low, high), CELLS, (low - room, high + room))
+    counts[counts < fewest] = 0
     return list(zip(edges.tolist(), [*counts.astype(float).tolist(), 0.0], strict=True))
 
 

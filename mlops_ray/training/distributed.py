@@ -59,9 +59,13 @@ class DistributedXgboost(Xgboost):
         )
         with tempfile.TemporaryDirectory() as folder:
             run = RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=RETRIES))
-            trainer = XGBoostTrainer(_fit, train_loop_config=given, scaling_config=scaling, run_config=run)
+            trainer: Any = XGBoostTrainer(
+                _fit, train_loop_config=given, scaling_config=scaling, run_config=run
+            )
+            # Its handler would outlive it, and end the process as if all were well: Ctrl-C stays Ctrl-C.
+            trainer._register_sigint_handler = lambda controller: None
             try:
-                fitted: Any = trainer.fit()
+                fitted = trainer.fit()
             except TrainingFailedError as error:
                 failures = getattr(error, "worker_failures", {})
                 why = first_line(next(iter(failures.values()), error))

@@ -13,6 +13,8 @@ NONE = "none"
 GIT_S = 5.0
 #: Nothing is written, and no program started that a repository's settings name.
 QUIET = ("--no-optional-locks", "-c", "core.fsmonitor=false")
+#: Settings of the user and the machine, which do not come with a repository.
+USERS = ("system", "global")
 
 
 def environment(folder: Path) -> dict[str, Any]:
@@ -30,13 +32,22 @@ def environment(folder: Path) -> dict[str, Any]:
 def git_state(folder: Path) -> dict[str, str]:
     """The `commit` of a folder, and whether it is `dirty`: whether anything in it was changed since.
 
-    "none" where there is no commit, no Git, or no answer in time.
+    "none" where there is no commit, no Git, or no answer in time, and of what can only be told by a program
+    that the repository names.
     """
-    asked = ["git", *QUIET, "-C", str(folder), "status", "--porcelain=v2", "--branch", "--", "."]
+    commit = (_git(folder, "rev-parse", "--verify", "--quiet", "HEAD") or NONE).strip()
+    filters = _git(folder, "config", "--show-scope", "--name-only", "--get-regexp", r"^filter\.")
+    if filters is None or not all(line.startswith(USERS) for line in filters.splitlines()):
+        return {"commit": commit, "dirty": NONE}
+    changed = _git(folder, "status", "--porcelain", "--", ".")
+    return {"commit": commit, "dirty": NONE if changed is None else str(bool(changed)).lower()}
+
+
+def _git(folder: Path, *asked: str) -> str | None:
+    """What Git answers; `None` where it does not, or has no such thing."""
+    command = ["git", *QUIET, "-C", str(folder), *asked]
     try:
-        said = subprocess.run(asked, capture_output=True, timeout=GIT_S, check=True).stdout.decode()  # noqa: S603
+        done = subprocess.run(command, capture_output=True, timeout=GIT_S, check=False)  # noqa: S603
+        return done.stdout.decode() if done.returncode == 0 or asked[0] == "config" else None
     except (OSError, ValueError, subprocess.SubprocessError):
-        return {"commit": NONE, "dirty": NONE}
-    commit, *rest = said.removeprefix("# branch.oid ").splitlines()
-    changed = any(not line.startswith("#") for line in rest)
-    return {"commit": NONE if "(" in commit else commit, "dirty": str(changed).lower()}
+        return None

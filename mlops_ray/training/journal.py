@@ -54,19 +54,23 @@ class Journal:
 def _read(file: Path, fingerprint: str) -> tuple[list[Point], list[Trial]]:
     if not file.exists():
         raise TrainingError("there is no search to resume: none was begun, or it is over; leave out --resume")
-    first, *lines = file.read_bytes().split(b"\n")
-    head = orjson.loads(first)
+    try:
+        first, *lines = file.read_bytes().split(b"\n")
+        head = orjson.loads(first)
+        # The last line is whole where another, empty one comes after it.
+        start, trials = [(f, params) for f, params in head["start"]], [_trial(line) for line in lines[:-1]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{file} is damaged: train without --resume") from error
     if head["search"] != fingerprint:
         raise TrainingError(
             "the search to resume is another one: its data, families, metric or training.search were changed "
             "since; train without --resume"
         )
-    # The last line is whole where another, empty one comes after it.
-    trials = [_trial(orjson.loads(line)) for line in lines[:-1]]
-    return [(family, params) for family, params in head["start"]], trials
+    return start, trials
 
 
-def _trial(document: dict[str, Any]) -> Trial:
+def _trial(line: bytes) -> Trial:
+    document = orjson.loads(line)
     # JSON has no tuples and no NaN.
     score = float("nan") if document["score"] is None else document["score"]
     return Trial(**{**document, "fold_scores": tuple(document["fold_scores"]), "score": score})

@@ -11,13 +11,16 @@ from mlops_ray.errors import TrainingError
 
 #: Names in what a trial is given: its place among the suggestions, its family, the family's parameters.
 NUMBER, FAMILY, PARAMS = "number", "family", "params"
-#: Names in what it reports: the mean over the folds so far, each fold's score, seconds, why it failed.
-SCORE, FOLDS, SECONDS, ERROR = "score", "folds", "seconds", "error"
+#: Names in what it reports: the mean over the folds so far, each fold's score, seconds, microseconds for an
+#: answer, why it failed.
+SCORE, FOLDS, SECONDS, PREDICT_US, ERROR = "score", "folds", "seconds", "predict_us", "error"
 
 #: Ray adds a page of what may be the cause.
 LONGEST_REASON = 200
 
 State = Literal["complete", "stopped", "failed"]
+#: Which states come first.
+PLACES: Mapping[str, int] = {"complete": 0, "stopped": 1, "failed": 2}
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Trial:
     """What came of one trial.
 
     `id` is its number among the suggestions. `score` is the mean of `fold_scores`, which are fewer than the
-    folds where the state is "stopped"; it is NaN and `error` says why where it is "failed".
+    folds where the state is "stopped"; it is NaN and `error` says why where it is "failed". `seconds` are
+    those of its fits, `predict_us` microseconds that its model takes for one row, `None` if it was not asked.
     """
 
     id: str
@@ -36,6 +40,7 @@ class Trial:
     seconds: float
     state: State
     error: str = ""
+    predict_us: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ def read_trial(trial: Any, folds: int) -> Trial:
         seconds=float(result.get(SECONDS, 0.0)),
         state=state,
         error=error,
+        predict_us=result.get(PREDICT_US),
     )
 
 
@@ -97,6 +103,5 @@ def _lost(trial: Any) -> str:
 
 def rank(trial: Trial, loss: Callable[[float], float]) -> tuple[int, int, float, str]:
     """The order of a leaderboard, best first: complete trials, then stopped ones, then failed ones."""
-    order = {"complete": 0, "stopped": 1, "failed": 2}
     value = 0.0 if trial.state == "failed" else loss(trial.score)
-    return order[trial.state], -len(trial.fold_scores), value, trial.id
+    return PLACES[trial.state], -len(trial.fold_scores), value, trial.id

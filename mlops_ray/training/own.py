@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mlops_ray.config import OwnFamily, Project
+from mlops_ray.config import OwnFamily, Project, Training
 from mlops_ray.errors import ConfigError, TrainingError, one_line
+from mlops_ray.expressions import function_digest
 from mlops_ray.registry import estimator
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.estimator import BLOCK, EstimatorModel
@@ -91,7 +92,7 @@ def find_own(own: OwnFamily) -> Family:
     found = estimator.load_class(own.path)
     try:
         made = found()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # The class is the user's: making it may raise anything.
         raise TrainingError(f"{own.path} cannot be made without arguments: {one_line(error)}") from error
     if all(hasattr(made, name) for name in ESTIMATOR):
@@ -101,6 +102,11 @@ def find_own(own: OwnFamily) -> Family:
             f"{own.path} is neither a scikit-learn estimator nor a family: it lacks {missing}"
         )
     return PathFamily(own.path, made.tasks, made.devices, made.style, made.space)
+
+
+def code(training: Training) -> dict[str, str]:
+    """What stands for the code of each of one's own families, by its path: another code is another model."""
+    return {o.path: function_digest(o.path) for o in training.families if isinstance(o, OwnFamily)}
 
 
 def _estimator_family(path: str, made: Any) -> EstimatorFamily:

@@ -9,11 +9,13 @@ from mlops_ray.errors import UsageError
 from mlops_ray.pages import Block, Section, Table, cut, number, page, when
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import tracking
+from mlops_ray.training.leaderboard import PLACES
 from mlops_ray.training.metrics import METRICS
 from mlops_ray.training.tracking import COLUMNS, DATASET, METRIC, MOST_COLUMNS, STATE, TARGET, TASK, Recorded
 
 #: What it counts for likeness that columns, target and metric agree; only the same data are wholly alike.
 WEIGHTS = {COLUMNS: 0.55, TARGET: 0.25, METRIC: 0.1}
+LIKENESS = {DATASET, *WEIGHTS}
 #: Jobs that are less alike are not listed; of how many the best is where a search begins.
 LEAST_ALIKE, MOST_BEGUN = 0.3, 3
 #: What a trial costs: where it stands in a row, and in words.
@@ -38,7 +40,7 @@ def look(project: Project, storage: Storage, tracking_uri: str, like: str | None
 
 
 def rows(found: Sequence[Recorded]) -> list[Row]:
-    """Jobs, the newest first, each followed by its trials, the best first.
+    """Jobs, the newest first, each followed by its trials in the order of its leaderboard.
 
     Of a job `score` is that of the test part, of a trial that of validation. `seconds` of a trial are those
     of its fits, `predict_us` are microseconds for an answer, where they were measured.
@@ -46,28 +48,35 @@ def rows(found: Sequence[Recorded]) -> list[Row]:
     listed = []
     for job in (run for run in found if run.parent is None):
         trials = [_row(run, job) for run in found if run.parent == job.id]
-        listed += [_row(job, job), *sorted(trials, key=_loss)]
+        listed += [_row(job, job), *sorted(trials, key=_rank)]
     return listed
 
 
 def _row(run: Recorded, job: Recorded) -> Row:
-    metric, params = job.tags.get(METRIC, ""), dict(run.params)
+    metric, count, params = job.tags.get(METRIC, ""), job.tags.get(tracking.ROWS, ""), dict(run.params)
+    # What others wrote to MLflow may be anything.
+    metric = metric if metric in METRICS else ""
     return {
         "run": run.id,
         "parent": run.parent,
         "project": run.project,
         "started": run.started.isoformat(timespec="seconds"),
-        "family": params.pop("family", ""),
+        "family": str(params.pop("family", "")),
         "metric": metric,
         "score": run.metrics.get("score" if run.parent else metric),
         "folds": int(run.metrics.get("folds", 0)),
         "seconds": run.metrics.get("seconds", run.seconds),
         "predict_us": run.metrics.get("predict_us"),
         "state": run.tags.get(STATE, run.status.lower()),
-        "rows": int(job.tags.get(tracking.ROWS, 0)),
+        "rows": int(count) if count.isascii() and count.isdecimal() else 0,
         "dataset": job.tags.get(DATASET, ""),
         "params": params,
     }
+
+
+def _rank(row: Row) -> tuple[int, int, float]:
+    """What orders a job's trials: a score on some folds says less than one on all."""
+    return PLACES.get(row["state"], len(PLACES)), -row["folds"], _loss(row)
 
 
 def _loss(row: Row) -> float:
@@ -81,7 +90,7 @@ def similarity(one: Mapping[str, str], other: Mapping[str, str]) -> float:
 
     Columns count by how many of them, with their types, are in both (Jaccard); of very many a sample.
     """
-    if one.get(TASK) != other.get(TASK) or DATASET not in other:
+    if one.get(TASK) != other.get(TASK) or not other.keys() >= LIKENESS:
         return 0.0
     if one[DATASET] == other[DATASET]:
         return 1.0
@@ -101,6 +110,8 @@ def alike(found: Sequence[Recorded], run: str) -> list[Row]:
     if len(named) != 1:
         raise UsageError(f"--like: {len(named)} runs are called {run!r}; `mlops-ray runs` lists them")
     tags = named[0].tags
+    if not tags.keys() >= LIKENESS:
+        raise UsageError(f"--like: the run {named[0].id} ended before it said what it learns from")
     listed = [_row(job, job) | {"similarity": round(similarity(tags, job.tags), 4)} for job in found]
     listed = [row for row in listed if row["similarity"] >= LEAST_ALIKE]
     return sorted(listed, key=lambda row: (-row["similarity"], row["metric"] != tags[METRIC], _loss(row)))
@@ -117,21 +128,24 @@ def runs_page(project: str, listed: Sequence[Row], like: Sequence[Row]) -> str:
     tried = [row for row in listed if row["parent"] and row["score"] is not None]
     tried = [row for row in tried if all(row[key] == tried[0][key] for key in ("dataset", "metric"))]
     families = {n: [row for row in tried if row["family"] == n] for n in {row["family"]: 0 for row in tried}}
-    costs = [key for key in COSTS if tried and all(row[key] is not None for row in tried)]
+    costs = [key for key in COSTS if any(row[key] is not None for row in tried)]
     blocks = [_against(key, families) for key in costs]
-    blocks += [_parallel(name, trials) for name, trials in families.items() if len(trials) > 1]
+    blocks += [_parallel(name, ts) for name, ts in families.items() if len(ts) > 1 and ts[0]["params"]]
     like_data, all_runs = Block(table=table(like), wide=True), Block(table=table(listed), wide=True)
     note = "Validation, on the newest training set alone; the deeper a line, the better."
     parts = [Section("Runs on like data", [like_data] if like else []), Section("All", [all_runs])]
     parts[1:1] = [Section("What was tried", blocks, note)]
     best = (
-        f"The best of {len(tried):,} trials: {min(tried, key=_loss)['family']}." if tried else "No trial yet."
+        f"The best of {len(tried):,} trials: {min(tried, key=_rank)['family']}." if tried else "No trial yet."
     )
     return page(f"Runs of {project}", f"{len(listed):,} runs", [{"severity": "note", "said": best}], parts)
 
 
 def _against(cost: str, families: Mapping[str, Sequence[Row]]) -> Block:
-    points = {name: [(row[cost], row["score"]) for row in trials] for name, trials in families.items()}
+    points = {
+        name: [(row[cost], row["score"]) for row in trials if row[cost] is not None]
+        for name, trials in families.items()
+    }
     title, metric = COSTS[cost].capitalize(), next(iter(families.values()))[0]["metric"]
     return Block(title, picture=pictures.scatter(title, points, (COSTS[cost], metric)))
 

@@ -1,5 +1,6 @@
 """The space that a sweep searches, as plain data: for each family, for each parameter, what it may be."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,15 +81,19 @@ def narrowed(family: str, space: Space, given: Mapping[str, Any]) -> dict[str, B
 
 
 def _dimension(place: str, value: Any) -> Between | OneOf:
-    if isinstance(value, list):
-        return OneOf(tuple(value))
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping | list):
         return OneOf((value,))
-    if not {"min", "max"} <= set(value) <= {"min", "max", "log"} or value["min"] > value["max"]:
-        raise TrainingError(
-            f"training.search.space: {place} must be a value, a list, or e.g. {{min: 1, max: 9, log: true}}"
-        )
-    return Between(value["min"], value["max"], value["min"], bool(value.get("log", False)))
+    if isinstance(value, list) and value:
+        return OneOf(tuple(value))
+    if isinstance(value, Mapping) and {"min", "max"} <= set(value) <= {"min", "max", "log"}:
+        low, high, log = value["min"], value["max"], bool(value.get("log", False))
+        # A bool is a number too, and what is none is in no order.
+        if {type(low), type(high)} <= {int, float} and (0 if log else -math.inf) < low <= high < math.inf:
+            return Between(low, high, low, log)
+    raise TrainingError(
+        f"training.search.space: {place} must be a value, a list, or e.g. {{min: 1, max: 9, log: true}}; "
+        "the ends are numbers, with log above 0"
+    )
 
 
 def suggest(trial: Suggests, spaces: Mapping[str, Space]) -> Point:

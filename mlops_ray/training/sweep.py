@@ -27,10 +27,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mlops_ray.config import MICROSECONDS
-from mlops_ray.errors import TrainingError, first_line
+from mlops_ray.errors import MlopsError, TrainingError, first_line
 from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
-from mlops_ray.training import distributed, evaluate, families, space
+from mlops_ray.training import distributed, evaluate, families, own, space
 from mlops_ray.training.evaluate import Fitted
 from mlops_ray.training.journal import Journal
 from mlops_ray.training.leaderboard import FAMILY, FOLDS, NUMBER, PARAMS, SCORE, Sweep, rank, read_trial
@@ -39,7 +39,7 @@ from mlops_ray.training.search import Search
 from mlops_ray.training.space import Point
 from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
-from mlops_ray.training.trial import RETRIES, Fold, Setting, Trainable, device
+from mlops_ray.training.trial import RETRIES, Fold, Setting, Trainable, device, told
 
 #: Rows of the positive class that a sample must have.
 FEWEST = 20
@@ -124,6 +124,7 @@ def _tune(
         cpus=max(1, int(asked.resources.cpu)),
         outcome=task.outcome,
         report_every=1 if asked.scheduler == "asha" else len(task.folds),
+        restricts=task.restricts,
     )
     with_data = tune.with_parameters(Trainable, folds=encoded, families=task.families, setting=setting)
     selector: dict[str, Any] = {"bundle_label_selector": [dict(label_selector)]} if label_selector else {}
@@ -154,8 +155,15 @@ def _tune(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: int | None = None) -> Fitted:
-    """The trial's model fitted on all rows, by a Ray task with a trial's resources on a node that may.
+def fit(
+    task: Task,
+    family: str,
+    params: Mapping[str, Any],
+    *,
+    label_selector: Mapping[str, str],
+    cpus: int | None = None,
+) -> Fitted:
+    """A family fitted on all rows, by a Ray task with a trial's resources on a node that may.
 
     `cpus` are the threads, by default as many as a trial has. It begins again where its worker dies. XGBoost
     is fitted by several workers where there is more data than a node should hold (distributed.py). Raises
@@ -163,7 +171,7 @@ def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: in
     """
     request = resources(task, label_selector)
     threads = max(1, int(request["CPU"]))
-    if trial.family == "xgboost":
+    if family == "xgboost":
         count = distributed.workers(task, [node["memory"] for node in _nodes(label_selector)])
         if count > (room := _places(request, label_selector)):
             raise TrainingError(
@@ -172,21 +180,24 @@ def fit(task: Task, trial: Trial, *, label_selector: Mapping[str, str], cpus: in
             )
         if count > 1:
             spread = distributed.DistributedXgboost(count, request, label_selector)
-            return evaluate.refit(task, trial.family, trial.params, cpus=threads, by=spread)
+            return evaluate.refit(task, family, params, cpus=threads, by=spread)
     refit = ray.remote(_refit).options(
         num_cpus=request["CPU"],
         num_gpus=request.get("GPU", 0),
         label_selector=dict(label_selector) or None,
         max_retries=RETRIES,
     )
-    fitted = refit.remote(ray.put(task), trial.family, trial.params, cpus or threads)
+    fitted = refit.remote(ray.put(task), family, params, cpus or threads)
     try:
         return ray.get(fitted)
     except RayTaskError as error:
-        raise error.cause from None
+        if isinstance(error.cause, MlopsError):
+            raise error.cause from None
+        said = told(error.cause, task.restricts)
+        raise TrainingError(f"{family} could not be fitted on all rows: {said}") from None
     except RayError as error:
         raise TrainingError(
-            f"the worker that fitted {trial.family} on all rows died {RETRIES + 1} times; is there too "
+            f"the worker that fitted {family} on all rows died {RETRIES + 1} times; is there too "
             f"little memory? {first_line(error)}"
         ) from error
     except KeyboardInterrupt:
@@ -234,10 +245,21 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
     return cpus
 
 
+def free_cpus(label_selector: Mapping[str, str]) -> int:
+    """The most CPUs that no one holds on a node that lives and has the labels; at least one."""
+    free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    nodes = (free.get(node["NodeID"], {}) for node in _living(label_selector))
+    return max(1, int(max((node.get("CPU", 0.0) for node in nodes), default=1.0)))
+
+
 def _nodes(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:
     """The resources of each node that lives and has the labels."""
+    return [node["Resources"] for node in _living(label_selector)]
+
+
+def _living(label_selector: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
-        node["Resources"]
+        node
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
         and all(_admits(condition, node["Labels"].get(key)) for key, condition in label_selector.items())
@@ -329,7 +351,7 @@ def fingerprint(task: Task, encoded: Mapping[Style, Sequence[Fold]]) -> str:
     config = task.training.model_dump(
         mode="json", include={"families", "metric", "search"}, exclude={"search": {"time_limit"}}
     )
-    return digest([data.hexdigest(), config, task.kind, repr(task.outcome)])
+    return digest([data.hexdigest(), config, own.code(task.training), task.kind, repr(task.outcome)])
 
 
 class _Suggests(Searcher):

@@ -31,7 +31,8 @@ class Task:
     `frame` has the columns `keys`, `time` (instants), every feature of `columns`, and `label`, which is 0 or
     1 in a classification. `test_from` is the first target time of the test part, `None` where a share of the
     rows is held back. `season_us` is the season of the naive forecast, `None` where there is none.
-    `postprocess` is what happens to every prediction before it counts.
+    `postprocess` is what happens to every prediction before it counts. Where `restricts`, errors of libraries
+    are told without what they say.
     """
 
     frame: pl.DataFrame
@@ -46,6 +47,7 @@ class Task:
     season_us: int | None = None
     transform: Transform | None = None
     postprocess: Postprocess = field(default_factory=Postprocess)
+    restricts: bool = False
 
     def __post_init__(self) -> None:
         """Raises `TrainingError` for what cannot be learned, before anything is spent on it."""

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from mlops_ray.errors import StorageError, one_line
+from mlops_ray.registry.registry import answering
 from mlops_ray.storage import digest
 from mlops_ray.training.leaderboard import Trial
 
@@ -51,7 +51,7 @@ def prepare(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
     """
     for name in ("mlflow.store.db.utils", "mlflow.tracking", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    with _answering():
+    with answering():
         client = MlflowClient(tracking_uri)
         found = client.get_experiment_by_name(experiment)
         if found is None:
@@ -60,14 +60,6 @@ def prepare(tracking_uri: str, experiment: str, artifacts: str | None) -> str:
                 return str(client.create_experiment(experiment, artifact_location=artifacts))
             found = client.get_experiment_by_name(experiment)
     return str(found.experiment_id if found else "")
-
-
-@contextlib.contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except MlflowException as error:
-        raise StorageError(f"MLflow (tracking) does not do what it is asked: {one_line(error)}") from error
 
 
 # ---------------------------------------------------------------- writing
@@ -93,6 +85,7 @@ class Run:
         if nested.status in (FINISHED, FAILED):
             return
         figures = {"score": trial.score, "seconds": trial.seconds, "folds": len(trial.fold_scores)}
+        figures |= {} if trial.predict_us is None else {"predict_us": trial.predict_us}
         numbers = [(name, value, 0) for name, value in figures.items()]
         numbers += [("fold_score", score, step) for step, score in enumerate(trial.fold_scores)]
         own = Run(nested.run_id, self.experiment_id, nested.start_time, self._client)
@@ -204,8 +197,9 @@ def open_run(tracking_uri: str, experiment_id: str, name: str, *, resume: str | 
     """
     # What a command prints is its own.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    client, tags = MlflowClient(tracking_uri), {MLFLOW_RUN_NAME: name, DRIVER: _driver()}
-    with _answering():
+    tags = {MLFLOW_RUN_NAME: name, DRIVER: _driver()}
+    with answering():
+        client = MlflowClient(tracking_uri)
         _close_orphans(client, experiment_id, resume)
         made = client.get_run(resume) if resume else _once(client, experiment_id, uuid.uuid4().hex, tags)
         run = Run(made.info.run_id, experiment_id, made.info.start_time, client)
@@ -213,7 +207,7 @@ def open_run(tracking_uri: str, experiment_id: str, name: str, *, resume: str | 
         run.set_tags(tags)
     status = KILLED
     try:
-        with _answering():
+        with answering():
             yield run
         status = FINISHED
     except Exception:
@@ -221,7 +215,7 @@ def open_run(tracking_uri: str, experiment_id: str, name: str, *, resume: str | 
         raise
     finally:
         # What went wrong before is what is to be told.
-        with contextlib.suppress(MlflowException) if status != FINISHED else _answering():
+        with contextlib.suppress(MlflowException) if status != FINISHED else answering():
             for left in _running(client, experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.id}'"):
                 client.set_terminated(left.info.run_id, KILLED)
             client.set_terminated(run.id, status)
@@ -246,11 +240,14 @@ def _driver() -> str:
 
 def _is_gone(driver: str) -> bool:
     """Whether it was a process of this machine, and is no more."""
-    host, pid, began = driver.split(" ")
     try:
+        host, pid, began = driver.split(" ")
         is_it = abs(psutil.Process(int(pid)).create_time() - float(began)) < SAME_BEGIN_S
     except psutil.NoSuchProcess:
         is_it = False
+    except ValueError:
+        # Not as we write it.
+        return False
     return host == os.uname().nodename and not is_it
 
 
@@ -280,8 +277,8 @@ def recorded(tracking_uri: str, project: str | None = None) -> list[Recorded]:
 
     Raises `StorageError` where MLflow does not answer.
     """
-    client = MlflowClient(tracking_uri)
-    with _answering():
+    with answering():
+        client = MlflowClient(tracking_uri)
         held = _pages(lambda token: client.search_experiments(page_token=token))
         names = {e.experiment_id: e.name for e in held if project in (None, e.name)}
         asked = f"tags.`{KEY if project else METRIC}` != ''"
@@ -303,4 +300,6 @@ def _recorded(run: Any, project: str) -> Recorded:
     seconds = None if info.status == RUNNING else (info.end_time - info.start_time) / 1000
     params = {name: _meant(value) for name, value in run.data.params.items()}
     own = (info.run_id, project, tags.get(MLFLOW_PARENT_RUN_ID), info.status, started, seconds)
-    return Recorded(*own, params, dict(run.data.metrics), tags)
+    # What others wrote there may be anything.
+    metrics = {name: value for name, value in run.data.metrics.items() if math.isfinite(value)}
+    return Recorded(*own, params, metrics, tags)

@@ -4,6 +4,7 @@ A worker gets matrices, not frames: the driver encodes each fold once for each s
 trial reads the same copy in shared memory.
 """
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ from ray.tune.result import DONE
 
 from mlops_ray.errors import first_line
 from mlops_ray.registry.encoder import Matrix, Style
-from mlops_ray.registry.models import Values
+from mlops_ray.registry.models import Model, Values
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.training import metrics
 from mlops_ray.training.calibration import unweighted
 from mlops_ray.training.families import Device, Family, How, Params, Sample, TaskKind
-from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, SCORE, SECONDS, mean
+from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, PREDICT_US, SCORE, SECONDS, mean
 
 #: How often a trial, or the winner's fit, begins again because a worker died.
 RETRIES = 3
+#: Rows that a model is asked for, one after another, to tell how long an answer takes.
+ASKED = 9
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all trials of a sweep; trials report after each so many folds."""
+    """What is the same for all trials of a sweep; trials report after each so many folds.
+
+    Where `restricts`, nothing is told of what an error says: it may quote values.
+    """
 
     metric: str
     task: TaskKind
@@ -45,6 +51,7 @@ class Setting:
     cpus: int
     outcome: Outcome
     report_every: int = 1
+    restricts: bool = False
 
 
 class Trainable(tune.Trainable):
@@ -66,6 +73,7 @@ class Trainable(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The same worker takes the next trial."""
         self._config, self._scores, self._seconds = new_config, list[float](), 0.0
+        self._predict_us: float | None = None
         return True
 
     def step(self) -> dict[str, Any]:
@@ -74,17 +82,26 @@ class Trainable(tune.Trainable):
         folds = self._folds[family.style]
         try:
             for fold in folds[len(self._scores) :][: self._setting.report_every]:
-                self._scores.append(score(fold, family, params, self._setting, device(family)))
+                scored, model = score(fold, family, params, self._setting, device(family))
+                if not self._scores:
+                    self._predict_us = answer_us(model, fold.x_held_out)
+                self._scores.append(scored)
         except Exception as raised:  # noqa: BLE001 - a library may raise anything, which ends this trial alone
-            error = f"{type(raised).__name__}: {first_line(raised)}"
+            error = told(raised, self._setting.restricts)
         self._seconds += time.perf_counter() - begin
         return {
             SCORE: mean(self._scores),
             FOLDS: list(self._scores),
             SECONDS: self._seconds,
+            PREDICT_US: self._predict_us,
             ERROR: error,
             DONE: bool(error) or len(self._scores) == len(folds),
         }
+
+
+def told(error: Exception, restricts: bool) -> str:
+    """What is told of a library's error."""
+    return type(error).__name__ + ("" if restricts else f": {first_line(error)}")
 
 
 def device(family: Family) -> Device:
@@ -92,9 +109,21 @@ def device(family: Family) -> Device:
     return "cuda" if ray.get_gpu_ids() and "cuda" in family.devices else "cpu"
 
 
-def score(fold: Fold, family: Family, params: Params, setting: Setting, on: Device = "cpu") -> float:
-    """The metric on a fold's held-out rows of a model fitted on its training rows."""
+def score(
+    fold: Fold, family: Family, params: Params, setting: Setting, on: Device = "cpu"
+) -> tuple[float, Model]:
+    """The metric on a fold's held-out rows of a model fitted on its training rows, and the model."""
     how = How(setting.metric, setting.seed, setting.cpus, setting.task, on)
     model = family.fit(fold.train, params, how)
     predictions = setting.outcome.answers(unweighted(model.predict(fold.x_held_out), fold.train))
-    return metrics.find(setting.metric, setting.task)(fold.y_held_out, predictions)
+    return metrics.find(setting.metric, setting.task)(fold.y_held_out, predictions), model
+
+
+def answer_us(model: Model, x: Matrix) -> float:
+    """Microseconds that the model alone takes for one row: the median of some of these."""
+    took = []
+    for row in range(min(ASKED, len(x))):
+        begin = time.perf_counter()
+        model.predict(x[row : row + 1])
+        took.append(time.perf_counter() - begin)
+    return 1e6 * statistics.median(took)

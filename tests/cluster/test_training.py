@@ -16,6 +16,7 @@ from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.storage import Storage
 from mlops_ray.training import runs, tracking
+from tests.security.canaries import found_in
 from tests.servers import mlflow_server as mlflow_server
 
 PROJECT = """
@@ -44,7 +45,7 @@ training:
 monitoring: {segments: [customer]}
 """
 #: Values that nobody may see.
-PLANS = ("plan-of-gold", "plan-of-tin")
+PLANS = ["plan-of-gold", "plan-of-tin"]
 
 
 def visits(days: int = 60, customers: int = 40) -> str:
@@ -153,6 +154,15 @@ def test_mlflow_has_the_run_its_trials_and_the_card(trained: Trained) -> None:
     assert not [path for path in told if any(plan in path.read_text() for plan in PLANS)]
 
 
+def test_no_value_that_nobody_may_see_is_in_a_package_or_in_mlflow(trained: Trained) -> None:
+    """Though a feature shows it: found where rows are kept for machines, and in nothing that leaves."""
+    kept = {path.relative_to(trained.storage.root).parts[0] for path in found_in(trained.storage.root, PLANS)}
+    assert kept == {"features", "datasets", "online.db"}
+    packed = trained.pipeline().registry.package("churn", 1)
+    assert [spec["name"] for spec in packed.reference["columns"]] == ["before", "prediction"]
+    assert {row["had"] for row in packed.document("examples.json")["rows"]} == {None}
+
+
 def test_a_package_of_another_signer_is_not_what_the_champion_is_compared_with(trained: Trained) -> None:
     made = trained.pipeline()
     other = Storage.open(str(trained.folder / "other"))
@@ -182,7 +192,7 @@ def test_what_won_before_on_like_data_is_tried_first(trained: Trained) -> None:
     text = PROJECT.replace("trials: 4", "trials: 3").replace(
         "families: [logistic, xgboost]", f"families: [{first[0]}]"
     )
-    again = trained.train(text, like=run)
+    again = trained.train(text, start=made.trainer.won(run))
     assert first[1] in [trial["params"] for trial in again["leaderboard"]]
 
 
@@ -199,4 +209,4 @@ def test_a_tracking_server_holds_runs_versions_and_packages(trained: Trained, ml
 
 def test_nothing_is_resumed_where_nothing_was_killed(trained: Trained) -> None:
     with pytest.raises(TrainingError, match="no search to resume"):
-        trained.train(PROJECT.replace("seed: 7", "seed: 8"), resume=True)
+        trained.pipeline().trainer.killed()

@@ -49,6 +49,10 @@ class Case:
     family: Family
     task: TaskKind
 
+    @classmethod
+    def of(cls, name: str, task: TaskKind) -> "Case":
+        return cls(FAMILIES[name], task)
+
     @property
     def classifies(self) -> bool:
         return self.task == "classification"

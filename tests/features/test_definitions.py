@@ -184,7 +184,7 @@ def test_the_same_definition_has_one_identity_whatever_it_is_called(tmp_path: Pa
         ),
         (
             "  row: {columns: [amount, paid]}",
-            "target.expr: is made of 'paid', which a feature of the request reads",
+            "target.expr: is made of 'paid', which a request holds",
         ),
         (
             "  row: {on_request: {amount: {expr: amount / 1000}}}",

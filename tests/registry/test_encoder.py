@@ -1,5 +1,7 @@
 """Encoders are plain data, learned on training rows alone, and treat every row by itself."""
 
+from dataclasses import replace
+
 import numpy as np
 import orjson
 import polars as pl
@@ -69,6 +71,31 @@ def test_an_instant_as_a_feature_is_refused_in_a_sentence() -> None:
     frame = pl.DataFrame({"t": [None]}, schema={"t": pl.Datetime("us", "UTC")})
     with pytest.raises(TrainingError, match="'t' is an instant"):
         Encoder.fit(frame, (Column("t", "datetime"),), style="codes")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_of_a_column_that_nobody_may_see_digests_are_kept_and_the_matrix_is_as_wide_as_of_others(
+    style: Style,
+) -> None:
+    frame = pl.DataFrame({"plan": ["gold", "tin", None, "tin"], "n": [1, 2, 3, None]})
+    hidden = (Column("plan", "category", hidden=True), Column("n", "category", hidden=True))
+    known, secret = (Encoder.fit(frame, c, style=style) for c in ([*map(_shown, hidden)], hidden))
+    unseen = pl.concat([frame, pl.DataFrame({"plan": ["lead"], "n": [9]})])
+    assert secret.transform(unseen).shape == known.transform(unseen).shape
+    matrix, unlike = secret.transform(unseen), [0, 1, 2]
+    assert len({tuple(row) for row in np.nan_to_num(matrix, nan=-1.0)[unlike].tolist()}) == 3
+    assert (
+        matrix[1][: len(secret.parts[0].names)].tolist() == matrix[3][: len(secret.parts[0].names)].tolist()
+    )
+    written = orjson.dumps(secret.to_json())
+    assert not [value for value in (b"gold", b"tin") if value in written]
+    again = Encoder.from_json(orjson.loads(written))
+    assert again == secret
+    assert np.array_equal(again.transform(unseen), matrix, equal_nan=True)
+
+
+def _shown(column: Column) -> Column:
+    return replace(column, hidden=False)
 
 
 def test_json_of_something_else_is_a_package_error() -> None:

@@ -10,14 +10,14 @@ import polars as pl
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from mlops_ray.errors import NotFoundError, PackageError, UsageError
+from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError
 from mlops_ray.registry import signing
 from mlops_ray.registry.package import TRUSTED_KEYS, Package
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import STATES, Registry
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
-from tests.servers import mlflow_command
+from tests.servers import free_port, mlflow_command
 from tests.servers import mlflow_server as mlflow_server
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
@@ -48,8 +48,8 @@ def registry(uri: str, folder: Path, package: Package) -> Registry:
     experiment = tracking.prepare(uri, "demo", local)
     registry = Registry(uri)
     with tracking.open_run(uri, experiment, "demo") as run:
-        assert registry.register(package, name="demo", run_id=run.id, metric="mae") == 1
-        assert registry.register(package, name="demo", run_id=run.id) == 2
+        assert registry.register(package, run_id=run.id, metric="mae") == 1
+        assert registry.register(package, run_id=run.id) == 2
     return registry
 
 
@@ -127,6 +127,19 @@ def test_mlflow_refuses_a_version_that_was_not_signed_by_a_trusted_key(
             mlflow.pyfunc.load_model("models:/demo/1")
 
 
+@pytest.mark.parametrize("asked", ["champion", "versions", "package"])
+def test_a_server_that_is_away_is_no_answer_and_its_password_is_told_to_nobody(
+    asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nobody says that there is no champion, none may be taken to be absent."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = Registry(f"http://bob:hunter2@127.0.0.1:{free_port()}")
+    with pytest.raises(StorageError, match="MLflow") as error:
+        getattr(away, asked)("demo", *([1] if asked == "package" else []))
+    assert "hunter2" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
 def test_names_and_versions_that_do_not_exist_are_none_or_an_error(registry: Registry) -> None:
     assert registry.champion("other") is None
     assert registry.versions("other") == []
@@ -140,9 +153,31 @@ def local(folder: Path, package: Package) -> Registry:
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     registry = Registry(uri)
     with tracking.open_run(uri, tracking.prepare(uri, "own", str(folder / "own")), "own") as run:
-        registry.register(package, name="own", run_id=run.id)
+        registry.register(write(folder / "packages" / "own", name="own", sign=KEY), run_id=run.id)
     mlflow.set_tracking_uri(uri)
     return registry
+
+
+def test_a_package_of_another_model_or_from_elsewhere_is_not_the_version(
+    local: Registry, folder: Path
+) -> None:
+    """Who may write to MLflow, and has no key, gives a version the tags of another one."""
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    other, client = write(folder / "packages" / "other", name="other", sign=KEY), mlflow.MlflowClient(uri)
+    with tracking.open_run(uri, tracking.prepare(uri, "own", None), "other") as run:
+        given = local.register(other, run_id=run.id)
+    told = dict(client.get_model_version("other", str(given)).tags)
+    source = client.get_model_version("other", str(given)).source
+    version = int(client.create_model_version("own", source, run.id, tags=told).version)
+    try:
+        with pytest.raises(PackageError, match="is one of 'other'"):
+            local.package("own", version)
+        for elsewhere in ("data/../../x", "data/..", "/etc", "data/a/b", ""):
+            client.set_model_version_tag("own", str(version), "mlops.folder", elsewhere)
+            with pytest.raises(PackageError, match="lie outside its place"):
+                local.package("own", version)
+    finally:
+        client.delete_model_version("own", str(version))
 
 
 def test_mlflows_own_server_gives_the_same_answers(local: Registry, package: Package, tmp_path: Path) -> None:
@@ -161,9 +196,9 @@ def test_mlflows_own_server_gives_the_same_answers(local: Registry, package: Pac
 
 
 def test_a_hostile_mlmodel_is_never_read_and_a_pickle_beside_the_data_is_refused(
-    local: Registry, package: Package, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    local: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder = local.package_folder("own", 1)
+    folder, digest = local.package_folder("own", 1), local.package("own", 1).digest
     (tmp_path / "evil.py").write_text("open(__file__ + '.ran', 'w')\n_load_pyfunc = print\n")
     monkeypatch.syspath_prepend(tmp_path)
     top = folder.parent.parent
@@ -171,18 +206,18 @@ def test_a_hostile_mlmodel_is_never_read_and_a_pickle_beside_the_data_is_refused
     (top / "MLmodel").write_text(mlmodel.replace("mlops_ray.registry.package", "evil"))
     pd.to_pickle(object(), top / "python_model.pkl")
     try:
-        assert local.package("own", 1, trusted=TRUSTED).digest == package.digest
+        assert local.package("own", 1, trusted=TRUSTED).digest == digest
         pd.to_pickle(object(), folder / "python_model.pkl")
         with pytest.raises(PackageError, match=r"does not list: 'python_model\.pkl'"):
             local.package("own", 1, trusted=TRUSTED)
     finally:
-        (folder / "python_model.pkl").unlink()
+        (folder / "python_model.pkl").unlink(missing_ok=True)
         (top / "MLmodel").write_text(mlmodel)
     assert not (tmp_path / "evil.py.ran").exists()
 
 
 def test_a_folder_changed_in_the_artifact_store_is_not_the_version(local: Registry) -> None:
-    write(local.package_folder("own", 1), params={"alpha": 9.0})
+    write(local.package_folder("own", 1), name="own", params={"alpha": 9.0})
     with pytest.raises(PackageError, match="not the one that was registered"):
         local.package("own", 1)
 

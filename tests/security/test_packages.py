@@ -568,6 +568,7 @@ def test_processes_that_make_the_key_at_once_have_the_same(storage: Storage) -> 
 
 def test_a_project_names_a_key_of_its_own_and_trusts_others(storage: Storage, tmp_path: Path) -> None:
     others = signing.public(ATTACKER)
+    (tmp_path / "key.pem").touch(0o600)
     (tmp_path / "key.pem").write_bytes(_pem(KEY))
     said = {"key": str(tmp_path / "key.pem"), "trusted": [others]}
     project = Project.model_validate(PROJECT | {"signing": said})
@@ -575,9 +576,28 @@ def test_a_project_names_a_key_of_its_own_and_trusts_others(storage: Storage, tm
     assert not storage.path("signing.key").exists()
 
 
+@pytest.mark.parametrize(
+    ("mode", "is_private"), [(0o600, True), (0o440, True), (0o644, False), (0o660, False)]
+)
+def test_a_key_that_others_may_read_or_change_signs_nothing(
+    mode: int, is_private: bool, storage: Storage, tmp_path: Path
+) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(_pem(KEY))
+    file.chmod(mode)
+    project = Project.model_validate(PROJECT | {"signing": {"key": str(file)}})
+    if is_private:
+        assert signing.public(signing.own_key(project, storage)) == signing.public(KEY)
+    else:
+        with pytest.raises(StorageError, match=f"others may read or change the signing key {file}: chmod"):
+            signing.own_key(project, storage)
+
+
 @pytest.mark.parametrize("what", ["absent", "text", "another kind", "a passphrase"])
 def test_a_file_that_is_no_key_is_named_and_not_shown(what: str, storage: Storage, tmp_path: Path) -> None:
     file = tmp_path / "key"
+    if what != "absent":
+        file.touch(0o600)
     if what == "text":
         file.write_text("hunter2")
     elif what == "another kind":

@@ -105,6 +105,13 @@ def test_a_histogram_counts_every_row_and_is_not_stretched_by_a_far_one() -> Non
     assert points[-1][0] < 5
 
 
+def test_a_cell_of_fewer_rows_than_may_be_told_of_is_empty() -> None:
+    values = np.append(np.zeros(50), np.ones(9))
+    assert [rows for _, rows in diagnosis.histogram(values, 10) if rows] == [50]
+    held = regression(labels=predict(FRAME) + np.arange(N), fewest=10**6)
+    assert not any(rows for _, rows in diagnose(held, predict, ["x", "noise"]).curves["residuals"])
+
+
 def test_importance_is_what_shuffling_costs() -> None:
     found = {each.at: each for each in diagnosis.importance(regression(), predict, ["unused", "noise", "x"])}
     assert max(found, key=lambda name: found[name].value) == next(iter(found)) == "x"

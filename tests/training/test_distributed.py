@@ -1,6 +1,7 @@
 """XGBoost on two workers: each sees half of the rows, and together they make the model of all."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: None, t
 
     alone, shared = task(TRAINING), task({**TRAINING, "search": {"workers": 2}})
     held_out = alone.test.held_out
-    errors = []
+    errors, before = [], signal.getsignal(signal.SIGINT)
     for fitted in (
         evaluate.refit(alone, BEST.family, BEST.params, cpus=1),
-        sweep.fit(shared, BEST, label_selector={}),
+        sweep.fit(shared, BEST.family, BEST.params, label_selector={}),
     ):
         predictions = fitted.predict(alone.frame[held_out])
         errors.append(mae(alone.labels[held_out], predictions, np.ones(len(held_out))))
@@ -34,6 +35,7 @@ def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: None, t
         assert first["cover"] == len(alone.test.train)
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
     assert errors[0] != errors[1]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_no_row_is_dealt_out_twice_or_lost_and_each_part_has_every_label() -> None:

@@ -94,7 +94,7 @@ def main(folder: Path) -> None:
         made = sweep.run(_task(search), folder=case / "sweep", label_selector={})
         found[name] = {"states": [trial.state for trial in made.leaderboard]}
         if name == "whole":
-            sweep.fit(_task(search), made.best, label_selector=GPU_NODE)
+            sweep.fit(_task(search), made.best.family, made.best.params, label_selector=GPU_NODE)
         found[name]["fits"] = [json.loads(line) for line in (case / "fits").read_text().splitlines()]
     found["refusals"] = [_refusal(*asked) for asked in _hopeless()]
     found["settled_for"] = sweep.resources(_task({"gpu": "preferred", "resources": {"gpu": 2}}), {})

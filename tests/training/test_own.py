@@ -124,6 +124,18 @@ def test_the_project_file_says_what_is_searched_of_an_estimator() -> None:
     assert _fit(path, {"n_neighbors": 9}).to_bytes() != _fit(path, {"n_neighbors": 3}).to_bytes()
     with pytest.raises(TrainingError, match="has no parameter 'n_neighbours'; did you mean 'n_neighbors'"):
         narrowed("KNeighborsRegressor", space, {"n_neighbours": 3})
+    for wrong in (
+        [],
+        {"min": 1},
+        {"min": 0, "max": 9, "log": True},
+        {"min": float("nan"), "max": 1.0},
+        {"min": 1, "max": float("inf")},
+        {"min": "a", "max": "b"},
+        {"min": None, "max": 1},
+        {"min": 9, "max": 1},
+    ):
+        with pytest.raises(TrainingError, match="must be a value, a list, or"):
+            narrowed("KNeighborsRegressor", space, {"n_neighbors": wrong})
 
 
 def test_weights_of_rows_count_where_the_estimator_takes_them_and_are_refused_elsewhere() -> None:
@@ -299,6 +311,7 @@ def test_an_estimator_that_could_not_be_served_is_refused_when_it_is_fitted(
         ),
         ("{beside}.Needs", "cannot be made without arguments"),
         ("{beside}.number", "has no function 'number'"),
+        ("builtins.exit", "cannot be made without arguments"),
     ],
 )
 def test_a_path_that_leads_to_no_family_is_told_in_a_sentence(path: str, says: str, beside: str) -> None:

@@ -155,7 +155,7 @@ def test_the_winners_fit_begins_again_where_its_worker_dies(
         (fits / str(number)).touch()
     before = evaluate.refit(whole, trial.family, trial.params, cpus=1)
     monkeypatch.setitem(families.FAMILIES, "ridge", Fragile(families.FAMILIES["ridge"], fits, deaths=1))
-    after = sweep.fit(_task(), trial, label_selector={})
+    after = sweep.fit(_task(), trial.family, trial.params, label_selector={})
     assert len(list(fits.iterdir())) == 4
     assert after.model.to_bytes() == before.model.to_bytes()
     assert after.predict(whole.frame[:5]).tolist() == before.predict(whole.frame[:5]).tolist()
@@ -203,6 +203,17 @@ def test_a_journal_gives_back_what_was_written_and_forgets_half_a_line(tmp_path:
         ]
         again.add(trials[1])
         assert Journal.open(tmp_path, "x", [], resume=True).known[3].error == "boom"
+
+
+@pytest.mark.parametrize("first", ["{", "[]", '{"search": "x"}', '{"search": "x", "start": [1]}', ""])
+def test_a_journal_that_is_none_is_damaged(first: str, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(f"{first}\n")
+    with pytest.raises(TrainingError, match="is damaged: train without --resume"):
+        Journal.open(tmp_path, "x", [], resume=True)
+    for line in ("{", "[]", '{"id": 1}', "null"):
+        (tmp_path / FILE).write_text(f'{{"search": "x", "start": []}}\n{line}\n')
+        with pytest.raises(TrainingError, match="is damaged"):
+            Journal.open(tmp_path, "x", [], resume=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Runs are told apart by what they learned from, ordered by what came of them, and shown as they are."""
 
 import json
+import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,10 +68,12 @@ def test_jobs_are_listed_newest_first_each_with_its_trials_best_first() -> None:
         trial(old, "a", 0.3),
         trial(new, "b", 0.4),
         trial(new, "c", 0.2),
+        trial(new, "d", 0.1, "stopped"),
         trial(new, "e", None),
     ]
     listed = runs.rows(found)
-    assert [row["run"][-1] for row in listed] == ["2", "c", "b", "e", "1", "a"]
+    # What was stopped has a score of some folds alone.
+    assert [row["run"][-1] for row in listed] == ["2", "c", "b", "e", "d", "1", "a"]
     assert listed[0]["score"] == 0.5
     assert listed[1] == {
         "run": "c" * 32,
@@ -251,6 +254,38 @@ def test_the_command_compares_what_was_recorded(tmp_path: Path, capsys: pytest.C
     text = _command(capsys, project)
     assert "similarity" not in text
     assert "runs.html" in text
+
+
+def test_what_others_wrote_to_mlflow_stops_nobody() -> None:
+    """A run that is not as ours are is shown as far as it can be, and is like nothing."""
+    strange = [
+        job(3, **{tracking.ROWS: "many", tracking.METRIC: "made_up"}),
+        replace(job(4), tags={tracking.TASK: "regression", tracking.METRIC: "mae"}),
+        replace(job(5), params={"family": ["x"]}),
+        replace(job(6), params={}),
+    ]
+    own = [trial(each, name, 0.2) for each, name in zip(strange, "abcd", strict=True)]
+    bare = [replace(trial(strange[0], name, 0.2), params={"family": "own"}) for name in "ef"]
+    found = [job(1), *strange, *own, *bare]
+    listed = runs.rows(found)
+    assert [row["rows"] for row in listed if row["run"].endswith("3")] == [0]
+    assert_sound(runs.runs_page("demo", listed, runs.alike(found, job(1).id)))
+    assert_sound(runs.runs_page("demo", runs.rows([strange[2], *bare]), []))
+    with pytest.raises(UsageError, match="ended before it said what it learns from"):
+        runs.alike(found, strange[1].id)
+
+
+def test_a_driver_that_nobody_can_make_sense_of_is_not_gone() -> None:
+    assert not any(map(tracking._is_gone, ("evil", "a b c", f"{os.uname().nodename} x 1.0", "")))
+
+
+def test_text_of_others_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli._print_table(["reason"], [["[/nope] \x1b]0;pwned\x07\x1b[2J"], ["[link=http://x]y[/link]"]])
+    cli._print_fields({"said": "\x1b[2J"})
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "[/nope]" in out
+    assert "[link=http://x]" in out
 
 
 def test_looking_makes_no_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

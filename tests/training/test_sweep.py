@@ -12,7 +12,7 @@ from mlops_ray.errors import TrainingError
 from mlops_ray.training import sweep, tracking
 from mlops_ray.training.journal import FILE
 from mlops_ray.training.leaderboard import Sweep, Trial
-from mlops_ray.training.trial import Setting, score
+from mlops_ray.training.trial import Setting, score, told
 from tests.training.made import classification, task
 
 FAMILIES = ["lasso", "ridge", "random_forest", "xgboost"]
@@ -65,8 +65,23 @@ def test_a_trial_scores_what_the_same_fit_scores_here(swept: tuple[Sweep, list[A
     made = task(_training())
     fold = sweep.encode_folds(made)[sweep.families.FAMILIES[best.family].style][0]
     setting = Setting(metric="mae", task="regression", seed=7, cpus=1, outcome=made.outcome)
-    here = score(fold, made.families[best.family], best.params, setting)
+    here, _ = score(fold, made.families[best.family], best.params, setting)
     assert best.fold_scores[0] == pytest.approx(here, rel=1e-6)
+
+
+def test_a_trial_tells_how_long_its_model_takes_for_an_answer(
+    swept: tuple[Sweep, list[Any], list[Trial]],
+) -> None:
+    took = {trial.family: trial.predict_us for trial in swept[0].leaderboard}
+    assert all(value is not None and 0 < value < 1e6 for value in took.values())
+
+
+def test_where_values_are_hidden_an_error_is_told_without_its_words() -> None:
+    error = ValueError("the plan 'gold' …")
+    assert [told(error, restricts) for restricts in (False, True)] == [
+        "ValueError: the plan 'gold' …",
+        "ValueError",
+    ]
 
 
 def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:

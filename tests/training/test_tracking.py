@@ -115,7 +115,7 @@ def test_a_job_holds_all_that_it_was_made_from_and_what_came_of_it(
     assert (folder / "card.md").read_text() == "# Ü"
     assert len(json.loads((folder / "leaderboard.json").read_text())) == 5
     table = (folder / "leaderboard.csv").read_text().splitlines()
-    assert table[0] == "id,family,params,score,fold_scores,seconds,state,error"
+    assert table[0] == "id,family,params,score,fold_scores,seconds,state,error,predict_us"
     assert len(table) == 6
 
 
@@ -361,6 +361,22 @@ def test_the_state_of_the_projects_folder_is_that_of_git(tmp_path: Path) -> None
     assert git_state(tmp_path) == {"commit": commit.strip(), "dirty": "false"}
     (tmp_path / "new").write_text("")
     assert git_state(tmp_path)["dirty"] == "true"
+
+
+def test_no_program_that_a_repository_names_is_run(tmp_path: Path) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "data.txt").write_text("1")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    (tmp_path / ".gitattributes").write_text("* filter=evil\n")
+    for kind in ("clean", "process"):
+        evil = f"sh -c 'touch {tmp_path}/ran; cat'"
+        subprocess.run([*git, "config", f"filter.evil.{kind}", evil], check=True)
+    (tmp_path / "data.txt").write_text("2")
+    found = git_state(tmp_path)
+    assert (len(found["commit"]), found["dirty"]) == (40, "none")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_without_git_there_is_no_commit_and_no_failure(
