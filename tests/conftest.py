@@ -80,3 +80,15 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         local.stop(folder)
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a tracking server over SQLite that keeps artifacts itself, as a team's does."""
+    from tests.servers import mlflow_command
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    database = f"sqlite:///{folder / 'mlflow.db'}"
+    stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
+    with mlflow_command("server", "--workers", "1", *stores, folder=folder) as url:
+        yield url

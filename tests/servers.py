@@ -173,16 +173,6 @@ def mlflow_command(*arguments: str, folder: Path, **environ: str) -> Iterator[st
     pytest.fail(f"mlflow {arguments[0]} did not start in {TRIES} tries: {''.join(before)}")
 
 
-@pytest.fixture(scope="session")
-def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a tracking server over SQLite that keeps artifacts itself, as a team's does."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    database = f"sqlite:///{folder / 'mlflow.db'}"
-    stores = ("--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"))
-    with mlflow_command("server", "--workers", "1", *stores, folder=folder) as url:
-        yield url
-
-
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:

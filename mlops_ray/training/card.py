@@ -129,7 +129,8 @@ def plots(found: Diagnosis, metric: Metric) -> dict[str, Block]:
 
     top = found.importance[:MOST_DRAWN]
     add("importance", "What it goes by", pictures.whiskers, top, 0, f"{name} worsens by, if shuffled")
-    add("over_time", "Over time", pictures.lines, {"": found.over_time}, ("time", name), whole)
+    if len(found.over_time) > 1:
+        add("over_time", "Over time", pictures.lines, {"": found.over_time}, ("time", name), whole)
     add("learning", "By rows learned from", pictures.lines, learned, ("rows", name))
     for place, (column, figures) in enumerate(found.segments.items(), 1):
         add(f"segment-{place}", f"By {cut(column)}", pictures.whiskers, figures, found.overall, name)

@@ -163,7 +163,10 @@ def table(listed: Sequence[Row]) -> Table:
     cells = []
     for row in listed:
         short = {"run": "· " * bool(row["parent"]) + row["run"][:SHORT], "dataset": row["dataset"][:SHORT]}
-        short |= {"params": ", ".join(f"{name}={value}" for name, value in row["params"].items())}
+        told = (f"{n}={number(v) if isinstance(v, float) else v}" for n, v in row["params"].items())
+        short |= {"params": ", ".join(told)}
+        # What a trial has of its job is said there.
+        short |= dict.fromkeys(("metric", "rows", "dataset"), "") if row["parent"] else {}
         shown = row | short | {"started": when(row["started"])}
         cells += [[cut(v) if isinstance(v, str) else number(v) for v in map(shown.get, head)]]
     return Table(head, cells, frozenset({4, 5, 6, 8}))

@@ -17,7 +17,6 @@ from mlops_ray.registry.predictor import Predictor
 from mlops_ray.storage import Storage
 from mlops_ray.training import runs, tracking
 from tests.security.canaries import found_in
-from tests.servers import mlflow_server as mlflow_server
 
 PROJECT = """
 project: churn

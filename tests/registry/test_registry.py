@@ -18,7 +18,6 @@ from mlops_ray.registry.registry import STATES, Registry
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
 from tests.servers import free_port, mlflow_command
-from tests.servers import mlflow_server as mlflow_server
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 TRUSTED = frozenset({signing.public(KEY)})

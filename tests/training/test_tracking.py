@@ -21,7 +21,6 @@ from mlops_ray.training import tracking
 from mlops_ray.training.environment import environment, git_state
 from mlops_ray.training.leaderboard import Trial
 from tests.servers import free_port
-from tests.servers import mlflow_server as mlflow_server
 
 TRIALS = [
     Trial(
