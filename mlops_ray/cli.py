@@ -121,6 +121,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Search, fit, test and register the model; `push` or `run` makes it live."""
+    if resume and like is not None:
+        raise UsageError("a search that goes on has begun: leave out --like, or --resume")
     project, storage = _open(file)
     with _Terminal() as progress:
         found = service.train(project, storage, progress, resume=resume, like=like)
@@ -410,10 +412,8 @@ def _print_features(found: list[dict[str, Any]]) -> None:
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
     columns = ["version", "state", "family", "metric", "value", "created", "reason"]
-    said = [
-        v | {"value": float(v["value"]) if v["value"] else "", "created": v["created"][:19]} for v in found
-    ]
-    _print_table(columns, [[version[column] or "" for column in columns] for version in said])
+    said = [version | {"created": version["created"][:19]} for version in found]
+    _print_table(columns, [["" if v[column] is None else v[column] for column in columns] for v in said])
 
 
 def _show_set(made: "TrainingSet", as_json: bool) -> None:
@@ -426,7 +426,7 @@ def _show_set(made: "TrainingSet", as_json: bool) -> None:
 def _print_findings(found: dict[str, dict[str, Any]]) -> None:
     for name, document in found.items():
         for finding in document["findings"]:
-            out.print(f"{name}: {finding['said']}", markup=False, highlight=False, soft_wrap=True)
+            out.print(plain(f"{name}: {finding['said']}"), markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_rules(found: dict[str, list[dict[str, Any]]]) -> None:
@@ -455,7 +455,7 @@ def _print_reports(found: dict[str, dict[str, Any]]) -> None:
 
 def _print_news(report: dict[str, Any]) -> None:
     if "error" in report:
-        err.print(f"{report['source']}: {report['error']}", style="red", markup=False, soft_wrap=True)
+        err.print(plain(f"{report['source']}: {report['error']}"), style="red", markup=False, soft_wrap=True)
     else:
         valid, quarantined = report["valid"], report["quarantined"]
         print(f"{report['made_at']} {report['source']}: {valid:,} rows, {quarantined:,} in quarantine")

@@ -89,6 +89,12 @@ class ClusterError(MlopsError):
     """Ray could not be started, reached or stopped."""
 
 
+class ServiceError(MlopsError):
+    """The service does not answer, or not in time."""
+
+    status = 503
+
+
 class RequestError(MlopsError):
     """A caller's request cannot be answered as it stands; subclasses fix the status."""
 
@@ -143,6 +149,15 @@ class InvalidRowError(RequestError):
     def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
         self.row, self.column = row, column
         super().__init__(_placed(message, None, row, column))
+
+
+def request_error(status: int, said: str) -> RequestError:
+    """The error that a service answered with, by its status.
+
+    >>> type(request_error(422, "row 0: …")).__name__, type(request_error(418, "…")).__name__
+    ('InvalidRowError', 'RequestError')
+    """
+    return next((kind for kind in RequestError.__subclasses__() if kind.status == status), RequestError)(said)
 
 
 def _placed(message: str, file: str | None, row: int | None, column: str | None) -> str:

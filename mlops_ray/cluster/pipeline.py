@@ -227,18 +227,16 @@ class Pipeline:
         return {**trained, "notes": [*trained["notes"], *self._quarantined()]}
 
     def _quarantined(self) -> list[str]:
-        """Of each source with rows that nothing was learned from, how many these are."""
-        reports = {n: self.storage.read_json("reports", f"validation-{n}.json") for n in self.project.sources}
+        """Of each source that is learned from, how many rows the last reading of it kept out."""
+        reports = {n: self.storage.read_json("reports", f"validation-{n}.json") for n in self.store.views}
         return [
-            f"{report['quarantined']:,} of {report['rows_in']:,} rows of {name} are in quarantine: see "
-            f"{self.storage.path('reports', f'validation-{name}.html')}"
+            f"{report['quarantined']:,} of the {report['rows_in']:,} rows of {name} read last are in "
+            f"quarantine: see {self.storage.path('reports', f'validation-{name}.html')}"
             for name, report in reports.items()
             if report and report["quarantined"]
         ]
 
     def _is_registered(self, version: int) -> bool:
-        if self.project.tracking is None and not self.storage.path("mlflow.db").exists():
-            return False
         return any(known["version"] == version for known in self.registry.versions(self.project.project))
 
     # ------------------------------------------------------------ live
@@ -325,6 +323,4 @@ def tracking_uri(project: Project, storage: Storage) -> str:
 
 def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
     """The registered versions of a project's model, newest first, as `Registry.versions` gives them."""
-    if project.tracking is None and not storage.path("mlflow.db").exists():
-        return []
     return Registry(tracking_uri(project, storage)).versions(project.project)

@@ -385,7 +385,8 @@ def _task_of(packed: Package, training_set: TrainingSet, restricts: bool) -> tup
 
 def _meaning(features: FeatureSet) -> tuple[Any, ...]:
     """What makes the features of two versions the same columns."""
-    return features.columns, features.stored, features.computed, features.horizon_us
+    columns = [replace(column, hidden=False) for column in features.columns]
+    return columns, features.stored, features.computed, features.horizon_us
 
 
 def _asked(target: Mapping[str, Any]) -> list[Any]:

@@ -89,10 +89,9 @@ def hashed(name: str, values: pl.Series) -> pl.Series:
     >>> hashed("plan", pl.Series(["gold", None])).to_list()
     ['c5362b373e9f6402', None]
     """
-    known = values.unique().drop_nulls().to_list()
-    return values.replace_strict(
-        known, [digest([name, value])[:16] for value in known], return_dtype=pl.String
-    )
+    every = values.to_list()
+    stands = {value: digest([name, value])[:16] for value in {*every} - {None}}
+    return pl.Series(values.name, map(stands.get, every), dtype=pl.String)
 
 
 Part = NumericPart | DiscretePart
@@ -195,14 +194,14 @@ def _categories(values: pl.Series, column: Column, style: Style) -> tuple[Catego
 
 def _part_to_json(part: Part) -> dict[str, Any]:
     if isinstance(part, DiscretePart):
-        mark = {"hashed": True} if part.hashed else {}
-        return {"name": part.name, "categories": list(part.categories), **mark}
+        # Another key: who does not know of it must not take digests for categories.
+        return {"name": part.name, "hashes" if part.hashed else "categories": list(part.categories)}
     return {"name": part.name, "center": part.center, "scale": part.scale, "fill": part.fill}
 
 
 def _part_from_json(data: dict[str, Any], style: Style) -> Part:
-    if "categories" in data:
-        one_hot, hides = style == "one_hot", bool(data.get("hashed"))
-        return DiscretePart(data["name"], tuple(data["categories"]), one_hot, hides)
+    for key in ("categories", "hashes"):
+        if key in data:
+            return DiscretePart(data["name"], tuple(data[key]), style == "one_hot", key == "hashes")
     fill = None if data["fill"] is None else float(data["fill"])
     return NumericPart(data["name"], float(data["center"]), float(data["scale"]), fill)

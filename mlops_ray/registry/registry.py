@@ -22,6 +22,8 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_
 from mlflow.tracking import MlflowClient
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType
+from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError, one_line
 from mlops_ray.registry import package as packages
@@ -43,7 +45,7 @@ DATA = "data"
 #: Where in it a package lies.
 OWN_FOLDER = re.compile(rf"{DATA}(/(?!\.\.?$)[^/]+)?")
 #: A user and a password in an address.
-SECRET = re.compile(r"//[^/\s]*@")
+SECRET = re.compile(r"//\S*@")
 #: Types in a model's signature. MLflow has no whole number that may be missing: pandas makes a float of such.
 MLFLOW_TYPES: dict[str, DataType | AnyType] = {
     "float": DataType.double,
@@ -54,12 +56,18 @@ MLFLOW_TYPES: dict[str, DataType | AnyType] = {
 }
 
 
+def is_there(tracking_uri: str) -> bool:
+    """Whether there can be anything: a database that is a file is not made by looking."""
+    path = tracking_uri.removeprefix("sqlite:///")
+    return path == tracking_uri or Path(path).exists()
+
+
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
     """Within, what MLflow does not do is a `StorageError`, which tells no password of its address."""
     try:
         yield
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, RequestException, ImportError) as error:
         said = SECRET.sub("//", one_line(error))
         raise StorageError(f"MLflow (tracking) does not do what it is asked: {said}") from None
 
@@ -117,6 +125,8 @@ class Registry:
 
         And what its tags say of it, by the names of `ABOUT`, `None` where they do not.
         """
+        if not is_there(self._uri):
+            return []
         found = self._client.search_model_versions(f"name = '{name}'")
         champion = self.champion(name)
         listed = [
@@ -129,6 +139,7 @@ class Registry:
                 "digest": version.tags.get(DIGEST),
                 "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
                 **{name: version.tags.get(tag) for name, tag in ABOUT.items()},
+                "value": _number(version.tags.get(ABOUT["value"])),
             }
             for version in found
         ]
@@ -137,6 +148,8 @@ class Registry:
     @answering()
     def champion(self, name: str) -> int | None:
         """The version that the alias names; `None` where there is none."""
+        if not is_there(self._uri):
+            return None
         try:
             return int(self._client.get_model_version_by_alias(name, CHAMPION).version)
         except MlflowException as error:
@@ -166,6 +179,7 @@ class Registry:
         for tag, value in ((REASON, reason), (STATE, state)):
             self._client.set_model_version_tag(name, str(version), tag, value)
 
+    @answering()
     def package_folder(self, name: str, version: int) -> Path:
         """Where the version's package lies: in the artifact store if that is a local folder, else a copy.
 
@@ -177,8 +191,14 @@ class Registry:
         try:
             uri = f"{self._client.get_model_version_download_uri(name, str(version))}/{folder}"
             return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self._uri))
+        except RequestException:
+            raise
         except (MlflowException, OSError) as error:
-            raise PackageError(f"the artifact store has no package of {name!r} version {version}") from error
+            gone = ErrorCode.Name(RESOURCE_DOES_NOT_EXIST)
+            # Of several files that could not be had MLflow quotes what each was answered.
+            if isinstance(error, MlflowException) and gone not in f"{error.error_code} {error}":
+                raise
+            raise PackageError(f"the artifact store has no package of {name!r} version {version}") from None
 
     def package(
         self, name: str, version: int, *, trusted: Trusted = None, types: frozenset[str] = frozenset()
@@ -196,6 +216,8 @@ class Registry:
 
     @answering()
     def _tags(self, name: str, version: int) -> dict[str, str]:
+        if not is_there(self._uri):
+            raise NotFoundError(f"the registry has no version {version} of {name!r}: nothing is registered")
         try:
             return dict(self._client.get_model_version(name, str(version)).tags)
         except MlflowException as error:
@@ -222,6 +244,14 @@ def _about(package: Package, metric: str | None) -> dict[str, str]:
         "signer": package.signer,
     }
     return {ABOUT[name]: str(value) for name, value in said.items() if value is not None}
+
+
+def _number(said: str | None) -> float | None:
+    try:
+        return None if said is None else float(said)
+    except ValueError:
+        # What others wrote there may be anything.
+        return None
 
 
 def _is(error: MlflowException, *codes: int) -> bool:

@@ -135,7 +135,9 @@ def diagnose(
         {name: by_group(part, *_segment(frame[name])) for name in cut_by[:MOST_COLUMNS]},
         by_group(part, *_stretches(times, held.least)),
         by_group(part, *_bins(part.predictions), lambda y, said, w: average(y - off * said, w)),
-        curves(labels, answers) if is_class else {"residuals": histogram(labels - answers, held.fewest)},
+        curves(labels, answers, held.fewest)
+        if is_class
+        else {"residuals": histogram(labels - answers, held.fewest)},
         [*learning],
     )
 
@@ -156,10 +158,14 @@ def histogram(values: Values, fewest: int = 0) -> Points:
     return list(zip(edges.tolist(), [*counts.astype(float).tolist(), 0.0], strict=True))
 
 
-def curves(labels: Values, answers: Values) -> dict[str, Points]:
-    """The ROC curve, from (0, 0) to (1, 1), and precision by recall, the surest answers first."""
+def curves(labels: Values, answers: Values, fewest: int = 0) -> dict[str, Points]:
+    """The ROC curve, from (0, 0) to (1, 1), and precision by recall, the surest answers first.
+
+    They begin where `fewest` rows are told of.
+    """
     order = np.argsort(-answers, kind="stable")
     last = np.flatnonzero(np.diff(answers[order], append=-np.inf))
+    last = last[last + 1 >= min(fewest, len(answers))]
     said, hits = last + 1.0, np.cumsum(labels[order])[last]
     recall, alarms = hits / max(hits[-1], 1), (said - hits) / max(said[-1] - hits[-1], 1)
     kept = np.unique(np.linspace(0, len(last) - 1, POINTS).round().astype(np.int64))
@@ -240,6 +246,6 @@ def learning(rows: Rows, fit_score: Callable[[Rows], tuple[float, float]], seed:
         part = np.sort(mixed[: round(share * len(mixed))])
         try:
             learned.append((len(part), *fit_score(part)))
-        except Exception:  # what a library cannot learn from so few rows is no point of the curve
-            logger.info("nothing was learned from %s rows", len(part), exc_info=True)
+        except Exception as error:  # noqa: BLE001 - what cannot be learned from so few rows is no point
+            logger.info("nothing was learned from %s rows: %s", len(part), type(error).__name__)
     return learned

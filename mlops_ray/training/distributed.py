@@ -11,11 +11,11 @@ import ray
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from mlops_ray.errors import TrainingError, first_line
+from mlops_ray.errors import TrainingError
 from mlops_ray.registry.models import Model
 from mlops_ray.training.families import How, Params, Sample, Xgboost, constant_label
 from mlops_ray.training.task import Task
-from mlops_ray.training.trial import RETRIES, device
+from mlops_ray.training.trial import RETRIES, device, told
 
 #: What a matrix may take of a node's memory: libraries make copies of theirs, and others want some too.
 SHARE = 0.3
@@ -38,6 +38,7 @@ class DistributedXgboost(Xgboost):
     workers: int
     resources: Mapping[str, float]
     label_selector: Mapping[str, str]
+    restricts: bool = False
 
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
         """The model of all rows, which no worker sees; raises `TrainingError` where a worker fails."""
@@ -68,7 +69,7 @@ class DistributedXgboost(Xgboost):
                 fitted = trainer.fit()
             except TrainingFailedError as error:
                 failures = getattr(error, "worker_failures", {})
-                why = first_line(next(iter(failures.values()), error))
+                why = told(next(iter(failures.values()), error), self.restricts)
                 raise TrainingError(f"{count} workers could not fit: {why}") from error
         return fitted.return_value  # type: ignore[no-any-return] # the first worker's
 

@@ -1,5 +1,6 @@
 """What a run is made with: Python, the libraries, and the state of the project's own folder in Git."""
 
+import os
 import platform
 import subprocess
 from importlib.metadata import distributions
@@ -39,15 +40,19 @@ def git_state(folder: Path) -> dict[str, str]:
     filters = _git(folder, "config", "--show-scope", "--name-only", "--get-regexp", r"^filter\.")
     if filters is None or not all(line.startswith(USERS) for line in filters.splitlines()):
         return {"commit": commit, "dirty": NONE}
-    changed = _git(folder, "status", "--porcelain", "--", ".")
+    changed = _git(folder, "status", "--porcelain", "--ignore-submodules=dirty", "--", ".")
     return {"commit": commit, "dirty": NONE if changed is None else str(bool(changed)).lower()}
 
 
 def _git(folder: Path, *asked: str) -> str | None:
     """What Git answers; `None` where it does not, or has no such thing."""
-    command = ["git", *QUIET, "-C", str(folder), *asked]
+    command, nowhere = ["git", *QUIET, "-C", str(folder), *asked], {"GIT_ALLOW_PROTOCOL": "none"}
     try:
-        done = subprocess.run(command, capture_output=True, timeout=GIT_S, check=False)  # noqa: S603
-        return done.stdout.decode() if done.returncode == 0 or asked[0] == "config" else None
+        done = subprocess.run(  # noqa: S603
+            command, capture_output=True, timeout=GIT_S, check=False, env=os.environ | nowhere
+        )
+        # Of `config` 1 says that nothing is set.
+        fine = (0, 1) if asked[0] == "config" else (0,)
+        return done.stdout.decode() if done.returncode in fine else None
     except (OSError, ValueError, subprocess.SubprocessError):
         return None

@@ -30,10 +30,8 @@ Row = dict[str, Any]
 def look(project: Project, storage: Storage, tracking_uri: str, like: str | None) -> dict[str, Any]:
     """The `rows` of a project's runs, those `alike` one of them, and the file of the page that shows them."""
     path, uri = storage.path("reports", "runs.html"), tracking_uri
-    # A database that is only looked at is not made.
-    is_there = project.tracking is not None or storage.path("mlflow.db").exists()
-    listed = rows(tracking.recorded(uri, project.project)) if is_there else []
-    likest = alike(tracking.recorded(uri) if is_there else [], like) if like else []
+    listed = rows(tracking.recorded(uri, project.project))
+    likest = alike(tracking.recorded(uri), like) if like else []
     with replacing(path) as file:
         file.write_text(runs_page(project.project, listed, likest), "utf-8")
     return {"runs": listed, "alike": likest, "page": str(path)}
@@ -125,7 +123,7 @@ def warm_start(found: Sequence[Row]) -> list[tuple[str, dict[str, Any]]]:
 
 def runs_page(project: str, listed: Sequence[Row], like: Sequence[Row]) -> str:
     """The page of `rows` and of those `alike`; pictures are of trials on the newest one's training set."""
-    tried = [row for row in listed if row["parent"] and row["score"] is not None]
+    tried = [row for row in listed if row["parent"] and row["metric"] and row["score"] is not None]
     tried = [row for row in tried if all(row[key] == tried[0][key] for key in ("dataset", "metric"))]
     families = {n: [row for row in tried if row["family"] == n] for n in {row["family"]: 0 for row in tried}}
     costs = [key for key in COSTS if any(row[key] is not None for row in tried)]

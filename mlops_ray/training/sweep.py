@@ -1,7 +1,7 @@
 """The search for the best family and parameters: Ray Tune over Optuna's TPE, stopped early by ASHA.
 
 What is tried and what is stopped depends on the project file and the data alone (search.py): the same sweep
-gives the same table, but for the seconds, on any cluster, also where workers died in it, and where its driver
+gives the same table, but for the times, on any cluster, also where workers died in it, and where its driver
 was killed and it was resumed. The exception is `time_limit`, which cuts off whatever runs.
 """
 
@@ -167,7 +167,7 @@ def fit(
 
     `cpus` are the threads, by default as many as a trial has. It begins again where its worker dies. XGBoost
     is fitted by several workers where there is more data than a node should hold (distributed.py). Raises
-    what `evaluate.refit` raises, and `TrainingError` where the worker dies again and again.
+    `TrainingError` where it cannot be fitted, or the worker dies again and again.
     """
     request = resources(task, label_selector)
     threads = max(1, int(request["CPU"]))
@@ -179,10 +179,11 @@ def fit(
                 f"training.search.resources: {request}"
             )
         if count > 1:
-            spread = distributed.DistributedXgboost(count, request, label_selector)
+            spread = distributed.DistributedXgboost(count, request, label_selector, task.restricts)
             return evaluate.refit(task, family, params, cpus=threads, by=spread)
     refit = ray.remote(_refit).options(
-        num_cpus=request["CPU"],
+        # As many as its threads, where a node has them.
+        num_cpus=max(request["CPU"], min(cpus or 0, free_cpus(label_selector))),
         num_gpus=request.get("GPU", 0),
         label_selector=dict(label_selector) or None,
         max_retries=RETRIES,

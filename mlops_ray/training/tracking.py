@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME
 
-from mlops_ray.registry.registry import answering
+from mlops_ray.registry.registry import answering, is_there
 from mlops_ray.storage import digest
 from mlops_ray.training.leaderboard import Trial
 
@@ -277,6 +277,8 @@ def recorded(tracking_uri: str, project: str | None = None) -> list[Recorded]:
 
     Raises `StorageError` where MLflow does not answer.
     """
+    if not is_there(tracking_uri):
+        return []
     with answering():
         client = MlflowClient(tracking_uri)
         held = _pages(lambda token: client.search_experiments(page_token=token))

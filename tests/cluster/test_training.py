@@ -11,8 +11,10 @@ import polars as pl
 import pytest
 
 from mlops_ray import config
+from mlops_ray.cluster import local, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
-from mlops_ray.errors import PackageError, TrainingError
+from mlops_ray.cluster.stages import Silent
+from mlops_ray.errors import PackageError, TrainingError, UsageError
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.storage import Storage
 from mlops_ray.training import runs, tracking
@@ -50,7 +52,8 @@ PLANS = ["plan-of-gold", "plan-of-tin"]
 def visits(days: int = 60, customers: int = 40) -> str:
     """Who spent little the day before, or has no gold, is the likelier to leave."""
     random = np.random.default_rng(7)
-    lines = ["customer,time,spent,plan,outcome"]
+    # The last of these is no amount that is possible.
+    lines = ["customer,time,spent,plan,outcome", "c0,2016-01-01T00:00:00Z,-1,plan-of-tin,left"]
     spent, plans = random.random(customers), random.integers(0, 2, customers)
     for day in range(days):
         chance = np.where(spent < 0.3, 0.5, 0.05) + 0.3 * plans
@@ -91,6 +94,8 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trai
 def test_the_winner_knows_more_than_the_share_and_reaches_its_recall(trained: Trained) -> None:
     found, metric = trained.result, "average_precision"
     assert found["refused"] == []
+    (note,) = found["notes"]
+    assert note.startswith("1 of the 2,401 rows of visits read last are in quarantine: see ")
     assert found["metrics"][metric] > 1.3 * found["baselines"]["prevalence"][metric]
     low, high = found["intervals"][metric]
     assert low < found["metrics"][metric] < high
@@ -206,6 +211,36 @@ def test_a_tracking_server_holds_runs_versions_and_packages(trained: Trained, ml
     made.push(found)  # safe to repeat
 
 
-def test_nothing_is_resumed_where_nothing_was_killed(trained: Trained) -> None:
-    with pytest.raises(TrainingError, match="no search to resume"):
-        trained.pipeline().trainer.killed()
+@pytest.mark.parametrize(
+    ("how", "error", "says"),
+    [
+        ({"resume": True}, TrainingError, "no search to resume"),
+        ({"like": "0123"}, UsageError, "--like: 0 runs are called '0123'"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_cluster_is_started(
+    how: dict[str, Any], error: type[Exception], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project.yaml").write_text(PROJECT)
+    (tmp_path / "visits.csv").write_text(visits(2))
+    monkeypatch.setattr(local, "start", lambda *_, **__: pytest.fail("a cluster was started"))
+    # It would end the connection that other tests use.
+    monkeypatch.setattr(service, "_leave_cluster", lambda *_, **__: None)
+    project = config.load(tmp_path / "project.yaml", {})
+    storage = Storage.open(str(tmp_path / "other"))
+    with pytest.raises(error, match=says):
+        service.train(project, storage, Silent(), **how)
+    assert not storage.path("mlflow.db").exists()
+
+
+def test_what_nobody_may_see_counts_as_before_for_the_champion(trained: Trained) -> None:
+    """To hide a column changes what is shown and no answer: the champion is compared all the same."""
+    made, shown = trained.pipeline(), trained.pipeline(PROJECT.replace("policy: {machine_only: [plan]}", ""))
+    made.registry.set_champion("churn", 1)
+    training_set = made.build(made.ingest())
+    task = training.task(made.project, made.features, training_set, None)
+    assert task.restricts
+    assert not training.task(shown.project, shown.features, training_set, None).restricts
+    assert made.features != shown.features
+    answers, notes = shown.trainer._champion_answers(task)
+    assert (answers is not None, notes) == (True, [])

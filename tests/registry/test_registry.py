@@ -2,6 +2,7 @@
 
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import orjson
@@ -9,6 +10,8 @@ import pandas as pd
 import polars as pl
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from mlflow.exceptions import MlflowException
+from requests.exceptions import ConnectionError
 
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError
 from mlops_ray.registry import signing
@@ -86,7 +89,7 @@ def test_a_version_says_what_it_is_without_its_package(registry: Registry, packa
     second, first = registry.versions("demo")
     names = ("family", "metric", "value", "dataset", "signer", "digest")
     said = {"family": "ridge", "dataset": "abc", "signer": signing.public(KEY), "digest": package.digest}
-    assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": "0.1"}
+    assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": 0.1}
     assert {name: second[name] for name in names} == {**said, "metric": None, "value": None}
 
 
@@ -177,6 +180,28 @@ def test_a_package_of_another_model_or_from_elsewhere_is_not_the_version(
                 local.package("own", version)
     finally:
         client.delete_model_version("own", str(version))
+
+
+def test_a_package_that_is_gone_is_told_from_a_store_that_is_away(
+    registry: Registry, uri: str, package: Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what is surely gone may be done without."""
+    mlflow.MlflowClient(uri).set_model_version_tag("demo", "2", "mlops.folder", "data/gone")
+    with pytest.raises(PackageError, match="the artifact store has no package of 'demo' version 2"):
+        registry.package("demo", 2)
+    mlflow.MlflowClient(uri).set_model_version_tag("demo", "2", "mlops.folder", f"data/{package.folder.name}")
+    for error in (MlflowException("a gateway is away"), ConnectionError("https://bob:hunter2@store is away")):
+        monkeypatch.setattr(mlflow.artifacts, "download_artifacts", _raises(error))
+        with pytest.raises(StorageError, match="is away") as told:
+            registry.package("demo", 2)
+        assert "hunter2" not in str(told.value)
+
+
+def _raises(error: Exception) -> Any:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
 
 
 def test_mlflows_own_server_gives_the_same_answers(local: Registry, package: Package, tmp_path: Path) -> None:

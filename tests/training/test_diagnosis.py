@@ -112,6 +112,20 @@ def test_a_cell_of_fewer_rows_than_may_be_told_of_is_empty() -> None:
     assert not any(rows for _, rows in diagnose(held, predict, ["x", "noise"]).curves["residuals"])
 
 
+def test_a_curve_begins_where_rows_enough_are_told_of() -> None:
+    held = classification(fewest=100)
+    found = diagnosis.curves(held.labels, held.predictions, held.fewest)
+    whole = diagnosis.curves(held.labels, held.predictions)
+    assert diagnose(held, chance, ["x", "noise"]).curves == found
+    assert set(found["roc"]) - {(0.0, 0.0)} < set(whole["roc"])
+    assert (
+        found["precision_recall"][0][0] * held.labels.sum()
+        > 30
+        > whole["precision_recall"][0][0] * held.labels.sum()
+    )
+    assert diagnosis.curves(held.labels, held.predictions, 10**6)["roc"] == [(0.0, 0.0), (1.0, 1.0)]
+
+
 def test_importance_is_what_shuffling_costs() -> None:
     found = {each.at: each for each in diagnosis.importance(regression(), predict, ["unused", "noise", "x"])}
     assert max(found, key=lambda name: found[name].value) == next(iter(found)) == "x"

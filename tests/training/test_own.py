@@ -243,6 +243,17 @@ def test_an_estimator_beside_the_project_file_is_a_family_and_its_class_is_allow
     assert models.load("estimator", model.to_bytes(), allowed).to_bytes() == model.to_bytes()
 
 
+def test_other_code_is_another_family(beside: str, tmp_path: Path) -> None:
+    """What was trained with it before is not taken for trained already."""
+    training = Project.model_validate(
+        PROJECT | {"training": {"families": [{"path": f"{beside}.Nearest"}]}}
+    ).training
+    before = own.code(training)
+    assert own.code(training) == before == {f"{beside}.Nearest": before[f"{beside}.Nearest"]}
+    (tmp_path / f"{beside}.py").write_text(MODULE + "# changed")
+    assert own.code(training) != before
+
+
 def _elsewhere(code: str, folder: Path, *arguments: str) -> str:
     """What a process says that knows of the project file's folder by the environment alone."""
     environ = os.environ | {SEARCH_PATH: str(folder)}

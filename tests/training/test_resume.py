@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from mlops_ray.errors import TrainingError
-from mlops_ray.training import evaluate, families, sweep
+from mlops_ray.training import evaluate, families, own, sweep
 from mlops_ray.training.families import CPU, Family, How, Params, Sample
 from mlops_ray.training.journal import FILE, Journal
 from mlops_ray.training.leaderboard import Sweep, Trial
@@ -161,7 +161,7 @@ def test_the_winners_fit_begins_again_where_its_worker_dies(
     assert after.predict(whole.frame[:5]).tolist() == before.predict(whole.frame[:5]).tolist()
 
 
-def test_only_the_same_search_is_resumed(tmp_path: Path) -> None:
+def test_only_the_same_search_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = _task()
     folder = tmp_path / "sweep"
     with pytest.raises(TrainingError, match="there is no search to resume"):
@@ -176,6 +176,10 @@ def test_only_the_same_search_is_resumed(tmp_path: Path) -> None:
     for other in others:
         with pytest.raises(TrainingError, match="the search to resume is another one"):
             sweep.run(other, folder=folder, label_selector={}, resume=True)
+    # Nor where the code of a family of one's own was changed.
+    monkeypatch.setattr(own, "code", lambda training: {"mine.Model": "another digest"})
+    with pytest.raises(TrainingError, match="the search to resume is another one"):
+        sweep.run(begun, folder=folder, label_selector={}, resume=True)
     assert (folder / FILE).read_bytes() == before
 
 

@@ -271,6 +271,8 @@ def test_what_others_wrote_to_mlflow_stops_nobody() -> None:
     assert [row["rows"] for row in listed if row["run"].endswith("3")] == [0]
     assert_sound(runs.runs_page("demo", listed, runs.alike(found, job(1).id)))
     assert_sound(runs.runs_page("demo", runs.rows([strange[2], *bare]), []))
+    unknown = [trial(strange[0], name, 0.2, alpha=float(n)) for n, name in enumerate("gh")]
+    assert_sound(runs.runs_page("demo", runs.rows([strange[0], *unknown]), []))
     with pytest.raises(UsageError, match="ended before it said what it learns from"):
         runs.alike(found, strange[1].id)
 
@@ -282,6 +284,7 @@ def test_a_driver_that_nobody_can_make_sense_of_is_not_gone() -> None:
 def test_text_of_others_steers_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli._print_table(["reason"], [["[/nope] \x1b]0;pwned\x07\x1b[2J"], ["[link=http://x]y[/link]"]])
     cli._print_fields({"said": "\x1b[2J"})
+    cli._print_findings({"meter": {"findings": [{"said": "\x1b[2J"}]}})
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "[/nope]" in out

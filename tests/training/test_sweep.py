@@ -12,7 +12,7 @@ from mlops_ray.errors import TrainingError
 from mlops_ray.training import sweep, tracking
 from mlops_ray.training.journal import FILE
 from mlops_ray.training.leaderboard import Sweep, Trial
-from mlops_ray.training.trial import Setting, score, told
+from mlops_ray.training.trial import Setting, score
 from tests.training.made import classification, task
 
 FAMILIES = ["lasso", "ridge", "random_forest", "xgboost"]
@@ -76,12 +76,23 @@ def test_a_trial_tells_how_long_its_model_takes_for_an_answer(
     assert all(value is not None and 0 < value < 1e6 for value in took.values())
 
 
-def test_where_values_are_hidden_an_error_is_told_without_its_words() -> None:
-    error = ValueError("the plan 'gold' …")
-    assert [told(error, restricts) for restricts in (False, True)] == [
-        "ValueError: the plan 'gold' …",
-        "ValueError",
-    ]
+@pytest.mark.parametrize("restricts", [False, True])
+def test_where_values_are_hidden_an_error_is_told_without_its_words(
+    restricts: bool, ray_cluster: None, tmp_path: Path
+) -> None:
+    search = {"trials": 1, "seed": 7, "space": {"logistic": {"C": -1.0}}}
+    made = classification({"families": ["logistic"], "search": search}, restricts=restricts)
+    (trial,) = sweep.run(made, folder=tmp_path / "tune", label_selector={}).leaderboard
+    said = "InvalidParameterError"
+    assert trial.error == said if restricts else trial.error.startswith(f"{said}: The 'C' parameter")
+    said = f"logistic could not be fitted on all rows: {said}"
+    with pytest.raises(TrainingError, match=f"^{said}$" if restricts else f"^{said}: The 'C' parameter"):
+        sweep.fit(made, "logistic", {"C": -1.0}, label_selector={})
+
+
+def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: None) -> None:
+    assert sweep.free_cpus({"region": "nowhere"}) == 1
+    assert 1 <= sweep.free_cpus({}) <= 2
 
 
 def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:

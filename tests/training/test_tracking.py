@@ -378,6 +378,27 @@ def test_no_program_that_a_repository_names_is_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+def test_no_program_that_a_part_of_a_repository_names_is_run(tmp_path: Path) -> None:
+    """A submodule has settings of its own, which the whole knows nothing of."""
+    for name in ("part", "whole"):
+        git = ["git", "-C", str(tmp_path / name), "-c", "user.name=a", "-c", "user.email=b"]
+        git += ["-c", "protocol.file.allow=always"]
+        subprocess.run(["git", "init", "-q", str(tmp_path / name)], check=True)
+        (tmp_path / name / "data.txt").write_text("1")
+        if name == "whole":
+            subprocess.run([*git, "submodule", "-q", "add", str(tmp_path / "part"), "s"], check=True)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
+    inner = tmp_path / "whole" / "s"
+    subprocess.run(
+        ["git", "-C", str(inner), "config", "filter.evil.clean", f"touch {tmp_path}/ran"], check=True
+    )
+    (inner / ".gitattributes").write_text("* filter=evil\n")
+    (inner / "data.txt").write_text("2")
+    assert git_state(tmp_path / "whole")["dirty"] == "false"
+    assert not (tmp_path / "ran").exists()
+
+
 def test_without_git_there_is_no_commit_and_no_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
