@@ -18,7 +18,7 @@ demo: venv
 	$(BIN)/mlops-ray run configs/factory_load.yaml
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # Without it, the tests that read it are skipped.
 test-data: venv

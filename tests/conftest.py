@@ -4,8 +4,9 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import settings
@@ -26,13 +27,23 @@ ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "configs" / "factory_load.yaml"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of the two processes that share the tests one has all that start Ray; a file is never shared out."""
-    of_ray = {item.path for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    for item in items:
-        is_ray = item.path in of_ray or item.path.parent.name in ("cluster", "e2e")
-        item.add_marker(pytest.mark.xdist_group("ray" if is_ray else str(item.path)))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _starts_ray(file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def _starts_ray(file: str) -> bool:
+    path = ROOT / file
+    return path.parent.name in ("cluster", "e2e") or "ray_cluster" in path.read_text()
 
 
 @pytest.fixture(scope="session")

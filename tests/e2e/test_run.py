@@ -17,6 +17,8 @@ import pytest
 import tritonclient.http as triton
 
 from mlops_ray import config
+from mlops_ray.client import Client
+from mlops_ray.errors import InvalidRowError, UnauthorizedError
 from mlops_ray.features.definitions import compile_features
 from mlops_ray.features.history import History, read
 from mlops_ray.features.lookup import point_in_time
@@ -241,6 +243,20 @@ def test_tritonclient_speaks_with_it(service: Service, binary: bool) -> None:
         np.testing.assert_allclose(answer.as_numpy(output), in_process(service, sites, times), rtol=1e-6)
         unnamed = client.infer(MODEL, inputs, headers=headers)
         np.testing.assert_allclose(unnamed.as_numpy(output), in_process(service, sites, times), rtol=1e-6)
+
+
+def test_our_client_gets_the_same_answers_and_is_told_what_is_wrong(service: Service) -> None:
+    sites, times = ["BL-H", "G0-A"], [LAST, LAST - timedelta(hours=5)]
+    client = Client(service.url, MODEL, key=service.key)
+    found = client.predict(pd.DataFrame({"site": sites, "time": times}))
+    expected = in_process(service, sites, [time.isoformat() for time in times])
+    np.testing.assert_allclose(found.predictions, expected, rtol=1e-9)
+    assert (found.version, found.decisions) == (str(service.result["version"]), None)
+    assert [column["name"] for column in client.metadata()["inputs"]] == ["site", "time"]
+    with pytest.raises(InvalidRowError, match="row 1, column 'time'"):
+        client.predict([{"site": "BL-H", "time": LAST.isoformat()}, {"site": "BL-H", "time": "soon"}])
+    with pytest.raises(UnauthorizedError):
+        Client(service.url, MODEL).predict([{"site": "BL-H", "time": LAST.isoformat()}])
 
 
 BAD = {

@@ -4,6 +4,8 @@ A `Case` is plain Python (integers are microseconds since 1970, around an epoch 
 the oracle's words and into the store's.
 """
 
+import math
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -466,3 +468,26 @@ def _is_number(name: str, question: Question) -> bool:
     """Whether a column, as its view has it, can be added up (and float64 holds it)."""
     agg = dict(question.aggregations).get(name, "first")
     return name != "n" and aggregated_type(agg, TYPES[name]) in ("float", "int", "bool")
+
+
+def random_case(seed: int) -> Case:
+    return case_of(random.Random(seed).randbytes(BYTES), tied=False)
+
+
+def same(found: Any, expected: Any) -> bool:
+    """Equal; for numbers with a fraction as far as the order of additions allows."""
+    if isinstance(found, float) and expected is not None:
+        return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9)
+    return type(found) is type(expected) and found == expected
+
+
+def check(found: pl.DataFrame, case: Case) -> None:
+    expected = case.expected()
+    assert found.height == len(expected)
+    wrong = [
+        (case.spine[row], case.features[column], value, right)
+        for row, (values, rights) in enumerate(zip(found.rows(), expected, strict=True))
+        for column, (value, right) in enumerate(zip(values, rights, strict=True))
+        if not same(value, right)
+    ]
+    assert wrong == [], "(key, target), feature, found, expected"

@@ -1,10 +1,9 @@
 """Features as they were at P: against the oracle, and the same however the question is put.
 
-Cases are many and small (cases.py): thousands over files read as a history's are, some over real histories, a
-handful on Ray.
+Cases are many and small (cases.py): thousands over files read as a history's are, some over real histories,
+and a handful on Ray (test_on_ray.py).
 """
 
-import math
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -26,16 +25,16 @@ from mlops_ray.schema import INSTANT, Column, Schema
 
 from .cases import (
     BASE,
-    BYTES,
     FAR,
     ROW_IDS,
     SITUATIONS,
     SPAN,
     Case,
-    case_of,
     cases,
+    check,
     clock_at,
     micros,
+    random_case,
     situations,
 )
 from .oracle import Asked, Version
@@ -52,25 +51,6 @@ def run(times: int) -> Callable[[Any], Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cases")
-
-
-def same(found: Any, expected: Any) -> bool:
-    """Equal; for numbers with a fraction as far as the order of additions allows."""
-    if isinstance(found, float) and expected is not None:
-        return math.isclose(found, expected, rel_tol=1e-9, abs_tol=1e-9)
-    return type(found) is type(expected) and found == expected
-
-
-def check(found: pl.DataFrame, case: Case) -> None:
-    expected = case.expected()
-    assert found.height == len(expected)
-    wrong = [
-        (case.spine[row], case.features[column], value, right)
-        for row, (values, rights) in enumerate(zip(found.rows(), expected, strict=True))
-        for column, (value, right) in enumerate(zip(values, rights, strict=True))
-        if not same(value, right)
-    ]
-    assert wrong == [], "(key, target), feature, found, expected"
 
 
 def shrink(patch: pytest.MonkeyPatch) -> None:
@@ -250,33 +230,9 @@ def test_a_real_history_answers_as_the_oracle_and_the_same_after_more_commits_co
     assert again.equals(found)
 
 
-def random_case(seed: int) -> Case:
-    return case_of(random.Random(seed).randbytes(BYTES), tied=False)
-
-
 #: A case with many rows, and with a latest value of any age.
 LARGE = max((random_case(seed) for seed in range(100)), key=lambda case: len(case.versions))
 LARGE = replace(LARGE, features=(Asked("x", "latest"),))
-
-
-def test_on_ray_features_are_those_computed_here(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    asked = 0
-    for seed in range(12):
-        case = random_case(seed)
-        if not (case.versions and case.spine):
-            continue
-        asked += 1
-        snapshots = {"s": case.delivered(tmp_path_factory.mktemp("ray")).snapshot(case.as_of)}
-        for rows_a_task in (4_000_000, 5):
-            here, there = (
-                join(case.asked, snapshots, case.feature_set, on_ray=on_ray, rows_a_task=rows_a_task)
-                for on_ray in (False, True)
-            )
-            assert there.equals(here)
-            check(there, case)
-    assert asked >= 8
 
 
 # ---------------------------------------------------------------- single promises
