@@ -1,6 +1,9 @@
 """The sweep on a real cluster: every family is tried, the best complete trial wins, a failure is a row."""
 
+import os
 import signal
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,9 @@ import pytest
 
 from mlops_ray.config import Training
 from mlops_ray.errors import TrainingError
+from mlops_ray.registry.models import Model
 from mlops_ray.training import sweep, tracking
+from mlops_ray.training.families import Family, How, Params, Sample
 from mlops_ray.training.journal import FILE
 from mlops_ray.training.leaderboard import Sweep, Trial
 from mlops_ray.training.trial import Setting, score
@@ -93,6 +98,44 @@ def test_where_values_are_hidden_an_error_is_told_without_its_words(
 def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: None) -> None:
     assert sweep.free_cpus({"region": "nowhere"}) == 1
     assert 1 <= sweep.free_cpus({}) <= 2
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Another family; each fit says whether its rows are memory of its own, and which process it is."""
+
+    inner: Family
+    folder: Path
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("name", "tasks", "devices", "style", "space"):
+            return getattr(self.inner, name)
+        raise AttributeError(name)
+
+    def fit(self, sample: Sample, params: Params, how: How) -> Model:
+        own = [part.flags.writeable or part.flags.owndata for part in (sample.x, sample.y)]
+        self.folder.joinpath(f"{any(own)}-{time.time_ns()}-{os.getpid()}").touch()
+        return self.inner.fit(sample, params, how)
+
+
+def test_every_trial_reads_the_same_copy_of_the_data(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is put into the object store once, and mapped by each worker."""
+    fits = tmp_path / "fits"
+    fits.mkdir()
+    known = sweep.families.FAMILIES
+    monkeypatch.setitem(known, "ridge", Watching(known["ridge"], fits))
+    sweep.run(task({"search": {"trials": 4}}), folder=tmp_path / "tune", label_selector={})
+    said = [file.name.split("-") for file in fits.iterdir()]
+    assert len(said) == 4 * 3
+    assert {own for own, *_ in said} == {"False"}
+
+
+def test_a_search_ends_with_its_time(ray_cluster: None, tmp_path: Path) -> None:
+    search = {"trials": 100_000, "time_limit": "1s"}
+    found = sweep.run(task({"search": search}), folder=tmp_path / "tune", label_selector={})
+    assert len(found.leaderboard) < 100_000
 
 
 def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
