@@ -126,7 +126,8 @@ def test_every_trial_reads_the_same_copy_of_the_data(
     fits.mkdir()
     known = sweep.families.FAMILIES
     monkeypatch.setitem(known, "ridge", Watching(known["ridge"], fits))
-    sweep.run(task({"search": {"trials": 4}}), folder=tmp_path / "tune", label_selector={})
+    made = task({"search": {"trials": 4, "scheduler": "none"}})
+    sweep.run(made, folder=tmp_path / "tune", label_selector={})
     said = [file.name.split("-") for file in fits.iterdir()]
     assert len(said) == 4 * 3
     assert {own for own, *_ in said} == {"False"}
