@@ -1,4 +1,4 @@
-"""XGBoost's answering side through its C interface, without its Python package.
+"""XGBoost through its C interface, without its Python package; here its answering side.
 
 `import xgboost` brings pandas, scikit-learn and SciPy into the process (180 MB, seconds) and its Python layer
 costs more for one row than the trees do. A replica needs four calls of the library, which are part of its
@@ -31,14 +31,13 @@ class Booster:
 
     def __init__(self, data: bytes) -> None:
         """Reads a model file (.ubj); raises `ValueError` where it is none, `PackageError` without XGBoost."""
-        self._library = _library()
         self._handle = ctypes.c_void_p()
-        self._call("XGBoosterCreate", None, ctypes.c_uint64(0), ctypes.byref(self._handle))
-        weakref.finalize(self, self._library.XGBoosterFree, self._handle)
-        self._call("XGBoosterLoadModelFromBuffer", self._handle, data, ctypes.c_uint64(len(data)))
-        self._call("XGBoosterSetParam", self._handle, b"nthread", b"1")
+        call("XGBoosterCreate", None, ctypes.c_uint64(0), ctypes.byref(self._handle))
+        weakref.finalize(self, call, "XGBoosterFree", self._handle)
+        call("XGBoosterLoadModelFromBuffer", self._handle, data, ctypes.c_uint64(len(data)))
+        call("XGBoosterSetParam", self._handle, b"nthread", b"1")
         found = ctypes.c_uint64()
-        self._call("XGBoosterGetNumFeature", self._handle, ctypes.byref(found))
+        call("XGBoosterGetNumFeature", self._handle, ctypes.byref(found))
         self.width = found.value
 
     def predict(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -49,21 +48,28 @@ class Booster:
         if not rows:
             return np.zeros(0, np.float32)
         matrix = np.ascontiguousarray(matrix, np.float32)
-        described = (
-            b'{"data": [%d, true], "shape": [%d, %d], "strides": null, "typestr": "<f4", "version": 3}'
-            % (matrix.ctypes.data, rows, width)
-        )
         shape, values = ctypes.POINTER(ctypes.c_uint64)(), ctypes.POINTER(ctypes.c_float)()
         dimensions = ctypes.c_uint64()
         outputs = (ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(values))
-        self._call("XGBoosterPredictFromDense", self._handle, described, ARGUMENTS, None, *outputs)
+        call("XGBoosterPredictFromDense", self._handle, described(matrix), ARGUMENTS, None, *outputs)
         # The library's buffer is overwritten by the next call of this thread.
         return np.ctypeslib.as_array(values, shape=(rows,)).copy()
 
-    def _call(self, name: str, *arguments: object) -> None:
-        if getattr(self._library, name)(*arguments):
-            reason = self._library.XGBGetLastError().decode(errors="replace")
-            raise ValueError(reason.strip().splitlines()[0])
+
+def call(name: str, *arguments: object) -> None:
+    """Calls a function of the library; raises `ValueError` with what it says where it fails."""
+    library = _library()
+    if getattr(library, name)(*arguments):
+        reason = library.XGBGetLastError().decode(errors="replace")
+        raise ValueError(reason.strip().splitlines()[0])
+
+
+def described(array: npt.NDArray[np.float32]) -> bytes:
+    """Where a contiguous array lies, as the library reads it; the array must live as long as it is read."""
+    return b'{"data": [%d, true], "shape": %s, "strides": null, "typestr": "<f4", "version": 3}' % (
+        array.ctypes.data,
+        str([*array.shape]).encode(),
+    )
 
 
 def patient_threads() -> None:

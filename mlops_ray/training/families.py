@@ -31,6 +31,7 @@ from mlops_ray.registry.models import (
     XgboostModel,
 )
 from mlops_ray.registry.outcome import TaskKind as TaskKind
+from mlops_ray.training import boost
 from mlops_ray.training.space import Between, OneOf, Space
 
 #: Families whose library comes with an extra of this package of the same name.
@@ -312,9 +313,6 @@ class Xgboost:
     def fit(self, sample: Sample, params: Params, how: How) -> Model:
         if constant := constant_label(sample, how):
             return constant
-        patient_threads()
-        import xgboost
-
         own = dict(params)
         rounds = own.pop("n_estimators")
         fixed = {
@@ -324,11 +322,10 @@ class Xgboost:
             "nthread": how.cpus,
             "seed": how.seed,
         }
-        bins = {"max_bin": own["max_bin"]} if "max_bin" in own else {}
-        data = xgboost.QuantileDMatrix(sample.x, sample.y, weight=sample.weights, nthread=how.cpus, **bins)
-        booster = xgboost.train({**own, **fixed}, data, num_boost_round=rounds)
         # As it will be read again: the answers of one and the other are then the same to the bit.
-        return XgboostModel.from_bytes(bytes(booster.save_raw("ubj")))
+        return XgboostModel.from_bytes(
+            boost.fit(sample.x, sample.y, sample.weights, {**own, **fixed}, rounds)
+        )
 
 
 class Lightgbm:

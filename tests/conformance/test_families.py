@@ -24,7 +24,7 @@ from mlops_ray.registry import models
 from mlops_ray.registry.boosters import MOST_CODES
 from mlops_ray.registry.encoder import Encoder, Matrix
 from mlops_ray.registry.models import Model, Values
-from mlops_ray.training import families, metrics
+from mlops_ray.training import boost, families, metrics
 from mlops_ray.training.families import EXTRAS, FAMILIES, LOG_LOSS, RIDGE, Family, How, Sample, TaskKind
 from mlops_ray.training.metrics import Metric
 from tests.registry.made import COLUMNS, rows
@@ -314,20 +314,19 @@ def test_a_gpu_is_asked_for_where_the_library_can_use_one(
 ) -> None:
     """Here is none: what each library is given is looked at, and then fitted on the CPU."""
     import catboost
-    import xgboost
 
     asked: list[Any] = []
-    train, made = xgboost.train, catboost.CatBoost
+    fit, made = boost.fit, catboost.CatBoost
 
-    def trained(params: dict[str, Any], data: Any, **others: Any) -> Any:
+    def trained(x: Matrix, y: Values, weights: Any, params: dict[str, Any], rounds: int) -> bytes:
         asked.append(params["device"])
-        return train({**params, "device": "cpu"}, data, **others)
+        return fit(x, y, weights, {**params, "device": "cpu"}, rounds)
 
     def make(params: dict[str, Any]) -> Any:
         asked.append((params.get("task_type"), params.get("devices")))
         return made({name: given for name, given in params.items() if name not in ("task_type", "devices")})
 
-    monkeypatch.setattr(xgboost, "train", trained)
+    monkeypatch.setattr(boost, "fit", trained)
     monkeypatch.setattr(catboost, "CatBoost", make)
     on_cpu, on_gpu = (case.fitted(*case.data(count=200), device=device) for device in ("cpu", "cuda"))
     wanted = {"xgboost": ["cpu", "cuda"], "catboost": [(None, None), ("GPU", "0")]}
