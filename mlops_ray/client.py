@@ -20,12 +20,11 @@ import orjson
 
 from mlops_ray.errors import RequestError, ServiceError, request_error
 
-#: What may be another answer a moment later; a prediction asked for twice does no harm.
+#: What may be another answer a moment later; a prediction asked for twice does no harm. Of 504 the time has
+#: passed already.
 PASSING = (408, 429, 500, 502, 503)
 #: Seconds of the first pause between two tries, doubled each time, and of the longest.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
-#: A deadline that has passed says nothing that a try more could mend.
-NO_TIME = "no answer within {:g} s"
 
 Rows = Sequence[Mapping[str, Any]] | Any
 Values = npt.NDArray[np.float64]
@@ -50,7 +49,7 @@ class Client:
     """Asks one model at `url`; may be used by several threads, each of which keeps a connection.
 
     `key` is one of the role `predict`. `timeout_s` is for an answer with all its tries, of which there are at
-    most `tries`; the service is told of it, and does not work for who has gone. `context` is that of TLS.
+    most `tries`; the service is told of it. `context` is that of TLS.
 
     >>> Client("http://127.0.0.1:8000", "factory-load", key="…").path
     '/v2/models/factory-load'
@@ -103,7 +102,7 @@ class Client:
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> dict[str, Any]:
         until, pause_s, id = time.monotonic() + self.timeout_s, FIRST_PAUSE_S, uuid.uuid4().hex
-        error: Exception = ServiceError(NO_TIME.format(self.timeout_s))
+        error: Exception = ServiceError(f"no answer within {self.timeout_s:g} s")
         for _ in range(self.tries):
             left_s = until - time.monotonic()
             if left_s <= 0:

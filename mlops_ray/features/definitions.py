@@ -316,15 +316,12 @@ def _compiled(project: Project) -> FeatureSet:
         strict=project.target.known_at == "event",
     )
     hidden = frozenset(name for source in project.sources.values() for name in source.hidden)
-    features = replace(features, columns=tuple(_seen(features.columns, hidden | features.made_of(hidden))))
+    hidden |= features.made_of(hidden)
+    columns = (replace(column, hidden=column.name in hidden) for column in features.columns)
+    features = replace(features, columns=tuple(columns))
     _refuse_the_label(project, features.request)
     _refuse_taken_names(defined, features)
     return features
-
-
-def _seen(columns: Iterable[Column], hidden: frozenset[str]) -> Iterator[Column]:
-    """The columns of features, those that show what nobody may see `hidden`."""
-    return (replace(column, hidden=column.name in hidden) for column in columns)
 
 
 def _all_stored(project: Project, tables: Mapping[str, ViewTable]) -> Iterator[_Defined]:

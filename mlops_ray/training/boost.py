@@ -6,6 +6,7 @@ Without its Python package a worker of a sweep starts a second sooner; the model
 import contextlib
 import ctypes
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,14 +20,13 @@ NEXT, RESET = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p), ctypes.CFUNCTYPE(
 MAX_BIN = 256
 
 
-def fit(x: Matrix, y: Values, weights: Values | None, params: Mapping[str, object], rounds: int) -> bytes:
+def fit(x: Matrix, y: Values, weights: Values | None, params: Mapping[str, Any], rounds: int) -> bytes:
     """The file (.ubj) of a booster of so many rounds; `params` by the library's names, `nthread` among them.
 
     Raises `ValueError` where the library refuses them.
     """
     with contextlib.ExitStack() as owned:
-        matrix, booster = ctypes.c_void_p(), ctypes.c_void_p()
-        _cut_into_bins(matrix, x, y, weights, params)
+        matrix, booster = _cut_into_bins(x, y, weights, params), ctypes.c_void_p()
         owned.callback(call, "XGDMatrixFree", matrix)
         call("XGBoosterCreate", (ctypes.c_void_p * 1)(matrix), ctypes.c_uint64(1), ctypes.byref(booster))
         owned.callback(call, "XGBoosterFree", booster)
@@ -41,9 +41,9 @@ def fit(x: Matrix, y: Values, weights: Values | None, params: Mapping[str, objec
 
 
 def _cut_into_bins(
-    matrix: ctypes.c_void_p, x: Matrix, y: Values, weights: Values | None, params: Mapping[str, object]
-) -> None:
-    """Makes a matrix in which a byte stands for a value's bin; rows are read twice and not copied."""
+    x: Matrix, y: Values, weights: Values | None, params: Mapping[str, Any]
+) -> ctypes.c_void_p:
+    """A matrix in which a byte stands for a value's bin; rows are read twice and not copied."""
     given = {"label": y} if weights is None else {"label": y, "weight": weights}
     arrays = {name: np.ascontiguousarray(values, np.float32) for name, values in given.items()}
     rows, proxy, left = np.ascontiguousarray(x, np.float32), ctypes.c_void_p(), [1]
@@ -58,12 +58,14 @@ def _cut_into_bins(
         return 1
 
     config = b'{"missing": NaN, "nthread": %d, "max_bin": %d}'
-    asked = config % (int(str(params["nthread"])), int(str(params.get("max_bin", MAX_BIN))))
+    asked = config % (params["nthread"], params.get("max_bin", MAX_BIN))
     # They must live as long as they may be called.
     reset, following = RESET(lambda _: left.append(1)), NEXT(go_on)
+    made = ctypes.c_void_p()
     call("XGProxyDMatrixCreate", ctypes.byref(proxy))
     try:
-        made = ctypes.byref(matrix)
-        call("XGQuantileDMatrixCreateFromCallback", None, proxy, None, reset, following, asked, made)
+        output = ctypes.byref(made)
+        call("XGQuantileDMatrixCreateFromCallback", None, proxy, None, reset, following, asked, output)
+        return made
     finally:
         call("XGDMatrixFree", proxy)
