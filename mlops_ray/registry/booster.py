@@ -1,7 +1,7 @@
 """XGBoost through its C interface, without its Python package; here its answering side.
 
 `import xgboost` brings pandas, scikit-learn and SciPy into the process (180 MB, seconds) and its Python layer
-costs more for one row than the trees do. A replica needs four calls of the library, which are part of its
+costs more for one row than the trees do. A replica needs few calls of the library, which are part of its
 documented C interface (https://xgboost.readthedocs.io/en/stable/dev/c__api_8h.html).
 """
 
@@ -16,12 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops_ray.errors import PackageError
+from mlops_ray.registry.arrays import require_width
 
-#: Predictions of all trees, not margins; a missing value is NaN.
+#: Of all trees; a missing value is NaN.
 ARGUMENTS = (
-    b'{"type": 0, "training": false, "iteration_begin": 0, "iteration_end": 0, "missing": NaN,'
+    b'{"type": %d, "training": false, "iteration_begin": 0, "iteration_end": 0, "missing": NaN,'
     b' "strict_shape": false, "cache_id": 0}'
 )
+#: Types: predictions, not margins; what each column contributes to the margin, exactly.
+PREDICTIONS, CONTRIBUTIONS = 0, 2
 #: As the name of the shared library is on Linux, macOS and Windows.
 LIBRARIES = ("libxgboost.so", "libxgboost.dylib", "xgboost.dll")
 
@@ -42,18 +45,45 @@ class Booster:
 
     def predict(self, matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """One value a row; raises `ValueError` where the matrix is of another width than the model's."""
-        rows, width = matrix.shape
-        if width != self.width:
-            raise ValueError(f"the model reads {self.width} columns, not {width}")
-        if not rows:
+        require_width(matrix, self.width)
+        if not len(matrix):
             return np.zeros(0, np.float32)
         matrix = np.ascontiguousarray(matrix, np.float32)
-        shape, values = ctypes.POINTER(ctypes.c_uint64)(), ctypes.POINTER(ctypes.c_float)()
-        dimensions = ctypes.c_uint64()
-        outputs = (ctypes.byref(shape), ctypes.byref(dimensions), ctypes.byref(values))
-        call("XGBoosterPredictFromDense", self._handle, described(matrix), ARGUMENTS, None, *outputs)
+        asked = (described(matrix), ARGUMENTS % PREDICTIONS, None)
+        return self._asked("XGBoosterPredictFromDense", asked, (len(matrix),))
+
+    def contributions(self, matrix: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+        """What each column adds to a row's margin (rows × columns), and to what: the mean margin.
+
+        Raises `ValueError` as `predict` does, or where the file does not say how many rows its nodes count.
+        """
+        require_width(matrix, self.width)
+        # The mean comes with rows only.
+        given = matrix if len(matrix) else np.zeros((1, self.width))
+        given, rows = np.ascontiguousarray(given, np.float32), ctypes.c_void_p()
+        call(
+            "XGDMatrixCreateFromDense",
+            described(given),
+            b'{"missing": NaN, "nthread": 1}',
+            ctypes.byref(rows),
+        )
+        try:
+            shape = (len(given), self.width + 1)
+            found = self._asked("XGBoosterPredictFromDMatrix", (rows, ARGUMENTS % CONTRIBUTIONS), shape)
+        finally:
+            call("XGDMatrixFree", rows)
+        if not np.isfinite(found).all():
+            raise ValueError("the model's file does not say how many rows its nodes count")
+        return found[: len(matrix), :-1].astype(np.float64), float(found[0, -1])
+
+    def _asked(
+        self, function: str, arguments: tuple[object, ...], shape: tuple[int, ...]
+    ) -> npt.NDArray[np.float32]:
+        lengths, values = ctypes.POINTER(ctypes.c_uint64)(), ctypes.POINTER(ctypes.c_float)()
+        outputs = (ctypes.byref(lengths), ctypes.byref(ctypes.c_uint64()), ctypes.byref(values))
+        call(function, self._handle, *arguments, *outputs)
         # The library's buffer is overwritten by the next call of this thread.
-        return np.ctypeslib.as_array(values, shape=(rows,)).copy()
+        return np.ctypeslib.as_array(values, shape=shape).copy()
 
 
 def call(name: str, *arguments: object) -> None:

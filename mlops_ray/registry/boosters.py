@@ -28,6 +28,8 @@ LIGHTGBM_CLASSIFIES = {"regression": False, "regression_l1": False, "binary sigm
 CATBOOST_CLASSIFIES = {"RMSE": False, "MAE": False, "Logloss": True}
 #: What a missing category is called in CatBoost's training rows; others are their codes.
 MISSING_CODE = -1
+#: What a leaf that no training row came to counts, so that its share of rows is a number.
+NO_ROWS = 1e-100
 #: More categories in a column are taken as amounts by those whose sets of codes are small.
 MOST_CODES = 255
 
@@ -48,6 +50,9 @@ class _Native:
 
     def predict(self, matrix: Matrix) -> Values:
         return self._answering.predict(matrix).astype(np.float64, copy=False)
+
+    def contributions(self, matrix: Matrix) -> tuple[Values, float]:
+        return self._answering.contributions(matrix)
 
     def to_bytes(self) -> bytes:
         return self.data
@@ -139,7 +144,9 @@ def _lightgbm_tree(text: str) -> Tree:
     # Leaf n is child -1 - n there.
     left, right = (np.where(side < 0, count - 1 - side, side) for side in sides)
     thresholds = np.where(asks, -np.inf, thresholds)
-    nodes = grown_tree(left, right, numbers("split_feature"), thresholds, missing_left & ~asks, values)
+    # A tree of one leaf says nothing of its rows.
+    cover = np.append(numbers("internal_count"), numbers("leaf_count")) if count else 0
+    nodes = grown_tree(left, right, numbers("split_feature"), thresholds, missing_left & ~asks, values, cover)
     words = numbers("cat_threshold", np.uint32).astype("<u4")
     asked = zip(np.flatnonzero(asks).tolist(), own_sets, strict=True)
     return nodes, {at: words[ends[own] : ends[own + 1]].view(np.uint8) for at, own in asked}
@@ -149,13 +156,17 @@ def _catboost_tree(tree: Mapping[str, Any], features: Any, hashes: Mapping[int, 
     """A full tree, level by level, the children of node n at 2n + 1 and 2n + 2, the last split on top."""
     splits = [_catboost_split(split, features, hashes) for split in reversed(tree.get("splits") or [])]
     values = np.array(tree["leaf_values"], np.float64) * scale
-    if len(values) != 2 ** len(splits):
+    levels = [np.maximum(np.array(tree["leaf_weights"], np.float64), NO_ROWS)]
+    if not len(values) == len(levels[0]) == 2 ** len(splits):
         raise ValueError("a tree's splits and leaves do not fit")
-    levels = [split for depth, split in enumerate(splits) for _ in range(2**depth)]
-    inner = np.arange(len(levels))
-    feature, threshold, missing_left, swapped, codes = ([split[n] for split in levels] for n in range(5))
+    for _ in splits:
+        levels.insert(0, levels[0].reshape(-1, 2).sum(axis=1))
+    every = [split for depth, split in enumerate(splits) for _ in range(2**depth)]
+    inner = np.arange(len(every))
+    feature, threshold, missing_left, swapped, codes = ([split[n] for split in every] for n in range(5))
     swap = np.array(swapped, np.int64)
-    nodes = grown_tree(2 * inner + 1 + swap, 2 * inner + 2 - swap, feature, threshold, missing_left, values)
+    sides = (2 * inner + 1 + swap, 2 * inner + 2 - swap)
+    nodes = grown_tree(*sides, feature, threshold, missing_left, values, np.concatenate(levels))
     return nodes, {at: bits for at, bits in enumerate(codes) if bits is not None}
 
 

@@ -40,7 +40,7 @@ from mlops_ray.registry.outcome import Outcome, TaskKind
 from mlops_ray.registry.signing import Trusted
 
 #: Raised when a reader of an older version would misread the folder.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DIGESTS, PACKAGE, ENCODER = "digests.json", "package.json", "encoder.json"
 REFERENCE, EXAMPLES, SIGNATURE = "reference.json", "examples.json", "signature.json"
 #: What a package has at most, looked at before anything is read. Digests and signature are parsed before
@@ -49,8 +49,9 @@ MOST_FILES, MOST_BYTES = 16, 2 * 2**30
 MOST_BYTES_OF = {DIGESTS: 65_536, SIGNATURE: 4_096} | dict.fromkeys(
     (PACKAGE, ENCODER, REFERENCE, EXAMPLES), 64 * 2**20
 )
-#: Where MLflow serves a package: the public keys, and types in models, that are trusted, by commas.
+#: Where MLflow serves a package: public keys, types in models, and functions, that are trusted, by commas.
 TRUSTED_KEYS, TRUSTED_TYPES = "MLOPS_TRUSTED_KEYS", "MLOPS_TRUSTED_TYPES"
+TRUSTED_FUNCTIONS = "MLOPS_TRUSTED_FUNCTIONS"
 #: How far an example's answer may be from the stored one: another processor adds in another order.
 EXAMPLE_TOLERANCE = 1e-5
 
@@ -350,7 +351,8 @@ def _load_pyfunc(data_path: str) -> Any:
     from mlops_ray.registry.predictor import Predictor
 
     trusted, types = _listed(TRUSTED_KEYS), _listed(TRUSTED_TYPES) or frozenset()
-    return _Pyfunc(Predictor.load(Path(data_path), None, trusted=trusted, types=types))
+    functions = _listed(TRUSTED_FUNCTIONS) or frozenset()
+    return _Pyfunc(Predictor.load(Path(data_path), None, functions=functions, trusted=trusted, types=types))
 
 
 def _listed(variable: str) -> frozenset[str] | None:

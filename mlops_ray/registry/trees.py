@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from mlops_ray.registry.arrays import pack, unpack
 from mlops_ray.registry.encoder import Matrix, Values
+from mlops_ray.registry.explain import MOST_CELLS, Paths
 from mlops_ray.registry.probability import flag, probability, take_flag
 
 Nodes = npt.NDArray[np.void]
@@ -23,9 +24,14 @@ FOREST_ROWS = 2048
 LEAF = -1
 #: Of a node that compares with its threshold.
 NO_SET = -1
+#: More rows than any node counts; sums of such numbers are finite.
+MOST_COVER = 1e300
+#: Steps from a root to a leaf; a file of more would keep a replica busy for ever.
+MOST_DEPTH = 1_000
 
 #: One node of a tree. A row goes left where its value is at most the threshold; `missing_left` says where a
-#: missing value goes. `left` and `right` are positions among all nodes.
+#: missing value goes. `left` and `right` are positions among all nodes; `cover` is how many training rows
+#: came to the node, or their weight.
 NODE = np.dtype(
     [
         ("tree", "<i4"),
@@ -35,6 +41,7 @@ NODE = np.dtype(
         ("right", "<i4"),
         ("missing_left", "?"),
         ("value", "<f8"),
+        ("cover", "<f8"),
     ]
 )
 #: A tree by itself: its nodes, in which children are positions in this tree, and for each node that asks for
@@ -58,12 +65,15 @@ def new_tree(left: Any, right: Any, **fields: Any) -> Nodes:
 
 
 def grown_tree(
-    left: Any, right: Any, feature: Any, threshold: Any, missing_left: Any, leaves: Values
+    left: Any, right: Any, feature: Any, threshold: Any, missing_left: Any, leaves: Values, cover: Any
 ) -> Nodes:
-    """A tree's nodes where all leaves come after the inner nodes; all but `leaves` are of inner nodes."""
+    """A tree's nodes where all leaves come after the inner nodes.
+
+    All is of the inner nodes but `leaves`, the values of leaves, and `cover`, which is of all nodes.
+    """
     inner, count = len(left), len(leaves)
     nodes = np.zeros(inner + count, NODE)
-    nodes["left"], nodes["right"], nodes["value"][inner:] = LEAF, LEAF, leaves
+    nodes["left"], nodes["right"], nodes["value"][inner:], nodes["cover"] = LEAF, LEAF, leaves, cover
     fields = {"left": left, "right": right, "feature": feature, "threshold": threshold}
     for name, values in (fields | {"missing_left": missing_left}).items():
         nodes[name][:inner] = values
@@ -106,7 +116,7 @@ class Trees:
         return cls(nodes, sets, table)
 
     def check(self) -> Self:
-        """Itself; raises `ValueError` where a walk could end nowhere."""
+        """Itself; raises `ValueError` where a walk could end nowhere, or a share of rows be no number."""
         nodes, sets, bits = self.nodes, self.sets, self.bits
         if nodes.dtype != NODE or nodes.ndim != 1 or not len(nodes):
             raise ValueError("not an array of tree nodes")
@@ -115,6 +125,13 @@ class Trees:
         sides = [nodes[side][own] for side in ("left", "right")]
         if any((side <= own).any() or (side >= len(nodes)).any() for side in sides):
             raise ValueError("a tree's node leads nowhere")
+        # Each node has one way from a root: what is told of all ways would have no end otherwise.
+        reached = np.bincount(np.concatenate([_roots(nodes), *sides]), minlength=len(nodes))
+        if (reached != 1).any():
+            raise ValueError("a tree's node has two parents, or none")
+        below = nodes["cover"][np.concatenate(sides)]
+        if not ((below > 0) & (below < MOST_COVER)).all():
+            raise ValueError("a tree's node counts no rows")
         if (nodes["feature"][own] < 0).any():
             raise ValueError("a tree's node asks for no column")
         if sets.dtype != np.int32 or sets.shape != nodes.shape or bits.dtype != np.uint8 or bits.ndim != 2:
@@ -122,6 +139,8 @@ class Trees:
         known = (sets >= NO_SET) & (sets < len(bits))
         if not known.all() or not bits.shape[1] or (bits[:, -1] > 127).any():
             raise ValueError("a tree's node asks for a set of categories that there is not")
+        if self._arrays.depth > MOST_DEPTH:
+            raise ValueError(f"a tree is deeper than {MOST_DEPTH:,} nodes")
         return self
 
     @cached_property
@@ -137,31 +156,65 @@ class Trees:
 
         Raises `ValueError` where the matrix is narrower than what the trees ask for.
         """
-        if matrix.shape[1] < self._arrays.width:
-            raise ValueError(f"the model reads {self._arrays.width} columns, not {matrix.shape[1]}")
+        self._require_width(matrix)
         parts = [
             combine(self._values(matrix[at : at + FOREST_ROWS])) for at in range(0, len(matrix), FOREST_ROWS)
         ]
         return np.concatenate(parts) if parts else np.zeros(0)
 
+    def contributions(self, matrix: Matrix) -> tuple[Values, float]:
+        """By how much each column moves the sum of the trees' values (rows × columns) from that of all rows.
+
+        Raises `ValueError` as `walk` does.
+        """
+        self._require_width(matrix)
+        paths, width = self._paths, matrix.shape[1]
+        rows = max(1, MOST_CELLS // len(paths.node))
+        parts = [
+            paths.contributions(self._turns(matrix[at : at + rows]), width)
+            for at in range(0, len(matrix), rows)
+        ]
+        return np.concatenate([np.zeros((0, width)), *parts]), paths.base
+
+    @cached_property
+    def _paths(self) -> Paths:
+        arrays = self._arrays
+        children = arrays.children.reshape(-1, 2)
+        return Paths.of(arrays.roots, children, arrays.feature, self.nodes["cover"], arrays.value)
+
+    def _turns(self, matrix: Matrix) -> Flags:
+        """Whether each row would go left at the node of each place of `_paths` (places × rows)."""
+        node = self._paths.node
+        values = matrix.T.take(self._arrays.feature.take(node), axis=0)
+        left = self._goes_left(values.ravel(), np.repeat(node, len(matrix)), bool(np.isnan(matrix).any()))
+        return left.reshape(values.shape)
+
+    def _require_width(self, matrix: Matrix) -> None:
+        if matrix.shape[1] < self._arrays.width:
+            raise ValueError(f"the model reads {self._arrays.width} columns, not {matrix.shape[1]}")
+
     def _values(self, matrix: Matrix) -> Values:
         """Walks every row down every tree, one level a step, until all stand on leaves."""
-        arrays, sets = self._arrays, self._flat_sets
+        arrays = self._arrays
         at = np.tile(arrays.roots, len(matrix))
         cells = matrix.ravel()
         rows = np.repeat(np.arange(len(matrix)) * matrix.shape[1], len(arrays.roots))
         has_missing = bool(np.isnan(cells).any())
         for _ in range(arrays.depth):
-            values = cells.take(rows + arrays.feature.take(at))
-            left = values <= arrays.threshold.take(at)
-            if has_missing:
-                left |= np.isnan(values) & arrays.missing_left.take(at)
-            if sets is not None:
-                asked = sets.take(at)
-                some = np.flatnonzero(asked != NO_SET)
-                left[some] = self._contains(asked[some], values[some])
+            left = self._goes_left(cells.take(rows + arrays.feature.take(at)), at, has_missing)
             at = arrays.children.take(2 * at + left)
         return arrays.value.take(at).reshape(len(matrix), -1)
+
+    def _goes_left(self, values: Matrix, at: Positions, has_missing: bool) -> Flags:
+        """Whether each of these values goes left at its node."""
+        left: Flags = values <= self._arrays.threshold.take(at)
+        if has_missing:
+            left |= np.isnan(values) & self._arrays.missing_left.take(at)
+        if self._flat_sets is not None:
+            asked = self._flat_sets.take(at)
+            some = np.flatnonzero(asked != NO_SET)
+            left[some] = self._contains(asked[some], values[some])
+        return left
 
     def _contains(self, sets: Positions, codes: Matrix) -> Flags:
         stride = self.bits.shape[1]
@@ -194,21 +247,25 @@ class _Arrays:
         own = np.arange(len(nodes))
         leaf = nodes["left"] == LEAF
         children = np.column_stack([np.where(leaf, own, nodes["right"]), np.where(leaf, own, nodes["left"])])
-        roots = np.flatnonzero(np.diff(nodes["tree"], prepend=-1))
+        roots = _roots(nodes)
         fields = {name: np.ascontiguousarray(nodes[name]) for name in ("threshold", "missing_left", "value")}
         feature = np.where(leaf, 0, nodes["feature"]).astype(np.int64)
         width = 0 if leaf.all() else int(feature.max()) + 1
         return cls(roots, _depth(roots, children), width, feature, children=children.ravel(), **fields)
 
 
+def _roots(nodes: Nodes) -> Positions:
+    return np.flatnonzero(np.diff(nodes["tree"], prepend=-1))
+
+
 def _depth(roots: Positions, children: Positions) -> int:
-    """The number of steps from the roots to the farthest leaf."""
+    """The number of steps from the roots to the farthest leaf, or one that is over `MOST_DEPTH`."""
     level, depth = roots, 0
     while True:
         below = np.unique(children[level])
         level = below[(children[below] != below[:, None]).any(axis=1)]
         depth += 1
-        if not len(level):
+        if not len(level) or depth > MOST_DEPTH:
             return depth
 
 
@@ -241,6 +298,11 @@ class ForestModel:
 
     def predict(self, matrix: Matrix) -> Values:
         return self._trees.walk(matrix, lambda values: values.mean(axis=1))
+
+    def contributions(self, matrix: Matrix) -> tuple[Values, float]:
+        values, base = self._trees.contributions(matrix)
+        count = len(self._trees._arrays.roots)
+        return values / count, base / count
 
     def to_bytes(self) -> bytes:
         return pack(self.nodes)
@@ -282,6 +344,10 @@ class BoostedModel:
         sums = self.trees.walk(matrix, lambda values: self.base + values.sum(axis=1))
         return probability(sums) if self.classifies else sums
 
+    def contributions(self, matrix: Matrix) -> tuple[Values, float]:
+        values, base = self.trees.contributions(matrix)
+        return values, self.base + base
+
     def to_bytes(self) -> bytes:
         trees = self.trees
         return pack(trees.nodes, trees.sets, trees.bits, np.array(self.base), *flag(self.classifies))
@@ -301,6 +367,7 @@ def _sklearn_tree(tree: Any) -> Nodes:
         missing_left=tree.__getstate__()["nodes"]["missing_go_to_left"].astype(bool),
         # Of a classifier the share of the last class, which is 1.
         value=tree.value[:, 0, -1],
+        cover=tree.weighted_n_node_samples,
     )
 
 
@@ -318,6 +385,7 @@ def _hist_tree(tree: Any, order: Positions, codes: Sequence[Positions]) -> Tree:
         threshold=np.where(asks, -np.inf, nodes["num_threshold"]),
         missing_left=nodes["missing_go_to_left"].astype(bool) & ~asks,
         value=nodes["value"],
+        cover=nodes["count"],
     )
     sets = {}
     for at in np.flatnonzero(asks & inner).tolist():

@@ -17,6 +17,9 @@ NODES = {
 }
 #: What the root has for a parent.
 NO_PARENT = 2**31 - 1
+#: Steps from a root to a leaf; the library goes down by calls when it tells of contributions, and ends with
+#: its stack.
+MOST_DEPTH = 1_000
 
 
 def check_xgboost(data: bytes) -> None:
@@ -58,7 +61,18 @@ def _can_be_walked(tree: dict[str, Any], width: str) -> bool:
     asked = nodes["split_indices"]
     known = (asked >= 0).all() and (asked < int(width)).all() and not nodes["split_type"].any()
     leaves = 2 * len(inner) + 1 == len(left) and ((left == -1) == (right == -1)).all()
-    return bool(links and known and leaves and parents[0] == NO_PARENT)
+    sound = links and known and leaves and parents[0] == NO_PARENT
+    return bool(sound and _is_shallow(left, right))
+
+
+def _is_shallow(left: Any, right: Any) -> bool:
+    level = np.array([0])
+    for _ in range(MOST_DEPTH + 1):
+        level = level[left[level] != -1]
+        if not len(level):
+            return True
+        level = np.concatenate([left[level], right[level]])
+    return False
 
 
 class _Reader:

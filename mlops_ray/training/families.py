@@ -138,9 +138,11 @@ class Linear:
             estimator.fit(sample.x, sample.y.astype(sample.x.dtype), sample_weight=sample.weights)
         # A classifier has one row of them.
         coefficients = np.asarray(estimator.coef_, np.float64).ravel()
-        return LinearModel(
-            tuple(coefficients.tolist()), float(np.asarray(estimator.intercept_).item()), how.classifies
-        )
+        intercept = float(np.asarray(estimator.intercept_).item())
+        weights = np.ones(len(sample.x)) if sample.weights is None else sample.weights
+        # Not `numpy.average`, which makes a float64 matrix of all rows on the way.
+        means = np.einsum("ij,i->j", sample.x, weights) / weights.sum()
+        return LinearModel(tuple(coefficients.tolist()), intercept, how.classifies, tuple(means.tolist()))
 
 
 #: Coordinate descent mostly ends after some tens of rounds; more buys digits that no prediction shows.

@@ -188,9 +188,17 @@ def test_a_forest_that_was_written_before_is_read() -> None:
 
 def _nodes(**fields: object) -> bytes:
     nodes = np.zeros(3, NODE)
-    nodes["left"], nodes["right"] = [1, -1, -1], [2, -1, -1]
+    nodes["left"], nodes["right"], nodes["cover"] = [1, -1, -1], [2, -1, -1], [3, 2, 1]
     for name, value in fields.items():
         nodes[name] = value
+    return ForestModel(nodes).to_bytes()
+
+
+def _chain(steps: int) -> bytes:
+    """A tree of which every node has a leaf on its left and the rest on its right."""
+    nodes = np.zeros(2 * steps + 1, NODE)
+    nodes["left"], nodes["right"], nodes["cover"] = -1, -1, 1.0
+    nodes["left"][:-1:2], nodes["right"][:-1:2] = np.arange(steps) * 2 + 1, np.arange(steps) * 2 + 2
     return ForestModel(nodes).to_bytes()
 
 
@@ -211,6 +219,7 @@ def _layers(*shapes: tuple[int, int], dtype: str = "f8") -> bytes:
 def _catboost(**changes: object) -> bytes:
     tree = {
         "leaf_values": [0.0, 1.0],
+        "leaf_weights": [2.0, 0.0],
         "splits": [{"split_type": "OneHotFeature", "cat_feature_index": 0, "value": 5}],
     }
     features = {
@@ -272,15 +281,25 @@ def test_a_constant_answers_every_row_alike() -> None:
         ("lightgbm", b"tree\nversion=v4\n"),
         ("catboost", _catboost(oblivious_trees=[{"leaf_values": [0.0], "splits": [{}]}])),
         ("catboost", _catboost(oblivious_trees=[])),
+        ("catboost", _catboost(oblivious_trees=[{"leaf_values": [0.0], "leaf_weights": [1.0, 1.0]}])),
+        ("catboost", _catboost(oblivious_trees=[{"leaf_values": [0.0]}])),
         ("catboost", _catboost(scale_and_bias=[1.0, [0.5, 0.5]])),
         ("catboost", _catboost(model_info={"params": {"loss_function": {"type": "Poisson"}}})),
         ("catboost", _catboost(features_info={"cat_features_hash": [{"hash": 5, "value": "99999999999"}]})),
         ("forest", _nodes(left=[0, -1, -1])),
         ("forest", _nodes(right=[7, -1, -1])),
         ("forest", _nodes(feature=-1)),
+        ("forest", _nodes(left=[2, -1, -1])),
+        ("forest", _nodes(tree=[0, 0, 1])),
+        ("forest", _nodes(cover=[1, 1, 0])),
+        ("forest", _nodes(cover=[1, -1, 2])),
+        ("forest", _nodes(cover=[1, np.nan, 1])),
+        ("forest", _nodes(cover=[1, np.inf, 1])),
+        ("forest", _chain(2000)),
         ("forest", _pickled()),
         ("forest", b"PK\x03\x04"),
         ("linear", b"{}"),
+        ("linear", b'{"coefficients": [1, 2], "intercept": 0, "means": [1]}'),
         ("linear", b"\x80\x04."),
         ("xgboost", b"no booster"),
         ("pickle", b""),
@@ -351,6 +370,7 @@ def test_a_lightgbm_text_of_another_meaning_or_with_a_set_without_end_is_refused
 
 def test_a_sound_forest_is_read_again() -> None:
     assert models.load("forest", _nodes()).predict(_matrix(1)).tolist() == [0.0]
+    assert models.load("forest", _chain(200)).predict(_matrix(1)).tolist() == [0.0]
 
 
 @pytest.mark.parametrize("objective", ["reg:squarederror", "binary:logistic"])

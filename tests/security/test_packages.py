@@ -246,7 +246,7 @@ CORPUS: dict[str, tuple[Callable[[Path], object], tuple[str, ...], str]] = {
         VOUCHED,
         r"damaged: encoder\.json",
     ),
-    "digests of another form": (lambda f: _sign(f, b'{"format": 2, "files": []}'), VOUCHED, "lists no files"),
+    "digests of another form": (lambda f: _sign(f, b'{"format": 3, "files": []}'), VOUCHED, "lists no files"),
     "a later format": (_age, VOUCHED, "has the format 99; this version of mlops_ray reads"),
     "a huge added file": (_grow("more.bin"), NOTHING, r"'more\.bin', which is too large"),
     "a huge model": (_grow("coefficients.json"), NOTHING, r"'coefficients\.json', which is too large"),
