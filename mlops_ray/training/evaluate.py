@@ -4,7 +4,7 @@ The test part is looked at by `test` alone, for one model; what was chosen was c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -110,10 +110,10 @@ def _decided(
         probabilities = model.predict(encoder.transform(task.frame[fold.held_out]))
         said.append(Predicted(task.labels[fold.held_out], probabilities))
     calibrator = calibration.calibrate(said)
-    outcome = Outcome(calibrator=calibrator, clip=outcome.clip)
+    outcome = replace(outcome, calibrator=calibrator)
     meant = [Predicted(fold.labels, outcome.answers(fold.probabilities)) for fold in said]
     chosen = calibration.threshold(task.threshold, meant)
-    return Outcome(calibrator=calibrator, threshold=chosen.value, clip=outcome.clip), chosen.missed
+    return replace(outcome, threshold=chosen.value), chosen.missed
 
 
 def test(task: Task, fitted: Fitted, champion: Values | None) -> Report:

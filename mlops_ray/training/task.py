@@ -12,7 +12,7 @@ from mlops_ray.errors import TrainingError
 from mlops_ray.features.definitions import LABEL
 from mlops_ray.registry.encoder import Encoder, Style
 from mlops_ray.registry.models import Values
-from mlops_ray.registry.outcome import Outcome, Transform
+from mlops_ray.registry.outcome import Called, Outcome, Transform
 from mlops_ray.schema import INSTANT, Column
 from mlops_ray.training import families, metrics, splits
 from mlops_ray.training.bootstrap import Blocks
@@ -51,7 +51,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raises `TrainingError` for what cannot be learned, before anything is spent on it."""
-        _ = self.families
+        _ = self.families, self.outcome
         metrics.find(self.training.metric, self.kind)
         for metric in self.training.metrics:
             if self.kind == "regression" or metric not in metrics.DECISIONS:
@@ -114,10 +114,16 @@ class Task:
         """The families that compete, by name."""
         return families.find(self.training.families, self.kind)
 
-    @property
+    @cached_property
     def outcome(self) -> Outcome:
         """What happens to every number of a model, but for what a classification learns of its validation."""
-        return Outcome(transform=self.transform, clip=self.postprocess.clip or (None, None))
+        said = self.postprocess
+        return Outcome(
+            transform=self.transform,
+            clip=said.clip or (None, None),
+            function=Called.now(said.function) if said.function is not None else None,
+            labels=said.labels,
+        )
 
     @property
     def metric(self) -> Metric:

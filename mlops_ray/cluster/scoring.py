@@ -1,0 +1,109 @@
+"""Batch scoring of a project's model: the command `predict`."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mlops_ray.cluster import head, interrupt, local, service
+from mlops_ray.cluster.stages import Progress, Stages, alone
+from mlops_ray.config import Project
+from mlops_ray.errors import StorageError
+from mlops_ray.features.shelves import online_location
+from mlops_ray.policy import label_selector, require_here
+from mlops_ray.registry import estimator, signing
+from mlops_ray.serving import record, score
+from mlops_ray.serving.score import Job, Scoring
+from mlops_ray.serving.versions import loader
+from mlops_ray.storage import Storage
+
+
+def predict(
+    project: Project,
+    storage: Storage,
+    progress: Progress,
+    given: str,
+    output: Path,
+    version: int | None = None,
+) -> dict[str, Any]:
+    """Answers the rows of files as the endpoint would; see `Job.run` for what comes back.
+
+    By the champion, or by a registered `version`. What is small is scored in this process, else it runs on
+    the cluster of this storage, or on one that is started for it and stopped again. Raises what
+    `score.opened` raises, and `PolicyError` where rows may not be on this machine.
+    """
+    policies = [source.policy for source in project.sources.values()]
+    require_here(policies)
+    load = loader(
+        storage,
+        online_location(project, storage),
+        project.functions,
+        signing.trusted(project, storage),
+        estimator.allowed(project),
+    )
+    scoring = Scoring(
+        load,
+        _entry(project, storage, progress, version),
+        frozenset(name for policy in policies for name in policy.machine_only),
+        str(score.parts_folder(output.absolute())),
+        any(policy.restricts for policy in policies),
+    )
+    with score.opened(scoring, given, output.absolute()) as job:
+        if job.is_small:
+            return _score(job, Stages(storage, progress), {}, on_ray=False)
+        stages = Stages(storage, progress)
+        with _cluster(storage, stages):
+            return _score(job, stages, label_selector(policies), on_ray=True)
+
+
+@contextlib.contextmanager
+def _cluster(storage: Storage, stages: Stages) -> Iterator[None]:
+    """The cluster of this storage, or one for the block, connected.
+
+    Not a pipeline's: that reads what a model is trained on, which need not be there any more.
+    """
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(alone(storage))
+        found = local.find(storage.root)
+        if found is not None:
+            # One that is there for others holds nobody up.
+            lock.close()
+        with interrupt.stops(storage.root if found is None else None):
+            # Ray reads these when it is imported.
+            os.environ.update(head.SETTINGS)
+            try:
+                with stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
+                    cluster = found or local.start(storage.root)
+                    local.connect(cluster)
+                    result["address"] = cluster.address
+                yield
+            except Exception:
+                service._leave_cluster(storage, stop=found is None)
+                raise
+            service._leave_cluster(storage, stop=found is None)
+
+
+def _score(job: Job, stages: Stages, selector: dict[str, str], *, on_ray: bool) -> dict[str, Any]:
+    with stages.timed("score", _said) as result:
+        result |= job.run(
+            on_ray=on_ray,
+            selector=selector,
+            on_progress=lambda rows: stages.progress.update(f"{rows:,} rows"),
+        )
+    return result
+
+
+def _said(result: dict[str, Any]) -> str:
+    return f"{result['rows']:,} rows, {result['errors']:,} without an answer"
+
+
+def _entry(project: Project, storage: Storage, progress: Progress, version: int | None) -> dict[str, Any]:
+    """What the release document says of the champion, or would say of a version."""
+    champion: dict[str, Any] | None = record.read(storage, project.project).get("champion")
+    if champion is not None and version in (None, int(champion["version"])):
+        return champion
+    if version is None:
+        raise StorageError(f"{project.project!r} has no champion; `run` makes one, or name --version")
+    packed = service._pipeline(project, storage, progress)._within_storage(version)
+    return {"version": str(version), "digest": packed.digest, "package": str(packed.folder.resolve())}
