@@ -1,12 +1,20 @@
-"""The Serve application at /. It is not on the way of a prediction."""
+"""The Serve application at /: not on the way of a prediction over HTTP; those over gRPC pass through."""
 
 import asyncio
 from typing import Any, cast
 
+import grpc  # type: ignore[import-untyped]
+import orjson
 from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import RayServeException
 
+from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
-from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send, lifespan
+from mlops_ray.serving import direct, record, rpc
+from mlops_ray.serving.asgi import App
+from mlops_ray.serving.documents import show
+from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 
@@ -17,40 +25,80 @@ SNAPSHOT_S = 3.0
 #: Pages and scrapers, not predictions.
 MAX_ONGOING_REQUESTS = 1_000
 HEALTH_CHECK_S = 1.0
+#: The longest that a call over gRPC waits for a replica, one that starts from zero included.
+ANSWER_S = 60.0
+#: What calls over gRPC get to end when this process does; other gateways take new ones.
+GRACE_S = 2.0
 
 
 class Gateway:
-    """The process that serves `Routes`."""
+    """The process that serves `Routes`, and gRPC where it has a listener."""
 
-    def __init__(self, storage_root: str) -> None:
-        self._routes = Routes(Storage.open(storage_root), self._snapshot)
+    def __init__(self, storage_root: str, listener: rpc.Listener | None) -> None:
+        self._storage, self._listener = Storage.open(storage_root), listener
+        self._routes = Routes(self._storage, self._snapshot)
         self._monitor: Any = None
+        self._server: Any = None
+        self._handles: dict[str, Any] = {}
 
     def __serve_build_asgi_app__(self) -> App:
         """What Serve asks for the ASGI application."""
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                await self._routes(scope, receive, send)
-            elif scope["type"] == "websocket":
-                await send(NO_WEBSOCKET)
-            elif scope["type"] == "lifespan":
-                await lifespan(receive, send, _nothing, _nothing)
-
-        return app
+        return direct.by_serve(self._routes, self._start, self._stop)
 
     async def _snapshot(self) -> dict[str, Any]:
         self._monitor = self._monitor or serve.get_deployment_handle(deltas.DEPLOYMENT, deltas.APPLICATION)
         async with asyncio.timeout(SNAPSHOT_S):
             return cast(dict[str, Any], await self._monitor.snapshot.remote())
 
+    async def _start(self) -> None:
+        if self._listener is not None:
+            self._server, _ = await rpc.start(self._listener, self._ask, Keyring(self._storage))
 
-async def _nothing() -> None:
-    """There is nothing to start, and nothing to stop."""
+    async def _stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(GRACE_S)
+
+    async def _ask(
+        self, model: str, path: str, headers: dict[str, str], body: bytes = b"", method: str = "GET"
+    ) -> Answered:
+        """What a replica of the model answers, or this gateway where the model is empty."""
+        if not model:
+            return await exchange(self._routes, method, path, headers, body)
+        handle = self._handles.get(model) or await asyncio.to_thread(self._find, model)
+        if handle is None:
+            return _error(404, f"no model {show(model)} is deployed here")
+        self._handles[model] = handle
+        response = handle.call.remote(path, headers, body, method)
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return cast(Answered, await response)
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except (TimeoutError, RayActorError, RayServeException, grpc.aio.AioRpcError):
+            self._handles.pop(model, None)
+            return _error(503, f"no replica of {show(model)} answered; send the request again")
+
+    def _find(self, model: str) -> Any:
+        """A handle on the model's deployment; None where it has no release, or no application."""
+        # Names of other applications, and those that a caller made up, are no models.
+        if not any(document["model"] == model for document in record.read_all(self._storage)):
+            return None
+        try:
+            return serve.get_deployment_handle(model, model)
+        except RayServeException:
+            return None
 
 
-def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
-    """The gateway's application, to be run at `ROUTE`."""
+def _error(status: int, sentence: str) -> Answered:
+    return status, {}, orjson.dumps({"error": sentence})
+
+
+def deployment(
+    storage_root: str, label_selector: dict[str, str], listener: rpc.Listener | None = None
+) -> serve.Application:
+    """The gateway's application, to be run at `ROUTE`; without a listener it speaks no gRPC."""
     options: dict[str, Any] = {
         "num_cpus": 0,
         **({"label_selector": label_selector} if label_selector else {}),
@@ -63,4 +111,4 @@ def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Appli
         health_check_period_s=HEALTH_CHECK_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(serve.ingress()(Gateway))
-    return gateway.bind(storage_root)
+    return gateway.bind(storage_root, listener)
