@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,9 @@ from mlops_ray.policy import HERE, REGION
 LOOPBACK = "127.0.0.1"
 TOKEN = "ray.token"  # noqa: S105 - a file's name
 
-#: Where Serve's front end listens unless somebody else does.
-HTTP_PORT = 8000
+#: Where Serve's front end, and the gateway's gRPC, listen unless somebody else does.
+HTTP_PORT, GRPC_PORT = 8000, 8001
+USUAL = {"http": HTTP_PORT, "grpc": GRPC_PORT}
 #: Each cluster takes a block of ports, so that projects run side by side: above those that Ray gives to
 #: workers by default (10002 to 19999) and below those that Linux gives to outgoing connections (32768).
 FIRST_PORT, LAST_PORT, BLOCK_PORTS = 20000, 30000, 500
@@ -24,7 +26,7 @@ REPLICA_PORTS = 200
 OFFSETS = {
     "claim": 0, "gcs": 1, "dashboard": 2, "client": 3, "agent": 4, "agent_grpc": 5, "runtime_env": 6,
     "metrics": 7, "dashboard_metrics": 8, "haproxy_stats": 9, "haproxy_metrics": 10, "fallback_http": 11,
-    "fallback_grpc": 12, "http": 13, "replicas_http": 100, "replicas_grpc": 300,
+    "fallback_grpc": 12, "http": 13, "grpc": 14, "replicas_http": 100, "replicas_grpc": 300,
 }  # fmt: skip
 
 #: A laptop must cope: what does not fit is spilled to disk.
@@ -41,12 +43,20 @@ SETTINGS = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # A caller that says nothing, or half a request, holds one of so many connections for an hour by default.
     "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+    # A replica that dies with a request in its hands has said nothing yet: another may be asked. Asking for a
+    # prediction twice does no harm.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # Requests go to our application before Serve looks at them: see there.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mlops_ray.serving.direct:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
     # By default a replica waits 30 s before it goes; HAProxy has dropped it within 1 s.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     # When all stops, callers go before those whom they call, this much before; 30 s by default.
     "RAY_SERVE_SHUTDOWN_TIER_TIMEOUT_S": "1",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    # By default workers make way for all else on the machine, replicas and their proxy too; here only those
+    # that train do (training.trial).
+    "RAY_worker_niceness": "0",
     # How soon the autoscaler sees what replicas report; 10 s by default.
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # Threads that wait for work sleep: spinning ones take the cores from whoever shares them.
@@ -64,13 +74,25 @@ main()
 """
 
 
-def claim_ports() -> tuple[dict[str, int], list[socket.socket]]:
-    """Free ports by their names, ours while the sockets are open, here or in the head that inherits them."""
+def claim_ports(wanted: Mapping[str, int]) -> tuple[dict[str, int], list[socket.socket]]:
+    """Free ports by their names, ours while the sockets are open, here or in the head that inherits them.
+
+    Raises `ClusterError` where one of those `wanted` is in use.
+    """
     for base in range(FIRST_PORT, LAST_PORT, BLOCK_PORTS):
         ports = {name: base + offset for name, offset in OFFSETS.items()}
         if block := _claim(*ports.values()):
-            http = _claim(HTTP_PORT)
-            return (ports | {"http": HTTP_PORT}, [block, http]) if http else (ports, [block])
+            claims = [block]
+            for name, port in {**wanted, **{n: p for n, p in USUAL.items() if n not in wanted}}.items():
+                if (claim := _claim(port)) is not None:
+                    ports[name] = port
+                    claims.append(claim)
+                elif name in wanted:
+                    raise ClusterError(
+                        f"port {port} is in use by another program: stop it, or say another port under"
+                        " serving.listen"
+                    )
+            return ports, claims
     raise ClusterError(
         f"no block of {BLOCK_PORTS} ports is free from {FIRST_PORT} to {LAST_PORT}; stop something"
     )

@@ -3,9 +3,7 @@
 Its head runs in a session of its own: it outlives the command that started it, and the terminal's Ctrl-C does
 not reach it. Every process of it carries a marker in its environment; `stop` ends those and no others.
 
-Its ports are on loopback, and Ray's ask for a token. Two kinds listen on all addresses, whatever one sets:
-those by which replicas call each other, which ask for the token, and HAProxy's metrics and statistics, which
-show figures of the traffic.
+Its ports, and what guards each, are those of ports.py.
 """
 
 import contextlib
@@ -21,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -66,14 +64,18 @@ class LocalCluster:
     http_port: int  # Serve's front end
     environment: dict[str, str]  # what drivers and jobs must have set before they import ray
     temp_dir: str  # of Ray and HAProxy, removed by `stop`
+    grpc_port: int = heads.GRPC_PORT  # the gateway's
 
 
-def start(folder: Path, *, cpus: int | None = None, gpus: int | None = None) -> LocalCluster:
+def start(
+    folder: Path, *, cpus: int | None = None, gpus: int | None = None, ports: Mapping[str, int] | None = None
+) -> LocalCluster:
     """A new cluster, ready for drivers, jobs and Serve, recorded in `folder`: one cluster a folder.
 
-    `cpus` and `gpus` are what Ray may give away; it counts the machine's where they are not given. Raises
-    `ClusterError` where one runs or is being started already, and where Ray does not come up; then, and on
-    Ctrl-C, nothing is left behind.
+    `cpus` and `gpus` are what Ray may give away; it counts the machine's where they are not given. `ports`
+    are those that must be free for it, by what listens there. Raises `ClusterError` where one is in use,
+    where a cluster runs or is being started already, and where Ray does not come up; then, and on Ctrl-C,
+    nothing is left behind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
@@ -84,7 +86,7 @@ def start(folder: Path, *, cpus: int | None = None, gpus: int | None = None) -> 
             raise ClusterError(f"a cluster of {folder} runs, at {running.address}: use it, or stop it first")
         stop(folder)
         try:
-            return _start(folder, cpus, gpus)
+            return _start(folder, cpus, gpus, ports or {})
         except BaseException:
             stop(folder)
             raise
@@ -95,7 +97,7 @@ def find(folder: Path) -> LocalCluster | None:
     if (recorded := _read(folder)) is None:
         return None
     cluster, ready = recorded
-    if ready and any(process.pid == cluster.pid for process in _carrying(cluster.marker)):
+    if ready and any(process.pid == cluster.pid for process in carrying(cluster.marker)):
         return cluster if _answers(cluster.address) else None
     with _locked(folder) as ours:
         if ours:  # else it is not dead but being started
@@ -113,7 +115,7 @@ def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
         return False
     cluster, deadline = recorded[0], time.monotonic() + timeout_s
     _shut_serve_down(cluster, timeout_s * GRACE_SHARE)
-    while left := _carrying(cluster.marker):
+    while left := carrying(cluster.marker):
         if time.monotonic() > deadline:
             raise ClusterError(f"processes of the cluster of {folder} do not end: {[p.pid for p in left]}")
         for process in left:
@@ -158,13 +160,13 @@ def connect(cluster: LocalCluster) -> None:
         raise ClusterError(f"cannot connect to the cluster at {cluster.address}: {error}") from error
 
 
-def _start(folder: Path, cpus: int | None, gpus: int | None) -> LocalCluster:
+def _start(folder: Path, cpus: int | None, gpus: int | None, wanted: Mapping[str, int]) -> LocalCluster:
     """Claims ports, runs the head and waits until it is ready; cleaning up is the caller's."""
     marker, root = secrets.token_hex(4), tempfile.gettempdir()
     if len(os.fsencode(root)) > TEMP_ROOT_MAX_BYTES:
         root = "/tmp"  # noqa: S108 - the folder in it is new and private
     temp_dir = Path(root, f"mlr-{marker}")
-    ports, claims = heads.claim_ports()
+    ports, claims = heads.claim_ports(wanted)
     with contextlib.ExitStack() as claimed:
         for claim in claims:
             claimed.enter_context(claim)
@@ -174,6 +176,7 @@ def _start(folder: Path, cpus: int | None, gpus: int | None) -> LocalCluster:
             address=f"{LOOPBACK}:{ports['gcs']}",
             dashboard=f"http://{LOOPBACK}:{ports['dashboard']}",
             http_port=ports["http"],
+            grpc_port=ports["grpc"],
             environment=heads.environment(folder / TOKEN, temp_dir, ports),
             temp_dir=str(temp_dir),
         )
@@ -233,7 +236,7 @@ def _end_of_log(cluster: LocalCluster) -> str:
 def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> None:
     """Lets replicas finish, if there are any; gives up in silence, for what does not end is killed next."""
     # The kernel keeps 15 characters of a name.
-    if not any("ray::ServeContr" in process.info["name"] for process in _carrying(cluster.marker)):
+    if not any("ray::ServeContr" in process.info["name"] for process in carrying(cluster.marker)):
         return
     dashboard = http.client.HTTPConnection(cluster.dashboard.removeprefix("http://"), timeout=timeout_s)
     with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(dashboard):
@@ -273,7 +276,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _carrying(marker: str) -> list[psutil.Process]:
+def carrying(marker: str) -> list[psutil.Process]:
     """The processes that carry the marker, except this one; `info["name"]` is what each is called."""
     found = []
     for process in psutil.process_iter(["name"]):

@@ -12,11 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from mlops_ray import keys
-from mlops_ray.cluster import head, interrupt, local
+from mlops_ray.cluster import front, head, interrupt, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
-from mlops_ray.errors import ClusterError, MlopsError
+from mlops_ray.errors import ClusterError, MlopsError, StorageError
 from mlops_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -34,8 +34,9 @@ STATUS_TIMEOUT_S = 5.0
 class Live:
     """What a run ended with: the champion that is live, and what was trained, which may have been refused.
 
-    `metric` decided; `answer` is the reply to the first request, `curl` a line that asks for it again; `ours`
-    says whether this run started the cluster.
+    `metric` decided; nothing was `trained` where what was live before is served again. `answer` is the reply
+    to the first request, `curl` a line that asks for it again from this machine; `ours` says whether this run
+    started the cluster, and `notes` are for whoever started it.
     """
 
     url: str
@@ -45,15 +46,16 @@ class Live:
     metric: str
     metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
-    trained: dict[str, Any]
+    trained: dict[str, Any] | None
     seconds: dict[str, float]
     unchanged: list[str]
     answer: dict[str, Any]
     curl: str
     ours: bool
+    notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The line that `run --json` ends with."""
+        """The line that `run --json` and `serve --json` end with."""
         return {
             "url": self.url,
             "model": self.model,
@@ -61,23 +63,27 @@ class Live:
             "dashboard": self.dashboard,
             "metrics": self.metrics,
             "baselines": self.baselines,
-            "refused": self.trained["refused"],
+            "refused": self.trained["refused"] if self.trained else [],
             "seconds": self.seconds,
         }
 
 
 @contextlib.contextmanager
-def running(project: Project, storage: Storage, progress: Progress, *, detach: bool) -> Iterator[Live]:
+def running(
+    project: Project, storage: Storage, progress: Progress, *, detach: bool, train: bool = True
+) -> Iterator[Live]:
     """Everything that is needed to have the model live; what is unchanged is not done again.
 
-    At the end of the block the cluster is stopped if this run started it, unless `detach`; after an error or
-    Ctrl-C it is stopped in any case.
+    Without `train` the champion is served as it is. At the end of the block the cluster is stopped if this
+    run started it, unless `detach`; after an error or Ctrl-C it is stopped in any case.
     """
+    front.require_safe(project, storage)
     with (
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
     ):
-        live = _bring_up(pipeline, connected(), ours)
+        version = None if train else _champion(project, storage)
+        live = _bring_up(pipeline, connected(), ours, version)
         # A service that runs holds nobody up: another run may bring it up to date.
         lock.close()
         if detach:
@@ -237,10 +243,14 @@ def _working(
 def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:
     """The cluster of this storage, started if it is to be ours."""
     with pipeline.stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
-        cluster = local.start(pipeline.storage.root) if ours else _found(pipeline.storage)
+        cluster = _started(pipeline) if ours else _found(pipeline.storage)
         local.connect(cluster)
         result["address"] = cluster.address
     return cluster
+
+
+def _started(pipeline: "Pipeline") -> LocalCluster:
+    return local.start(pipeline.storage.root, ports=front.wanted(pipeline.project))
 
 
 def _found(storage: Storage) -> LocalCluster:
@@ -258,23 +268,30 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
     return Pipeline(project, storage, progress)
 
 
-def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
+def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, version: int | None) -> Live:
+    """Has a version live that is the champion already, else what is trained."""
     project, storage = pipeline.project, pipeline.storage
+    front.require_token(project, cluster)
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
-    training_set = pipeline.build(pipeline.ingest())
-    trained = pipeline.train(training_set)
-    champion = pipeline.push(trained)
-    url = pipeline.serve(cluster.http_port)
+    trained: dict[str, Any] | None = None
+    if version is None:
+        trained = pipeline.train(pipeline.build(pipeline.ingest()))
+        champion = pipeline.push(trained)
+    else:
+        champion = pipeline.registry.package(project.project, version, **pipeline.trainer.trust)
+    url = pipeline.serve(cluster)
+    notes = front.apply(project, cluster)
     request = pipeline.example_request()
     with pipeline.stages.timed("first prediction", lambda r: r["said"]) as result:
         answer = predict(url, project.project, request, storage)
         result["said"] = f"{request} → {answer['outputs'][0]['data'][0]:.4g}"
+    called = front.url(project, cluster)
     return Live(
-        url=url,
+        url=called,
         model=project.project,
-        version=pipeline.registry.champion(project.project) or 0,
-        dashboard=f"{url}/dashboard",
+        version=version or pipeline.registry.champion(project.project) or 0,
+        dashboard=f"{called}/dashboard",
         metric=project.training.metric,
         metrics=champion.metrics,
         baselines=champion.baselines,
@@ -284,7 +301,17 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool) -> Live:
         answer=answer,
         curl=curl_line(url, project.project, request, key_file),
         ours=ours,
+        notes=notes,
     )
+
+
+def _champion(project: Project, storage: Storage) -> int:
+    from mlops_ray.serving import record
+
+    champion = record.read(storage, project.project).get("champion")
+    if not champion:
+        raise StorageError(f"{project.project!r} has no champion to serve; mlops-ray run trains one")
+    return int(champion["version"])
 
 
 def predict(url: str, model: str, request: dict[str, Any], storage: Storage) -> dict[str, Any]:
@@ -327,9 +354,9 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
     cluster = local.find(storage.root)
     if cluster is None:
         return {"state": "down", "model": project.project}
-    url = f"http://{head.LOOPBACK}:{cluster.http_port}"
+    url, inside = front.url(project, cluster), f"http://{head.LOOPBACK}:{cluster.http_port}"
     try:
-        document = _ask(f"{url}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
+        document = _ask(f"{inside}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:
         return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
     return {
@@ -339,6 +366,12 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         "dashboard": f"{url}/dashboard",
         **document,
     }
+
+
+def listening(project: Project, storage: Storage) -> list[dict[str, str]]:
+    """Every port of what runs, and what guards it; empty where nothing does."""
+    cluster = local.find(storage.root)
+    return [port.to_json() for port in ports.table(project, cluster)] if cluster is not None else []
 
 
 def down(storage: Storage) -> bool:

@@ -1,5 +1,6 @@
 """The sections of the project file beside its sources, and the whole, which `load` alone reads."""
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -293,13 +294,76 @@ class Machine(Resources):
 
 
 class Postprocess(Model):
+    """What happens to a model's answer: a function of your own, then bounds."""
+
     clip: tuple[float | None, float | None] | None = None
-    function: str | None = None
+    function: str | None = Field(None, pattern=r"^\w+(\.\w+)+$")
+    """A dotted path, e.g. package.module.name: from answers, a float Series, to as many numbers.
+
+    Each must come from its own row alone.
+    """
+    labels: tuple[str, str] | None = None
+    """What no and yes are called, e.g. [stays, goes]; of a classification."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.labels is not None and (not all(self.labels) or len(set(self.labels)) < 2):
+            raise ValueError("labels are two names that differ, for no and for yes, e.g. [stays, goes]")
+        return self
+
+
+class Listen(Model):
+    """Where callers come in. What is said of a host beyond this machine holds for HTTP and gRPC alike."""
+
+    host: str = "127.0.0.1"
+    """An address of this machine; 0.0.0.0 for all."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Of HTTP; default: 8000, on this machine alone another where that is in use."""
+    grpc_port: int | None = Field(None, ge=1, le=65535)
+    """Default: 8001, likewise."""
+    certificate: str | None = None
+    """A PEM file, the certificates of those who signed it behind it: TLS ends here."""
+    key: str | None = None
+    """Its private key, a PEM file without a passphrase that others may not read."""
+    tls: Literal["here", "elsewhere"] = "here"
+    """`elsewhere`: a proxy in front of it ends TLS, and what arrives here is readable on its way."""
+
+    @model_validator(mode="after")
+    def _tls(self) -> Self:
+        try:
+            is_local = self.is_local
+        except ValueError:
+            raise wrong(
+                "write an address of this machine, e.g. 127.0.0.1, or 0.0.0.0 for all", "host"
+            ) from None
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key are said together")
+        if self.certificate is not None and self.tls == "elsewhere":
+            raise ValueError("where TLS ends elsewhere, no certificate is needed here")
+        if not is_local and self.certificate is None and self.tls == "here":
+            raise ValueError(
+                f"plain HTTP on {self.host} shows keys and rows to the network: add certificate and key, "
+                "or tls: elsewhere where a proxy in front of it ends TLS"
+            )
+        if (self.port or 8000) == (self.grpc_port or 8001):
+            raise ValueError("HTTP and gRPC need a port each")
+        return self
+
+    @property
+    def is_local(self) -> bool:
+        """Whether callers beyond this machine are kept out."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def front_port(self) -> int | None:
+        """The port of a front end of our own: Serve's has no TLS, and answers on this machine alone."""
+        return None if self.is_local and self.certificate is None else self.port or 8000
 
 
 class Serving(Model):
     """How predictions are answered."""
 
+    listen: Listen = Listen()
     slo: Slo = Slo()
     replicas: Replicas = Replicas()
     batching: Batching = Batching()
@@ -433,6 +497,9 @@ class Project(Model):
                 require_known("names", {view.source}, self.sources, "no source", "features", name, "source")
             for feature_name, feature in view.features.items():
                 self._check_feature(("features", name, "features", feature_name), view, feature)
+        if self.serving.postprocess.labels is not None and self.target.task != "classification":
+            said = "are names for no and yes, and target.task is regression; leave them out"
+            raise wrong(said, "serving", "postprocess", "labels")
         return self
 
     def _require_columns(self, names: frozenset[str], source: str, *place: str) -> None:
@@ -449,9 +516,10 @@ class Project(Model):
 
     @property
     def functions(self) -> frozenset[str]:
-        """The Python functions that features of the request call, by their dotted paths."""
+        """The Python functions that answering a request calls, by their dotted paths."""
         found = [f.function for view in self.features.values() for f in (view.on_request or {}).values()]
-        return frozenset(function.path for function in found if function is not None)
+        paths = [self.serving.postprocess.function, *(one.path for one in found if one is not None)]
+        return frozenset(path for path in paths if path is not None)
 
     @property
     def deriving(self) -> frozenset[str]:

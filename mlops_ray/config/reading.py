@@ -160,11 +160,21 @@ def _filled_in(
     return walk(tree, ())  # type: ignore[no-any-return]
 
 
+#: Where else a path stands, relative to the project file.
+PATHS = (
+    ("storage",),
+    ("cost", "prices"),
+    ("signing", "key"),
+    ("serving", "listen", "certificate"),
+    ("serving", "listen", "key"),
+)
+
+
 def _is_path(at: Place) -> bool:
     # That of a source may stand in a list, and among options.
     keys = tuple(key for key in at if not isinstance(key, int))
     of_source = keys[:1] == ("sources",) and keys[2:] in (("path",), ("path", "path"))
-    return of_source or keys in (("storage",), ("cost", "prices"), ("signing", "key"))
+    return of_source or keys in PATHS
 
 
 def unset(value: object, environ: Mapping[str, str]) -> list[str]:

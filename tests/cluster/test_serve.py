@@ -1,0 +1,115 @@
+"""`mlops-ray serve`, as a user runs it: what was trained once is live again, to callers who come by TLS."""
+
+import json
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mlops_ray import keys
+from mlops_ray.client import Client
+from mlops_ray.cluster import local
+from mlops_ray.storage import Storage
+from tests.cluster import certificates
+from tests.e2e.conftest import mlops, processes_of
+from tests.servers import free_port
+
+PATIENCE_S = 60.0
+PROJECT = """
+project: small
+sources:
+  meter:
+    path: rows.csv
+    entity: site
+    event_time: {column: time, timezone: UTC}
+    known_at: {after_event: 0s}
+    columns: {site: {type: category}, load: {type: float, max: 9000}}
+features:
+  past: {source: meter, features: {before: {value_at: {of: load, ago: 2d}}}}
+target: {source: meter, expr: load, horizon: 24h, task: regression}
+training:
+  families: [ridge]
+  search: {trials: 1, scheduler: none}
+  minimum_rows: 10
+  validation: {test: {share: 20%}, folds: 1}
+  gate: {better_than: []}
+"""
+
+
+@dataclass(frozen=True)
+class Trained:
+    folder: Path
+    storage: Storage
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "project.yaml"
+
+    def listen(self, **said: object) -> None:
+        """Writes the project file, which says this of where it listens."""
+        self.file.write_text(PROJECT + f"serving: {json.dumps({'listen': said})}\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """A project with a champion, and nothing that runs."""
+    folder = tmp_path_factory.mktemp("serve")
+    made = Trained(folder, Storage.open(str(folder / ".mlops")))
+    days = [f"2016-{m:02d}-{d:02d},a,{(m * 31 + d) % 17 + d}" for m in range(1, 5) for d in range(1, 29)]
+    (folder / "rows.csv").write_text("\n".join(["time,site,load", *days]) + "\n")
+    made.file.write_text(PROJECT)
+    try:
+        refused = mlops("serve", made.file, "--json")
+        assert refused.returncode == 1
+        assert "error: 'small' has no champion to serve; mlops-ray run trains one" in refused.stderr
+        assert processes_of(made.storage.root) == []
+        done = mlops("run", made.file, "--detach", "--json")
+        assert done.returncode == 0, done.stderr
+        mlops("down", made.file)
+        yield made
+    finally:
+        local.stop(made.storage.root)
+
+
+def test_nothing_starts_for_callers_beyond_this_machine_before_they_have_a_key(trained: Trained) -> None:
+    trained.listen(host="0.0.0.0", tls="elsewhere")
+    done = mlops("serve", trained.file, "--detach")
+    assert done.returncode == 2
+    assert "nothing listens on 0.0.0.0 before callers have a key of their own" in done.stderr
+    assert processes_of(trained.storage.root) == []
+
+
+def test_the_champion_is_live_again_by_tls_and_nothing_is_trained(trained: Trained) -> None:
+    certificate, key_file = certificates.write(trained.folder)
+    port, grpc_port = free_port(), free_port()
+    trained.listen(host="127.0.0.1", port=port, grpc_port=grpc_port, certificate=certificate, key=key_file)
+    key = keys.add(trained.storage, "web", "predict")
+    before = [path.name for path in trained.storage.path("reports").iterdir()]
+    done = mlops("serve", trained.file, "--detach", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["url"], found["version"]) == (f"https://127.0.0.1:{port}", 1)
+    assert set(found["seconds"]) == {"ray", "serve", "first prediction"}
+    assert [path.name for path in trained.storage.path("reports").iterdir()] == before
+    context = ssl.create_default_context(cafile=certificate)
+    client = Client(found["url"], "small", key, PATIENCE_S, context=context)
+    answer = client.predict([{"site": "a", "time": "2016-04-28T00:00:00Z"}])
+    assert (answer.version, len(answer.predictions)) == ("1", 1)
+    client.close()
+    state = json.loads(mlops("status", trained.file, "--json").stdout)
+    assert (state["state"], state["url"]) == ("live", found["url"])
+
+    listed = json.loads(mlops("status", trained.file, "--ports", "--json").stdout)
+    guards = {entry["name"]: (entry["port"], entry["guard"]) for entry in listed}
+    assert (guards["front"], guards["haproxy_stats"][1]) == ((str(port), "key"), "firewall")
+
+    # A service that runs takes over what the project says now; all who start it are told what is open.
+    trained.listen(host="0.0.0.0", port=port, grpc_port=grpc_port, certificate=certificate, key=key_file)
+    again = mlops("serve", trained.file, "--detach", "--json")
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("our own front end (0.0.0.0, port: ") == 1
+    assert again.stderr.count("asks for nothing, whatever one sets: keep it behind a firewall") == 2
+    assert "stopped" in mlops("down", trained.file).stdout
+    assert processes_of(trained.storage.root) == []
