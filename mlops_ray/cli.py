@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlops_ray import __version__, config, keys
-from mlops_ray.cluster import head, interrupt, service
+from mlops_ray.cluster import interrupt, service
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError, MlopsError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
@@ -49,21 +49,37 @@ err = Console(stderr=True)
 
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
 SourceName = Annotated[str | None, typer.Option("--source", help="One of the sources; default: all.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return; `down` stops it.")]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON, for machines.")]
 
 
 @app.command(epilog="Example: mlops-ray run configs/factory_load.yaml")
 def run(
     file: ProjectFile,
-    detach: Annotated[bool, typer.Option("--detach", help="Return; `down` stops it.")] = False,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Everything that is needed to have the model live; only what changed is done again."""
+    _serve(file, detach, as_json, train=True)
+
+
+@app.command(epilog="Example: mlops-ray serve configs/factory_load.yaml --detach")
+def serve(file: ProjectFile, detach: Detach = False, as_json: Json = False) -> None:
+    """Have the champion live again, and train nothing."""
+    _serve(file, detach, as_json, train=False)
+
+
+def _serve(file: Path, detach: bool, as_json: bool, *, train: bool) -> None:
     project, storage = _open(file)
     for warning in config.warnings(file):
         err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
-    with _Terminal() as progress, service.running(project, storage, progress, detach=detach) as live:
+    with (
+        _Terminal() as progress,
+        service.running(project, storage, progress, detach=detach, train=train) as live,
+    ):
         progress.close()
+        for note in live.notes:
+            err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
         _show(live.to_json(), as_json, lambda _: _print_live(live))
         if live.ours and not detach:
             err.print("Serving until Ctrl-C.")
@@ -140,9 +156,33 @@ def reproduce(version: int, file: ProjectFile, as_json: Json = False) -> None:
         raise TrainingError(f"version {version} cannot be reproduced: its metrics are not the recorded ones")
 
 
+@app.command(epilog="Example: mlops-ray predict configs/flights.yaml --input rows.csv --output a.parquet")
+def predict(
+    file: ProjectFile,
+    input: Annotated[str, typer.Option(help="Parquet or CSV with a request's columns; file, folder, glob.")],
+    output: Annotated[Path, typer.Option(help="A file, *.parquet, or a folder of such.")],
+    version: Annotated[int | None, typer.Option(help="A registered version; default: the champion.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Answer the rows of files as the endpoint would; a run that was killed is gone on with."""
+    from mlops_ray.cluster import scoring
+
+    project, storage = _open(file)
+    with _Terminal() as progress:
+        found = scoring.predict(project, storage, progress, input, output, version)
+    _show(found, as_json, _print_fields)
+
+
 @app.command(epilog="Example: mlops-ray status configs/factory_load.yaml --json")
-def status(file: ProjectFile, as_json: Json = False) -> None:
+def status(
+    file: ProjectFile,
+    ports: Annotated[bool, typer.Option("--ports", help="Its ports, and what guards each.")] = False,
+    as_json: Json = False,
+) -> None:
     """What is live: address, versions, traffic, errors."""
+    if ports:
+        _show(service.listening(*_open(file)), as_json, _print_ports)
+        return
     _show(service.status(*_open(file)), as_json, _print_status)
 
 
@@ -186,10 +226,11 @@ def key_add(
     name: str,
     file: ProjectFile,
     role: Annotated[str, typer.Option(help="predict, label, read or admin.")],
+    rate: Annotated[float | None, typer.Option(help="Most requests a second, at each replica.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a key; this is the only time that it is shown."""
-    key = keys.add(_open(file)[1], name, role)
+    key = keys.add(_open(file)[1], name, role, rate=rate)
     _show({"name": name, "role": role, "key": key}, as_json, lambda _: print(key))
 
 
@@ -467,9 +508,8 @@ def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
 
 
 def _print_live(live: service.Live) -> None:
-    _print_trained(live.metric, live.trained)
-    if not live.url.endswith(f":{head.HTTP_PORT}"):
-        err.print(f"note: port {head.HTTP_PORT} is in use by another program; this service took another")
+    if live.trained is not None:
+        _print_trained(live.metric, live.trained)
     unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
     version = f"{live.version} of {live.model}"
     places = {"version": version, "address": live.url, "dashboard": live.dashboard, "try": live.curl}
@@ -525,6 +565,10 @@ def _score(trial: dict[str, Any]) -> str:
     """The score of a trial; where it was stopped, of the folds that it got to."""
     stopped = f" after {len(trial['folds'])} folds" if trial["state"] == "stopped" else ""
     return trial["state"] if trial["state"] == "failed" else f"{trial['score']:.4g}{stopped}"
+
+
+def _print_ports(found: list[dict[str, str]]) -> None:
+    _print_table(["name", "who", "host", "port", "guard"], [port.values() for port in found])
 
 
 def _print_status(found: dict[str, Any]) -> None:

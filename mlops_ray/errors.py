@@ -120,9 +120,19 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
-    """The path exists, but not for this method."""
+    """The path exists, but not for this method; `allowed` are those for which it does."""
 
     status = 405
+
+    def __init__(self, message: str, *, allowed: Sequence[str] = ()) -> None:
+        self.allowed = tuple(allowed)
+        super().__init__(message)
+
+
+class SlowBodyError(RequestError):
+    """The body did not come in time."""
+
+    status = 408
 
 
 class TooLargeError(RequestError):
@@ -149,6 +159,28 @@ class InvalidRowError(RequestError):
     def __init__(self, message: str, *, row: int | None = None, column: str | None = None) -> None:
         self.row, self.column = row, column
         super().__init__(_placed(message, None, row, column))
+
+
+class OverloadedError(RequestError):
+    """There is no time for the request now; `retry_after_s` says when there may be."""
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        self.retry_after_s = max(retry_after_s, 1)
+        super().__init__(message)
+
+
+class CallerGoneError(RequestError):
+    """Nobody is there any more to be answered; the status stands in our own counts alone."""
+
+    status = 499
+
+
+class DeadlineError(RequestError):
+    """The caller's time was over before there was an answer."""
+
+    status = 504
 
 
 def request_error(status: int, said: str) -> RequestError:

@@ -6,7 +6,7 @@ A key is 256 random bits, so that one round of SHA-256 is enough to keep it: the
 import contextlib
 import fcntl
 import hashlib
-import hmac
+import math
 import secrets
 import time
 from collections.abc import Iterator
@@ -24,18 +24,29 @@ LOCAL = "local"
 RELOAD_S = 0.5
 
 
-def add(storage: Storage, name: str, role: str) -> str:
-    """A new key; it is shown here and never again.
+@dataclass(frozen=True)
+class Caller:
+    """Whose key it is, what it may do, and how often a second, where that is limited."""
 
-    Raises `UsageError` for a name that is taken and for a role that does not exist.
+    name: str
+    role: str
+    rate: float | None = None
+
+
+def add(storage: Storage, name: str, role: str, *, rate: float | None = None) -> str:
+    """A new key; it is shown here and never again. `rate` is how often a second it may ask each replica.
+
+    Raises `UsageError` for a name that is taken, a role that does not exist, and a rate that is none.
     """
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise UsageError(f"a rate is a number of requests a second above 0, not {rate:g}")
     if role not in get_args(Role):
         raise UsageError(f"no role {role!r}; there are {', '.join(get_args(Role))}")
     with _changing(storage) as known:
         if name in known:
             raise UsageError(f"a key named {name!r} exists; revoke it first, or take another name")
         key = secrets.token_urlsafe(32)
-        known[name] = {"role": role, "sha256": _digest(key)}
+        known[name] = {"role": role, "sha256": _digest(key)} | ({"rate": rate} if rate is not None else {})
     return key
 
 
@@ -77,35 +88,34 @@ class Keyring:
     """The keys as a running service sees them: read again when they may have changed."""
 
     storage: Storage
-    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _callers: dict[str, Caller] = field(default_factory=dict)
     _read_at: float = float("-inf")
 
-    def authorize(self, authorization: str | None, role: Role) -> str:
-        """The name of the caller, whose key comes as `Bearer KEY` and allows `role`.
+    def authorize(self, authorization: str | None, *roles: Role) -> Caller:
+        """The caller, whose key comes as `Bearer KEY` and is of one of the roles; `admin` may do everything.
 
-        `admin` allows everything. Raises `UnauthorizedError` and `ForbiddenError`.
+        Raises `UnauthorizedError` and `ForbiddenError`.
         """
         scheme, _, key = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise UnauthorizedError("a key is needed: send the header 'Authorization: Bearer KEY'")
-        digest = _digest(key.strip())
-        found = [
-            (name, entry["role"])
-            for name, entry in self._current().items()
-            if hmac.compare_digest(entry["sha256"], digest)
-        ]
-        if not found:
+        # Found by its digest, of which nobody who guesses can tell how much of it was right.
+        caller = self._current().get(_digest(key.strip()))
+        if caller is None:
             raise UnauthorizedError("the key is not known here, or was revoked")
-        name, has = found[0]
-        if has not in (role, "admin"):
-            raise ForbiddenError(f"the key {name!r} has the role {has!r}; this needs {role!r}")
-        return name
+        if caller.role not in roles and caller.role != "admin":
+            needed = " or ".join(map(repr, roles))
+            raise ForbiddenError(f"the key {caller.name!r} has the role {caller.role!r}; this needs {needed}")
+        return caller
 
-    def _current(self) -> dict[str, dict[str, Any]]:
+    def _current(self) -> dict[str, Caller]:
         if time.monotonic() - self._read_at > RELOAD_S:
-            self._entries = _read(self.storage)
+            self._callers = {
+                entry["sha256"]: Caller(name, entry["role"], entry.get("rate"))
+                for name, entry in _read(self.storage).items()
+            }
             self._read_at = time.monotonic()
-        return self._entries
+        return self._callers
 
 
 def _digest(key: str) -> str:

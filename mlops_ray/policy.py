@@ -28,10 +28,14 @@ def label_selector(policies: Iterable[Policy]) -> dict[str, str]:
     >>> label_selector([Policy(allowed_regions=("eu-de", "eu-fr")), Policy()])
     {'region': 'in(eu-de,eu-fr)'}
     """
+    regions = allowed_regions(policies)
+    return {} if regions is None else {REGION: f"in({','.join(regions)})"}
+
+
+def allowed_regions(policies: Iterable[Policy]) -> list[str] | None:
+    """The regions that all these policies allow; `None` where none of them says."""
     bounded = [set(policy.allowed_regions) for policy in policies if policy.allowed_regions is not None]
-    if not bounded:
-        return {}
-    return {REGION: f"in({','.join(sorted(set.intersection(*bounded)))})"}
+    return sorted(set.intersection(*bounded)) if bounded else None
 
 
 def require_here(policies: Iterable[Policy], region: str | None = None) -> None:

@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from mlops_ray import config
 from mlops_ray.cluster import head, local
+from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
 from mlops_ray.storage import Storage
 
@@ -76,14 +77,14 @@ def storage(tmp_path: Path) -> Storage:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A cluster of our own with two CPUs, connected, with Serve in HAProxy mode."""
     folder = tmp_path_factory.mktemp("cluster")
     before = dict(os.environ)
     cluster = local.start(folder, cpus=2, gpus=0)
     try:
         local.connect(cluster)
-        yield
+        yield cluster
     finally:
         import ray
 

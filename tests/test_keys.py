@@ -12,7 +12,7 @@ from mlops_ray.storage import Storage
 def test_a_key_opens_what_its_role_allows_and_no_more(storage: Storage) -> None:
     key = keys.add(storage, "web", "predict")
     ring = keys.Keyring(storage)
-    assert ring.authorize(f"Bearer {key}", "predict") == "web"
+    assert ring.authorize(f"Bearer {key}", "predict") == keys.Caller("web", "predict")
     with pytest.raises(ForbiddenError, match="has the role 'predict'; this needs 'admin'"):
         ring.authorize(f"Bearer {key}", "admin")
 
@@ -20,7 +20,7 @@ def test_a_key_opens_what_its_role_allows_and_no_more(storage: Storage) -> None:
 def test_an_admin_may_do_everything(storage: Storage) -> None:
     key = keys.add(storage, "root", "admin")
     for role in ("predict", "label", "read", "admin"):
-        assert keys.Keyring(storage).authorize(f"Bearer {key}", role) == "root"  # type: ignore[arg-type]
+        assert keys.Keyring(storage).authorize(f"Bearer {key}", role).name == "root"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("sent", [None, "", "Bearer", "Bearer ", "Basic x", "Bearer wrong", "Bearer ü€"])
@@ -69,4 +69,12 @@ def test_the_local_key_is_made_once_and_again_when_it_is_lost(storage: Storage) 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.unlink()
     keys.ensure_local(storage)
-    assert keys.Keyring(storage).authorize(f"Bearer {path.read_text().strip()}", "admin") == "local"
+    assert keys.Keyring(storage).authorize(f"Bearer {path.read_text().strip()}", "admin").name == "local"
+
+
+def test_a_key_may_be_limited_to_so_many_requests_a_second(storage: Storage) -> None:
+    key = keys.add(storage, "batch", "predict", rate=2.5)
+    assert keys.Keyring(storage).authorize(f"Bearer {key}", "predict").rate == 2.5
+    for rate in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UsageError, match="requests a second above 0"):
+            keys.add(storage, "other", "predict", rate=rate)

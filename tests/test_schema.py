@@ -1,9 +1,11 @@
 """One check for batches and requests."""
 
+import numpy as np
 import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_ray.data.rows import Rows, sound_amounts
 from mlops_ray.schema import INSTANT, Column, Rule, Schema
 
 SCHEMA = Schema(
@@ -87,3 +89,52 @@ def test_a_rule_over_hidden_columns_alone_names_each_row_and_no_value() -> None:
     schema = Schema(columns, (Rule("apart", "a < b"),))
     _, failures = schema.check(pl.DataFrame({"a": [2, 0, 1], "b": [1, 1, 1]}))
     assert failures.select("row", "value").rows() == [(0, "a=…, b=…"), (2, "a=…, b=…")]
+
+
+SOUND = Schema(
+    (
+        Column("load", "float", min=0, max=10),
+        Column("cost", "float", required=True),
+        Column("site", "category", required=True, categories=("a", "b")),
+        Column("n", "int"),
+        Column("level", "int", min=0),
+        Column("open", "bool"),
+        Column("time", "datetime", required=True),
+        Column("word", "string", pattern="[a-z]+"),
+    )
+)
+typed_values = {
+    "load": st.none() | st.floats(-1, 11) | st.just(float("inf")) | st.just(float("nan")),
+    "cost": st.none() | st.floats(allow_nan=True),
+    "site": st.sampled_from(["a", "b", "c", None]),
+    "n": st.none() | st.integers(-5, 5),
+    "level": st.none() | st.integers(-1, 5),
+    "open": st.none() | st.booleans(),
+    "time": st.none() | st.integers(0, 10**15),
+    "word": st.sampled_from(["x", "X", None]),
+}
+
+
+@given(
+    st.lists(st.sampled_from(sorted(typed_values)), unique=True, min_size=1),
+    st.data(),
+)
+def test_what_is_sound_at_a_glance_passes_every_check_as_it_is(names: list[str], data: st.DataObject) -> None:
+    schema = Schema(tuple(SOUND.column(name) for name in names))
+    height = data.draw(st.integers(1, 4))
+    columns = [data.draw(st.lists(typed_values[n], min_size=height, max_size=height)) for n in names]
+    asked = Rows(schema, columns)
+    amounts = sound_amounts([asked])
+    typed, failures = schema.check(asked.frame)
+    if amounts is None:
+        return
+    assert failures.height == 0
+    assert typed.equals(asked.frame)
+    floats = [name for name in names if SOUND.column(name).type == "float"]
+    assert np.array_equal(amounts, typed.select(floats).to_numpy().reshape(height, -1), equal_nan=True)
+
+
+@given(st.floats(0, 10), st.sampled_from(["a", "b"]), st.integers(0, 10**15))
+def test_plain_values_within_their_bounds_are_sound_at_a_glance(load: float, site: str, time: int) -> None:
+    schema = Schema(tuple(SOUND.column(name) for name in ("load", "cost", "site", "time", "open")))
+    assert sound_amounts([Rows(schema, [[load], [load], [site], [time], [None]])]) is not None

@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 
 from mlops_ray.cluster import training
 from mlops_ray.cluster.intake import Intake, require_readable
+from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.config import Project, Source
@@ -28,6 +29,7 @@ from mlops_ray.features.store import FeatureStore
 from mlops_ray.registry import package
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import record, release
+from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import families, metrics, own, tracking
 
@@ -63,9 +65,7 @@ class Pipeline:
             "target.label_known by a column": bool(
                 self.project.target.label_known and self.project.target.label_known.column
             ),
-            "serving.postprocess.function": self.project.serving.postprocess.function is not None,
             "monitoring.retrain": self.project.monitoring.retrain is not None,
-            "serving.explain": self.project.serving.explain != "never",
             "cost.prices": self.project.cost.prices is not None,
         }
         for what, asked in asks.items():
@@ -214,7 +214,7 @@ class Pipeline:
             "label_delay": project.label_delay,
             "season": task.season_us,
             "test_from": task.test_from,
-            "postprocess": project.serving.postprocess.model_dump(mode="json"),
+            "postprocess": task.outcome.to_json(),
             "code": release.code_digest(),
         }
         trained = self.stages.run(
@@ -275,10 +275,16 @@ class Pipeline:
         shutil.copytree(packed.folder, copy, dirs_exist_ok=True)
         return package.read(copy, digest=packed.digest, **self.trainer.trust)
 
-    def serve(self, http_port: int) -> str:
+    def serve(self, cluster: LocalCluster) -> str:
         """Serves the champion on the connected cluster; returns the service's address."""
+        listen = self.project.serving.listen
+        listener = Listener(
+            listen.host, listen.grpc_port or cluster.grpc_port, listen.certificate, listen.key
+        )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
-            deployed = release.deploy(self.project, self.storage, http_port=http_port)
+            deployed = release.deploy(
+                self.project, self.storage, http_port=cluster.http_port, listener=listener
+            )
             started = ", ".join(deployed.started)
             result["said"] = (
                 f"{deployed.url}: {f'started {started}' if started else 'all of it runs already'}"

@@ -155,6 +155,12 @@ class FeatureSet:
         """Features that are the request's column of their name, as it is."""
         return frozenset(feature.name for feature in self.computed if feature.is_own_column)
 
+    @cached_property
+    def is_of_own_columns(self) -> bool:
+        """Whether all features are columns of the request as they are, with the same types."""
+        types = {column.name: column.type for column in self.request.columns}
+        return all(c.name in self.own_columns and types.get(c.name) == c.type for c in self.columns)
+
     def table_reach_us(self, source: str) -> int:
         """How far before P the features of a table read at most, but for latest values without ttl."""
         return self._reaches.get(source, 0)

@@ -68,7 +68,8 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
     found: dict[str, pl.Series] = {}
     expressions = []
     for feature in features.computed:
-        values = compute(feature, spine)
+        # A column as it is needs no query, which costs a request more than its model.
+        values = spine.get_column(feature.name) if feature.is_own_column else compute(feature, spine)
         if isinstance(values, pl.Expr):
             expressions.append(values.alias(feature.name))
         else:

@@ -24,9 +24,8 @@ from mlops_ray.features.resample import EVENT_TIME, KNOWN_AT, NEVER, SEQUENCE, U
 from mlops_ray.features.shelves import Record, Write, open_shelf, opened, sealed, shown
 from mlops_ray.features.windows import Positions, runs
 from mlops_ray.instants import EARLIEST, LATEST, from_micros, to_micros
-from mlops_ray.schema import DTYPES, FAILURES, INSTANT
+from mlops_ray.schema import DTYPES, INSTANT, NO_FAILURES
 
-NO_FAILURES = pl.DataFrame(schema=FAILURES)
 #: Characters of an instant (of the year 1 too), and of the length of the columns' names, in a record's head.
 DIGITS, LENGTH = 18, 5
 HEAD = 2 * DIGITS + 1 + LENGTH
@@ -73,6 +72,14 @@ class About:
 
 
 _ABOUT = TypeAdapter(About)
+
+
+class Read(NamedTuple):
+    """A row of features a row, failed checks (`schema.FAILURES`), and up to when all was known (µs)."""
+
+    features: pl.DataFrame
+    failures: pl.DataFrame
+    watermark_us: int | None
 
 
 class UnreadableError(StorageError):
@@ -136,14 +143,18 @@ class OnlineStore:
         return from_micros(first), from_micros(last)
 
     def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The features of typed request rows, and the rows that cannot be answered (`schema.FAILURES`).
+        """The first two of what `read` gives."""
+        return self.read(features, rows)[:2]
 
-        The first result has one row a request row, in order. Raises `StorageError` where the store holds
-        nothing for these features yet, or does not answer.
+    def read(self, features: FeatureSet, rows: pl.DataFrame) -> "Read":
+        """The features of typed request rows, in their order, and the rows that cannot be answered.
+
+        Raises `StorageError` where the store holds nothing for these features yet, or does not answer.
         """
         target = instants(rows[features.time])
         found: dict[str, Values] = {}
         failures: list[pl.DataFrame] = []
+        watermarks: list[int] = []
         if features.every_us and (off_grid := target % features.every_us != 0).any():
             failures.append(_refused(rows, off_grid, "off_grid", (features.time,)))
         for view, on, wanted in features.reads:
@@ -151,12 +162,13 @@ class OnlineStore:
             asked = Asked(held.rows, held.first, held.end, target, features.horizon_us)
             found |= {feature.name: asked.read(feature) for feature in wanted}
             failures += held.failures(features, view, on, asked.moment, rows)
-        answers = assemble(rows, found, features)
+            watermarks.append(held.about.watermark)
+        answers, watermark_us = assemble(rows, found, features), min(watermarks, default=None)
         if not failures:
-            return answers, NO_FAILURES
+            return Read(answers, NO_FAILURES, watermark_us)
         # Of a row's time the first failure alone is told.
         first = pl.concat(failures).unique(["row", "column"], keep="first", maintain_order=True)
-        return answers, first.sort("row")
+        return Read(answers, first.sort("row"), watermark_us)
 
     def _read(
         self, view: ViewTable, keys: list[str | None], wanted: Sequence[Stored], strict: bool

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.data.counts import Counts, CountSpec, Traffic
+from mlops_ray.data.rows import Values
+from mlops_ray.registry.predictor import Amounts
 
 #: The Serve application and deployment to which the deltas go.
 APPLICATION = "monitor"
@@ -31,14 +32,14 @@ class Tally:
 
     traffic: Traffic
     counts: Counts
-    _uncounted: list[tuple[pl.DataFrame, npt.NDArray[np.float64]]] = field(default_factory=list)
+    _uncounted: list[tuple[pl.DataFrame | Amounts, Values]] = field(default_factory=list)
     _rows: int = 0
 
     @classmethod
     def empty(cls, specs: Sequence[CountSpec]) -> Self:
         return cls(Traffic(), Counts.empty(specs))
 
-    def observe(self, features: pl.DataFrame, values: npt.NDArray[np.float64]) -> None:
+    def observe(self, features: pl.DataFrame | Amounts, values: Values) -> None:
         """Takes in the rows of a batch: features and answers, NaN where there is none."""
         self._uncounted.append((features, values))
         self._rows += len(values)
@@ -48,10 +49,17 @@ class Tally:
     def count(self) -> None:
         """Counts the rows that were taken in and are not counted yet; rows without an answer are left out."""
         batches, self._uncounted, self._rows = self._uncounted, [], 0
-        if not batches or not self.counts.specs:
-            return
-        rows = pl.concat([features for features, _ in batches])
-        rows = rows.with_columns(pl.Series(PREDICTION, np.concatenate([values for _, values in batches])))
+        # Arrays are put together as such, which costs far less than as many frames.
+        arrays = [(given, values) for given, values in batches if isinstance(given, Amounts)]
+        frames = [(given, values) for given, values in batches if isinstance(given, pl.DataFrame)]
+        if arrays:
+            whole = Amounts(arrays[0][0].names, np.concatenate([given.values for given, _ in arrays]))
+            self._count(whole.frame, [values for _, values in arrays])
+        if frames:
+            self._count(pl.concat([given for given, _ in frames]), [values for _, values in frames])
+
+    def _count(self, rows: pl.DataFrame, values: Sequence[Values]) -> None:
+        rows = rows.with_columns(pl.Series(PREDICTION, np.concatenate(values)))
         self.counts.update(rows.filter(rows[PREDICTION].is_not_nan()))
 
     def to_json(self) -> dict[str, Any]:
@@ -67,9 +75,13 @@ class Tally:
 
 @dataclass
 class Outbox:
-    """What a replica has to tell about a model; `source` names the replica for as long as it lives."""
+    """What a replica has to tell about a model, which is watched in windows of `window_s`.
+
+    `source` names the replica for as long as it lives.
+    """
 
     model: str
+    window_s: float = 86_400.0
     source: str = field(default_factory=lambda: uuid.uuid4().hex)
     _tallies: dict[str, Tally] = field(default_factory=dict)
     _sent: dict[str, Any] | None = None
@@ -87,7 +99,8 @@ class Outbox:
             self._sequence += 1
             versions = {version: tally.to_json() for version, tally in self._tallies.items()}
             self._tallies = {}
-            head = {"model": self.model, "source": self.source, "sequence": self._sequence}
+            head: dict[str, Any] = {"model": self.model, "window_s": self.window_s}
+            head |= {"source": self.source, "sequence": self._sequence}
             self._sent = {**head, "versions": versions}
         return self._sent
 

@@ -22,6 +22,7 @@ def metrics_text(snapshot: dict[str, Any], champions: dict[str, str]) -> bytes:
 
 class _Snapshot(Collector):
     def __init__(self, snapshot: dict[str, Any], champions: dict[str, str]) -> None:
+        self._models = snapshot
         self._versions = [
             (model, version, "champion" if champions.get(model) == version else "retired", document)
             for model, state in snapshot.items()
@@ -38,6 +39,7 @@ class _Snapshot(Collector):
         yield self._rejected()
         yield self._invalid()
         yield self._drift()
+        yield self._lost()
 
     def _requests(self) -> Metric:
         family = CounterMetricFamily(
@@ -71,6 +73,14 @@ class _Snapshot(Collector):
         for model, version, _, document in self._versions:
             for column, rule, count in document["traffic"]["invalid"]:
                 family.add_metric([model, version, column, rule], count)
+        return family
+
+    def _lost(self) -> Metric:
+        family = CounterMetricFamily(
+            "mlops_log_rows_lost", "Answered rows that the prediction log lacks", labels=["model"]
+        )
+        for model, document in self._models.items():
+            family.add_metric([model], document["lost"])
         return family
 
     def _drift(self) -> Metric:

@@ -8,9 +8,11 @@ import logging
 import time
 from typing import Any
 
+import polars as pl
 from ray import serve
 
-from mlops_ray.errors import MlopsError
+from mlops_ray.data import prediction_log
+from mlops_ray.errors import MlopsError, one_line
 from mlops_ray.monitoring.deltas import DEPLOYMENT
 from mlops_ray.monitoring.report import report
 from mlops_ray.monitoring.state import ModelState
@@ -21,6 +23,8 @@ FOLDER = "monitor"
 MAX_ONGOING_REQUESTS = 1_000
 #: How soon a dead monitor is noticed and started anew.
 HEALTH_CHECK_S = 1.0
+#: How often the files of the prediction logs are joined.
+COMPACT_S = 3600.0
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +32,28 @@ logger = logging.getLogger(__name__)
 class Monitor:
     """`record` takes deltas of replicas in, `snapshot` says what they amount to."""
 
-    def __init__(self, storage_root: str, window_s: float) -> None:
+    def __init__(self, storage_root: str) -> None:
         self._storage = Storage.open(storage_root)
-        self._window_s = window_s
         self._models = {state.model: state for state in _stored(self._storage)}
         self._unsaved: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._compacted_at = time.monotonic()
+        self._compacting: asyncio.Task[None] | None = None
 
     async def record(self, delta: dict[str, Any]) -> int:
         """Stores a delta (`deltas.Outbox.delta`), acknowledges its number; the same again is harmless."""
         async with self._one_at_a_time:
             state = self._models.setdefault(delta["model"], ModelState(delta["model"]))
-            if state.receive(delta, time.time(), self._window_s):
+            if state.receive(delta, time.time(), delta["window_s"]):
                 self._unsaved.add(state.model)
             if state.model in self._unsaved:
                 await asyncio.to_thread(
                     self._storage.write_json, state.to_json(), FOLDER, f"{state.model}.json"
                 )
                 self._unsaved.discard(state.model)
+        if time.monotonic() - self._compacted_at > COMPACT_S:
+            self._compacted_at = time.monotonic()
+            self._compacting = asyncio.create_task(self._compact())
         return int(delta["sequence"])
 
     async def snapshot(self) -> dict[str, Any]:
@@ -53,8 +61,16 @@ class Monitor:
         async with self._one_at_a_time:
             return {name: report(self._storage, state) for name, state in self._models.items()}
 
+    async def _compact(self) -> None:
+        """Joins the small files of the prediction logs."""
+        for name in list(self._models):
+            try:
+                await asyncio.to_thread(prediction_log.compact, self._storage, name)
+            except (OSError, pl.exceptions.PolarsError) as error:
+                logger.error("the prediction log of %s stays in small files: %s", name, one_line(error))
 
-def deployment(storage_root: str, window_s: float, label_selector: dict[str, str]) -> serve.Application:
+
+def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
     """The monitor's application; it has no route, and one replica, which merges for all."""
     options: dict[str, Any] = {
         "num_cpus": 0,
@@ -68,7 +84,7 @@ def deployment(storage_root: str, window_s: float, label_selector: dict[str, str
         health_check_period_s=HEALTH_CHECK_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(Monitor)
-    return watcher.bind(storage_root, window_s)
+    return watcher.bind(storage_root)
 
 
 def _stored(storage: Storage) -> list[ModelState]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mlops_ray.data import prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import MlopsError
 from mlops_ray.monitoring.drift import Drift, compare
@@ -19,13 +20,17 @@ RELEASES = "release"
 
 
 def report(storage: Storage, state: ModelState) -> dict[str, Any]:
-    """`{"versions": {version: …}}`; drift is there for versions whose reference is still at hand."""
+    """`{"versions": {version: …}, "lost": …}`; drift is there where the version's reference is at hand.
+
+    `lost` are rows that were answered and will not be found in the prediction log.
+    """
     entries = releases(storage, state.model)
     return {
         "versions": {
             version: _version(watched, storage, entries.get(version))
             for version, watched in state.versions.items()
-        }
+        },
+        "lost": prediction_log.lost(storage, state.model),
     }
 
 

@@ -45,12 +45,6 @@ class NumericPart:
     def names(self) -> tuple[str, ...]:
         return (self.name,)
 
-    def write(self, values: pl.Series, out: Matrix) -> None:
-        numbers = values.cast(pl.Float64).to_numpy()
-        fill = np.nan if self.fill is None else self.fill
-        scaled = np.clip((numbers - self.center) / self.scale, -LARGEST, LARGEST)
-        out[:, 0] = np.where(np.isfinite(numbers), scaled, fill)
-
 
 @dataclass(frozen=True)
 class DiscretePart:
@@ -150,8 +144,32 @@ class Encoder:
         """
         matrix = np.zeros((frame.height, self._places[-1].stop if self.parts else 0), np.float32)
         for part, place in zip(self.parts, self._places, strict=True):
-            part.write(frame[part.name], matrix[:, place])
+            if isinstance(part, DiscretePart):
+                part.write(frame.get_column(part.name), matrix[:, place])
+        amounts = self._amounts
+        if amounts is not None:
+            matrix[:, amounts.places] = amounts.scaled(frame)
         return matrix
+
+    @cached_property
+    def amounts(self) -> tuple[str, ...] | None:
+        """The columns, where all are amounts and `transform_amounts` can be used."""
+        found = self._amounts
+        return found.names if found is not None and len(found.names) == len(self.parts) else None
+
+    def transform_amounts(self, values: Values) -> Matrix:
+        """`transform` of the columns `amounts`, float64 (rows, columns), NaN where a value is missing."""
+        assert self._amounts is not None
+        return self._amounts.scale_all(values).astype(np.float32)
+
+    @cached_property
+    def _amounts(self) -> "_Amounts | None":
+        found = [
+            (p, at.start)
+            for p, at in zip(self.parts, self._places, strict=True)
+            if isinstance(p, NumericPart)
+        ]
+        return _Amounts.of(*zip(*found, strict=True)) if found else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again, to the bit."""
@@ -164,6 +182,43 @@ class Encoder:
             return cls(data["style"], tuple(_part_from_json(c, data["style"]) for c in data["columns"]))
         except (KeyError, TypeError, ValueError) as error:
             raise PackageError(f"encoder.json is not an encoder: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class _Amounts:
+    """All numeric parts together: of a request's few rows, each step of theirs costs as much as of one."""
+
+    names: tuple[str, ...]
+    places: npt.NDArray[np.int64]
+    center: Values
+    scale: Values
+    fill: Values
+
+    @classmethod
+    def of(cls, parts: Sequence[NumericPart], places: Sequence[int]) -> Self:
+        fills = [np.nan if part.fill is None else part.fill for part in parts]
+        return cls(
+            tuple(part.name for part in parts),
+            np.array(places),
+            np.array([part.center for part in parts]),
+            np.array([part.scale for part in parts]),
+            np.array(fills),
+        )
+
+    def scaled(self, frame: pl.DataFrame) -> Values:
+        """Float64 (rows, parts); missing and infinite values are the part's `fill`."""
+        numbers = np.empty((frame.height, len(self.names)))
+        for at, name in enumerate(self.names):
+            values = frame.get_column(name)
+            numbers[:, at] = (values if values.dtype == pl.Float64 else values.cast(pl.Float64)).to_numpy()
+        return self.scale_all(numbers)
+
+    def scale_all(self, numbers: Values) -> Values:
+        """`scaled` of the values themselves, float64 (rows, parts), NaN where one is missing."""
+        # Beyond what float64 holds lies what float32 cannot hold either: it is clipped.
+        with np.errstate(over="ignore"):
+            scaled = np.clip((numbers - self.center) / self.scale, -LARGEST, LARGEST)
+        return np.where(np.isfinite(numbers), scaled, self.fill)
 
 
 def _fit_part(values: pl.Series, column: Column, style: Style) -> Part:

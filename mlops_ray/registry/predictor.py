@@ -4,23 +4,25 @@ What a replica imports for this is small: neither MLflow nor Ray nor pandas nor 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mlops_ray.errors import PackageError
+from mlops_ray.errors import PackageError, RequestError
 from mlops_ray.expressions import function_digest
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.encoder import Encoder
-from mlops_ray.registry.models import Model, Values
+from mlops_ray.registry.explain import Contributions, Explainable, Scale, by_feature
+from mlops_ray.registry.models import ForestModel, Model, Values
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import EXAMPLE_TOLERANCE, Package
 from mlops_ray.registry.signing import Trusted
-from mlops_ray.schema import DTYPES, FAILURES, Schema
+from mlops_ray.schema import DTYPES, FAILURES, NO_FAILURES, Schema
 
 if TYPE_CHECKING:
     from mlops_ray.features.online import OnlineStore
@@ -28,18 +30,37 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 
 
+class Amounts(NamedTuple):
+    """Columns of amounts: float64 (rows, names), NaN where a value is missing."""
+
+    names: tuple[str, ...]
+    values: Values
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        columns = zip(self.names, self.values.T, strict=True)
+        return pl.DataFrame([pl.Series(name, values, nan_to_null=True) for name, values in columns])
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a batch of requests got.
 
     `values`: float64, one a row, NaN where the row failed. `failures`: every failed check
-    (`schema.FAILURES`); a row with one that is not merely flagged has no value. `features`: the model's
-    feature columns, one row a row of the batch, null where the row failed.
+    (`schema.FAILURES`); a row with one that is not merely flagged has no value. `given`: the model's feature
+    columns, one row a row of the batch, null where the row failed; where they are amounts of the request,
+    they may stand among its others. `watermark_us`: up to when all was known of what the features were read
+    from, `None` where they were read from the request alone.
     """
 
     values: Values
     failures: pl.DataFrame
-    features: pl.DataFrame
+    given: pl.DataFrame | Amounts
+    watermark_us: int | None = None
+
+    @property
+    def features(self) -> pl.DataFrame:
+        return self.given.frame if isinstance(self.given, Amounts) else self.given
 
 
 @dataclass(frozen=True)
@@ -85,13 +106,44 @@ class Predictor:
 
         A missing column is a failure of every row by the rule "missing_column".
         """
-        request = self.package.feature_set.request
-        missing = [name for name in request.names if name not in inputs.columns]
+        request, given = self.package.feature_set.request, inputs.columns
+        missing = [name for name in request.names if name not in given]
         if missing:
             failures = pl.concat([_missing_column(name, inputs.height) for name in missing])
             return self._answer(inputs.clear(), failures, inputs.height)
-        typed, failures = request.check(inputs.select(request.names))
+        rows = inputs if given == list(request.names) else inputs.select(request.names)
+        typed, failures = request.check(rows)
         return self._answer(typed, failures, inputs.height)
+
+    @cached_property
+    def amounts(self) -> tuple[str, ...] | None:
+        """The request's columns of type float, where the model is made of such alone, as they are.
+
+        `predict_amounts` then answers a few rows in half the time.
+        """
+        return None if self._places is None else self._request_floats
+
+    def predict_amounts(self, values: Values) -> Answer:
+        """What `predict` answers to rows that pass every check, from the columns `amounts` alone.
+
+        `values`: float64 (rows, columns), NaN where one is missing.
+        """
+        assert self._places is not None
+        matrix = self._encoder.transform_amounts(values[:, self._places])
+        answers = self._outcome.answers(self._model.predict(matrix))
+        return Answer(answers, NO_FAILURES, Amounts(self._request_floats, values))
+
+    @cached_property
+    def _request_floats(self) -> tuple[str, ...]:
+        return tuple(c.name for c in self.package.feature_set.request.columns if c.type == "float")
+
+    @cached_property
+    def _places(self) -> Rows | None:
+        """Where the encoder's columns stand among the request's of type float, if they all do."""
+        asked, floats = self._encoder.amounts, self._request_floats
+        if asked is None or not self.package.feature_set.is_of_own_columns or not set(asked) <= set(floats):
+            return None
+        return np.array([floats.index(name) for name in asked])
 
     def predict_features(self, features: pl.DataFrame) -> Values:
         """The answers to rows of feature columns: float64 (rows).
@@ -102,11 +154,28 @@ class Predictor:
         typed = rows.dtypes == [DTYPES[column.type] for column in self._features.columns]
         return self._predict(rows if typed else self._features.check(rows)[0])
 
+    def explain(self, features: pl.DataFrame) -> Contributions:
+        """What each feature adds to the answers to rows of `Answer.features` that have not failed.
+
+        Raises `RequestError` where the model's family cannot tell.
+        """
+        if not isinstance(self._model, Explainable):
+            raise RequestError(f"the family {self.package.family} gives no contributions")
+        values, base = self._model.contributions(self._encoder.transform(features))
+        names, summed = by_feature(values, self._encoder, self._features.columns)
+        return Contributions(names, summed, base, self._scale)
+
+    @property
+    def _scale(self) -> Scale:
+        if self.package.task == "regression":
+            return self._outcome.transform or "answer"
+        return "probability" if isinstance(self._model, ForestModel) else "log-odds"
+
     def _answer(self, typed: pl.DataFrame, failures: pl.DataFrame, height: int) -> Answer:
         """`typed` has all `height` rows, or none where every row has failed."""
         good = _standing(typed.height, failures)
         rows = typed if len(good) == typed.height else typed[good]
-        features, found = self._read_features(rows)
+        features, found, watermark_us = self._read_features(rows)
         kept = _standing(rows.height, found)
         if found.height:
             # The store numbers the rows that it was given; answers speak of the request's.
@@ -115,18 +184,18 @@ class Predictor:
             features, good = features[kept], good[kept]
         values = np.full(height, np.nan)
         values[good] = self._predict(features)
-        return Answer(values, failures, _spread(features, good, height))
+        return Answer(values, failures, _spread(features, good, height), watermark_us)
 
-    def _read_features(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def _read_features(self, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, int | None]:
         feature_set = self.package.feature_set
         if rows.is_empty():
             columns = {column.name: DTYPES[column.type] for column in feature_set.columns}
-            return pl.DataFrame(schema=columns), pl.DataFrame(schema=FAILURES)
+            return pl.DataFrame(schema=columns), NO_FAILURES, None
         if self._online is not None:
-            return self._online.features(feature_set, rows)
+            return self._online.read(feature_set, rows)
         if feature_set.tables:
             raise PackageError(f"the features of {self.name!r} need an online store, and none was given")
-        return point_in_time(rows, {}, feature_set), pl.DataFrame(schema=FAILURES)
+        return point_in_time(rows, {}, feature_set), NO_FAILURES, None
 
     def _predict(self, features: pl.DataFrame) -> Values:
         return self._outcome.answers(self._model.predict(self._encoder.transform(features)))
@@ -143,15 +212,15 @@ class Predictor:
 
 def _refuse_foreign(package: Package, functions: frozenset[str]) -> None:
     """What is imported and called is the operator's to say, never the package's."""
-    for feature in package.feature_set.computed:
-        if feature.kind == "function" and feature.argument not in functions:
+    called = [(f.argument, f.code) for f in package.feature_set.computed if f.kind == "function"]
+    called += [(f.path, f.code)] if (f := package.outcome.function) else []
+    for path, code in called:
+        if path not in functions:
             raise PackageError(
-                f"the package {package.folder} calls {feature.argument!r}, which the project file does not"
+                f"the package {package.folder} calls {path!r}, which the project file does not"
             )
-        if feature.kind == "function" and feature.code != function_digest(feature.argument):
-            raise PackageError(
-                f"{feature.argument!r} is not what the model of {package.folder} was trained with"
-            )
+        if code != function_digest(path):
+            raise PackageError(f"{path!r} is not what the model of {package.folder} was trained with")
 
 
 def _standing(height: int, failures: pl.DataFrame) -> Rows:

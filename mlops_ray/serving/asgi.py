@@ -5,6 +5,7 @@ Raw ASGI, because a framework costs a single-row request as much as the model do
 
 import logging
 import re
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,14 @@ from typing import Any
 
 import orjson
 
-from mlops_ray.errors import MethodNotAllowedError, MlopsError, RequestError, TooLargeError
+from mlops_ray.errors import (
+    CallerGoneError,
+    MethodNotAllowedError,
+    MlopsError,
+    OverloadedError,
+    RequestError,
+    TooLargeError,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -24,6 +32,8 @@ JSON = {"content-type": "application/json"}
 #: Nothing of ours speaks it; the server makes a 403 of this.
 NO_WEBSOCKET: Message = {"type": "websocket.close", "code": 1008}
 REQUEST_ID = "x-request-id"
+#: Characters of a caller's request id; a longer one is not kept.
+MOST_ID = 128
 #: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -64,15 +74,29 @@ class Call:
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.scope["headers"])
         }
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """The request id, which Serve has put into the headers where the caller had none."""
-        return self.headers.get(REQUEST_ID, "")
+        """The request id: the caller's, else a new one."""
+        given = self.headers.get(REQUEST_ID, "")
+        return given if 0 < len(given) <= MOST_ID else uuid.uuid4().hex
+
+    # What uvicorn knows of a request stands in the object whose method `receive` is; others may not tell.
+
+    def is_gone(self) -> bool:
+        """Whether the caller has gone, as far as the server tells without being waited for."""
+        return bool(getattr(getattr(self.receive, "__self__", None), "disconnected", False))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the body is there, as far as the server tells."""
+        return getattr(getattr(self.receive, "__self__", None), "more_body", True) is False
 
     def allow(self, *methods: str) -> None:
         """Raises `MethodNotAllowedError` where the method is none of these."""
         if self.method not in methods:
-            raise MethodNotAllowedError(f"{self.method} is not allowed here; use {' or '.join(methods)}")
+            raise MethodNotAllowedError(
+                f"{self.method} is not allowed here; use {' or '.join(methods)}", allowed=methods
+            )
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body; raises `TooLargeError` as soon as it is known to be larger than allowed."""
@@ -88,7 +112,7 @@ class Call:
         while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
-                raise RequestError("the caller has gone before the body was whole")
+                raise CallerGoneError("the caller has gone before the body was whole")
             parts.append(message.get("body", b""))
             size, more = size + len(parts[-1]), message.get("more_body", False)
             if size > most_bytes:
@@ -107,6 +131,10 @@ def error_reply(error: Exception, call: Call) -> Reply:
         headers = dict(JSON)
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
+        if isinstance(error, MethodNotAllowedError):
+            headers["allow"] = ", ".join(error.allowed)
+        if isinstance(error, OverloadedError):
+            headers["retry-after"] = str(error.retry_after_s)
         body = orjson.dumps({"error": str(error).encode("utf-8", "replace").decode()})
         return Reply(error.status, body, headers, reason(error))
     # The message may hold values of the request, which belong into no log; a traceback says where.
@@ -131,12 +159,13 @@ def _without_message(error: BaseException) -> BaseException:
     return RuntimeError(bare).with_traceback(error.__traceback__)
 
 
-async def send_reply(send: Send, reply: Reply, *, head: bool = False) -> None:
-    """Sends the reply. X-Request-ID is added by Serve; adding it here would double it."""
+async def send_reply(send: Send, reply: Reply, id: str) -> None:
+    """Sends the reply to the request of this id."""
     headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
-    headers.append((b"content-length", str(len(reply.body)).encode()))
+    headers.append((b"content-length", b"%d" % len(reply.body)))
+    headers.append((b"x-request-id", id.encode("latin-1")))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if head else reply.body})
+    await send({"type": "http.response.body", "body": reply.body})
 
 
 async def lifespan(

@@ -1,118 +1,213 @@
 """Gathers the rows of requests that wait into one batch, and gives each caller its own answers.
 
-An idle replica answers at once; while a batch is worked on, what comes in waits for its end, at most
-`max_wait_s`. One row costs a model almost as much as thirty: what waits together is answered together.
+One batch is worked on at a time, and what comes meanwhile is the next: one row costs a model almost as much
+as thirty. Beyond that an idle batcher waits only where it pays. With t(n) = a + b·n seconds for n rows, which
+it learns, and a newcomer expected after g seconds, beginning now ends n requests g seconds sooner and the
+newcomer a later: waiting pays while a > (n + 1)·g + b·n.
 """
 
 import asyncio
 import itertools
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import polars as pl
 
+from mlops_ray.data.rows import Rows
+from mlops_ray.errors import CallerGoneError, DeadlineError
+from mlops_ray.registry.models import Values
 from mlops_ray.registry.predictor import Answer
+from mlops_ray.serving.costs import Line
 
-Work = Callable[[pl.DataFrame], Awaitable[Answer]]
+Work = Callable[[Sequence[Rows]], Answer]
+#: A batch that takes longer is worked on in a thread, so that health checks and refusals go on; a shorter one
+#: is not worth what a thread costs (a quarter of the requests a second, measured).
+SLOW_S = 0.02
+#: How much the latest gap between two requests counts for the next; a longer one than a second says no more.
+LATEST, MOST_GAP_S = 0.1, 1.0
 
 
-@dataclass(frozen=True)
+class Part(NamedTuple):
+    """The rows [start, stop) of a batch's answer."""
+
+    batch: Answer
+    start: int
+    stop: int
+
+    @property
+    def values(self) -> Values:
+        """The answers, float64 (rows)."""
+        return self.batch.values[self.start : self.stop]
+
+    @property
+    def failures(self) -> pl.DataFrame:
+        """The failed checks of these rows, counted from the first of them."""
+        failures = self.batch.failures
+        if not failures.height or len(self.batch.values) == self.stop - self.start:
+            return failures
+        mine = failures["row"].is_between(self.start, self.stop, closed="left")
+        return failures.filter(mine).with_columns(pl.col("row") - self.start)
+
+    @property
+    def features(self) -> pl.DataFrame:
+        return self.batch.features.slice(self.start, self.stop - self.start)
+
+
+@dataclass(slots=True, eq=False)
 class _Waiting:
-    rows: pl.DataFrame
-    answer: asyncio.Future[Answer]
+    """A request's rows, when it came, when its caller will have gone, and whether it has."""
+
+    rows: Rows
+    answer: asyncio.Future[Part]
+    came: float
+    until: float | None
+    is_gone: Callable[[], bool]
+
+    @property
+    def height(self) -> int:
+        return self.rows.height
+
+    def is_late(self, now: float) -> bool:
+        """Whether nobody waits for the answer any more; who waited too long is told."""
+        if not self.answer.done():
+            if self.until is not None and now >= self.until:
+                self.answer.set_exception(DeadlineError("there was no answer before the deadline"))
+            elif self.is_gone():
+                self.answer.set_exception(CallerGoneError("the caller has gone"))
+        return self.answer.done()
 
 
+def _stays() -> bool:
+    return False
+
+
+@dataclass(eq=False)
 class Batcher:
-    """Batches for `work`, which answers a frame with one value a row, in order.
+    """Batches for `work`, which answers the rows of several requests with one value a row, in order.
 
-    All frames given to one batcher have the same columns and types. Use it from one event loop only.
+    All rows given to one batcher are of one schema. Use it from one event loop only; `work` is called in
+    other threads too, one call at a time. `done` is told of each batch's answer, in the loop.
     """
 
-    def __init__(self, work: Work, *, max_rows: int, max_wait_s: float) -> None:
-        self._work = work
-        self._max_rows = max_rows
-        self._max_wait_s = max_wait_s
-        self._waiting: deque[_Waiting] = deque()
-        self._batches: set[asyncio.Task[None]] = set()
-        self._wake: asyncio.Handle | None = None
+    work: Work
+    max_rows: int
+    max_wait_s: float
+    done: Callable[[Answer], None] = lambda _: None
+    clock: Callable[[], float] = time.monotonic
+    cost: Line = field(default_factory=Line)
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _height: int = 0
+    _gap_s: float = MOST_GAP_S
+    _came: float = float("-inf")
+    _timer: asyncio.Handle | None = None
+    _slow: asyncio.Task[None] | None = None
 
-    async def submit(self, rows: pl.DataFrame) -> Answer:
-        """The answer to these rows alone; `failures` counts rows from the first of them.
+    async def submit(
+        self, rows: Rows, *, until: float | None = None, is_gone: Callable[[], bool] = _stays
+    ) -> Part:
+        """The answer to these rows.
 
-        A caller that is cancelled leaves the batch. Raises what `work` raises for these rows.
+        A caller that is cancelled, or `is_gone`, leaves the batch. Raises `DeadlineError` where the clock is
+        past `until` before there is an answer, and what `work` raises for these rows.
         """
-        waiting = _Waiting(rows, asyncio.get_running_loop().create_future())
+        loop, now = asyncio.get_running_loop(), self.clock()
+        waiting = _Waiting(rows, loop.create_future(), now, until, is_gone)
         self._waiting.append(waiting)
-        if self._wake is None:
-            self._schedule()
+        self._height += waiting.height
+        self._gap_s += LATEST * (min(now - self._came, MOST_GAP_S) - self._gap_s)
+        self._came = now
+        if self._slow is not None:
+            if until is not None:
+                loop.call_later(max(until - now, 0.0), waiting.is_late, until)
+        elif self._timer is None or isinstance(self._timer, asyncio.TimerHandle):
+            # Through the loop even when idle: all requests that it reads in one turn become one batch.
+            self._again(0.0)
         return await waiting.answer
 
-    def _schedule(self) -> None:
+    def _again(self, after_s: float) -> None:
+        """Looks again at what waits: in the loop's next turn, or after so long."""
+        if self._timer is not None:
+            self._timer.cancel()
         loop = asyncio.get_running_loop()
-        # Through the loop even when idle: all requests that it reads in one turn become one batch.
-        self._wake = (
-            loop.call_later(self._max_wait_s, self._start) if self._batches else loop.call_soon(self._start)
-        )
+        self._timer = loop.call_later(after_s, self._start, True) if after_s else loop.call_soon(self._start)
 
-    def _start(self) -> None:
-        self._wake = None
+    def _start(self, waited: bool = False) -> None:
+        self._timer = None
+        if self._slow is not None or not self._waiting:
+            return
+        if not waited and (wait_s := self._worth_waiting_s()):
+            self._again(wait_s)
+            return
         batch = self._take()
+        if batch and self.cost(sum(waiting.height for waiting in batch)) > SLOW_S:
+            self._slow = asyncio.get_running_loop().create_task(self._run_in_thread(batch))
+            return
         if batch:
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._finished)
+            self._run(batch)
         if self._waiting:
-            self._schedule()
+            self._again(0.0)
+
+    def _worth_waiting_s(self) -> float:
+        """How long to wait for one more request; 0 where it does not pay."""
+        n, cost = len(self._waiting), self.cost
+        if self._height >= self.max_rows or cost.fixed <= (n + 1) * self._gap_s + cost.each * n:
+            return 0.0
+        # Twice the gap: about six in seven come within it.
+        waited_s = self.clock() - self._waiting[0].came
+        return max(0.0, min(2 * self._gap_s, self.max_wait_s - waited_s))
 
     def _take(self) -> list[_Waiting]:
         """The oldest requests up to `max_rows`, at least one; a larger request is a batch of its own."""
         batch: list[_Waiting] = []
-        rows = 0
-        while self._waiting and (not batch or rows + self._waiting[0].rows.height <= self._max_rows):
+        rows, now = 0, self.clock()
+        while self._waiting and (not batch or rows + self._waiting[0].height <= self.max_rows):
             waiting = self._waiting.popleft()
-            if not waiting.answer.done():
+            self._height -= waiting.height
+            if not waiting.is_late(now):
                 batch.append(waiting)
-                rows += waiting.rows.height
+                rows += waiting.height
         return batch
 
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self._batches.discard(task)
-        if self._waiting:
-            if self._wake is not None:
-                self._wake.cancel()
-            self._schedule()
-
-    async def _run(self, batch: Sequence[_Waiting]) -> None:
+    def _run(self, batch: Sequence[_Waiting]) -> None:
+        """Works on a batch here and now."""
         try:
-            answer = await self._work(_together(batch))
+            self._hand_out(batch, self._timed(batch))
         except Exception as error:  # noqa: BLE001 - handed on to whoever waits
-            await self._run_apart(batch, error)
-            return
-        ends = list(itertools.accumulate(waiting.rows.height for waiting in batch))
-        for waiting, end in zip(batch, ends, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(part(answer, end - waiting.rows.height, end))
+            if len(batch) > 1:
+                # One by one, so that a caller fails for its own rows alone.
+                for waiting in batch:
+                    self._run([waiting])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
 
-    async def _run_apart(self, batch: Sequence[_Waiting], error: Exception) -> None:
-        """After a batch failed as a whole: one by one, so that a caller fails for its own rows alone."""
-        if len(batch) > 1:
-            for waiting in batch:
-                await self._run([waiting])
-        elif not batch[0].answer.done():
-            batch[0].answer.set_exception(error)
+    async def _run_in_thread(self, batch: Sequence[_Waiting]) -> None:
+        loop, now = asyncio.get_running_loop(), self.clock()
+        for waiting in (*batch, *self._waiting):
+            if waiting.until is not None:
+                loop.call_later(max(waiting.until - now, 0.0), waiting.is_late, waiting.until)
+        try:
+            answer = await asyncio.to_thread(self._timed, batch)
+        except Exception:  # noqa: BLE001 - whose rows they are is found here, one by one
+            self._run(batch)
+        else:
+            self._hand_out(batch, answer)
+        finally:
+            self._slow = None
+            if self._waiting:
+                self._again(0.0)
 
-
-def _together(batch: Sequence[_Waiting]) -> pl.DataFrame:
-    return batch[0].rows if len(batch) == 1 else pl.concat([waiting.rows for waiting in batch])
-
-
-def part(answer: Answer, start: int, end: int) -> Answer:
-    """The rows [start, end) of an answer, as if they had been asked alone."""
-    if end - start == len(answer.values):
+    def _timed(self, batch: Sequence[_Waiting]) -> Answer:
+        began = self.clock()
+        answer = self.work([waiting.rows for waiting in batch])
+        self.cost.see(len(answer.values), self.clock() - began)
         return answer
-    failures = answer.failures
-    if failures.height:
-        mine = failures["row"].is_between(start, end, closed="left")
-        failures = failures.filter(mine).with_columns(pl.col("row") - start)
-    return Answer(answer.values[start:end], failures, answer.features.slice(start, end - start))
+
+    def _hand_out(self, batch: Sequence[_Waiting], answer: Answer) -> None:
+        ends = itertools.accumulate(waiting.height for waiting in batch)
+        for waiting, stop in zip(batch, ends, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(Part(answer, stop - waiting.height, stop))
+        self.done(answer)

@@ -4,6 +4,7 @@ Everything is checked here that decides whether a value *is* a number, an instan
 plausible one is left to `Schema.check`, which the predictor runs.
 """
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ from typing import Any
 
 import polars as pl
 
-from mlops_ray.errors import InvalidRowError, did_you_mean
+from mlops_ray.data.rows import Rows
+from mlops_ray.errors import InvalidRowError
 from mlops_ray.instants import FIRST_US, LAST_US, to_micros
-from mlops_ray.schema import DTYPES, Column, ColumnType, Schema
-from mlops_ray.serving.documents import show
+from mlops_ray.schema import Column, ColumnType, Schema
+from mlops_ray.serving.documents import INT64, show
+from mlops_ray.serving.tensors import DATATYPES
 
 _NONE = type(None)
 #: Values of these Python types go into a column as they are.
@@ -48,42 +51,81 @@ class Reader:
     schema: Schema
     hidden: frozenset[str] = frozenset()
 
-    def frame(self, values: Mapping[str, Sequence[Any]]) -> pl.DataFrame:
-        """The schema's columns with their declared types, in its order; other columns are left out.
+    def read(self, values: Mapping[str, Sequence[Any]]) -> Rows:
+        """The schema's columns in its order; other columns are left out.
 
         Raises `InvalidRowError` for a column that is missing and a value that is of another type.
 
         >>> reader = Reader(Schema((Column("site", "category"), Column("load", "float"))))
-        >>> reader.frame({"load": [1, "2.5"], "site": ["a", None], "more": [0, 0]}).rows()
+        >>> reader.read({"load": [1, "2.5"], "site": ["a", None], "more": [0, 0]}).frame.rows()
         [('a', 1.0), (None, 2.5)]
         """
-        for column in self.schema.columns:
-            if column.name not in values:
-                unknown = sorted(set(values) - set(self.schema.names))
-                hint = did_you_mean(column.name, [name[:SHOWN_NAME] for name in unknown[:SHOWN_NAMES]])
-                needed = ", ".join(self.schema.names)
-                raise InvalidRowError(f"is missing; a request holds {needed}{hint}", column=column.name)
-        return pl.DataFrame([self._series(column, values[column.name]) for column in self.schema.columns])
+        try:
+            return Rows(self.schema, [self._typed(column, values[name]) for name, column in self._columns])
+        except KeyError:
+            raise self._missing(values) from None
 
-    def _series(self, column: Column, values: Sequence[Any]) -> pl.Series:
+    def one_row(self, inputs: Any) -> Rows | None:
+        """The row of a v2 request as nearly all are: one value of the right type an input, in plain JSON.
+
+        `None` for any other, which is to be looked at closely.
+        """
+        found: list[list[Any]] = []
+        try:
+            given = {tensor["name"]: tensor for tensor in inputs}
+            if not len(given) == len(inputs) == len(self._columns):
+                return None
+            for name, column in self._columns:
+                tensor = given[name]
+                data, (rows,) = tensor["data"], tensor["shape"]
+                (value,) = data
+                is_plain = type(data) is list and type(rows) is int and rows == 1 and len(tensor) == 4
+                if not is_plain or tensor["datatype"] not in DATATYPES:
+                    return None
+                if column.type == "datetime":
+                    value = self._instant(column, 0, value)
+                elif type(value) not in _AS_IS[column.type] or (type(value) is int and value not in INT64):
+                    return None
+                found.append([float(value) if type(value) is int and column.type == "float" else value])
+        except (KeyError, TypeError, ValueError, InvalidRowError):
+            return None
+        return Rows(self.schema, found)
+
+    @cached_property
+    def _columns(self) -> list[tuple[str, Column]]:
+        return [(column.name, column) for column in self.schema.columns]
+
+    def _missing(self, values: Mapping[str, Sequence[Any]]) -> InvalidRowError:
+        name = next(name for name in self.schema.names if name not in values)
+        unknown = sorted(set(values) - set(self.schema.names))
+        # What is not nearly the column's name may be a value: of a CSV without its first line.
+        near = difflib.get_close_matches(name, [name[:SHOWN_NAME] for name in unknown[:SHOWN_NAMES]], n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return InvalidRowError(
+            f"is missing; a request holds {', '.join(self.schema.names)}{hint}", column=name
+        )
+
+    def _typed(self, column: Column, values: Sequence[Any]) -> list[Any]:
         if column.type == "datetime":
-            instants = [self._instant(column, row, value) for row, value in enumerate(values)]
-            return pl.Series(column.name, instants, dtype=pl.Int64).cast(DTYPES["datetime"])
-        if set(map(type, values)) <= _AS_IS[column.type]:
-            try:
-                return pl.Series(column.name, values, dtype=DTYPES[column.type], strict=True)
-            except (TypeError, ValueError, OverflowError):
-                pass  # An integer beyond 64 bits; the way below finds it.
+            return [self._instant(column, row, value) for row, value in enumerate(values)]
+        found = set(map(type, values))
+        if found <= _AS_IS[column.type]:
+            if int not in found:
+                return values if type(values) is list else list(values)
+            # Nothing takes a whole number beyond 64 bits.
+            if all(value is None or type(value) is float or value in INT64 for value in values):
+                is_float = column.type == "float"
+                return [v if v is None else float(v) for v in values] if is_float else list(values)
         texts = [self._text(column, row, value) for row, value in enumerate(values)]
         return self._from_text(column, texts)
 
-    def _from_text(self, column: Column, texts: list[str | None]) -> pl.Series:
+    def _from_text(self, column: Column, texts: list[str | None]) -> list[Any]:
         typed, failures = self._bare[column.name].check(
             pl.DataFrame([pl.Series(column.name, texts, dtype=pl.String)])
         )
         for row in failures["row"].to_list():
             raise self._wrong(column, row, texts[row])
-        return typed[column.name]
+        return typed[column.name].to_list()
 
     @cached_property
     def _bare(self) -> dict[str, Schema]:

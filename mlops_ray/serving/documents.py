@@ -1,5 +1,6 @@
 """JSON documents of callers: parsed within limits, refused where they are of another shape."""
 
+import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -18,11 +19,18 @@ MAX_COLUMNS = 1_000
 #: Characters of a caller's value that an error shows: enough to find it, too few to flood a log.
 SHOWN_CHARACTERS = 40
 
-_INT64 = range(-(2**63), 2**63)
+INT64 = range(-(2**63), 2**63)
+_NO_BRACKETS = bytes({*range(256)} - {*b"[]{}"})
 
 
 def parse(body: bytes) -> Any:
-    """The document; raises `RequestError` where it is broken, empty or too deep."""
+    """The document; raises `RequestError` where it is broken, empty or too deep.
+
+    NaN is null: it is no JSON, but MLflow's and Triton's clients write it for a value that is missing.
+
+    >>> parse(b'{"load": [1.5, NaN]}')
+    {'load': [1.5, None]}
+    """
     if not body.strip():
         raise RequestError("the body is empty; send a JSON object")
     brackets = body.count(b"[") + body.count(b"{")
@@ -31,10 +39,40 @@ def parse(body: bytes) -> Any:
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise RequestError(f"the body is not JSON: {error}") from None
-    if brackets > MAX_DEPTH:
+        if b"NaN" not in body:
+            raise RequestError(f"the body is not JSON: {error}") from None
+        document = _parse_with_nan(body)
+    if brackets > MAX_DEPTH and not _is_shallow(body):
         _check_depth(document)
     return document
+
+
+def _is_shallow(body: bytes) -> bool:
+    """Whether its brackets alone say that nothing is nested too deep: those in texts may say otherwise.
+
+    >>> _is_shallow(b'{"a": [1, {"b": []}]}'), _is_shallow(b"[" * 40 + b"]" * 40), _is_shallow(b'["["]')
+    (True, False, False)
+    """
+    left = body.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        if not left:
+            break
+        left = left.replace(b"[]", b"").replace(b"{}", b"")
+    return not left
+
+
+def _parse_with_nan(body: bytes) -> Any:
+    try:
+        document = json.loads(body.decode(), parse_constant=_nan)
+        orjson.dumps(document)  # Python reads text that is no Unicode, and numbers of any length.
+    except (ValueError, TypeError, RecursionError):
+        raise RequestError("the body is not JSON, of which NaN alone may differ") from None
+    return document
+
+
+def _nan(word: str) -> None:
+    if word != "NaN":
+        raise ValueError(word)
 
 
 def _check_depth(document: Any) -> None:
@@ -51,15 +89,23 @@ def _containers(parent: Any) -> Iterator[Any]:
     return (child for child in children if isinstance(child, dict | list))
 
 
+_KINDS = {str: "text", bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
+
+
+def _kind(value: Any) -> str:
+    """What a value is; which one it is may be nobody's to see, and here no column is known yet."""
+    return _KINDS.get(type(value), "a number")
+
+
 def as_object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RequestError(f"{name} must be a JSON object, not {show(value)}")
+        raise RequestError(f"{name} must be a JSON object, not {_kind(value)}")
     return value
 
 
 def as_list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise RequestError(f"{name} must be a JSON list, not {show(value)}")
+        raise RequestError(f"{name} must be a JSON list, not {_kind(value)}")
     return value
 
 
@@ -81,7 +127,7 @@ def show(value: object) -> str:
     >>> show("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
     """
-    if isinstance(value, int) and value not in _INT64:
+    if isinstance(value, int) and value not in INT64:
         return "a huge number"  # Python refuses to print more than 4,300 digits.
     text = repr(value) if not isinstance(value, list | dict) else f"a {type(value).__name__}"
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"

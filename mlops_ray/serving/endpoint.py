@@ -1,57 +1,91 @@
 """The HTTP interface of one model, below /v2/models/NAME: who may call, and what is answered."""
 
+import asyncio
 import time
 from typing import Any
 
-from mlops_ray.errors import ForbiddenError, InvalidRowError, NotFoundError, UnsupportedMediaTypeError
-from mlops_ray.keys import Keyring, Role
+from mlops_ray.errors import (
+    DeadlineError,
+    InvalidRowError,
+    NotFoundError,
+    OverloadedError,
+    RequestError,
+    SlowBodyError,
+    TooLargeError,
+    UnsupportedMediaTypeError,
+)
+from mlops_ray.keys import Caller, Keyring, Role
+from mlops_ray.registry.explain import Contributions
 from mlops_ray.serving import protocol
+from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Rates, deadline
 from mlops_ray.serving.asgi import Call, Receive, Reply, Scope, Send, error_reply, json_reply, send_reply
+from mlops_ray.serving.autoscaling import Load
+from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.refusals import invalid, refuse_rejected
 from mlops_ray.serving.versions import Live, Versions
 
 PREFIX = "/v2/models"
 PLATFORM = "mlops_ray"
 INFER, INVOCATIONS, READY, METADATA = "/infer", "/invocations", "/ready", ""
+#: Who says no deadline has so long to send a body.
+BODY_S = 10.0
+#: Rows whose contributions one request may ask for: of 300 trees they take about 4 ms each.
+MOST_EXPLAINED = 256
 
 
 class Endpoint:
-    """Answers the HTTP requests of a model. It adds no X-Request-ID: Serve does."""
+    """Answers the HTTP requests of a model. Without a deadline a caller waits `p99_ms` so many times."""
 
-    def __init__(self, model: str, versions: Versions, keyring: Keyring, hidden: frozenset[str]) -> None:
+    def __init__(
+        self,
+        model: str,
+        versions: Versions,
+        keyring: Keyring,
+        hidden: frozenset[str],
+        *,
+        p99_ms: float = 50.0,
+        explains: bool = False,
+        cpus: float = 1.0,
+    ) -> None:
         self._model, self._versions = model, versions
-        self._keyring, self._hidden = keyring, hidden
+        self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
+        self.admission, self.load = Admission(PATIENCE * p99_ms / 1000), Load(cpus)
+        self._rates = Rates()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, answered; those for a prediction are counted."""
-        started = time.perf_counter_ns()
+        came_ns = time.perf_counter_ns()
         call = Call(scope, receive)
-        version, action = _split(call.path.removeprefix(self._prefix))
+        version, action = _split(call.path, self._prefix)
         live = self._versions.find(version)
         try:
-            reply = await self._answer(call, live, action)
+            reply = await self._answer(call, live, version, action, came_ns)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             reply = error_reply(error, call)
-        await send_reply(send, reply)
+        await send_reply(send, reply, call.id)
         if live is not None and action in (INFER, INVOCATIONS):
-            _count(live, reply, (time.perf_counter_ns() - started) // 1000)
+            _count(live, reply, (time.perf_counter_ns() - came_ns) // 1000)
 
-    async def _answer(self, call: Call, live: Live | None, action: str) -> Reply:
+    async def _answer(
+        self, call: Call, live: Live | None, version: str | None, action: str, came_ns: int
+    ) -> Reply:
         if action == READY:
             call.allow("GET")
+            if live is None and version is not None and self._versions.loaded:
+                raise NotFoundError("this version is not there")
             return json_reply({"live": True, "ready": live is not None}, 200 if live else 503)
-        authorize(self._keyring, call, "predict", *(("read",) if action == METADATA else ()))
+        caller = authorize(self._keyring, call, "predict", *(("read",) if action == METADATA else ()))
         if action not in (METADATA, INFER, INVOCATIONS):
             raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
         call.allow("GET" if action == METADATA else "POST")
+        if caller.rate is not None:
+            self._rates.take(caller.name, caller.rate)
         if live is None:
             return self._absent(call)
-        return (
-            json_reply(self._metadata(live))
-            if action == METADATA
-            else await self._predict(call, live, action)
-        )
+        if action == METADATA:
+            return json_reply(self._metadata(live))
+        return await self._predict(call, live, action, came_ns)
 
     def _absent(self, call: Call) -> Reply:
         if not self._versions.loaded:
@@ -75,54 +109,85 @@ class Endpoint:
             ],
         }
 
-    async def _predict(self, call: Call, live: Live, action: str) -> Reply:
-        request = _decode(call, live, action, await _body(call))
-        answer = await live.predict(request.frame)
-        if answer.failures.height:
-            live.tally.traffic.invalid.update(invalid(answer.failures))
-            refuse_rejected(answer.failures, live.served.request, self._hidden)
+    async def _predict(self, call: Call, live: Live, action: str, came_ns: int) -> Reply:
+        now = self.admission.clock()
+        until = deadline(call.headers.get(TIMEOUT), now)
+        try:
+            self.admission.require_time(until)
+        except OverloadedError:
+            self.load.refused += 1
+            raise
+        request = _decode(call, live, action, await _body(call, None if until is None else until - now))
+        place, answered = self.admission.enter(request.rows.height), False
+        try:
+            part = await live.predict(request.rows, until, call.is_gone)
+            answered = True
+        finally:
+            place.leave(answered=answered)
+        if part.batch.failures.height:
+            failures = part.failures
+            live.tally.traffic.invalid.update(invalid(failures))
+            refuse_rejected(failures, live.served.request, self._hidden)
+        outputs = live.served.answers(part.values)
+        explained = await self._explained(live, part) if request.parameters.get("explain") is True else None
+        encode = protocol.encode_infer if action == INFER else protocol.encode_predictions
         name = {"model": self._model, "version": live.version, "id": call.id}
-        outputs: protocol.Outputs = {protocol.OUTPUT: answer.values}
-        if live.served.threshold is not None:
-            outputs = {**outputs, protocol.DECISION: answer.values >= live.served.threshold}
-        if action == INFER:
-            return Reply(200, *protocol.encode_infer(request, outputs, **name))
-        return Reply(200, *protocol.encode_predictions(outputs, **name))
+        reply = Reply(200, *encode(request, outputs, explained=explained, **name))
+        live.log(request.rows, part, call.id, (time.perf_counter_ns() - came_ns) // 1000)
+        return reply
+
+    async def _explained(self, live: Live, part: Part) -> Contributions:
+        if not self._explains:
+            raise RequestError(
+                "this service explains nothing; the project file would say explain: on_request"
+            )
+        features = part.features
+        if features.height > MOST_EXPLAINED:
+            raise TooLargeError(f"{features.height} rows; at most {MOST_EXPLAINED} are explained at once")
+        # It takes as long as many predictions, for which others wait.
+        return await asyncio.to_thread(live.served.predictor.explain, features)
 
 
 #: Characters of a path that an error shows.
 SHOWN_PATH = 200
 
 
-def authorize(keyring: Keyring, call: Call, *roles: Role) -> str:
-    """The name of the caller, whose key has one of the roles (or is an admin's)."""
-    for role in roles[:-1]:
-        try:
-            return keyring.authorize(call.headers.get("authorization"), role)
-        except ForbiddenError:
-            continue
-    return keyring.authorize(call.headers.get("authorization"), roles[-1])
+def authorize(keyring: Keyring, call: Call, *roles: Role) -> Caller:
+    """The caller, whose key has one of the roles (or is an admin's)."""
+    return keyring.authorize(call.headers.get("authorization"), *roles)
 
 
-def _split(rest: str) -> tuple[str | None, str]:
-    """The version that a path names, and what is asked of it.
+def _split(path: str, prefix: str) -> tuple[str | None, str]:
+    """The version that a path names, and what is asked of it; of a path elsewhere, the path.
 
-    >>> _split("/versions/3/infer"), _split("/infer"), _split("/versions")
-    (('3', '/infer'), (None, '/infer'), (None, '/versions'))
+    >>> _split("/m/versions/3/infer", "/m"), _split("/m/infer", "/m"), _split("/infer", "/m")
+    (('3', '/infer'), (None, '/infer'), (None, ' /infer'))
     """
+    if not path.startswith(prefix):
+        return None, f" {path}"
+    rest = path[len(prefix) :]
     if not rest.startswith("/versions/"):
         return None, rest
     version, slash, action = rest.removeprefix("/versions/").partition("/")
     return version, slash + action
 
 
-async def _body(call: Call) -> bytes:
+async def _body(call: Call, left_s: float | None) -> bytes:
+    """The body, which must come before the deadline, or soon where there is none."""
     encoding = call.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaTypeError(
             f"the content encoding {encoding[:20]!r} is not read here; send it plain"
         )
-    return await call.body(protocol.MAX_BODY_BYTES)
+    if call.is_whole:
+        return await call.body(protocol.MAX_BODY_BYTES)
+    try:
+        async with asyncio.timeout(BODY_S if left_s is None else left_s):
+            return await call.body(protocol.MAX_BODY_BYTES)
+    except TimeoutError:
+        if left_s is not None:
+            raise DeadlineError("the body had not come before the deadline") from None
+        raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
 
 
 def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Request:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import orjson
-import polars as pl
 
+from mlops_ray.data.rows import Rows
 from mlops_ray.errors import InvalidRowError, RequestError, UnsupportedMediaTypeError
+from mlops_ray.registry.explain import Contributions
 from mlops_ray.schema import ColumnType
 from mlops_ray.serving import tables, tensors
 from mlops_ray.serving.columns import Reader
@@ -22,10 +23,10 @@ from mlops_ray.serving.documents import as_list, as_object, limit_rows, parse, s
 #: Ten thousand rows of a hundred numbers in JSON are 20 MB; more than that is batch scoring.
 MAX_BODY_BYTES = 16 * 1024 * 1024
 #: What a model answers: a number, which in a classification is the probability of a yes; and there, whether
-#: it counts as a yes.
-OUTPUT, DECISION = "prediction", "decision"
-OUTPUT_TYPES = {OUTPUT: "FP64", DECISION: "BOOL"}
-Outputs = Mapping[str, npt.NDArray[Any]]
+#: it counts as a yes, and what the project calls that. Who asks for it is told what each feature contributed.
+OUTPUT, DECISION, LABEL, CONTRIBUTIONS = "prediction", "decision", "label", "contributions"
+OUTPUT_TYPES = {OUTPUT: "FP64", DECISION: "BOOL", LABEL: "BYTES", CONTRIBUTIONS: "FP64"}
+Outputs = Mapping[str, npt.NDArray[Any] | list[str]]
 
 #: What a column is called in the protocol.
 DATATYPES: dict[ColumnType, str] = {
@@ -36,22 +37,28 @@ DATATYPES: dict[ColumnType, str] = {
     "category": "BYTES",
     "datetime": "BYTES",
 }
+JSON = {"content-type": "application/json"}
 JSON_TYPES = ("application/json", "application/vnd.mlflow.v3+json")
 BINARY_TYPE = "application/octet-stream"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A decoded request: typed columns, and what the caller said besides.
+    """A decoded request: checked rows, and what the caller said besides.
 
     `outputs` are those that are wanted, and whether each as binary data; `id` is the caller's, if one was
     given.
     """
 
-    frame: pl.DataFrame
+    rows: Rows
     id: str | None = None
     outputs: Mapping[str, bool] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def binary(self) -> bool:
+        """Whether an output that nobody named is wanted as binary data."""
+        return self.parameters.get("binary_data_output") is True
 
 
 def decode_infer(
@@ -71,53 +78,91 @@ def decode_infer(
     document = as_object(parse(body[:split]), "the body")
     parameters = as_object(document.get("parameters") or {}, "'parameters'")
     id, outputs = _id(document), _outputs(document, parameters, known)
-    columns = tensors.columns_of(document, memoryview(body)[split:])
-    return Request(reader.frame(_limited(columns)), id, outputs, parameters)
+    rows = reader.one_row(document.get("inputs")) if split == len(body) else None
+    if rows is None:
+        columns = tensors.columns_of(document, memoryview(body)[split:])
+        rows = reader.read(_limited(columns))
+    return Request(rows, id, outputs, parameters)
 
 
 def decode_invocations(reader: Reader, body: bytes, content_type: str | None) -> Request:
     """The request of an MLflow call: `dataframe_split`, `dataframe_records`, `instances`, `inputs` or CSV."""
     if _media_type(content_type, (*JSON_TYPES, "text/csv")) == "text/csv":
-        return Request(reader.frame(_limited(tables.from_csv(body))))
+        return Request(reader.read(_limited(tables.from_csv(body))))
     document = as_object(parse(body), "the body")
     columns = tables.from_document(document, reader.schema.names)
     parameters = as_object(document.get("params") or {}, "'params'")
-    return Request(reader.frame(_limited(columns)), None, {}, parameters)
+    return Request(reader.read(_limited(columns)), None, {}, parameters)
 
 
 def encode_infer(
-    request: Request, answers: Outputs, *, model: str, version: str, id: str
+    request: Request,
+    answers: Outputs,
+    *,
+    model: str,
+    version: str,
+    id: str,
+    explained: Contributions | None = None,
 ) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a v2 reply with the outputs that are wanted; NaN is null in JSON."""
+    """The body and the headers of a v2 reply with the outputs that are wanted; NaN is null in JSON.
+
+    Contributions are an output of rows × features, whose names, base and scale stand in its parameters.
+    """
     outputs, data = [], b""
     for name, binary in request.outputs.items():
         output, own = _tensor(name, answers[name], binary)
         outputs.append(output)
         data += own
+    if explained is not None:
+        output, own = _tensor(CONTRIBUTIONS, explained.values, request.binary)
+        about = {"features": explained.names, "base": explained.base, "scale": explained.scale}
+        outputs.append(output | {"parameters": output.get("parameters", {}) | about})
+        data += own
     document = {"model_name": model, "model_version": version, "id": request.id or id, "outputs": outputs}
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    if not any(request.outputs.values()):
-        return head, {"content-type": JSON_TYPES[0]}
+    if not data:
+        return head, JSON
     headers = {"content-type": BINARY_TYPE, "inference-header-content-length": str(len(head))}
     return head + data, headers
 
 
-def _tensor(name: str, values: npt.NDArray[Any], binary: bool) -> tuple[dict[str, Any], bytes]:
+def _tensor(name: str, values: npt.NDArray[Any] | list[str], binary: bool) -> tuple[dict[str, Any], bytes]:
     """An output, and the bytes that follow the JSON for it."""
-    output: dict[str, Any] = {"name": name, "datatype": OUTPUT_TYPES[name], "shape": [len(values)]}
+    shape = [len(values)] if isinstance(values, list) else list(values.shape)
+    output: dict[str, Any] = {"name": name, "datatype": OUTPUT_TYPES[name], "shape": shape}
     if not binary:
-        return output | {"data": values}, b""
-    data = values.astype("u1" if values.dtype == np.bool_ else "<f8").tobytes()
+        flat = (
+            values if isinstance(values, list) or values.ndim == 1 else np.ascontiguousarray(values).ravel()
+        )
+        return output | {"data": flat}, b""
+    if isinstance(values, list):
+        texts = [text.encode() for text in values]
+        data = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    else:
+        data = values.astype("u1" if values.dtype == np.bool_ else "<f8").tobytes()
     return output | {"parameters": {"binary_data_size": len(data)}}, data
 
 
 def encode_predictions(
-    answers: Outputs, *, model: str, version: str, id: str
+    request: Request,
+    answers: Outputs,
+    *,
+    model: str,
+    version: str,
+    id: str,
+    explained: Contributions | None = None,
 ) -> tuple[bytes, dict[str, str]]:
     """The body and the headers of a reply in MLflow's form."""
-    outputs = {f"{name}s": values for name, values in answers.items()}
-    document = {**outputs, "model_name": model, "model_version": version, "id": id}
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": JSON_TYPES[0]}
+    document: dict[str, Any] = {f"{name}s": values for name, values in answers.items()}
+    if explained is not None:
+        document[CONTRIBUTIONS] = {
+            "features": explained.names,
+            "base": explained.base,
+            "scale": explained.scale,
+            "values": np.ascontiguousarray(explained.values),
+        }
+    document |= {"model_name": model, "model_version": version, "id": request.id or id}
+    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), JSON
 
 
 # ---------------------------------------------------------------- parts common to all forms

@@ -9,8 +9,8 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 import mlops_ray
-from mlops_ray.config import MICROSECONDS, Project
-from mlops_ray.errors import ClusterError, StorageError
+from mlops_ray.config import MICROSECONDS, Policy, Project
+from mlops_ray.errors import ClusterError, PolicyError, StorageError
 from mlops_ray.features.shelves import shown
 from mlops_ray.monitoring import deltas, monitor
-from mlops_ray.policy import label_selector
+from mlops_ray.policy import allowed_regions, label_selector
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import gateway, replica
 from mlops_ray.serving.record import read
 from mlops_ray.serving.routes import READY
+from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage, digest
 
 #: What was deployed, by application, with the digest of what it was made of.
@@ -51,21 +52,32 @@ class Deployed:
     started: tuple[str, ...]
 
 
-def deploy(project: Project, storage: Storage, *, http_port: int, host: str = "127.0.0.1") -> Deployed:
+def deploy(
+    project: Project,
+    storage: Storage,
+    *,
+    http_port: int,
+    host: str = "127.0.0.1",
+    listener: Listener | None = None,
+) -> Deployed:
     """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
 
     Starts an application only where its digest of code, resources and settings differs from what runs. The
-    release document must name a champion. Raises `ClusterError` where something does not come up.
+    release document must name a champion. `listener` is where the gateway speaks gRPC. Raises `ClusterError`
+    where something does not come up, `PolicyError` where no place is allowed for all models of the storage.
     """
     if not read(storage, project.project).get("champion"):
         raise StorageError(f"{project.project!r} has no champion to serve; set one first")
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    wanted = _applications(project, storage)
-    running, known = _running(), _deployed(storage)
+    policies = [source.policy for source in project.sources.values()]
+    regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
+    wanted = _applications(project, storage, label_selector(policies), _selector_of_all(regions), listener)
+    running, known = _running(), _deployed(storage).get("digests", {})
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
-    _record(storage, {name: app.digest for name, app in wanted.items()})
+    digests = known | {name: app.digest for name, app in wanted.items()}
+    storage.write_json({"cluster": _cluster(), "digests": digests, "regions": regions}, DEPLOYED)
     url = f"http://{host}:{http_port}"
     for path in (f"{replica.route(project.project)}/ready", READY):
         _wait_until_ready(url + path)
@@ -79,22 +91,37 @@ class _Application:
     build: Callable[[], serve.Application]
 
 
-def _applications(project: Project, storage: Storage) -> dict[str, _Application]:
+def _selector_of_all(regions: Mapping[str, list[str] | None]) -> dict[str, str]:
+    """Where the monitor and the gateway may run, which see what is derived from the rows of all models."""
+    bounded = [Policy(allowed_regions=tuple(names)) for names in regions.values() if names is not None]
+    if bounded and not allowed_regions(bounded):
+        raise PolicyError(
+            f"the models {', '.join(sorted(regions))} share this storage, and there is no region in which all"
+            " of them may be; give each border a storage of its own"
+        )
+    return label_selector(bounded)
+
+
+def _applications(
+    project: Project,
+    storage: Storage,
+    selector: dict[str, str],
+    of_all: dict[str, str],
+    listener: Listener | None,
+) -> dict[str, _Application]:
     """What is to run. The order is that of starting: replicas tell the monitor what they count."""
-    policies = [source.policy for source in project.sources.values()]
-    selector = label_selector(policies)
-    hidden = frozenset(name for policy in policies for name in policy.machine_only)
-    window_s = project.monitoring.window / MICROSECONDS["s"]
+    hidden = frozenset(name for source in project.sources.values() for name in source.policy.machine_only)
     root, name = str(storage.root), project.project
-    serving = project.serving.model_dump(mode="json")
+    # Where callers come in is no matter of a replica.
+    serving = project.serving.model_dump(mode="json", exclude={"listen"})
+    window_s = project.monitoring.window / MICROSECONDS["s"]
+    listens = listener and asdict(listener)
     return {
         deltas.APPLICATION: _Application(
-            None,
-            _digest(root, window_s, selector),
-            lambda: monitor.deployment(root, window_s, selector),
+            None, _digest(root, of_all), lambda: monitor.deployment(root, of_all)
         ),
         gateway.APPLICATION: _Application(
-            gateway.ROUTE, _digest(root, selector), lambda: gateway.deployment(root, selector)
+            gateway.ROUTE, _digest(root, of_all, listens), lambda: gateway.deployment(root, of_all, listener)
         ),
         name: _Application(
             replica.route(name),
@@ -102,6 +129,7 @@ def _applications(project: Project, storage: Storage) -> dict[str, _Application]
                 root,
                 name,
                 serving,
+                window_s,
                 selector,
                 sorted(hidden),
                 shown(project.online or ""),
@@ -158,14 +186,10 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
-def _deployed(storage: Storage) -> dict[str, str]:
-    """The digests of what this cluster runs; those of another cluster say nothing."""
+def _deployed(storage: Storage) -> dict[str, Any]:
+    """The digests of what this cluster runs, and where its models may be; of another cluster nothing."""
     document = storage.read_json(DEPLOYED) or {}
-    return document.get("digests", {}) if document.get("cluster") == _cluster() else {}
-
-
-def _record(storage: Storage, digests: dict[str, str]) -> None:
-    storage.write_json({"cluster": _cluster(), "digests": _deployed(storage) | digests}, DEPLOYED)
+    return document if document.get("cluster") == _cluster() else {}
 
 
 def _cluster() -> str:

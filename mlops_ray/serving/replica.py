@@ -5,24 +5,35 @@ It imports neither MLflow nor pandas nor scikit-learn, unless a model needs it.
 
 import asyncio
 import contextlib
+import gc
 import logging
+import sys
 from typing import Any
 
 from ray import serve
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from mlops_ray.config import Project, Serving
+from mlops_ray.config import MICROSECONDS, Project, Serving
+from mlops_ray.data.prediction_log import FLUSH_S, PredictionLog
 from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.registry import estimator, signing
-from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send, lifespan
+from mlops_ray.serving import autoscaling, direct
+from mlops_ray.serving.asgi import App
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
+from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
 
 #: How often counts go to the monitor: what a killed replica had not sent yet is lost with it.
-FLUSH_S = 2.0
+REPORT_S = 2.0
+#: Between two slices of the prediction log, while which requests are answered.
+PAUSE_S = 0.02
+#: New objects until the youngest are looked through for garbage (a request makes a hundred), and how soon a
+#: thread that writes makes way for the one that answers; by default 700, and 5 ms.
+GC_NEW, SWITCH_S = 20_000, 0.001
 #: An acknowledgement takes milliseconds; a monitor that is just restarting gets the same delta again later.
 ACKNOWLEDGE_S = 10.0
 #: Serve's own limit: far above what our own queue admits, since a request waits for it before any of our code
@@ -48,14 +59,24 @@ class Replica:
         functions: list[str],
         trusted: list[str],
         types: list[str],
+        window_s: float,
     ) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start."""
         storage, names = Storage.open(storage_root), frozenset(hidden)
-        batching = Serving.model_validate(serving).batching
-        self._outbox = Outbox(model)
-        load = loader(storage, online, frozenset(functions), frozenset(trusted), frozenset(types))
-        self._versions = Versions(storage, model, load, self._outbox, batching, names)
-        self._endpoint = Endpoint(model, self._versions, Keyring(storage), names)
+        settings = Serving.model_validate(serving)
+        self._outbox = Outbox(model, window_s)
+        self._log = PredictionLog(storage, model, self._outbox.source)
+        load = loader(storage, online, frozenset(functions), frozenset(trusted), frozenset(types), names)
+        self._versions = Versions(storage, model, load, self._outbox, self._log, settings.batching, names)
+        self._endpoint = Endpoint(
+            model,
+            self._versions,
+            Keyring(storage),
+            names,
+            p99_ms=settings.slo.p99_ms,
+            explains=settings.explain == "on_request",
+            cpus=settings.resources.cpu,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         self._monitor: Any = None
         self._versions.load()
@@ -63,19 +84,21 @@ class Replica:
     def __serve_build_asgi_app__(self) -> App:
         """What Serve asks for the ASGI application."""
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            if scope["type"] == "http":
-                await self._endpoint(scope, receive, send)
-            elif scope["type"] == "websocket":
-                await send(NO_WEBSOCKET)
-            elif scope["type"] == "lifespan":
-                await lifespan(receive, send, self._start, self._stop)
+        return direct.by_serve(self._endpoint, self._start, self._stop)
 
-        return app
+    async def call(self, path: str, headers: dict[str, str], body: bytes, method: str = "POST") -> Answered:
+        """What the endpoint answers to a request that comes through a handle: gRPC, from the gateway."""
+        return await exchange(self._endpoint, method, path, headers, body)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve's controller hands to the policy of autoscaling.py."""
+        return self._endpoint.load.told()
 
     async def _start(self) -> None:
+        _favour_requests()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._versions.poll()), loop.create_task(self._report())]
+        work = (self._versions.poll(), self._report(), self._write())
+        self._tasks = [loop.create_task(each) for each in work]
 
     async def _stop(self) -> None:
         for task in self._tasks:
@@ -84,11 +107,21 @@ class Replica:
         with contextlib.suppress(Exception):
             while self._outbox.delta() is not None:
                 await self._flush()
+        await asyncio.to_thread(self._log.close)
+
+    async def _write(self) -> None:
+        """Writes the prediction log, off the path of requests; what the disk does not take is tried again."""
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            try:
+                await asyncio.to_thread(self._log.flush, PAUSE_S)
+            except OSError as error:
+                logger.error("the prediction log cannot be written (%s); its rows wait", error.strerror)
 
     async def _report(self) -> None:
         """Sends counts to the monitor, off the path of requests; what is not acknowledged is sent again."""
         while True:
-            await asyncio.sleep(FLUSH_S)
+            await asyncio.sleep(REPORT_S)
             try:
                 await self._flush()
             except Exception as error:  # noqa: BLE001 - requests are answered also where nobody counts them
@@ -104,6 +137,15 @@ class Replica:
                 self._outbox.acknowledge(await self._monitor.record.remote(delta))
 
 
+def _favour_requests() -> None:
+    """Keeps the interpreter's own work off the path of requests."""
+    # What is there now stays: looking through it for garbage stops everything for a tenth of a second.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_NEW, *gc.get_threshold()[1:])
+    sys.setswitchinterval(SWITCH_S)
+
+
 def deployment(
     project: Project, storage: Storage, label_selector: dict[str, str], hidden: frozenset[str]
 ) -> serve.Application:
@@ -117,7 +159,11 @@ def deployment(
     replica = serve.deployment(
         name=project.project,
         ray_actor_options=options,
-        autoscaling_config={"min_replicas": serving.replicas.min, "max_replicas": serving.replicas.max},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=serving.replicas.min,
+            max_replicas=serving.replicas.max,
+            policy=AutoscalingPolicy(policy_function=autoscaling.policy),  # type: ignore[no-untyped-call]
+        ),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_S,
         logging_config=LOGGING,
@@ -131,6 +177,7 @@ def deployment(
         sorted(project.functions),
         sorted(signing.trusted(project, storage)),
         sorted(estimator.allowed(project)),
+        project.monitoring.window / MICROSECONDS["s"],
     )
 
 

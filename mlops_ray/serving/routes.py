@@ -59,7 +59,7 @@ class Routes:
             reply = await self._answer(call)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             reply = error_reply(error, call)
-        await send_reply(send, reply)
+        await send_reply(send, reply, call.id)
 
     async def _answer(self, call: Call) -> Reply:
         if call.path in ("/v2/health/live", READY):
@@ -124,7 +124,7 @@ class Routes:
         form = parse_qs((await call.body(MAX_LOGIN_BYTES)).decode("latin-1"))
         key = form.get("key", [""])[0].strip()
         try:
-            name = self._keyring.authorize(f"Bearer {key}", "read")
+            name = self._keyring.authorize(f"Bearer {key}", "read").name
         except (UnauthorizedError, ForbiddenError) as error:
             return Reply(error.status, page.login_form(str(error)), page.headers())
         cookie = self._sessions.cookie(name)

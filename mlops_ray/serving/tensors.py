@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlops_ray.errors import InvalidRowError, RequestError, did_you_mean
-from mlops_ray.serving.documents import as_list, as_object, limit_rows, show
+from mlops_ray.serving.documents import MAX_ROWS, as_list, as_object, limit_rows, show
 
 #: Characters of a name that an error shows, or looks for the nearest known one for.
 SHORT = 40
@@ -17,6 +17,8 @@ _WIRE = {
     **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
     "BOOL": np.dtype("u1"),
 }
+#: What values in JSON may be said to be; what they are is seen by themselves.
+DATATYPES = frozenset({*_WIRE, "BYTES"})
 
 
 def columns_of(document: Mapping[str, Any], binary: memoryview) -> dict[str, Sequence[Any]]:
@@ -24,23 +26,35 @@ def columns_of(document: Mapping[str, Any], binary: memoryview) -> dict[str, Seq
     columns: dict[str, Sequence[Any]] = {}
     for tensor in as_list(document.get("inputs"), "'inputs'"):
         name = as_object(tensor, "an input").get("name")
-        if not isinstance(name, str) or name in columns:
+        if type(name) is not str or name in columns:
             raise RequestError(f"each input needs a name of its own, not {show(name)}")
-        columns[name], binary = _tensor(name, tensor, binary)
+        if (plain := _plain(tensor)) is not None:
+            columns[name] = plain
+        else:
+            columns[name], binary = _tensor(name, tensor, binary)
     if len(binary):
         raise RequestError(f"{len(binary)} bytes follow the last binary input")
     return columns
 
 
+def _plain(tensor: dict[str, Any]) -> list[Any] | None:
+    """The values of an input as nearly all are: a list of values in JSON, and nothing said besides."""
+    data, shape = tensor.get("data"), tensor.get("shape")
+    if type(data) is not list or type(shape) is not list or "parameters" in tensor or not data:
+        return None
+    is_plain = len(data) <= MAX_ROWS and type(data[0]) is not list
+    is_plain &= type(datatype := tensor.get("datatype")) is str and datatype in DATATYPES
+    return data if is_plain and shape == [len(data)] and type(shape[0]) is int else None
+
+
 def _tensor(name: str, tensor: dict[str, Any], binary: memoryview) -> tuple[Sequence[Any], memoryview]:
     """The values of one input, and the binary data that is left for the next."""
     rows, datatype = _rows(name, tensor.get("shape")), tensor.get("datatype")
-    if not isinstance(datatype, str) or (datatype not in _WIRE and datatype != "BYTES"):
-        hint = did_you_mean(str(datatype)[:SHORT], [*_WIRE, "BYTES"])
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        hint = did_you_mean(str(datatype)[:SHORT], DATATYPES)
         raise RequestError(f"input {show(name)}: no datatype {show(datatype)}{hint}")
-    size = as_object(tensor.get("parameters") or {}, f"the parameters of {show(name)}").get(
-        "binary_data_size"
-    )
+    parameters = as_object(tensor.get("parameters") or {}, f"the parameters of {show(name)}")
+    size = parameters.get("binary_data_size")
     if size is None:
         return _json_data(name, tensor.get("data"), rows), binary
     if type(size) is not int or not 0 <= size <= len(binary):

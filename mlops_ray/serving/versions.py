@@ -8,25 +8,32 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
+from mlops_ray.data.prediction_log import Batch, Entry, PredictionLog, Shape
+from mlops_ray.data.rows import Rows, sound_amounts, together
 from mlops_ray.errors import StorageError
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.monitoring.deltas import PREDICTION, Outbox, Tally
+from mlops_ray.registry.explain import Contributions
+from mlops_ray.registry.models import Values
 from mlops_ray.registry.package import Package
 from mlops_ray.registry.predictor import Answer, Predictor
 from mlops_ray.schema import Schema
 from mlops_ray.serving import record
-from mlops_ray.serving.batcher import Batcher
+from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
-from mlops_ray.serving.protocol import OUTPUT, OUTPUT_TYPES
+from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT
 from mlops_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -35,7 +42,14 @@ logger = logging.getLogger(__name__)
 class Answering(Protocol):
     """What a loaded model must be able to do."""
 
+    @property
+    def amounts(self) -> tuple[str, ...] | None: ...
+
+    def predict_amounts(self, values: Values, /) -> Answer: ...
+
     def predict(self, inputs: pl.DataFrame, /) -> Answer: ...
+
+    def explain(self, features: pl.DataFrame, /) -> Contributions: ...
 
 
 @dataclass(frozen=True)
@@ -49,22 +63,44 @@ class Served:
     predictor: Answering
     #: Of a classification: from which answer on it counts as a yes.
     threshold: float | None = None
+    #: And what no and yes are called.
+    labels: tuple[str, str] | None = None
+    #: Features that are no column of the request as it is, and those made of columns that nobody may see.
+    features: tuple[str, ...] = ()
+    hidden: frozenset[str] = frozenset()
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """What the model answers, by the names of the protocol."""
-        return tuple(OUTPUT_TYPES) if self.threshold is not None else (OUTPUT,)
+        decided = () if self.threshold is None else (DECISION,) if self.labels is None else (DECISION, LABEL)
+        return (OUTPUT, *decided)
+
+    def answers(self, values: Values) -> dict[str, npt.NDArray[Any] | list[str]]:
+        """The outputs to a model's numbers, float64 (rows)."""
+        found: dict[str, npt.NDArray[Any] | list[str]] = {OUTPUT: values}
+        if self.threshold is not None:
+            decisions = values >= self.threshold
+            found[DECISION] = decisions
+            if self.labels is not None:
+                found[LABEL] = [self.labels[yes] for yes in decisions.tolist()]
+        return found
 
 
 Load = Callable[[dict[str, Any]], Served]
 
 
 def loader(
-    storage: Storage, online: str, functions: frozenset[str], trusted: frozenset[str], types: frozenset[str]
+    storage: Storage,
+    online: str,
+    functions: frozenset[str],
+    trusted: frozenset[str],
+    types: frozenset[str],
+    hidden: frozenset[str] = frozenset(),
 ) -> Load:
     """How a version's entry in the release document becomes a loaded model, free to call these functions.
 
-    One of the public keys `trusted` must have signed it; an estimator may hold these `types`.
+    One of the public keys `trusted` must have signed it; an estimator may hold these `types`; nobody may see
+    values of `hidden` columns.
     """
 
     def load(entry: dict[str, Any]) -> Served:
@@ -77,13 +113,17 @@ def loader(
             folder, store, digest=digest, functions=functions, trusted=trusted, types=types
         )
         package = predictor.package
+        features = package.feature_set
         return Served(
             entry["version"],
             entry["digest"],
-            package.feature_set.request,
+            features.request,
             reference(package),
             predictor,
             package.outcome.threshold,
+            package.outcome.labels,
+            tuple(name for name in features.names if name not in features.own_columns),
+            features.made_of(hidden),
         )
 
     return load
@@ -100,30 +140,66 @@ def reference(package: Package) -> Counts:
 class Live:
     """A version that answers: its reader, and the batcher in front of its predictor."""
 
-    def __init__(self, served: Served, outbox: Outbox, batching: Batching, hidden: frozenset[str]) -> None:
+    def __init__(
+        self,
+        served: Served,
+        outbox: Outbox,
+        log: PredictionLog,
+        batching: Batching,
+        hidden: frozenset[str],
+        route: str = "champion",
+    ) -> None:
         self.served = served
         self.version = served.version
         self.reader = Reader(served.request, hidden)
-        self._outbox = outbox
+        self._outbox, self._log = outbox, log
+        self._shape = Shape(served.version, route, served.threshold, served.features, hidden, served.hidden)
+        self._rehearse()
         self._batcher = Batcher(
-            self._work, max_rows=batching.max_rows, max_wait_s=batching.max_wait_ms / 1000
+            self._work, batching.max_rows, batching.max_wait_ms / 1000, done=self._observe
         )
 
-    async def predict(self, rows: pl.DataFrame) -> Answer:
-        """The answer to a request's rows, alone or in a batch with others'."""
-        return await self._batcher.submit(rows)
+    def _rehearse(self) -> None:
+        """Answers, counts and logs a row of nothing: what is done for the first time takes up to a second."""
+        nothing = Rows(self.served.request, [[None] for _ in self.served.request.columns])
+        answer = self.served.predictor.predict(together([nothing]))
+        if (names := self.served.predictor.amounts) is not None:
+            self.served.predictor.predict_amounts(np.full((1, len(names)), np.nan))
+        tally = Tally.empty(self.served.reference.specs)
+        tally.observe(answer.given, np.zeros(1))
+        tally.to_json()
+        self._log.rehearse(self._shape, _entry(nothing, Part(answer, 0, 1), "", 0))
+
+    async def predict(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> Part:
+        """The answer to a request's rows, alone or in a batch with others'; see `Batcher.submit`."""
+        return await self._batcher.submit(rows, until=until, is_gone=is_gone)
+
+    def _work(self, batch: Sequence[Rows]) -> Answer:
+        predictor = self.served.predictor
+        if predictor.amounts is not None and (amounts := sound_amounts(batch)) is not None:
+            return predictor.predict_amounts(amounts)
+        return predictor.predict(together(batch))
 
     @property
     def tally(self) -> Tally:
         """Where this version is counted now."""
         return self._outbox.tally(self.version, self.served.reference.specs)
 
-    async def _work(self, rows: pl.DataFrame) -> Answer:
-        answer = self.served.predictor.predict(rows)
+    def _observe(self, answer: Answer) -> None:
         tally = self.tally
-        tally.traffic.batch_rows.update(rows.height)
-        tally.observe(answer.features, answer.values)
-        return answer
+        tally.traffic.batch_rows.update(len(answer.values))
+        tally.observe(answer.given, answer.values)
+
+    def log(self, rows: Rows, part: Part, id: str, latency_us: int) -> None:
+        """Takes an answered request into the prediction log."""
+        self._log.add(self._shape, _entry(rows, part, id, latency_us))
+
+
+def _entry(rows: Rows, part: Part, id: str, latency_us: int) -> Entry:
+    answer = part.batch
+    features = answer.given if isinstance(answer.given, pl.DataFrame) else None
+    batch = Batch(answer.values, features, answer.watermark_us)
+    return Entry(id, rows, batch, part.start, part.stop, time.time_ns() // 1000, latency_us)
 
 
 #: The longest pause between two tries to load a version that could not be loaded.
@@ -139,12 +215,13 @@ class Versions:
         model: str,
         load: Load,
         outbox: Outbox,
+        log: PredictionLog,
         batching: Batching,
         hidden: frozenset[str],
     ) -> None:
         self._path = storage.path(record.FOLDER, f"{model}.json")
         self._storage, self._model, self._load = storage, model, load
-        self._outbox, self._batching, self._hidden = outbox, batching, hidden
+        self._outbox, self._log, self._batching, self._hidden = outbox, log, batching, hidden
         self._live: dict[str, Live] = {}
         self._seen: tuple[int, int] | None = None
         self.champion: Live | None = None
@@ -201,7 +278,8 @@ class Versions:
         return entry if entry is not None and entry["digest"] != known else None
 
     def _switch(self, served: Served) -> None:
-        before, live = self.champion, Live(served, self._outbox, self._batching, self._hidden)
+        before = self.champion
+        live = Live(served, self._outbox, self._log, self._batching, self._hidden)
         self.champion = live
         self._live = {loaded.version: loaded for loaded in (before, live) if loaded is not None}
 

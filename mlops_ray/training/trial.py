@@ -4,6 +4,7 @@ A worker gets matrices, not frames: the driver encodes each fold once for each s
 trial reads the same copy in shared memory.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,10 @@ class Setting:
     restricts: bool = False
 
 
+#: The nice value of a worker that trains: who else wants the processor goes first.
+GIVES_WAY = 15
+
+
 class Trainable(tune.Trainable):
     """Fits and scores fold after fold, and reports in between, where it may be stopped.
 
@@ -68,6 +73,8 @@ class Trainable(tune.Trainable):
         setting: Setting,
     ) -> None:
         self._folds, self._families, self._setting = folds, families, setting
+        # Replicas on the same machine answer somebody who waits.
+        os.setpriority(os.PRIO_PROCESS, 0, GIVES_WAY)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -122,7 +122,7 @@ def check(rows: pl.DataFrame) -> None:
 
 
 def test_a_latin_1_csv_an_excel_sheet_json_lines_and_a_postgresql_table_make_one_table(
-    ray_cluster: None, tmp_path: Path, database: PostgresServer
+    ray_cluster: object, tmp_path: Path, database: PostgresServer
 ) -> None:
     write(tmp_path)
     check(table(tmp_path, str(tmp_path), database))

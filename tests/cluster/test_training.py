@@ -83,7 +83,7 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("churn")
     (folder / "visits.csv").write_text(visits())
     made = Trained(folder, Storage.open(str(folder / ".mlops")), {})

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
+from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.registry import signing
@@ -79,7 +80,9 @@ def test_mlflow_s_loader_and_our_replica_answer_alike_together_and_one_by_one(
 
     record.set_champion(storage, name, version, registry.package(name, version))
     load = loader(storage, str(storage.path("online.db")), frozenset(), frozenset({PUBLIC}), frozenset())
-    versions = Versions(storage, name, load, Outbox(name), Batching(), frozenset())
+    versions = Versions(
+        storage, name, load, Outbox(name), PredictionLog(storage, name, "r"), Batching(), frozenset()
+    )
     versions.load()
     key = keys.add(storage, name, "predict")
     app, path = Endpoint(name, versions, Keyring(storage), frozenset()), f"/v2/models/{name}/invocations"

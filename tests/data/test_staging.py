@@ -48,7 +48,7 @@ def dirty(tmp_path: Path) -> Source:
 
 
 def test_ray_data_gives_the_same_rows_and_errors_as_one_process(
-    ray_cluster: None, dirty: Source, tmp_path: Path
+    ray_cluster: object, dirty: Source, tmp_path: Path
 ) -> None:
     apart = [v for file in inputs.find(dirty, "s") for v in blocks.check_file(file, dirty)]
     expected = pl.concat([v.valid for v in apart if v.valid.width]).sort("site", "event_time", "load")

@@ -8,7 +8,7 @@ from .cases import check, random_case
 
 
 def test_on_ray_features_are_those_computed_here(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: object, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     asked = 0
     for seed in range(12):

@@ -3,17 +3,22 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlops_ray.errors import PackageError
-from mlops_ray.features.definitions import ViewTable
+from mlops_ray.features.definitions import Computed, FeatureSet, ViewTable
+from mlops_ray.features.online import Read
 from mlops_ray.registry.encoder import Encoder
+from mlops_ray.registry.models import ForestModel, LinearModel
 from mlops_ray.registry.predictor import Predictor
-from mlops_ray.schema import FAILURES
+from mlops_ray.schema import FAILURES, Column, Schema
 from mlops_ray.training.families import FAMILIES, How, Sample
 from tests.registry.made import COLUMNS, FEATURES, linear, requests, rows, write
 
@@ -75,10 +80,10 @@ def test_no_rows_get_no_answers(predictor: Predictor) -> None:
 class _Store:
     """An online store that refuses every second row it is asked for."""
 
-    def features(self, feature_set: object, frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    def read(self, feature_set: object, frame: pl.DataFrame) -> Read:
         late = list(range(1, frame.height, 2))
         failed = {"row": late, "column": "time", "rule": "watermark", "value": "x", "severity": "reject"}
-        return frame.select(FEATURES.names), pl.DataFrame(failed, schema=FAILURES)
+        return Read(frame.select(FEATURES.names), pl.DataFrame(failed, schema=FAILURES), 7)
 
 
 def test_rows_that_the_online_store_refuses_are_named_by_their_place_in_the_request(tmp_path: Path) -> None:
@@ -93,6 +98,7 @@ def test_rows_that_the_online_store_refuses_are_named_by_their_place_in_the_requ
     ]
     assert np.isnan(answer.values).tolist() == [False, True, True, False, True]
     assert answer.features["site"].to_list() == ["a", None, None, "a", None]
+    assert answer.watermark_us == 7
 
 
 def test_a_model_that_answers_its_examples_otherwise_is_refused(
@@ -102,6 +108,44 @@ def test_a_model_that_answers_its_examples_otherwise_is_refused(
     monkeypatch.setattr("mlops_ray.registry.models.LinearModel.predict", lambda self, x: np.full(len(x), 7.0))
     with pytest.raises(PackageError, match="does not answer its own examples"):
         Predictor.load(tmp_path / "demo", None)
+
+
+AMOUNTS = FeatureSet(
+    request=Schema((Column("time", "datetime"), *(Column(name, "float") for name in ("c", "a", "b")))),
+    columns=(Column("a", "float"), Column("b", "float")),
+    stored=(),
+    computed=(Computed("a", "expr", "a"), Computed("b", "expr", "b")),
+    tables=(),
+    horizon_us=0,
+    time="time",
+)
+
+
+@given(
+    st.lists(st.tuples(*[st.none() | st.floats(-1e300, 1e300)] * 3), min_size=1, max_size=5),
+    st.sampled_from(["one_hot", "codes"]),
+)
+def test_a_model_of_amounts_alone_answers_arrays_as_it_answers_frames(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float | None, ...]], style: Any
+) -> None:
+    learned = pl.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, None, -1.0]})
+    encoder = Encoder.fit(learned, AMOUNTS.columns, style=style)
+    folder = tmp_path_factory.mktemp("amounts") / "demo"
+    model = LinearModel((0.5, -2.0), 0.25) if style == "one_hot" else ForestModel.constant(3.0)
+    write(folder, feature_set=AMOUNTS, encoder=encoder, model=model)
+    predictor = Predictor.load(folder, None)
+    assert predictor.amounts == ("c", "a", "b")
+    frame = pl.DataFrame(rows, schema=dict.fromkeys("cab", pl.Float64), orient="row")
+    asked = frame.with_columns(time=pl.datetime(2016, 1, 1, time_zone="UTC"))
+    given = predictor.predict_amounts(frame.to_numpy())
+    by_frame = predictor.predict(asked)
+    assert given.values.tobytes() == by_frame.values.tobytes()
+    assert given.features.select("a", "b").equals(by_frame.features)
+    assert given.failures.equals(by_frame.failures)
+
+
+def test_a_model_of_other_columns_too_answers_frames_alone(predictor: Predictor) -> None:
+    assert predictor.amounts is None
 
 
 def test_features_with_history_need_a_store(tmp_path: Path) -> None:

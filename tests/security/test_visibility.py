@@ -79,7 +79,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_values_that_nobody_may_see_are_found_in_the_history_alone(
-    ray_cluster: None, project: Project, capfd: pytest.CaptureFixture[str]
+    ray_cluster: object, project: Project, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Ingestion, report, first look, mined rules, training set, sweep, package, registry: all is searched."""
     storage = Storage.open(project.storage)

@@ -44,7 +44,7 @@ def project(storage: Path) -> Project:
     return Project.model_validate(PROJECT | {"storage": str(storage)})
 
 
-def write(folder: Path, of: Project, factor: float) -> Package:
+def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package:
     """A package whose model answers `factor * load`."""
     features = compile_features(of)
     rows = _rows(features)
@@ -52,7 +52,7 @@ def write(folder: Path, of: Project, factor: float) -> Package:
     watched = (*features.columns, Column("prediction", "float"))
     return packages.write(
         folder,
-        name=NAME,
+        name=name,
         task="regression",
         family="linear",
         params={},

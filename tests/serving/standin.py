@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.data.counts import Counts, CountSpec
+from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.schema import Column, Schema
 from mlops_ray.serving.versions import Served
@@ -35,6 +36,11 @@ class StandIn:
 
     batches: list[int] = field(default_factory=list)
 
+    amounts = None
+
+    def predict_amounts(self, values: Any, /) -> Answer:
+        raise AssertionError("not of amounts alone")
+
     def predict(self, inputs: pl.DataFrame, /) -> Answer:
         self.batches.append(inputs.height)
         if (inputs["load"] == 666).any():
@@ -44,6 +50,11 @@ class StandIn:
         bad = failures.filter(pl.col("severity") == "reject")["row"].to_list()
         values[bad] = np.nan
         return Answer(values, failures, typed.select("load"))
+
+    def explain(self, features: pl.DataFrame, /) -> Contributions:
+        """As if it always were ten o'clock."""
+        values = np.column_stack([2 * features["load"].to_numpy(), np.full(features.height, 10.0)])
+        return Contributions(("load", "hour"), values, 0.0, "answer")
 
 
 def served(version: str = "1", predictor: Any = None) -> Served:

@@ -1,50 +1,68 @@
 """What waits together is answered together, and each caller gets its own."""
 
 import asyncio
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_ray.data.rows import Rows, together
+from mlops_ray.errors import CallerGoneError, DeadlineError
 from mlops_ray.registry.predictor import Answer
-from mlops_ray.schema import DTYPES
-from mlops_ray.serving.batcher import Batcher
+from mlops_ray.serving.batcher import SLOW_S, Batcher, Part, Work
+from mlops_ray.serving.costs import Line
 from tests.serving.standin import REQUEST, StandIn
 
 MAX_ROWS = 8
 
 
-def rows(*loads: float | None) -> pl.DataFrame:
-    hour = pl.datetime(2016, 1, 1, 0, time_zone="UTC")
-    return pl.DataFrame({"load": loads}, schema={"load": pl.Float64}).select(
-        pl.lit("a").alias("site"),
-        hour.alias("time"),
-        "load",
-        pl.lit(1).cast(pl.Int64).alias("n"),
-        pl.lit(None, DTYPES["bool"]).alias("open"),
-    )
+def rows(*loads: float | None) -> Rows:
+    count = len(loads)
+    return Rows(REQUEST, [["a"] * count, [0] * count, list(loads), [1] * count, [None] * count])
 
 
-class Gate:
-    """Work that waits until it is let go, so that a test decides what a batch meets."""
+@dataclass
+class Clock:
+    """Time that goes on when told."""
 
-    def __init__(self) -> None:
-        self.model = StandIn()
-        self.open = asyncio.Event()
+    now: float = 0.0
 
-    async def __call__(self, frame: pl.DataFrame) -> Answer:
-        answer = self.model.predict(frame)
-        await self.open.wait()
-        return answer
+    def __call__(self) -> float:
+        return self.now
 
 
-async def at_once(frame: pl.DataFrame) -> Answer:
-    return StandIn().predict(frame)
+@dataclass
+class Slow:
+    """Work that runs in a thread until it is let go."""
+
+    model: StandIn = field(default_factory=StandIn)
+    begun: threading.Event = field(default_factory=threading.Event)
+    open: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self, batch: Sequence[Rows]) -> Answer:
+        self.begun.set()
+        assert self.open.wait(60)
+        return self.model.predict(together(batch))
 
 
-def batcher(work: object, wait_s: float = 60.0) -> Batcher:
-    return Batcher(work, max_rows=MAX_ROWS, max_wait_s=wait_s)  # type: ignore[arg-type]
+def batcher(work: Work, clock: Clock | None = None, cost: Line | None = None) -> Batcher:
+    return Batcher(work, MAX_ROWS, 60.0, clock=clock or Clock(), cost=cost or Line())
+
+
+def answered(model: StandIn) -> Work:
+    return lambda batch: model.predict(together(batch))
+
+
+def slow(work: Slow) -> Batcher:
+    """A batcher that knows its work to be slow."""
+    return batcher(work, cost=Line(fixed=2 * SLOW_S))
+
+
+async def begun(work: Slow) -> None:
+    assert await asyncio.to_thread(work.begun.wait, 60)
 
 
 async def turns(count: int = 5) -> None:
@@ -53,14 +71,10 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
-def test_the_columns_are_those_of_the_stand_in() -> None:
-    assert rows(1.0).columns == list(REQUEST.names)
-
-
 @given(st.lists(st.lists(st.floats(0, 1000), min_size=1, max_size=12), min_size=1, max_size=20))
 def test_no_caller_gets_another_callers_row(requests: list[list[float]]) -> None:
-    async def run() -> list[Answer]:
-        batches = batcher(at_once)
+    async def run() -> list[Part]:
+        batches = batcher(answered(StandIn()))
         return await asyncio.gather(*(batches.submit(rows(*loads)) for loads in requests))
 
     for loads, answer in zip(requests, asyncio.run(run()), strict=True):
@@ -68,62 +82,82 @@ def test_no_caller_gets_another_callers_row(requests: list[list[float]]) -> None
         assert answer.features["load"].to_list() == loads
 
 
-def test_an_idle_batcher_answers_at_once() -> None:
+def test_what_comes_in_one_turn_of_the_loop_becomes_one_batch() -> None:
+    async def run() -> list[int]:
+        model = StandIn()
+        batches = batcher(answered(model))
+        await asyncio.gather(*(batches.submit(rows(float(i))) for i in range(5)))
+        return model.batches
+
+    assert asyncio.run(run()) == [5]
+
+
+def test_an_idle_batcher_answers_at_once_where_waiting_does_not_pay() -> None:
     async def run() -> None:
-        await asyncio.wait_for(batcher(at_once, wait_s=3600).submit(rows(1.0)), timeout=10)
+        await asyncio.wait_for(
+            batcher(answered(StandIn()), cost=Line(fixed=0.01)).submit(rows(1.0)), timeout=10
+        )
 
     asyncio.run(run())
 
 
-def test_what_waits_while_a_batch_is_worked_on_becomes_one_batch() -> None:
+def test_it_waits_for_the_next_request_while_that_saves_more_than_it_costs() -> None:
+    """Of 10 s a batch, with requests a second apart, (n + 1) · 1 s is less until the ninth; eight fill it."""
+
     async def run() -> list[int]:
-        gate = Gate()
-        batches = batcher(gate)
-        first = asyncio.ensure_future(batches.submit(rows(1.0)))
-        await turns()
-        later = [asyncio.ensure_future(batches.submit(rows(float(i)))) for i in range(5)]
-        await turns()
-        gate.open.set()
-        await asyncio.gather(first, *later)
-        return gate.model.batches
-
-    assert asyncio.run(run()) == [1, 5]
-
-
-def test_waiting_ends_after_its_longest_time_even_if_the_batch_before_has_not() -> None:
-    async def run() -> list[int]:
-        gate = Gate()
-        batches = batcher(gate, wait_s=0.0)
-        tasks = [asyncio.ensure_future(batches.submit(rows(1.0)))]
-        await turns()
-        tasks.append(asyncio.ensure_future(batches.submit(rows(2.0))))
-        while len(gate.model.batches) < 2:
+        clock, model = Clock(), StandIn()
+        batches = batcher(answered(model), clock, Line(fixed=10.0))
+        batches._came, batches._gap_s = 0.0, 1.0
+        tasks = []
+        for load in range(MAX_ROWS):
+            assert model.batches == []
+            clock.now += 1.0
+            tasks.append(asyncio.ensure_future(batches.submit(rows(float(load)))))
             await turns()
-        gate.open.set()
         await asyncio.gather(*tasks)
-        return gate.model.batches
+        return model.batches
 
-    assert asyncio.run(asyncio.wait_for(run(), 10)) == [1, 1]
+    assert asyncio.run(run()) == [MAX_ROWS]
+
+
+def test_it_waits_no_longer_than_it_may() -> None:
+    async def run() -> list[int]:
+        clock, model = Clock(), StandIn()
+        batches = batcher(answered(model), clock, Line(fixed=0.01))
+        batches._gap_s, batches.max_wait_s = 0.001, 0.0
+        await asyncio.wait_for(batches.submit(rows(1.0)), timeout=10)
+        return model.batches
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_it_waits_at_most_twice_the_time_in_which_another_was_expected() -> None:
+    async def run() -> list[int]:
+        model = StandIn()
+        batches = batcher(answered(model), cost=Line(fixed=0.01))
+        batches._came, batches._gap_s = 0.0, 0.001
+        await asyncio.wait_for(batches.submit(rows(1.0)), timeout=10)
+        return model.batches
+
+    assert asyncio.run(run()) == [1]
 
 
 def test_a_batch_holds_whole_requests_up_to_its_most_rows() -> None:
     async def run() -> list[int]:
-        gate = Gate()
-        gate.open.set()
-        batches = batcher(gate)
+        model = StandIn()
+        batches = batcher(answered(model))
         sizes = [3, 4, 2, 20, 1]
         await asyncio.gather(*(batches.submit(rows(*[1.0] * size)) for size in sizes))
-        return gate.model.batches
+        return model.batches
 
     assert asyncio.run(run()) == [7, 2, 20, 1]
 
 
 def test_a_bad_row_fails_its_caller_alone_and_is_numbered_as_the_caller_sees_it() -> None:
-    async def run() -> list[Answer]:
-        batches = batcher(at_once)
-        return await asyncio.gather(
-            batches.submit(rows(1.0)), batches.submit(rows(2.0, -5.0)), batches.submit(rows(3.0))
-        )
+    async def run() -> list[Part]:
+        batches = batcher(answered(StandIn()))
+        asked = (rows(1.0), rows(2.0, -5.0), rows(3.0))
+        return await asyncio.gather(*map(batches.submit, asked))
 
     good, bad, last = asyncio.run(run())
     assert good.failures.height == last.failures.height == 0
@@ -131,46 +165,110 @@ def test_a_bad_row_fails_its_caller_alone_and_is_numbered_as_the_caller_sees_it(
     assert (good.values[0], bad.values[0], last.values[0]) == (2.0, 4.0, 6.0)
 
 
-def test_a_defect_that_one_request_hits_fails_that_request_alone() -> None:
-    async def run() -> list[Answer | BaseException]:
-        batches = batcher(at_once)
-        loads = (1.0, 666.0, 3.0)
-        return await asyncio.gather(*(batches.submit(rows(load)) for load in loads), return_exceptions=True)
+@pytest.mark.parametrize("cost", [0.0, 2 * SLOW_S])
+def test_a_defect_that_one_request_hits_fails_that_request_alone(cost: float) -> None:
+    async def run() -> list[object]:
+        batches = batcher(answered(StandIn()), cost=Line(fixed=cost))
+        asked = (batches.submit(rows(load)) for load in (1.0, 666.0, 3.0))
+        return await asyncio.gather(*asked, return_exceptions=True)
 
     first, second, third = asyncio.run(run())
     assert isinstance(second, ZeroDivisionError)
-    assert isinstance(first, Answer)
-    assert isinstance(third, Answer)
-    assert third.values.tolist() == [6.0]
+    assert first.values.tolist() == [2.0]  # type: ignore[attr-defined]
+    assert third.values.tolist() == [6.0]  # type: ignore[attr-defined]
 
 
-def test_cancelled_requests_leave_the_batch() -> None:
+def test_what_waits_while_a_slow_batch_is_worked_on_becomes_one_batch_and_the_loop_goes_on() -> None:
     async def run() -> list[int]:
-        gate = Gate()
-        batches = batcher(gate)
+        work = Slow()
+        batches = slow(work)
         first = asyncio.ensure_future(batches.submit(rows(1.0)))
+        await begun(work)
+        later = [asyncio.ensure_future(batches.submit(rows(float(i)))) for i in range(5)]
         await turns()
-        gone, stays = (asyncio.ensure_future(batches.submit(rows(load))) for load in (2.0, 3.0))
+        work.open.set()
+        await asyncio.gather(first, *later)
+        return work.model.batches
+
+    assert asyncio.run(run()) == [1, 5]
+
+
+def test_cancelled_requests_and_those_whose_callers_have_gone_leave_the_batch() -> None:
+    async def run() -> list[int]:
+        work = Slow()
+        batches = slow(work)
+        first = asyncio.ensure_future(batches.submit(rows(1.0)))
+        await begun(work)
+        cancelled = asyncio.ensure_future(batches.submit(rows(2.0)))
+        gone = asyncio.ensure_future(batches.submit(rows(2.5), is_gone=lambda: True))
+        stays = asyncio.ensure_future(batches.submit(rows(3.0)))
         await turns()
-        gone.cancel()
-        gate.open.set()
-        answers = await asyncio.gather(first, stays)
-        assert [answer.values[0] for answer in answers] == [2.0, 6.0]
+        cancelled.cancel()
+        work.open.set()
+        parts = await asyncio.gather(first, stays)
+        assert [part.values[0] for part in parts] == [2.0, 6.0]
         with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        with pytest.raises(CallerGoneError):
             await gone
-        return gate.model.batches
+        return work.model.batches
 
     assert asyncio.run(run()) == [1, 1]
 
 
 def test_a_request_cancelled_while_its_batch_is_worked_on_harms_no_other() -> None:
     async def run() -> float:
-        gate = Gate()
-        batches = batcher(gate)
+        work = Slow()
+        batches = slow(work)
         gone, stays = (asyncio.ensure_future(batches.submit(rows(load))) for load in (2.0, 3.0))
-        await turns()
+        await begun(work)
         gone.cancel()
-        gate.open.set()
+        work.open.set()
         return float((await stays).values[0])
 
     assert asyncio.run(run()) == 6.0
+
+
+def test_who_waited_past_the_deadline_is_told_and_costs_no_work() -> None:
+    async def run() -> list[int]:
+        clock, model = Clock(5.0), StandIn()
+        batches = batcher(answered(model), clock)
+        late, other = batches.submit(rows(1.0), until=4.0), batches.submit(rows(2.0), until=6.0)
+        first, second = await asyncio.gather(late, other, return_exceptions=True)
+        assert isinstance(first, DeadlineError)
+        assert second.values.tolist() == [4.0]  # type: ignore[union-attr]
+        return model.batches
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_a_deadline_is_kept_while_a_slow_batch_is_worked_on() -> None:
+    async def run() -> None:
+        work = Slow()
+        batches = slow(work)
+        inside = asyncio.ensure_future(batches.submit(rows(1.0), until=0.0001))
+        await begun(work)
+        behind = asyncio.ensure_future(batches.submit(rows(2.0), until=0.0002))
+        for waiting in (inside, behind):
+            with pytest.raises(DeadlineError):
+                await asyncio.wait_for(waiting, timeout=10)
+        work.open.set()
+
+    asyncio.run(run())
+
+
+def test_it_learns_what_a_batch_takes() -> None:
+    async def run() -> Line:
+        clock = Clock()
+
+        def work(batch: Sequence[Rows]) -> Answer:
+            clock.now += 0.001 + 0.0001 * sum(each.height for each in batch)
+            return answered(StandIn())(batch)
+
+        batches = batcher(work, clock)
+        for size in (1, 2, 3, 1, 2, 3):
+            await batches.submit(rows(*[1.0] * size))
+        return batches.cost
+
+    cost = asyncio.run(run())
+    assert (cost.fixed, cost.each) == pytest.approx((0.001, 0.0001))

@@ -9,6 +9,8 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
+from mlops_ray.data import prediction_log
+from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
@@ -22,6 +24,8 @@ MODEL = "m"
 BASE = f"/v2/models/{MODEL}"
 ANSWER = 2 * ROW["load"] + 10
 RECORDS = {"dataframe_records": [ROW]}
+#: A slow machine is no overload.
+PATIENT_MS = 60_000.0
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Service:
     storage: Storage
     versions: Versions
     outbox: Outbox
+    log: PredictionLog
     endpoint: Endpoint
     keys: dict[str, str]
 
@@ -55,10 +60,11 @@ def load(entry: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def empty(storage: Storage) -> Service:
-    outbox = Outbox(MODEL)
-    versions = Versions(storage, MODEL, load, outbox, Batching(), frozenset())
+    outbox, log = Outbox(MODEL), PredictionLog(storage, MODEL, "replica")
+    versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
     made = {role: keys.add(storage, role, role) for role in ("predict", "label", "read", "admin")}
-    return Service(storage, versions, outbox, Endpoint(MODEL, versions, Keyring(storage), frozenset()), made)
+    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), p99_ms=PATIENT_MS, explains=True)
+    return Service(storage, versions, outbox, log, endpoint, made)
 
 
 @pytest.fixture
@@ -71,7 +77,14 @@ def test_a_prediction_says_which_version_answered_and_to_which_request(service: 
     reply = service.call("POST", "/invocations", json=RECORDS)
     assert reply.status == 200
     assert reply.json == {"predictions": [ANSWER], "model_name": MODEL, "model_version": "1", "id": "id-1"}
-    assert "x-request-id" not in reply.headers  # Serve adds it
+    assert reply.headers["x-request-id"] == "id-1"
+
+
+def test_a_request_without_an_id_gets_one(service: Service) -> None:
+    for given in ("", "x" * 200):
+        reply = service.call("POST", "/invocations", json=RECORDS, headers={"x-request-id": given})
+        assert reply.json["id"] == reply.headers["x-request-id"]
+        assert len(reply.json["id"]) == 32
 
 
 def test_both_dialects_and_the_named_version_give_the_same_answer(service: Service) -> None:
@@ -181,6 +194,7 @@ def test_what_is_not_there_is_a_404_or_a_405(service: Service, method: str, path
     reply = service.call(method, path, json=RECORDS)
     assert reply.status == status
     assert list(reply.json) == ["error"]
+    assert ("allow" in reply.headers) == (status == 405)
 
 
 def test_ready_is_open_and_says_nothing_else(empty: Service) -> None:
@@ -188,6 +202,8 @@ def test_ready_is_open_and_says_nothing_else(empty: Service) -> None:
     empty.release("1")
     reply = empty.call("GET", "/ready", role=None)
     assert (reply.status, reply.json) == (200, {"live": True, "ready": True})
+    reply = empty.call("GET", "/versions/9/ready", role=None)
+    assert (reply.status, reply.json) == (404, {"error": "this version is not there"})
 
 
 def test_a_model_that_is_not_loaded_yet_is_a_503(empty: Service) -> None:
@@ -286,3 +302,111 @@ def test_requests_and_invalid_values_are_counted_by_version(service: Service) ->
     ]
     assert sum(traffic["request_us"]["cells"]) == 5
     assert counted["counts"]["rows"] == 1
+
+
+# ---------------------------------------------------------------- who is let in
+
+
+def test_a_request_that_cannot_meet_its_deadline_is_refused_as_it_comes(service: Service) -> None:
+    admission = service.endpoint.admission
+    for _ in range(200):
+        admission.learn(1, 1, admission.clock() - 0.25)
+    others = admission.enter(1)
+    refused = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"})
+    assert (refused.status, refused.headers["retry-after"]) == (429, "1")
+    assert "there are 100; ask again later" in refused.json["error"]
+    assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "60000"}).status == 200
+    others.leave(answered=False)
+    # Who is alone is let in: so the service finds out that it has become faster.
+    assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"}).status == 200
+    assert (admission.requests, admission.rows) == (0, 0)
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "1.5", "x", "", "²", "99999999999"])
+def test_a_deadline_that_is_none_is_a_400(service: Service, said: str) -> None:
+    reply = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": said})
+    assert (reply.status, reply.json["error"]) == (
+        400,
+        "X-Timeout-Ms must be a whole number of milliseconds, from 1 to 600000",
+    )
+
+
+def test_a_request_that_waited_past_its_deadline_is_a_504(service: Service) -> None:
+    service.endpoint.admission.clock = lambda: -1e9
+    reply = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "1"})
+    assert (reply.status, reply.json) == (504, {"error": "there was no answer before the deadline"})
+
+
+def test_a_key_that_asks_too_often_is_refused_and_no_other_is(service: Service) -> None:
+    service.keys["slow"] = keys.add(service.storage, "slow", "predict", rate=0.001)
+    service.endpoint._keyring = Keyring(service.storage)
+    statuses = [service.call("POST", "/invocations", "slow", json=RECORDS).status for _ in range(3)]
+    assert statuses == [200, 429, 429]
+    assert service.call("POST", "/invocations", json=RECORDS).status == 200
+
+
+def test_a_refused_request_is_counted_by_its_reason(service: Service) -> None:
+    service.keys["slow"] = keys.add(service.storage, "slow", "predict", rate=0.001)
+    service.endpoint._keyring = Keyring(service.storage)
+    for _ in range(2):
+        service.call("POST", "/invocations", "slow", json=RECORDS)
+    assert service.delta["1"]["traffic"]["rejected"] == {"overloaded": 1}
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_every_answered_row_is_in_the_prediction_log(service: Service) -> None:
+    rows = [ROW, ROW | {"load": 3.0}]
+    service.call("POST", "/invocations", json={"dataframe_records": rows}, headers={"x-request-id": "first"})
+    service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": -1}]})
+    service.release("2")
+    service.call("POST", "/invocations", json=RECORDS, headers={"x-request-id": "second"})
+    service.log.flush()
+    found = prediction_log.read(service.storage, MODEL).sort("at", "row").collect()
+    shown = found.select("request_id", "row", "model_version", "route", "prediction", "request.load")
+    assert shown.rows() == [
+        ("first", 0, "1", "champion", 13.0, 1.5),
+        ("first", 1, "1", "champion", 16.0, 3.0),
+        ("second", 0, "2", "champion", 13.0, 1.5),
+    ]
+    assert found["latency_us"].min() > 0  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------- why
+
+
+def test_contributions_are_given_to_who_asks(service: Service) -> None:
+    inputs = [
+        {"name": name, "shape": [1], "datatype": "BYTES", "data": [value]} for name, value in ROW.items()
+    ]
+    asked = {"inputs": inputs, "parameters": {"explain": True}}
+    explained = service.call("POST", "/infer", json=asked).json["outputs"][1]
+    assert explained == {
+        "name": "contributions",
+        "datatype": "FP64",
+        "shape": [1, 2],
+        "data": [3.0, 10.0],
+        "parameters": {"features": ["load", "hour"], "base": 0.0, "scale": "answer"},
+    }
+    reply = service.call("POST", "/invocations", json=RECORDS | {"params": {"explain": True}}).json
+    assert reply["contributions"] == {
+        "features": ["load", "hour"],
+        "base": 0.0,
+        "scale": "answer",
+        "values": [[3.0, 10.0]],
+    }
+    assert "contributions" not in service.call("POST", "/invocations", json=RECORDS).json
+
+
+def test_no_request_has_more_rows_explained_than_others_can_wait_for(service: Service) -> None:
+    many = {"dataframe_records": [ROW] * 257, "params": {"explain": True}}
+    reply = service.call("POST", "/invocations", json=many)
+    assert (reply.status, reply.json["error"]) == (413, "257 rows; at most 256 are explained at once")
+
+
+def test_a_service_that_explains_nothing_says_so(service: Service) -> None:
+    service.endpoint._explains = False
+    reply = service.call("POST", "/invocations", json=RECORDS | {"params": {"explain": True}})
+    assert reply.status == 400
+    assert "explain: on_request" in reply.json["error"]

@@ -82,15 +82,15 @@ BINARY = {
 
 def test_v2_json_becomes_typed_columns() -> None:
     request = infer(v2() | {"id": "mine"})
-    assert request.frame.rows() == [EXPECTED]
-    assert request.frame.columns == list(REQUEST.names)
+    assert request.rows.frame.rows() == [EXPECTED]
+    assert request.rows.frame.columns == list(REQUEST.names)
     assert (request.id, request.outputs) == ("mine", {"prediction": False})
 
 
 def test_v2_binary_becomes_the_same_columns() -> None:
     body, length = binary(BINARY)
     request = decode_infer(READER, body, "application/octet-stream", length)
-    assert request.frame.rows() == [EXPECTED]
+    assert request.rows.frame.rows() == [EXPECTED]
     assert request.outputs == {"prediction": True}
 
 
@@ -101,7 +101,7 @@ def test_v2_binary_becomes_the_same_columns() -> None:
 def test_binary_numbers_of_every_width_are_read(datatype: str, dtype: str) -> None:
     parts = BINARY | {"load": (datatype, np.array([3], dtype).tobytes()), "n": ("UINT8", b"\7")}
     body, length = binary(parts)
-    assert decode_infer(READER, body, None, length).frame.select("load", "n").rows() == [(3.0, 7)]
+    assert decode_infer(READER, body, None, length).rows.frame.select("load", "n").rows() == [(3.0, 7)]
 
 
 @pytest.mark.parametrize(
@@ -118,13 +118,13 @@ def test_binary_numbers_of_every_width_are_read(datatype: str, dtype: str) -> No
     ],
 )
 def test_every_form_of_mlflow_becomes_the_same_columns(document: Any) -> None:
-    assert invoke(document).frame.rows() == [EXPECTED]
+    assert invoke(document).rows.frame.rows() == [EXPECTED]
 
 
 def test_csv_becomes_the_same_columns() -> None:
     body = "\ufeffsite,time,load,n,open\r\na,2016-11-02T10:00:00Z,1.5,1,true\r\n".encode()
     request = decode_invocations(READER, body, "text/csv; charset=utf-8")
-    assert request.frame.rows() == [EXPECTED]
+    assert request.rows.frame.rows() == [EXPECTED]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_csv_becomes_the_same_columns() -> None:
     ["2016-11-02T10:00:00Z", "2016-11-02T11:00:00+01:00", "2016-11-02 10:00+00:00", MICROS, float(MICROS)],
 )
 def test_an_instant_is_text_with_an_offset_or_microseconds(given_as: Any) -> None:
-    assert invoke({"instances": [ROW | {"time": given_as}]}).frame["time"].to_list() == [INSTANT]
+    assert invoke({"instances": [ROW | {"time": given_as}]}).rows.frame["time"].to_list() == [INSTANT]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,9 @@ def test_anything_else_is_no_instant(given_as: Any) -> None:
 
 @pytest.mark.parametrize("absent", [None, ""])
 def test_null_stays_null_and_is_left_to_the_schema(absent: Any) -> None:
-    frame = invoke({"instances": [ROW | {"time": absent, "load": absent, "n": absent, "open": absent}]}).frame
+    frame = invoke(
+        {"instances": [ROW | {"time": absent, "load": absent, "n": absent, "open": absent}]}
+    ).rows.frame
     assert frame.rows() == [("a", None, None, None, None)]
 
 
@@ -168,7 +170,7 @@ def test_null_stays_null_and_is_left_to_the_schema(absent: Any) -> None:
     ],
 )
 def test_values_are_read_as_their_column_says(column: str, value: Any, expected: Any) -> None:
-    assert invoke({"instances": [ROW | {column: value}]}).frame[column].to_list() == [expected]
+    assert invoke({"instances": [ROW | {column: value}]}).rows.frame[column].to_list() == [expected]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_a_missing_column_is_named_with_the_one_that_was_meant() -> None:
 
 def test_columns_that_nobody_asked_for_are_left_out() -> None:
     request = infer(v2(more=tensor("more", "BYTES", ["x"])))
-    assert request.frame.columns == list(REQUEST.names)
+    assert request.rows.frame.columns == list(REQUEST.names)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_json_nested_too_deeply_is_a_400() -> None:
 
 
 def test_many_rows_are_not_taken_for_depth() -> None:
-    assert invoke({"dataframe_records": [ROW] * (MAX_DEPTH * 4)}).frame.height == MAX_DEPTH * 4
+    assert invoke({"dataframe_records": [ROW] * (MAX_DEPTH * 4)}).rows.frame.height == MAX_DEPTH * 4
 
 
 @pytest.mark.parametrize("decode", [decode_infer, decode_invocations])
@@ -328,7 +330,7 @@ def test_another_content_type_is_a_415(decode: Any, content_type: str) -> None:
 def test_what_is_encoded_is_what_a_client_reads(values: list[float], wants_binary: bool) -> None:
     from tritonclient.http import InferResult
 
-    request = protocol.Request(infer(v2()).frame, "mine", {"prediction": wants_binary})
+    request = protocol.Request(infer(v2()).rows.frame, "mine", {"prediction": wants_binary})
     body, headers = encode_infer(
         request, {"prediction": np.array(values)}, model="m", version="3", id="other"
     )
@@ -344,7 +346,7 @@ def test_every_output_is_read_back_in_json_and_in_binary(said: list[bool], first
     from tritonclient.http import InferResult
 
     answers = {"prediction": np.linspace(0, 1, len(said)), "decision": np.array(said)}
-    request = protocol.Request(infer(v2()).frame, "mine", {"prediction": first, "decision": second})
+    request = protocol.Request(infer(v2()).rows.frame, "mine", {"prediction": first, "decision": second})
     body, headers = encode_infer(request, answers, model="m", version="3", id="other")
     length = headers.get("inference-header-content-length")
     result = InferResult.from_response_body(body, header_length=int(length) if length else None)
@@ -353,7 +355,9 @@ def test_every_output_is_read_back_in_json_and_in_binary(said: list[bool], first
 
 
 def test_mlflow_replies_hold_predictions_and_the_version() -> None:
-    body, _ = encode_predictions({"prediction": np.array([0.5, np.nan])}, model="m", version="3", id="x")
+    request = invoke({"inputs": [["a", None, 1, 1, True]]})
+    answers = {"prediction": np.array([0.5, np.nan])}
+    body, _ = encode_predictions(request, answers, model="m", version="3", id="x")
     assert orjson.loads(body) == {
         "predictions": [0.5, None],
         "model_name": "m",
@@ -384,7 +388,7 @@ lengths = st.one_of(st.none(), st.integers(-2, 400).map(str), st.text(max_size=4
 
 def only_4xx(decode: Any, *args: Any) -> None:
     try:
-        frame = decode(READER, *args).frame
+        frame = decode(READER, *args).rows.frame
     except MlopsError as refused:
         error = refused
     else:
@@ -453,3 +457,63 @@ def test_a_body_that_is_too_much_is_refused_before_it_is_converted(what: str) ->
             decode_infer(READER, data, JSON, None)
         else:
             decode_invocations(READER, data, "text/csv" if "CSV" in what else JSON)
+
+
+# ---------------------------------------------------------------- the short way of a single row
+
+#: What may stand for a value, and for the rest of an input.
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(["a", "1.5", "", "true", "2016-11-02T10:00:00Z", "2016-11-02", "nan"])
+)
+odd_parts = st.sampled_from(
+    [
+        {},
+        {"shape": [1, 1]},
+        {"shape": [True]},
+        {"shape": [1.0]},
+        {"shape": [2]},
+        {"shape": "1"},
+        {"datatype": "FP99"},
+        {"datatype": ["FP64"]},
+        {"data": [[1.5]]},
+        {"data": "a"},
+        {"data": {"a": 1}},
+        {"data": []},
+        {"parameters": {}},
+        {"parameters": {"binary_data_size": 0}},
+        {"more": 1},
+        {"name": "load"},
+        {"name": 7},
+    ]
+)
+
+
+@settings(max_examples=400)
+@given(
+    st.fixed_dictionaries({name: scalars | st.just(value) for name, value in ROW.items()}),
+    st.dictionaries(st.sampled_from(sorted(ROW)), odd_parts, max_size=2),
+    st.sampled_from(["", "site"]),
+    st.booleans(),
+)
+def test_the_short_way_of_a_single_row_gives_what_the_long_one_gives(
+    row: dict[str, Any], odd: dict[str, dict[str, Any]], missing: str, more: bool
+) -> None:
+    inputs = [
+        tensor(name, "BYTES", [value]) | odd.get(name, {}) for name, value in row.items() if name != missing
+    ]
+    inputs += [tensor("other", "FP64", [1])] if more else []
+    short = READER.one_row(inputs)
+    if short is not None:
+        long = READER.read(
+            protocol._limited(protocol.tensors.columns_of({"inputs": inputs}, memoryview(b"")))
+        )
+        assert short == long
+        assert [type(v) for (v,) in short.values] == [type(v) for (v,) in long.values]
+
+
+def test_a_plain_single_row_goes_the_short_way() -> None:
+    assert READER.one_row(v2()["inputs"]) == infer(v2()).rows

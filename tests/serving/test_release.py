@@ -1,6 +1,5 @@
 """What is live is a document; what runs is started only when it differs."""
 
-import socket
 import time
 import urllib.request
 from pathlib import Path
@@ -9,6 +8,7 @@ import orjson
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.errors import StorageError
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -50,10 +50,9 @@ def test_a_release_of_another_format_is_refused(storage: Storage) -> None:
 
 
 @pytest.fixture
-def http_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+def http_port(ray_cluster: LocalCluster) -> int:
+    """Serve is started once in a cluster, and keeps its port."""
+    return ray_cluster.http_port
 
 
 def predict(url: str, key: str) -> dict[str, object]:
@@ -78,7 +77,6 @@ def eventually(condition: object) -> None:
         assert time.monotonic() < end
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_model_is_served_swapped_without_a_deployment_and_counted(storage: Storage, http_port: int) -> None:
     from ray import serve
 

@@ -48,7 +48,7 @@ class Gateway:
     async def _snapshot(self) -> dict[str, Any]:
         if self.fails:
             raise TimeoutError
-        return {"m": {"versions": {"3": REPORT}}}
+        return {"m": {"versions": {"3": REPORT}, "lost": 7}}
 
     def call(self, method: str, path: str, role: str | None = None, **more: Any) -> Answered:
         return call(self.routes, method, path, key=self.keys.get(role or ""), **more)
@@ -118,9 +118,9 @@ def test_the_models_are_listed_with_their_live_version(gateway: Gateway) -> None
 
 
 def test_openapi_names_each_models_columns(gateway: Gateway) -> None:
-    paths = gateway.call("GET", "/openapi.json", "predict").json["paths"]
-    body = paths["/v2/models/m/invocations"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    rows = body["properties"]["dataframe_records"]["items"]
+    page = gateway.call("GET", "/openapi.json", "predict").json
+    assert "/v2/models/m/invocations" in page["paths"]
+    rows = page["components"]["schemas"]["m.Invocations"]["properties"]["dataframe_records"]["items"]
     assert list(rows["properties"]) == list(REQUEST.names)
 
 

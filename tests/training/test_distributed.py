@@ -17,7 +17,7 @@ BEST = Trial("0000", "xgboost", {"n_estimators": 30, "max_depth": 6}, 0.1, (0.1,
 TRAINING = {"families": ["xgboost"], "metric": "rmse"}
 
 
-def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: None, tmp_path: Path) -> None:
+def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: object, tmp_path: Path) -> None:
     import xgboost
 
     alone, shared = task(TRAINING), task({**TRAINING, "search": {"workers": 2}})

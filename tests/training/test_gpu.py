@@ -176,7 +176,7 @@ def test_a_gpu_that_no_node_has_is_refused_or_done_without(found: dict[str, Any]
 
 
 def test_on_a_cluster_without_a_gpu_a_search_that_requires_one_does_not_begin(
-    ray_cluster: None, tmp_path: Path
+    ray_cluster: object, tmp_path: Path
 ) -> None:
     asks = task({"families": ["xgboost"], "search": {"trials": 2, "gpu": "required"}})
     with pytest.raises(TrainingError, match="gpu is required, but no node of the cluster has a GPU"):

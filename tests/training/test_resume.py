@@ -64,7 +64,7 @@ def until(condition: Callable[[], Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+def undisturbed(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("undisturbed") / "sweep"
     folder.mkdir()
     (folder / FILE).write_text("what an earlier search left")
@@ -130,7 +130,7 @@ def test_a_killed_worker_changes_nothing(
 
 
 def test_a_trial_whose_worker_dies_every_time_fails(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fits = tmp_path / "fits"
     fits.mkdir()
@@ -145,7 +145,7 @@ def test_a_trial_whose_worker_dies_every_time_fails(
 
 
 def test_the_winners_fit_begins_again_where_its_worker_dies(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _task()
     trial = Trial("0000", "ridge", {"alpha": 2.0}, 0.1, (0.1,), 1.0, "complete")

@@ -31,7 +31,7 @@ def _training(**search: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def swept(
-    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: object, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Sweep, list[Any], list[Trial]]:
     folder = tmp_path_factory.mktemp("sweep") / "tune"
     said: list[Any] = []
@@ -83,7 +83,7 @@ def test_a_trial_tells_how_long_its_model_takes_for_an_answer(
 
 @pytest.mark.parametrize("restricts", [False, True])
 def test_where_values_are_hidden_an_error_is_told_without_its_words(
-    restricts: bool, ray_cluster: None, tmp_path: Path
+    restricts: bool, ray_cluster: object, tmp_path: Path
 ) -> None:
     search = {"trials": 1, "seed": 7, "space": {"logistic": {"C": -1.0}}}
     made = classification({"families": ["logistic"], "search": search}, restricts=restricts)
@@ -95,7 +95,7 @@ def test_where_values_are_hidden_an_error_is_told_without_its_words(
         sweep.fit(made, "logistic", {"C": -1.0}, label_selector={})
 
 
-def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: None) -> None:
+def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: object) -> None:
     assert sweep.free_cpus({"region": "nowhere"}) == 1
     assert 1 <= sweep.free_cpus({}) <= 2
 
@@ -119,7 +119,7 @@ class Watching:
 
 
 def test_every_trial_reads_the_same_copy_of_the_data(
-    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is put into the object store once, and mapped by each worker."""
     fits = tmp_path / "fits"
@@ -133,7 +133,7 @@ def test_every_trial_reads_the_same_copy_of_the_data(
     assert {own for own, *_ in said} == {"False"}
 
 
-def test_a_search_ends_with_its_time(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_search_ends_with_its_time(ray_cluster: object, tmp_path: Path) -> None:
     search = {"trials": 100_000, "time_limit": "1s"}
     found = sweep.run(task({"search": search}), folder=tmp_path / "tune", label_selector={})
     assert len(found.leaderboard) < 100_000
@@ -146,7 +146,7 @@ def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]])
 
 
 @pytest.fixture(scope="module")
-def classified(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def classified(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
     """Higher is better; one family can be fitted, the other cannot."""
     search = {"trials": 6, "seed": 7, "space": {"logistic": {"C": -1.0}}}
     return sweep.run(
@@ -178,7 +178,7 @@ def test_a_trial_that_fails_is_a_row_and_no_end(classified: Sweep) -> None:
     )
 
 
-def test_ctrl_c_ends_the_sweep_and_leaves_what_a_resume_needs(ray_cluster: None, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_sweep_and_leaves_what_a_resume_needs(ray_cluster: object, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(

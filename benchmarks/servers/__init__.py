@@ -1,0 +1,1 @@
+"""Servers that ours is measured beside; those of peers run in environments of their own."""

@@ -1,0 +1,321 @@
+"""What was predicted, from what, and for which request: rows that replicas write off the path of requests.
+
+    predictions/MODEL/date=YYYY-MM-DD/REPLICA-NUMBER.parquet   what people may see
+    predictions_machine_only/MODEL/date=…/…                    values of machine-only columns, row by row
+    predictions/MODEL/counters/REPLICA                         answered, written and lost rows
+
+A replica appends to a list, and a thread writes what has gathered every few seconds. What is lost is counted:
+rows beyond those that may wait, and, after a hard kill, those that were answered and not written, which the
+counters tell: they lie in a mapped file, which outlives the process.
+"""
+
+import contextlib
+import fcntl
+import io
+import logging
+import mmap
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from mlops_ray.data.rows import Rows, together
+from mlops_ray.schema import INSTANT
+from mlops_ray.storage import PRIVATE, Storage, replacing
+
+FOLDER, MACHINE, COUNTERS = "predictions", "predictions_machine_only", "counters"
+#: Rows that may wait to be written: of a dozen numbers each they take 120 MB.
+MOST_WAITING = 100_000
+#: How often a replica writes: what a hard kill loses is at most this much, and it is counted.
+FLUSH_S = 5.0
+#: Requests of which a file's rows are made at once: about 5 ms of work.
+SLICE = 250
+#: Answered, written, lost.
+COUNTS = struct.Struct("<qqq")
+#: What a file that took the place of others is called, and where in its metadata their names stand.
+COMPACT, REPLACES = "compact-", "replaces"
+#: Of files that are joined: about ten times as much in memory.
+MOST_JOINED_BYTES = 64 * 2**20
+#: In which columns of the request, and features that are not such columns, stand.
+ASKED, FEATURE = "request.", "feature."
+
+Positions = npt.NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+
+class Batch(NamedTuple):
+    """The answers of a batch; features where they are no columns of the request, and M where any was (µs)."""
+
+    values: npt.NDArray[np.float64]
+    features: pl.DataFrame | None
+    watermark_us: int | None
+
+
+class Entry(NamedTuple):
+    """A request that was answered: its rows, which are [start, stop) of a batch; times are microseconds."""
+
+    id: str
+    asked: Rows
+    batch: Batch
+    start: int
+    stop: int
+    at_us: int
+    latency_us: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How the rows of a version are written.
+
+    `threshold` is that of a classification; `features` are those that are no column of the request as it is;
+    `hidden_asked` and `hidden_features` are columns of the request, and features, that nobody may see.
+    """
+
+    version: str
+    route: str
+    threshold: float | None = None
+    features: tuple[str, ...] = ()
+    hidden_asked: frozenset[str] = frozenset()
+    hidden_features: frozenset[str] = frozenset()
+
+
+@dataclass(eq=False)
+class PredictionLog:
+    """The log of one replica of a model; `add` in one thread, `flush` in another."""
+
+    storage: Storage
+    model: str
+    replica: str
+    most_waiting: int = MOST_WAITING
+    _entries: list[tuple[Shape, Entry]] = field(default_factory=list)
+    _answered: int = 0
+    _settled: int = 0
+    _lost: int = 0
+    _written: int = 0
+    _files: int = 0
+    _one_flush: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._counters = _Counters(self.storage.path(FOLDER, self.model, COUNTERS, self.replica))
+
+    def add(self, shape: Shape, entry: Entry) -> None:
+        """Takes in an answered request; where too many rows wait, its rows are lost, and counted."""
+        rows = entry.stop - entry.start
+        self._answered += rows
+        if self._answered - self._settled > self.most_waiting:
+            self._lost += rows
+        else:
+            self._entries.append((shape, entry))
+        self._counters.write(self._answered, self._written, self._lost)
+
+    def flush(self, pause_s: float = 0.0) -> int:
+        """Writes what has gathered, and returns the number of rows. What cannot be written waits further on.
+
+        With a pause after each `SLICE` of requests, so that another thread answers meanwhile. Raises
+        `OSError` where the disk does not take it.
+        """
+        with self._one_flush:
+            entries, self._entries = self._entries, []
+            try:
+                written = self._write(entries, pause_s)
+            except OSError:
+                self._entries = entries + self._entries
+                raise
+            self._written += written
+            # Lost ones wait no more either.
+            self._settled = self._written + self._lost
+            self._counters.write(self._answered, self._written, self._lost)
+        return written
+
+    def close(self) -> None:
+        """Writes what has gathered; the counters stay, and say that nothing is amiss."""
+        self.flush()
+        self._counters.close()
+
+    def rehearse(self, shape: Shape, entry: Entry) -> None:
+        """Does in memory what `flush` does: the first time takes half a second."""
+        _frame(shape, [entry]).write_parquet(io.BytesIO())
+
+    def _write(self, entries: Sequence[tuple[Shape, Entry]], pause_s: float) -> int:
+        written = 0
+        for shape in dict.fromkeys(shape for shape, _ in entries):
+            own = [entry for of, entry in entries if of is shape]
+            frames = []
+            for at in range(0, len(own), SLICE):
+                frames.append(_frame(shape, own[at : at + SLICE]))
+                time.sleep(pause_s)
+            written += self._write_file(shape, pl.concat(frames))
+        return written
+
+    def _write_file(self, shape: Shape, rows: pl.DataFrame) -> int:
+        name = f"{self.replica}-{self._files}.parquet"
+        date = f"date={datetime.now(UTC):%Y-%m-%d}"
+        hidden = [ASKED + name for name in sorted(shape.hidden_asked)]
+        hidden += [FEATURE + name for name in sorted(shape.hidden_features)]
+        hidden = [name for name in hidden if name in rows.columns]
+        if hidden:
+            path = self.storage.path(MACHINE, self.model, date, name)
+            with replacing(path, mode=PRIVATE) as file:
+                rows.select("request_id", "row", *hidden).write_parquet(file)
+        with replacing(self.storage.path(FOLDER, self.model, date, name)) as file:
+            rows.drop(hidden).write_parquet(file)
+        self._files += 1
+        return rows.height
+
+
+def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
+    """One row for each row that was answered."""
+    heights = np.array([entry.stop - entry.start for entry in entries])
+    ends = np.cumsum(heights)
+    row = np.arange(ends[-1]) - np.repeat(ends - heights, heights)
+
+    def each(values: Sequence[Any], dtype: Any) -> pl.Series:
+        return pl.Series(values, dtype=dtype).gather(np.repeat(np.arange(len(entries)), heights))
+
+    values = np.concatenate([entry.batch.values[entry.start : entry.stop] for entry in entries])
+    about = {
+        "at": each([entry.at_us for entry in entries], pl.Int64).cast(INSTANT),
+        "request_id": each([entry.id for entry in entries], pl.String),
+        "row": pl.Series(row, dtype=pl.Int32),
+        "model_version": pl.Series([shape.version], dtype=pl.String).new_from_index(0, len(row)),
+        "route": pl.Series([shape.route], dtype=pl.String).new_from_index(0, len(row)),
+        "latency_us": each([entry.latency_us for entry in entries], pl.Int64),
+        "watermark": each([entry.batch.watermark_us for entry in entries], pl.Int64).cast(INSTANT),
+        "prediction": pl.Series(values),
+    }
+    if shape.threshold is not None:
+        about["decision"] = pl.Series(values >= shape.threshold)
+    columns = [column.alias(ASKED + column.name) for column in together([entry.asked for entry in entries])]
+    if shape.features:
+        features = _features(entries, heights, row)
+        columns += [features[name].alias(FEATURE + name) for name in shape.features]
+    return pl.DataFrame(about).hstack(columns)
+
+
+def _features(entries: Sequence[Entry], heights: Positions, row: Positions) -> pl.DataFrame:
+    """The features of the entries' rows: those of each batch once, and picked from it."""
+    batches = list({id(entry.batch.features): entry.batch for entry in entries}.values())
+    begins = dict(
+        zip(
+            (id(b.features) for b in batches), np.cumsum([0, *(len(b.values) for b in batches)]), strict=False
+        )
+    )
+    firsts = np.array([begins[id(entry.batch.features)] + entry.start for entry in entries])
+    found = [batch.features for batch in batches if batch.features is not None]
+    return pl.concat(found)[np.repeat(firsts, heights) + row]
+
+
+class _Counters:
+    """Three numbers in a mapped file, locked by the process that counts for as long as it lives."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.truncate(COUNTS.size)
+        self._map = mmap.mmap(self._file.fileno(), COUNTS.size)
+
+    def write(self, answered: int, written: int, lost: int) -> None:
+        COUNTS.pack_into(self._map, 0, answered, written, lost)
+
+    def close(self) -> None:
+        self._map.close()
+        self._file.close()
+
+
+def lost(storage: Storage, model: str) -> int:
+    """Rows that were answered and will not be found in the log: those of the living and of the dead."""
+    folder = storage.root / FOLDER / model / COUNTERS
+    return sum(map(_lost_of, folder.glob("*"))) if folder.is_dir() else 0
+
+
+def _lost_of(path: Path) -> int:
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        is_alive = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_alive = True
+        kept = file.read(COUNTS.size)
+        if len(kept) == COUNTS.size:
+            answered, written, lost_rows = COUNTS.unpack(kept)
+            return int(lost_rows if is_alive else answered - written)
+    return 0
+
+
+def files(storage: Storage, model: str, *, machine: bool = False) -> list[Path]:
+    """The log's files by name; each row that was written stands in one of them, and in one alone."""
+    folder = storage.root / (MACHINE if machine else FOLDER) / model
+    found: list[Path] = []
+    for date in sorted(folder.glob("date=*")):
+        every = sorted(date.glob("[!.]*.parquet"))
+        replaced = {name for path in every if path.name.startswith(COMPACT) for name in _replaced(path)}
+        found += [path for path in every if path.name not in replaced]
+    return found
+
+
+def read(storage: Storage, model: str) -> pl.LazyFrame:
+    """The rows that people may see, of all versions; a column that a version does not have is null.
+
+    Raises `FileNotFoundError` where nothing was written yet.
+    """
+    found = files(storage, model)
+    if not found:
+        raise FileNotFoundError(f"nothing was predicted by {model!r} yet")
+    return pl.concat([pl.scan_parquet(path) for path in found], how="diagonal_relaxed")
+
+
+def compact(storage: Storage, model: str, *, older_than_s: float = 3600.0) -> int:
+    """Makes large files of a day's small ones that are old enough, and returns how many are gone.
+
+    A kill in between leaves both the new file and those that it names, which readers then pass over. Only one
+    process may do this.
+    """
+    before = time.time() - older_than_s
+    gone = 0
+    for top in (FOLDER, MACHINE):
+        for date in sorted((storage.root / top / model).glob("date=*")):
+            old = [path for path in sorted(date.glob("[!.]*.parquet")) if path.stat().st_mtime < before]
+            gone += _join(old, PRIVATE if top == MACHINE else 0o644)
+    return gone
+
+
+def _join(old: list[Path], mode: int) -> int:
+    done = {name for path in old if path.name.startswith(COMPACT) for name in _replaced(path)}
+    gone = [path for path in old if path.name in done]
+    for group in _groups([path for path in old if path.name not in done]):
+        rows = pl.concat([pl.read_parquet(path) for path in group], how="diagonal_relaxed")
+        names = "\n".join(path.name for path in group)
+        with replacing(group[0].with_name(f"{COMPACT}{time.time_ns()}.parquet"), mode=mode) as file:
+            rows.write_parquet(file, metadata={REPLACES: names})
+        gone += group
+    for path in gone:
+        path.unlink(missing_ok=True)
+    return len(gone)
+
+
+def _groups(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Files that fit into memory together, two at least."""
+    group: list[Path] = []
+    size = 0
+    for path in paths:
+        if size + path.stat().st_size > MOST_JOINED_BYTES:
+            if len(group) > 1:
+                yield group
+            group, size = [], 0
+        group.append(path)
+        size += path.stat().st_size
+    if len(group) > 1:
+        yield group
+
+
+def _replaced(path: Path) -> list[str]:
+    return pl.read_parquet_metadata(path).get(REPLACES, "").split("\n")

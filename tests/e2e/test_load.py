@@ -1,0 +1,165 @@
+"""Under load of every kind, with replicas killed: everybody gets their own answer, or a clear refusal."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlops_ray import keys
+from mlops_ray.cluster.local import LocalCluster
+from mlops_ray.config import Project
+from mlops_ray.data import prediction_log
+from mlops_ray.serving import record
+from mlops_ray.storage import Storage
+from tests.e2e import load
+from tests.serving import packages
+
+#: The whole soak is of 30 minutes, on demand.
+SECONDS = 1_800.0 if os.environ.get("MLOPS_WHOLE") else 20.0
+KILLS = 20 if os.environ.get("MLOPS_WHOLE") else 2
+CALLERS = 8
+MODELS = {"rows": 2.0, "others": 3.0}
+#: What a replica's memory may grow by under load, of 200 MB: what libraries keep for next time.
+GROWTH_BYTES = 60 * 2**20
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    key: str
+    storage: Storage
+
+
+def project(name: str, storage: Path, replicas: int) -> Project:
+    serving = {"replicas": {"min": replicas, "max": replicas}, "resources": {"cpu": 0.2}}
+    return Project.model_validate(
+        packages.PROJECT | {"project": name, "storage": str(storage), "serving": serving}
+    )
+
+
+@pytest.fixture(scope="module")
+def served(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Two models in one service, the first with two replicas."""
+    from ray import serve
+
+    from mlops_ray.serving import release
+
+    storage = Storage.open(str(tmp_path_factory.mktemp("load") / "storage"))
+    key = Path(keys.ensure_local(storage)).read_text().strip()
+    port = ray_cluster.http_port
+    for name, factor in MODELS.items():
+        of = project(name, storage.root, 2 if name == "rows" else 1)
+        package = packages.write(storage.path("artifacts", name), of, factor, name)
+        record.set_champion(storage, name, 1, package)
+        deployed = release.deploy(of, storage, http_port=port)
+    yield Served(deployed.url, key, storage)
+    for name in MODELS:
+        serve.delete(name)
+
+
+def replicas(name: str) -> list[psutil.Process]:
+    """The processes that answer for a model."""
+    title = f"ray::ServeReplica:{name}:{name}"
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if (process.info["cmdline"] or [""])[0].startswith(title):
+            found.append(process)
+    return found
+
+
+def test_every_model_of_a_service_answers_for_itself_and_one_more_restarts_no_other(served: Served) -> None:
+    from mlops_ray.serving import release
+
+    before = {name: {p.pid for p in replicas(name)} for name in MODELS}
+    assert {name: len(pids) for name, pids in before.items()} == {"rows": 2, "others": 1}
+    port = int(served.url.rpartition(":")[2])
+    for name in MODELS:
+        of = project(name, served.storage.root, 2 if name == "rows" else 1)
+        assert release.deploy(of, served.storage, http_port=port).started == ()
+    assert {name: {p.pid for p in replicas(name)} for name in MODELS} == before
+
+
+def test_under_mixed_load_nobody_gets_anothers_answer_and_nothing_grows(served: Served) -> None:
+    port = int(served.url.rpartition(":")[2])
+    # What is made once is made: buffers, caches, compiled queries.
+    load.mixed(port, served.key, MODELS, 5.0, CALLERS, seed=1)
+    every = [process for name in MODELS for process in replicas(name)]
+    before = [(process.memory_info().rss, process.num_fds()) for process in every]
+    seen = load.mixed(port, served.key, MODELS, SECONDS, CALLERS, seed=2)
+    time_to_close()
+    assert seen.wrong == []
+    assert by_kind(seen) == {
+        "valid": {200},
+        "bad value": {422},
+        "bad row": {422},
+        "no json": {400},
+        "no key": {401},
+        "too many": {413},
+        "meddling": {200},
+    }
+    hurried = {status for (kind, status) in seen.statuses if kind == "hurried"}
+    assert hurried <= {200, 429, 504}
+    for process, (rss, fds) in zip(every, before, strict=True):
+        assert process.memory_info().rss - rss < GROWTH_BYTES
+        assert process.num_fds() <= fds + CALLERS
+
+
+def by_kind(seen: load.Seen) -> dict[str, set[int]]:
+    """The statuses of each kind of request whose fate is no matter of time; any may get a 429."""
+    matters = ("hurried", "slow", "huge")
+    kinds = {kind for kind, _ in seen.statuses if kind not in matters}
+    return {kind: {s for (k, s) in seen.statuses if k == kind and s != 429} for kind in kinds}
+
+
+def time_to_close() -> None:
+    """Gives connections that callers have left a moment to be closed."""
+    threading.Event().wait(2.0)
+
+
+def test_replicas_killed_under_load_fail_only_what_they_held_and_our_client_mends_that(
+    served: Served,
+) -> None:
+    stop = threading.Event()
+    joined = load.steady(served.url, served.key, "rows", MODELS["rows"], stop, callers=3)
+    try:
+        for _ in range(KILLS):
+            running = wait_for_two()
+            running[0].send_signal(signal.SIGKILL)
+            running[0].wait(30)
+        wait_for_two()
+    finally:
+        stop.set()
+        seen = joined()
+    assert seen.wrong == []
+    failed = sum(count for (_, status), count in seen.statuses.items() if status != 200)
+    # Of three plain callers each has one request on its way when a replica is killed.
+    assert failed <= 3 * KILLS
+    assert seen.statuses["client", 200] > 0
+
+
+def wait_for_two() -> list[psutil.Process]:
+    """Both replicas, when they answer health checks."""
+    from ray import serve
+
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        status = serve.status().applications["rows"].deployments["rows"]
+        found = replicas("rows")
+        if status.status == "HEALTHY" and status.replica_states.get("RUNNING") == 2 and len(found) == 2:
+            return found
+        threading.Event().wait(0.2)
+    raise AssertionError("the replicas do not come back")
+
+
+def test_what_was_answered_is_in_the_log_but_what_a_kill_took_which_is_counted(served: Served) -> None:
+    """After the kills above: rows in the log and rows lost are the rows that were answered."""
+    logged = prediction_log.read(served.storage, "rows").select("request_id", "row").collect()
+    assert logged.height == logged.unique().height
+    assert prediction_log.lost(served.storage, "rows") >= 0
+    assert logged.height > 0

@@ -1,0 +1,145 @@
+"""Who is let in: only who can be answered in time, and nobody more often than their key allows."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_ray.errors import OverloadedError
+from mlops_ray.serving.admission import Admission, Rates
+from mlops_ray.serving.costs import Line, Wait
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def busy(clock: Clock, *, each_s: float) -> Admission:
+    """An admission that has learned that each request there takes a newcomer so long more."""
+    admission = Admission(1.0, clock)
+    for ahead in range(400):
+        admission.learn(ahead % 40, ahead % 40, clock.now - each_s * (1 + ahead % 40))
+    return admission
+
+
+def test_a_newcomer_is_refused_when_those_before_it_take_too_long() -> None:
+    clock = Clock()
+    admission = busy(clock, each_s=0.01)
+    for _ in range(20):
+        admission.enter(1)
+    admission.require_time(until=clock.now + 0.3)
+    with pytest.raises(
+        OverloadedError, match=r"20 requests wait already: an answer would take 2\d\d ms"
+    ) as refused:
+        admission.require_time(until=clock.now + 0.1)
+    assert refused.value.retry_after_s == 1
+
+
+def test_who_says_no_deadline_waits_for_as_long_as_the_service_says() -> None:
+    admission = busy(Clock(), each_s=0.01)
+    for _ in range(200):
+        admission.enter(1)
+    with pytest.raises(OverloadedError) as refused:
+        admission.require_time(None)
+    assert refused.value.retry_after_s == 3
+
+
+def test_who_is_alone_is_let_in_whatever_was_learned() -> None:
+    admission = busy(Clock(), each_s=10.0)
+    admission.require_time(until=0.001)
+
+
+def test_what_has_left_counts_no_more() -> None:
+    admission = busy(Clock(), each_s=0.01)
+    places = [admission.enter(3) for _ in range(100)]
+    for place in places:
+        place.leave(answered=True)
+    assert (admission.requests, admission.rows) == (0, 0)
+
+
+def test_it_forgets_what_is_long_ago() -> None:
+    clock = Clock()
+    admission = busy(clock, each_s=1.0)
+    for ahead in range(2_000):
+        admission.learn(ahead % 40, ahead % 40, clock.now - 0.0001 * (1 + ahead % 40))
+    for _ in range(20):
+        admission.enter(1)
+    admission.require_time(until=0.1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 10_000)), min_size=64, max_size=300))
+def test_an_expected_wait_is_never_below_zero_nor_less_for_a_longer_queue(
+    seen: list[tuple[int, int]],
+) -> None:
+    wait = Wait()
+    for requests, rows in seen:
+        wait.see(requests, rows, 0.002 + 0.0001 * requests + 0.00001 * rows)
+    for requests, rows in seen:
+        assert 0 <= wait(requests, rows) <= wait(requests + 1, rows + 1)
+
+
+def test_requests_and_rows_are_told_apart() -> None:
+    wait = Wait()
+    for number in range(3_200):
+        requests, rows = number % 37, (number * 7) % 1_001
+        wait.see(requests, rows, 0.002 + 0.0001 * requests + 0.00001 * rows)
+    assert wait(10, 500) == pytest.approx(0.008, rel=0.01)
+
+
+@given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(0, 1)), min_size=1, max_size=100))
+def test_a_cost_is_never_below_zero_nor_less_for_more_rows(seen: list[tuple[float, float]]) -> None:
+    cost = Line()
+    for rows, seconds in seen:
+        cost.see(rows, seconds)
+    assert min(cost.fixed, cost.each) >= 0
+
+
+def test_a_moment_in_which_the_machine_did_something_else_is_no_cost() -> None:
+    cost = Line()
+    for rows in [1, 2, 4, 8] * 10:
+        cost.see(rows, 0.001)
+    cost.see(1, 5.0)
+    assert cost(1) < 0.002
+
+
+def test_what_has_become_slower_is_soon_found_so() -> None:
+    cost = Line()
+    for seconds in [0.001] * 100 + [0.1] * 100:
+        cost.see(1, seconds)
+    assert cost(1) == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_key_may_ask_again_when_its_bucket_has_filled() -> None:
+    clock = Clock()
+    rates = Rates(clock)
+    for _ in range(10):
+        rates.take("batch", 10)
+    with pytest.raises(OverloadedError):
+        rates.take("batch", 10)
+    rates.take("other", 10)
+    clock.now += 0.1
+    rates.take("batch", 10)
+    clock.now += 100
+    for _ in range(10):
+        rates.take("batch", 10)
+    with pytest.raises(OverloadedError, match="the key 'batch' may ask 10 times a second"):
+        rates.take("batch", 10)
+
+
+def test_a_slow_key_is_told_how_long_to_wait() -> None:
+    rates = Rates(Clock())
+    rates.take("slow", 0.1)
+    with pytest.raises(OverloadedError) as refused:
+        rates.take("slow", 0.1)
+    assert refused.value.retry_after_s == 10
+
+
+def test_of_keys_that_do_not_ask_any_more_little_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlops_ray.serving.admission.MOST_BUCKETS", 3)
+    rates = Rates(Clock())
+    for name in "abcab":
+        rates.take(name, 5)
+    rates.take("d", 5)
+    assert list(rates._buckets) == ["a", "b", "d"]
