@@ -512,7 +512,8 @@ def _print_live(live: service.Live) -> None:
         _print_trained(live.metric, live.trained)
     unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
     version = f"{live.version} of {live.model}"
-    places = {"version": version, "address": live.url, "dashboard": live.dashboard, "try": live.curl}
+    places = {"version": version, "address": f"{live.url}, gRPC {live.grpc}"}
+    places |= {"dashboard": live.dashboard, "try": live.curl}
     _print_fields(unchanged | places)
 
 

@@ -192,11 +192,34 @@ class Schema:
         [True, False]
         """
         low, high, required = self._bounds
-        if (floats < low).any() or (floats > high).any() or np.isinf(floats).any() or self.rules:
+        if not self._is_simple or (floats < low).any() or (floats > high).any() or np.isinf(floats).any():
             return False
         if required.any() and np.isnan(floats[:, required]).any():
             return False
-        return all(_is_sound(c, v) for c, v in zip(self.columns, columns, strict=True) if c.type != "float")
+        return all(self._holds(c, v) for c, v in zip(self.columns, columns, strict=True) if c.type != "float")
+
+    def _holds(self, column: Column, values: Sequence[Any]) -> bool:
+        if column.categories is not None and not column.known.issuperset(values):
+            return False
+        if column.type in ("string", "category") and not self._nulls.isdisjoint(values):
+            return False
+        return not (column.required and None in values)
+
+    @cached_property
+    def _nulls(self) -> frozenset[str]:
+        return frozenset(self.null_values)
+
+    @cached_property
+    def _is_simple(self) -> bool:
+        """Whether `is_sound` looks at all that is asked of the columns."""
+        floats = [column for column in self.columns if column.type == "float"]
+        others = [column for column in self.columns if column.type != "float"]
+        return (
+            not self.rules
+            and all(column.pattern is None for column in self.columns)
+            and all(column.categories is None for column in floats)
+            and all(column.min is None and column.max is None for column in others)
+        )
 
     @cached_property
     def _bounds(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -407,15 +430,6 @@ def _rule_failures(typed: pl.DataFrame, rule: Rule, hidden: frozenset[str]) -> l
     shown = values[0] if column else pl.concat_str(named, separator=", ")
     said = None if column in hidden else typed.select(columns)[rows].with_columns(_shown=shown)["_shown"]
     return [_Failed(column, rule.name, rule.on_fail, rows, said)]
-
-
-def _is_sound(column: Column, values: Sequence[Any]) -> bool:
-    """Whether values that are no floats pass; what would have to be worked out does not."""
-    if column.min is not None or column.max is not None or column.pattern is not None:
-        return False
-    if column.categories is not None and not column.known.issuperset(values):
-        return False
-    return not (column.required and None in values)
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,10 @@ SOUND = Schema(
         Column("open", "bool"),
         Column("time", "datetime", required=True),
         Column("word", "string", pattern="[a-z]+"),
-    )
+        Column("name", "string", required=True),
+        Column("grade", "float", pattern="[0-9.]+"),
+    ),
+    null_values=("", "NA"),
 )
 typed_values = {
     "load": st.none() | st.floats(-1, 11) | st.just(float("inf")) | st.just(float("nan")),
@@ -112,6 +115,8 @@ typed_values = {
     "open": st.none() | st.booleans(),
     "time": st.none() | st.integers(0, 10**15),
     "word": st.sampled_from(["x", "X", None]),
+    "name": st.sampled_from(["x", "", "NA", None]),
+    "grade": st.none() | st.floats(-2, 2),
 }
 
 
@@ -120,7 +125,7 @@ typed_values = {
     st.data(),
 )
 def test_what_is_sound_at_a_glance_passes_every_check_as_it_is(names: list[str], data: st.DataObject) -> None:
-    schema = Schema(tuple(SOUND.column(name) for name in names))
+    schema = Schema(tuple(SOUND.column(name) for name in names), null_values=SOUND.null_values)
     height = data.draw(st.integers(1, 4))
     columns = [data.draw(st.lists(typed_values[n], min_size=height, max_size=height)) for n in names]
     asked = Rows(schema, columns)

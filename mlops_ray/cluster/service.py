@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mlops_ray import keys
 from mlops_ray.cluster import front, head, interrupt, local, ports
@@ -40,6 +41,7 @@ class Live:
     """
 
     url: str
+    grpc: str
     model: str
     version: int
     dashboard: str
@@ -58,6 +60,7 @@ class Live:
         """The line that `run --json` and `serve --json` end with."""
         return {
             "url": self.url,
+            "grpc": self.grpc,
             "model": self.model,
             "version": self.version,
             "dashboard": self.dashboard,
@@ -289,6 +292,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, version: 
     called = front.url(project, cluster)
     return Live(
         url=called,
+        grpc=f"{urlsplit(called).hostname}:{project.serving.listen.grpc_port or cluster.grpc_port}",
         model=project.project,
         version=version or pipeline.registry.champion(project.project) or 0,
         dashboard=f"{called}/dashboard",

@@ -19,7 +19,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.data.rows import Rows, together
+from mlops_ray.instants import from_micros
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
@@ -124,17 +124,19 @@ class PredictionLog:
         `OSError` where the disk does not take it.
         """
         with self._one_flush:
-            entries, self._entries = self._entries, []
+            before, entries, self._entries = self._written, self._entries, []
             try:
-                written = self._write(entries, pause_s)
-            except OSError:
+                while entries:
+                    shape = entries[0][0]
+                    own = [entry for of, entry in entries if of is shape]
+                    self._written += self._write(shape, own, pause_s)
+                    entries = [each for each in entries if each[0] is not shape]
+            finally:
                 self._entries = entries + self._entries
-                raise
-            self._written += written
-            # Lost ones wait no more either.
-            self._settled = self._written + self._lost
-            self._counters.write(self._answered, self._written, self._lost)
-        return written
+                # Lost ones wait no more either.
+                self._settled = self._written + self._lost
+                self._counters.write(self._answered, self._written, self._lost)
+            return self._written - before
 
     def close(self) -> None:
         """Writes what has gathered; the counters stay, and say that nothing is amiss."""
@@ -145,20 +147,17 @@ class PredictionLog:
         """Does in memory what `flush` does: the first time takes half a second."""
         _frame(shape, [entry]).write_parquet(io.BytesIO())
 
-    def _write(self, entries: Sequence[tuple[Shape, Entry]], pause_s: float) -> int:
-        written = 0
-        for shape in dict.fromkeys(shape for shape, _ in entries):
-            own = [entry for of, entry in entries if of is shape]
-            frames = []
-            for at in range(0, len(own), SLICE):
-                frames.append(_frame(shape, own[at : at + SLICE]))
-                time.sleep(pause_s)
-            written += self._write_file(shape, pl.concat(frames))
-        return written
+    def _write(self, shape: Shape, entries: Sequence[Entry], pause_s: float) -> int:
+        frames = []
+        for at in range(0, len(entries), SLICE):
+            frames.append(_frame(shape, entries[at : at + SLICE]))
+            time.sleep(pause_s)
+        return self._write_file(shape, pl.concat(frames), entries[0].at_us)
 
-    def _write_file(self, shape: Shape, rows: pl.DataFrame) -> int:
+    def _write_file(self, shape: Shape, rows: pl.DataFrame, at_us: int) -> int:
+        # Tried again, both files take the places that they had.
         name = f"{self.replica}-{self._files}.parquet"
-        date = f"date={datetime.now(UTC):%Y-%m-%d}"
+        date = f"date={from_micros(at_us):%Y-%m-%d}"
         hidden = [ASKED + name for name in sorted(shape.hidden_asked)]
         hidden += [FEATURE + name for name in sorted(shape.hidden_features)]
         hidden = [name for name in hidden if name in rows.columns]
@@ -219,7 +218,7 @@ class _Counters:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
         self._file.truncate(COUNTS.size)
         self._map = mmap.mmap(self._file.fileno(), COUNTS.size)
 

@@ -159,7 +159,10 @@ class FeatureSet:
     def is_of_own_columns(self) -> bool:
         """Whether all features are columns of the request as they are, with the same types."""
         types = {column.name: column.type for column in self.request.columns}
-        return all(c.name in self.own_columns and types.get(c.name) == c.type for c in self.columns)
+        # Times of a resampled target are looked at besides.
+        return self.every_us is None and all(
+            c.name in self.own_columns and types.get(c.name) == c.type for c in self.columns
+        )
 
     def table_reach_us(self, source: str) -> int:
         """How far before P the features of a table read at most, but for latest values without ttl."""

@@ -20,6 +20,8 @@ PATIENCE = 20
 MOST_MS = 600_000
 #: One in so many requests tells what waiting took: learning costs more than it would add.
 LEARNS_FROM = 4
+#: Requests that may always be there.
+LET_IN = 2
 #: Keys that are remembered; the longest unused is forgotten first.
 MOST_BUCKETS = 10_000
 
@@ -54,8 +56,11 @@ class Admission:
     _seen: int = 0
 
     def require_time(self, until: float | None) -> None:
-        """Raises `OverloadedError` where a newcomer would be answered too late. Who is alone is let in."""
-        if not self.requests:
+        """Raises `OverloadedError` where a newcomer would be answered too late.
+
+        Who would be the first or the second is let in: what these take tells when it has become less.
+        """
+        if self.requests < LET_IN:
             return
         needed_s = self._wait(self.requests, self.rows)
         left_s = self.patience_s if until is None else until - self.clock()
@@ -90,11 +95,11 @@ class Place:
     requests_before: int
     rows_before: int
 
-    def leave(self, *, answered: bool) -> None:
-        """Makes room; from an answer is learned what one takes."""
+    def leave(self, *, tells: bool) -> None:
+        """Makes room; `tells` where it was answered, or too late: from that is learned what one takes."""
         self.admission.requests -= 1
         self.admission.rows -= self.rows
-        if answered and self.since is not None:
+        if tells and self.since is not None:
             self.admission.learn(self.requests_before, self.rows_before, self.since)
 
 

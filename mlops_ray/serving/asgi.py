@@ -19,6 +19,7 @@ from mlops_ray.errors import (
     MlopsError,
     OverloadedError,
     RequestError,
+    StorageError,
     TooLargeError,
 )
 
@@ -137,6 +138,10 @@ def error_reply(error: Exception, call: Call) -> Reply:
             headers["retry-after"] = str(error.retry_after_s)
         body = orjson.dumps({"error": str(error).encode("utf-8", "replace").decode()})
         return Reply(error.status, body, headers, reason(error))
+    if isinstance(error, StorageError):
+        logger.error("request %s waits for a store: %s", call.id, error)
+        said = {"error": "a store that the answer needs does not answer; ask again", "id": call.id}
+        return Reply(503, orjson.dumps(said), {**JSON, "retry-after": "1"})
     # The message may hold values of the request, which belong into no log; a traceback says where.
     shown = error if isinstance(error, MlopsError) else _without_message(error)
     logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=shown)

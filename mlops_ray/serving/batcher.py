@@ -8,6 +8,8 @@ newcomer a later: waiting pays while a > (n + 1)·g + b·n.
 
 import asyncio
 import itertools
+import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,10 +19,12 @@ from typing import NamedTuple
 import polars as pl
 
 from mlops_ray.data.rows import Rows
-from mlops_ray.errors import CallerGoneError, DeadlineError
+from mlops_ray.errors import CallerGoneError, DeadlineError, StorageError
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.serving.costs import Line
+
+logger = logging.getLogger(__name__)
 
 Work = Callable[[Sequence[Rows]], Answer]
 #: A batch that takes longer is worked on in a thread, so that health checks and refusals go on; a shorter one
@@ -65,10 +69,22 @@ class _Waiting:
     came: float
     until: float | None
     is_gone: Callable[[], bool]
+    timer: asyncio.Handle | None = None
 
     @property
     def height(self) -> int:
         return self.rows.height
+
+    def watch(self, now: float) -> None:
+        """Tells the caller when the time is over, while a batch is worked on elsewhere."""
+        if self.until is not None and self.timer is None and not self.answer.done():
+            loop = asyncio.get_running_loop()
+            self.timer = loop.call_later(max(self.until - now, 0.0), self.is_late, self.until)
+            self.answer.add_done_callback(self._forget)
+
+    def _forget(self, _: object) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
     def is_late(self, now: float) -> bool:
         """Whether nobody waits for the answer any more; who waited too long is told."""
@@ -103,6 +119,8 @@ class Batcher:
     _gap_s: float = MOST_GAP_S
     _came: float = float("-inf")
     _timer: asyncio.Handle | None = None
+    #: Whether the timer is one that waits for the next request, rather than for the loop's next turn.
+    _is_waiting: bool = False
     _slow: asyncio.Task[None] | None = None
 
     async def submit(
@@ -113,16 +131,15 @@ class Batcher:
         A caller that is cancelled, or `is_gone`, leaves the batch. Raises `DeadlineError` where the clock is
         past `until` before there is an answer, and what `work` raises for these rows.
         """
-        loop, now = asyncio.get_running_loop(), self.clock()
-        waiting = _Waiting(rows, loop.create_future(), now, until, is_gone)
+        now = self.clock()
+        waiting = _Waiting(rows, asyncio.get_running_loop().create_future(), now, until, is_gone)
         self._waiting.append(waiting)
         self._height += waiting.height
         self._gap_s += LATEST * (min(now - self._came, MOST_GAP_S) - self._gap_s)
         self._came = now
         if self._slow is not None:
-            if until is not None:
-                loop.call_later(max(until - now, 0.0), waiting.is_late, until)
-        elif self._timer is None or isinstance(self._timer, asyncio.TimerHandle):
+            waiting.watch(now)
+        elif self._timer is None or self._is_waiting:
             # Through the loop even when idle: all requests that it reads in one turn become one batch.
             self._again(0.0)
         return await waiting.answer
@@ -131,7 +148,7 @@ class Batcher:
         """Looks again at what waits: in the loop's next turn, or after so long."""
         if self._timer is not None:
             self._timer.cancel()
-        loop = asyncio.get_running_loop()
+        loop, self._is_waiting = asyncio.get_running_loop(), after_s > 0
         self._timer = loop.call_later(after_s, self._start, True) if after_s else loop.call_soon(self._start)
 
     def _start(self, waited: bool = False) -> None:
@@ -151,13 +168,14 @@ class Batcher:
             self._again(0.0)
 
     def _worth_waiting_s(self) -> float:
-        """How long to wait for one more request; 0 where it does not pay."""
-        n, cost = len(self._waiting), self.cost
+        """How long to wait for one more request; 0 where it does not pay, or somebody's time is over."""
+        n, cost, now = len(self._waiting), self.cost, self.clock()
         if self._height >= self.max_rows or cost.fixed <= (n + 1) * self._gap_s + cost.each * n:
             return 0.0
+        ends = [waiting.until for waiting in self._waiting if waiting.until is not None]
+        left_s = min(ends, default=math.inf) - now - cost(self._height)
         # Twice the gap: about six in seven come within it.
-        waited_s = self.clock() - self._waiting[0].came
-        return max(0.0, min(2 * self._gap_s, self.max_wait_s - waited_s))
+        return max(0.0, min(2 * self._gap_s, self.max_wait_s - (now - self._waiting[0].came), left_s))
 
     def _take(self) -> list[_Waiting]:
         """The oldest requests up to `max_rows`, at least one; a larger request is a batch of its own."""
@@ -173,41 +191,51 @@ class Batcher:
 
     def _run(self, batch: Sequence[_Waiting]) -> None:
         """Works on a batch here and now."""
-        try:
-            self._hand_out(batch, self._timed(batch))
-        except Exception as error:  # noqa: BLE001 - handed on to whoever waits
-            if len(batch) > 1:
-                # One by one, so that a caller fails for its own rows alone.
-                for waiting in batch:
-                    self._run([waiting])
-            elif not batch[0].answer.done():
-                batch[0].answer.set_exception(error)
+        if not self._settle(batch, self._tried(batch)):
+            for waiting in batch:
+                self._settle([waiting], self._tried([waiting]))
 
     async def _run_in_thread(self, batch: Sequence[_Waiting]) -> None:
-        loop, now = asyncio.get_running_loop(), self.clock()
+        now = self.clock()
         for waiting in (*batch, *self._waiting):
-            if waiting.until is not None:
-                loop.call_later(max(waiting.until - now, 0.0), waiting.is_late, waiting.until)
+            waiting.watch(now)
         try:
-            answer = await asyncio.to_thread(self._timed, batch)
-        except Exception:  # noqa: BLE001 - whose rows they are is found here, one by one
-            self._run(batch)
-        else:
-            self._hand_out(batch, answer)
+            if not self._settle(batch, await asyncio.to_thread(self._tried, batch)):
+                for waiting in batch:
+                    self._settle([waiting], await asyncio.to_thread(self._tried, [waiting]))
         finally:
             self._slow = None
             if self._waiting:
                 self._again(0.0)
 
-    def _timed(self, batch: Sequence[_Waiting]) -> Answer:
+    def _tried(self, batch: Sequence[_Waiting]) -> Answer | Exception:
+        """What came of a batch, in this thread or another."""
         began = self.clock()
-        answer = self.work([waiting.rows for waiting in batch])
-        self.cost.see(len(answer.values), self.clock() - began)
-        return answer
+        try:
+            return self.work([waiting.rows for waiting in batch])
+        except Exception as error:  # noqa: BLE001 - handed on to whoever waits
+            return error
+        finally:
+            self.cost.see(sum(waiting.height for waiting in batch), self.clock() - began)
+
+    def _settle(self, batch: Sequence[_Waiting], found: Answer | Exception) -> bool:
+        """Tells who waits what came of it; `False` where each must be tried alone first."""
+        if not isinstance(found, Exception):
+            self._hand_out(batch, found)
+        elif len(batch) == 1 or isinstance(found, StorageError):
+            for waiting in batch:
+                if not waiting.answer.done():
+                    waiting.answer.set_exception(found)
+        else:
+            return False
+        return True
 
     def _hand_out(self, batch: Sequence[_Waiting], answer: Answer) -> None:
         ends = itertools.accumulate(waiting.height for waiting in batch)
         for waiting, stop in zip(batch, ends, strict=True):
             if not waiting.answer.done():
                 waiting.answer.set_result(Part(answer, stop - waiting.height, stop))
-        self.done(answer)
+        try:
+            self.done(answer)
+        except Exception:  # what is made of answers afterwards is no matter of who waits for them
+            logger.exception("a batch was answered and not counted")

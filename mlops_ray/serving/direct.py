@@ -37,7 +37,7 @@ class Direct:
 
 
 def by_serve(app: App, start: Callable[[], Awaitable[None]], stop: Callable[[], Awaitable[None]]) -> App:
-    """The application as Serve is given it; between `start` and `stop` it answers directly.
+    """The application as Serve is given it; from `start` on it answers directly, until the process ends.
 
     Serve adds X-Request-ID to what comes by way of it.
     """

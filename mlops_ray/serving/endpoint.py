@@ -4,6 +4,8 @@ import asyncio
 import time
 from typing import Any
 
+import numpy as np
+
 from mlops_ray.errors import (
     DeadlineError,
     InvalidRowError,
@@ -51,7 +53,7 @@ class Endpoint:
         self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
         self.admission, self.load = Admission(PATIENCE * p99_ms / 1000), Load(cpus)
-        self._rates = Rates()
+        self._rates, self._one_why = Rates(), asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, answered; those for a prediction are counted."""
@@ -118,34 +120,46 @@ class Endpoint:
             self.load.refused += 1
             raise
         request = _decode(call, live, action, await _body(call, None if until is None else until - now))
-        place, answered = self.admission.enter(request.rows.height), False
+        wants_why = request.parameters.get("explain") is True
+        place, tells = self.admission.enter(request.rows.height), False
         try:
             part = await live.predict(request.rows, until, call.is_gone)
-            answered = True
+            tells = not wants_why
+            explained = await self._explained(live, part, until) if wants_why else None
+        except DeadlineError:
+            tells = True
+            raise
         finally:
-            place.leave(answered=answered)
+            place.leave(tells=tells)
         if part.batch.failures.height:
             failures = part.failures
             live.tally.traffic.invalid.update(invalid(failures))
             refuse_rejected(failures, live.served.request, self._hidden)
         outputs = live.served.answers(part.values)
-        explained = await self._explained(live, part) if request.parameters.get("explain") is True else None
         encode = protocol.encode_infer if action == INFER else protocol.encode_predictions
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
         live.log(request.rows, part, call.id, (time.perf_counter_ns() - came_ns) // 1000)
         return reply
 
-    async def _explained(self, live: Live, part: Part) -> Contributions:
+    async def _explained(self, live: Live, part: Part, until: float | None) -> Contributions | None:
+        """The contributions to the rows of a part; `None` where one has failed, which is told later."""
+        rows = part.stop - part.start
         if not self._explains:
             raise RequestError(
                 "this service explains nothing; the project file would say explain: on_request"
             )
-        features = part.features
-        if features.height > MOST_EXPLAINED:
-            raise TooLargeError(f"{features.height} rows; at most {MOST_EXPLAINED} are explained at once")
-        # It takes as long as many predictions, for which others wait.
-        return await asyncio.to_thread(live.served.predictor.explain, features)
+        if rows > MOST_EXPLAINED:
+            raise TooLargeError(f"{rows} rows; at most {MOST_EXPLAINED} are explained at once")
+        if np.isnan(part.values).any():
+            return None
+        left_s = None if until is None else until - self.admission.clock()
+        try:
+            # It takes as long as many predictions, for which others wait: one at a time, in a thread.
+            async with asyncio.timeout(left_s), self._one_why:
+                return await asyncio.to_thread(live.served.predictor.explain, part.features)
+        except TimeoutError:
+            raise DeadlineError("there was no explanation before the deadline") from None
 
 
 #: Characters of a path that an error shows.

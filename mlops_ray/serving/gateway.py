@@ -76,7 +76,10 @@ class Gateway:
         except asyncio.CancelledError:
             response.cancel()
             raise
-        except (TimeoutError, RayActorError, RayServeException, grpc.aio.AioRpcError):
+        except TimeoutError:
+            response.cancel()
+            return _error(504, f"no replica of {show(model)} answered within {ANSWER_S:.0f} s")
+        except (RayActorError, RayServeException, grpc.aio.AioRpcError):
             self._handles.pop(model, None)
             return _error(503, f"no replica of {show(model)} answered; send the request again")
 

@@ -14,7 +14,6 @@ from mlops_ray.serving.protocol import (
     BINARY_TYPE,
     CONTRIBUTIONS,
     DATATYPES,
-    DECISION,
     JSON_TYPES,
     OUTPUT,
     OUTPUT_TYPES,
@@ -63,7 +62,7 @@ def openapi(releases: Iterable[Mapping[str, Any]]) -> Json:
     for release in releases:
         model, champion = release["model"], release["champion"]
         request = Schema.from_json(champion["request"])
-        outputs = [OUTPUT, DECISION] if champion.get("task") == "classification" else [OUTPUT]
+        outputs = champion.get("outputs", [OUTPUT])
         schemas[f"{model}.Infer"] = _infer_body(request, outputs)
         schemas[f"{model}.Invocations"] = _table_body(request)
         paths |= _model_paths(model)

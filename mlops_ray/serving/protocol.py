@@ -28,6 +28,16 @@ OUTPUT, DECISION, LABEL, CONTRIBUTIONS = "prediction", "decision", "label", "con
 OUTPUT_TYPES = {OUTPUT: "FP64", DECISION: "BOOL", LABEL: "BYTES", CONTRIBUTIONS: "FP64"}
 Outputs = Mapping[str, npt.NDArray[Any] | list[str]]
 
+
+def outputs(threshold: float | None, labels: tuple[str, str] | None) -> tuple[str, ...]:
+    """What a model answers, by name.
+
+    >>> outputs(None, None), outputs(0.5, ("stays", "goes"))
+    (('prediction',), ('prediction', 'decision', 'label'))
+    """
+    return (OUTPUT,) if threshold is None else (OUTPUT, DECISION, *(() if labels is None else (LABEL,)))
+
+
 #: What a column is called in the protocol.
 DATATYPES: dict[ColumnType, str] = {
     "float": "FP64",

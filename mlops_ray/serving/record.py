@@ -12,6 +12,7 @@ from typing import Any
 from mlops_ray.config import CALENDAR_KINDS
 from mlops_ray.errors import StorageError
 from mlops_ray.registry.package import Package
+from mlops_ray.serving.protocol import outputs
 from mlops_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -93,5 +94,6 @@ def _entry(storage: Storage, version: int, package: Package) -> dict[str, Any]:
         "metrics": package.metrics,
         "baselines": package.baselines,
         "request": features.request.to_json(),
+        "outputs": list(outputs(package.outcome.threshold, package.outcome.labels)),
         "clock": [feature.name for feature in features.computed if feature.kind in CALENDAR_KINDS],
     }

@@ -103,11 +103,12 @@ class Replica:
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        # The log first: a monitor that hangs takes all the time that there is.
+        await asyncio.to_thread(self._log.close)
         # An earlier delta may wait for its acknowledgement, and the newest counts behind it.
         with contextlib.suppress(Exception):
             while self._outbox.delta() is not None:
                 await self._flush()
-        await asyncio.to_thread(self._log.close)
 
     async def _write(self) -> None:
         """Writes the prediction log, off the path of requests; what the disk does not take is tried again."""
@@ -115,8 +116,8 @@ class Replica:
             await asyncio.sleep(FLUSH_S)
             try:
                 await asyncio.to_thread(self._log.flush, PAUSE_S)
-            except OSError as error:
-                logger.error("the prediction log cannot be written (%s); its rows wait", error.strerror)
+            except Exception as error:  # noqa: BLE001 - whatever it is, requests and later rows go on
+                logger.error("the prediction log cannot be written (%s); its rows wait", error)
 
     async def _report(self) -> None:
         """Sends counts to the monitor, off the path of requests; what is not acknowledged is sent again."""

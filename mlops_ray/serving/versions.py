@@ -33,7 +33,7 @@ from mlops_ray.schema import Schema
 from mlops_ray.serving import record
 from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
-from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT
+from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT, outputs
 from mlops_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -72,8 +72,7 @@ class Served:
     @property
     def outputs(self) -> tuple[str, ...]:
         """What the model answers, by the names of the protocol."""
-        decided = () if self.threshold is None else (DECISION,) if self.labels is None else (DECISION, LABEL)
-        return (OUTPUT, *decided)
+        return outputs(self.threshold, self.labels)
 
     def answers(self, values: Values) -> dict[str, npt.NDArray[Any] | list[str]]:
         """The outputs to a model's numbers, float64 (rows)."""
@@ -239,7 +238,7 @@ class Versions:
         """Does what the release document says, in this thread; raises what loading raises."""
         entry = self._changed()
         if entry is not None:
-            self._switch(self._load(entry))
+            self._switch(self._made(entry))
 
     async def refresh(self) -> bool:
         """Does what the release document says, if it has changed; whether the champion is now another one.
@@ -249,7 +248,7 @@ class Versions:
         entry = self._changed()
         if entry is None:
             return False
-        self._switch(await asyncio.to_thread(self._load, entry))
+        self._switch(await asyncio.to_thread(self._made, entry))
         # A version that nobody can ask for any more is part of a cycle; its model is as large as the new one.
         await asyncio.to_thread(gc.collect)
         return True
@@ -277,10 +276,11 @@ class Versions:
         known = self.champion.served.digest if self.champion else None
         return entry if entry is not None and entry["digest"] != known else None
 
-    def _switch(self, served: Served) -> None:
-        before = self.champion
-        live = Live(served, self._outbox, self._log, self._batching, self._hidden)
-        self.champion = live
+    def _made(self, entry: dict[str, Any]) -> Live:
+        return Live(self._load(entry), self._outbox, self._log, self._batching, self._hidden)
+
+    def _switch(self, live: Live) -> None:
+        before, self.champion = self.champion, live
         self._live = {loaded.version: loaded for loaded in (before, live) if loaded is not None}
 
 

@@ -149,6 +149,32 @@ def test_what_the_disk_does_not_take_waits_and_is_written_later(
     assert prediction_log.lost(storage, MODEL) == 0
 
 
+def test_where_the_second_of_two_files_is_not_taken_the_first_is_not_written_again(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = PredictionLog(storage, MODEL, "r")
+    log.add(SHAPE, entry("first", batch([1.0]), 0, 1))
+    log.add(Shape("8", "champion"), entry("second", batch([2.0]), 0, 1))
+    whole, calls = pl.DataFrame.write_parquet, []
+
+    def once(frame: pl.DataFrame, *args: Any, **more: Any) -> None:
+        calls.append(frame.height)
+        if len(calls) == 2:
+            raise pl.exceptions.ComputeError("something else")
+        whole(frame, *args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pl.DataFrame, "write_parquet", once)
+        with pytest.raises(pl.exceptions.ComputeError):
+            log.flush()
+    log.close()
+    assert sorted(read(storage).select("request_id", "model_version").rows()) == [
+        ("first", "7"),
+        ("second", "8"),
+    ]
+    assert prediction_log.lost(storage, MODEL) == 0
+
+
 KILLED = """
 import os, signal, sys
 from tests.data.test_prediction_log import MODEL, SHAPE, batch, entry

@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime, timedelta
@@ -14,10 +15,13 @@ import pandas as pd
 import polars as pl
 import psutil
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
 
 from mlops_ray import config
 from mlops_ray.client import Client
+from mlops_ray.data import prediction_log
 from mlops_ray.errors import InvalidRowError, UnauthorizedError
 from mlops_ray.features.definitions import compile_features
 from mlops_ray.features.history import History, read
@@ -243,6 +247,60 @@ def test_tritonclient_speaks_with_it(service: Service, binary: bool) -> None:
         np.testing.assert_allclose(answer.as_numpy(output), in_process(service, sites, times), rtol=1e-6)
         unnamed = client.infer(MODEL, inputs, headers=headers)
         np.testing.assert_allclose(unnamed.as_numpy(output), in_process(service, sites, times), rtol=1e-6)
+
+
+def test_a_stock_grpc_client_gets_the_same_answers(service: Service) -> None:
+    sites, times = ["BL-H", "G0-A"], [LAST.isoformat()] * 2
+    inputs = []
+    for name, values in (("site", sites), ("time", times)):
+        tensor = triton_grpc.InferInput(name, [2], "BYTES")
+        tensor.set_data_from_numpy(np.array(values, dtype=np.object_))
+        inputs.append(tensor)
+    headers = {"authorization": f"Bearer {service.key}"}
+    with triton_grpc.InferenceServerClient(service.result["grpc"]) as client:
+        assert client.is_server_live()
+        assert client.is_model_ready(MODEL)
+        names = [column.name for column in client.get_model_metadata(MODEL, headers=headers).inputs]
+        assert names == ["site", "time"]
+        answer = client.infer(MODEL, inputs, headers=headers)
+        expected = in_process(service, sites, times)
+        np.testing.assert_allclose(answer.as_numpy("prediction"), expected, rtol=1e-6)
+        with pytest.raises(InferenceServerException, match="a key is needed"):
+            client.infer(MODEL, inputs)
+
+
+def test_contributions_come_to_the_prediction(service: Service) -> None:
+    body = infer(["BL-H"], [LAST.isoformat()]) | {"parameters": {"explain": True}}
+    status, reply = ask(service, f"/v2/models/{MODEL}/infer", body)
+    assert status == 200, reply
+    prediction, explained = reply["outputs"]
+    about = explained["parameters"]
+    assert explained["shape"] == [1, len(about["features"])]
+    assert "load_7d_ago" in about["features"]
+    assert about["base"] + sum(explained["data"]) == pytest.approx(prediction["data"][0], rel=1e-4)
+
+
+def test_what_was_answered_is_in_the_prediction_log_with_its_watermark(service: Service) -> None:
+    body = infer(["BL-H"], [LAST.isoformat()])
+    _, reply = ask(service, f"/v2/models/{MODEL}/infer", body, **{"X-Request-ID": "logged"})
+
+    def logged() -> dict[str, Any] | None:
+        try:
+            log = prediction_log.read(service.storage, MODEL)
+        except FileNotFoundError:
+            time.sleep(0.2)
+            return None
+        rows = log.filter(pl.col("request_id") == "logged").collect()
+        if not rows.height:
+            time.sleep(0.2)
+            return None
+        return rows.to_dicts()[0]
+
+    row = eventually(logged, tries=150)
+    assert row["prediction"] == reply["outputs"][0]["data"][0]
+    assert (row["request.site"], row["request.time"]) == ("BL-H", LAST)
+    assert row["watermark"] >= LAST - timedelta(days=1)
+    assert row["feature.load_7d_ago"] is not None
 
 
 def test_our_client_gets_the_same_answers_and_is_told_what_is_wrong(service: Service) -> None:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -40,8 +41,12 @@ PROJECT = {
 }
 
 
-def project(storage: Path) -> Project:
-    return Project.model_validate(PROJECT | {"storage": str(storage)})
+#: A model of the request's own amounts, which is answered from arrays.
+OF_AMOUNTS = {"features": {"row": {"columns": ["load"]}}}
+
+
+def project(storage: Path, **more: Any) -> Project:
+    return Project.model_validate(PROJECT | {"storage": str(storage)} | more)
 
 
 def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package:
@@ -66,7 +71,9 @@ def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package
         metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
         baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},
         training_set={"rows": rows.height},
-        reference=reference(rows.with_columns(prediction=factor * pl.col("amount")), watched, 7).to_json(),
+        reference=reference(
+            rows.with_columns(prediction=factor * pl.col(rows.columns[0])), watched, 7
+        ).to_json(),
         created_at=datetime(2026, 11, 1, tzinfo=UTC),
         sign=signing.own_key(of, Storage.open(of.storage)),
     )
@@ -74,10 +81,11 @@ def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package
 
 def _proportional(encoder: Encoder, factor: float) -> LinearModel:
     amount = next(part for part in encoder.parts if isinstance(part, NumericPart))
-    weights = tuple(factor * amount.scale if name == "amount" else 0.0 for name in encoder.names)
+    weights = tuple(factor * amount.scale if name == amount.name else 0.0 for name in encoder.names)
     return LinearModel(weights, factor * amount.center)
 
 
 def _rows(features: FeatureSet) -> pl.DataFrame:
     amounts = np.random.default_rng(7).normal(50, 10, 4_000)
-    return pl.DataFrame({"amount": amounts, "hour": np.arange(4_000) % 24}).select(features.names)
+    made = pl.DataFrame({"amount": amounts, "load": amounts, "hour": np.arange(4_000) % 24})
+    return made.select(features.names)

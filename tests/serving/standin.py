@@ -8,8 +8,8 @@ import polars as pl
 
 from mlops_ray.data.counts import Counts, CountSpec
 from mlops_ray.registry.explain import Contributions
-from mlops_ray.registry.predictor import Answer
-from mlops_ray.schema import Column, Schema
+from mlops_ray.registry.predictor import Amounts, Answer
+from mlops_ray.schema import NO_FAILURES, Column, Schema
 from mlops_ray.serving.versions import Served
 
 REQUEST = Schema(
@@ -59,3 +59,14 @@ class StandIn:
 
 def served(version: str = "1", predictor: Any = None) -> Served:
     return Served(version, f"digest {version}", REQUEST, REFERENCE, predictor or StandIn())
+
+
+@dataclass
+class OfAmounts(StandIn):
+    """Answers `2 * load + 10`, from arrays where it can."""
+
+    amounts = ("load",)
+
+    def predict_amounts(self, values: Any, /) -> Answer:
+        self.batches.append(len(values))
+        return Answer(2 * values[:, 0] + 10, NO_FAILURES, Amounts(("load",), values))

@@ -19,7 +19,7 @@ class Clock:
 def busy(clock: Clock, *, each_s: float) -> Admission:
     """An admission that has learned that each request there takes a newcomer so long more."""
     admission = Admission(1.0, clock)
-    for ahead in range(400):
+    for ahead in range(4_000):
         admission.learn(ahead % 40, ahead % 40, clock.now - each_s * (1 + ahead % 40))
     return admission
 
@@ -46,16 +46,34 @@ def test_who_says_no_deadline_waits_for_as_long_as_the_service_says() -> None:
     assert refused.value.retry_after_s == 3
 
 
-def test_who_is_alone_is_let_in_whatever_was_learned() -> None:
+def test_the_first_two_are_let_in_whatever_was_learned() -> None:
     admission = busy(Clock(), each_s=10.0)
     admission.require_time(until=0.001)
+    admission.enter(1)
+    admission.require_time(until=0.001)
+    admission.enter(1)
+    with pytest.raises(OverloadedError):
+        admission.require_time(until=0.001)
+
+
+def test_after_a_stall_it_soon_lets_others_in_again() -> None:
+    """Though only two at a time are there to tell that it is over."""
+    clock = Clock()
+    admission = busy(clock, each_s=0.001)
+    for ahead in range(64):
+        admission.learn(ahead % 16, ahead % 16, clock.now - 20.0)
+    for tries in range(2_000):
+        admission.learn(tries % 2, tries % 2, clock.now - 0.002 * (1 + tries % 2))
+    for _ in range(10):
+        admission.enter(1)
+    admission.require_time(until=1.0)
 
 
 def test_what_has_left_counts_no_more() -> None:
     admission = busy(Clock(), each_s=0.01)
     places = [admission.enter(3) for _ in range(100)]
     for place in places:
-        place.leave(answered=True)
+        place.leave(tells=True)
     assert (admission.requests, admission.rows) == (0, 0)
 
 

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_ray.data.rows import Rows, together
-from mlops_ray.errors import CallerGoneError, DeadlineError
+from mlops_ray.errors import CallerGoneError, DeadlineError, StorageError
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.serving.batcher import SLOW_S, Batcher, Part, Work
 from mlops_ray.serving.costs import Line
+from tests.conftest import require_package
 from tests.serving.standin import REQUEST, StandIn
 
 MAX_ROWS = 8
@@ -272,3 +273,96 @@ def test_it_learns_what_a_batch_takes() -> None:
 
     cost = asyncio.run(run())
     assert (cost.fixed, cost.each) == pytest.approx((0.001, 0.0001))
+
+
+def test_an_error_of_a_store_is_everybodys_and_is_met_once() -> None:
+    calls: list[int] = []
+
+    def away(batch: Sequence[Rows]) -> Answer:
+        calls.append(len(batch))
+        raise StorageError("the store does not answer")
+
+    async def run() -> list[object]:
+        batches = batcher(away)
+        return await asyncio.gather(*(batches.submit(rows(1.0)) for _ in range(8)), return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(run())] == [StorageError] * 8
+    assert calls == [8]
+
+
+def test_what_fails_in_counting_fails_no_answer_and_is_not_tried_again() -> None:
+    counted: list[int] = []
+
+    def broken(answer: Answer) -> None:
+        counted.append(len(answer.values))
+        raise ZeroDivisionError
+
+    async def run() -> list[Part]:
+        batches = batcher(answered(StandIn()))
+        batches.done = broken
+        return await asyncio.gather(*(batches.submit(rows(load)) for load in (1.0, 2.0)))
+
+    assert [part.values[0] for part in asyncio.run(run())] == [2.0, 4.0]
+    assert counted == [2]
+
+
+def test_a_failed_batch_teaches_what_it_took() -> None:
+    clock = Clock()
+
+    def slow_to_fail(batch: Sequence[Rows]) -> Answer:
+        clock.now += 1.0
+        raise StorageError("not in time")
+
+    async def run() -> Line:
+        batches = batcher(slow_to_fail, clock)
+        with pytest.raises(StorageError):
+            await batches.submit(rows(1.0))
+        return batches.cost
+
+    assert asyncio.run(run())(1) == 1.0
+
+
+def test_of_an_answered_request_nothing_waits_for_its_deadline() -> None:
+    async def run() -> None:
+        work = Slow()
+        batches = slow(work)
+        first = asyncio.ensure_future(batches.submit(rows(1.0), until=1e6))
+        await begun(work)
+        second = asyncio.ensure_future(batches.submit(rows(2.0), until=1e6))
+        await turns()
+        (waiting,) = batches._waiting
+        work.open.set()
+        await asyncio.gather(first, second)
+        await turns()
+        assert waiting.timer is not None
+        assert waiting.timer.cancelled()
+
+    asyncio.run(run())
+
+
+def test_it_does_not_wait_past_a_deadline() -> None:
+    async def run() -> list[int]:
+        clock, model = Clock(), StandIn()
+        batches = batcher(answered(model), clock, Line(fixed=0.01))
+        batches._came, batches._gap_s, clock.now = 0.0, 0.004, 0.004
+        await asyncio.wait_for(batches.submit(rows(1.0), until=clock.now + 0.01), timeout=10)
+        return model.batches
+
+    assert asyncio.run(run()) == [1]
+
+
+def test_a_full_batch_does_not_sit_out_its_time_under_the_loop_that_replicas_run_in() -> None:
+    require_package("uvloop")
+    import uvloop
+
+    async def run() -> None:
+        batches = batcher(answered(StandIn()), Clock(), Line(fixed=100.0))
+        batches.max_wait_s, batches._came, batches._gap_s = 3600.0, 0.0, 1.0
+        asked = (batches.submit(rows(float(load))) for load in range(MAX_ROWS))
+        # The first waits for the next; the last fills the batch.
+        first = asyncio.ensure_future(next(asked))
+        await turns()
+        await asyncio.wait_for(asyncio.gather(first, *asked), timeout=60)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())

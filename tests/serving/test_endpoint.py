@@ -11,14 +11,14 @@ from mlops_ray import keys
 from mlops_ray.config import Batching
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import PredictionLog
-from mlops_ray.errors import PackageError
+from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.serving.endpoint import Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call, call_async, run
-from tests.serving.standin import ROW, StandIn, served
+from tests.serving.standin import ROW, OfAmounts, StandIn, served
 
 MODEL = "m"
 BASE = f"/v2/models/{MODEL}"
@@ -247,7 +247,10 @@ def test_a_defect_is_a_500_that_shows_no_value_and_is_logged_without_one(
     assert "666" not in caplog.text
 
 
-def test_concurrent_callers_get_their_own_rows(service: Service) -> None:
+@pytest.mark.parametrize("predictor", [StandIn, OfAmounts])
+def test_concurrent_callers_get_their_own_rows(service: Service, predictor: Any) -> None:
+    service.versions.champion.served = served("1", predictor())  # type: ignore[union-attr]
+
     async def one(load: int) -> Answered:
         body = {"dataframe_records": [ROW | {"load": load}]}
         return await call_async(
@@ -310,15 +313,16 @@ def test_requests_and_invalid_values_are_counted_by_version(service: Service) ->
 def test_a_request_that_cannot_meet_its_deadline_is_refused_as_it_comes(service: Service) -> None:
     admission = service.endpoint.admission
     for _ in range(200):
-        admission.learn(1, 1, admission.clock() - 0.25)
-    others = admission.enter(1)
+        admission.learn(2, 2, admission.clock() - 0.25)
+    others = [admission.enter(1) for _ in range(2)]
     refused = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"})
     assert (refused.status, refused.headers["retry-after"]) == (429, "1")
     assert "there are 100; ask again later" in refused.json["error"]
     assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "60000"}).status == 200
-    others.leave(answered=False)
-    # Who is alone is let in: so the service finds out that it has become faster.
+    others.pop().leave(tells=False)
+    # Who is the second is let in: so the service finds out that it has become faster.
     assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"}).status == 200
+    others.pop().leave(tells=False)
     assert (admission.requests, admission.rows) == (0, 0)
 
 
@@ -335,6 +339,30 @@ def test_a_request_that_waited_past_its_deadline_is_a_504(service: Service) -> N
     service.endpoint.admission.clock = lambda: -1e9
     reply = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "1"})
     assert (reply.status, reply.json) == (504, {"error": "there was no answer before the deadline"})
+
+
+def test_a_store_that_does_not_answer_is_a_503_that_may_be_asked_again(service: Service) -> None:
+    def away(_: Any) -> Any:
+        raise StorageError("redis://secret does not answer")
+
+    service.versions.champion.served.predictor.predict = away  # type: ignore[union-attr]
+    reply = service.call("POST", "/invocations", json=RECORDS)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+    assert "secret" not in reply.json["error"]
+
+
+def test_what_was_too_late_teaches_what_an_answer_takes(service: Service) -> None:
+    admission, now = service.endpoint.admission, [0.0]
+    admission.clock = lambda: now[0]
+    for _ in range(400):
+        place = admission.enter(1)
+        now[0] += 0.3
+        place.leave(tells=True)
+    others = [admission.enter(1) for _ in range(2)]
+    refused = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "200"})
+    assert refused.status == 429
+    for place in others:
+        place.leave(tells=False)
 
 
 def test_a_key_that_asks_too_often_is_refused_and_no_other_is(service: Service) -> None:
