@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import ours, peers
+from benchmarks import ours, standing
 from benchmarks.load import Bench, Caller, Rows, ratio
 from benchmarks.ours import COLUMNS, Service
 from benchmarks.report import Claim, finish
@@ -133,12 +133,12 @@ def own_time_ms(model: Path, rows: Rows) -> float:
 
 
 @contextmanager
-def started(name: str, model: Path, bench: Bench) -> Iterator[tuple[str, peers.Server]]:
+def started(name: str, model: Path, bench: Bench) -> Iterator[tuple[str, standing.Server]]:
     """The URL and the server of a peer that answers as the model does, and then stands still."""
     folder, port = bench.folder / name, free_port()
     folder.mkdir()
     peer, url = PEERS[name], f"http://127.0.0.1:{port}{PEERS[name].path}"
-    with peers.server(name, SERVERS / f"{name}_app.py", model, port, folder=folder) as server:
+    with standing.server(name, SERVERS / f"{name}_app.py", model, port, folder=folder) as server:
         with server.awake():
             wait_for(server, url, peer.body(bench.rows[0].tolist()))
             bench.check(Caller(url), peer.body, peer.answer)
@@ -152,7 +152,7 @@ def free_port() -> int:
         return port
 
 
-def wait_for(server: peers.Server, url: str, body: dict[str, Any]) -> None:
+def wait_for(server: standing.Server, url: str, body: dict[str, Any]) -> None:
     """Returns when the server answers a request with 200."""
     deadline, caller = time.monotonic() + START_S, Caller(url)
     while time.monotonic() < deadline:

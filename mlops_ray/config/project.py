@@ -336,6 +336,9 @@ class Listen(Model):
             raise wrong(
                 "write an address of this machine, e.g. 127.0.0.1, or 0.0.0.0 for all", "host"
             ) from None
+        if "%" in self.host:
+            # Whatever stands behind it would end up in the proxy's configuration.
+            raise wrong("write the address without a scope", "host")
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key are said together")
         if self.certificate is not None and self.tls == "elsewhere":

@@ -32,8 +32,8 @@ from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
 FOLDER, MACHINE, COUNTERS = "predictions", "predictions_machine_only", "counters"
-#: Rows that may wait to be written: of a dozen numbers each they take 120 MB.
-MOST_WAITING = 100_000
+#: Bytes of bodies whose rows may wait to be written; decoded they take two or three times as much.
+MOST_WAITING = 64 * 2**20
 #: How often a replica writes: what a hard kill loses is at most this much, and it is counted.
 FLUSH_S = 5.0
 #: Requests of which a file's rows are made at once: about 5 ms of work.
@@ -61,7 +61,10 @@ class Batch(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A request that was answered: its rows, which are [start, stop) of a batch; times are microseconds."""
+    """A request that was answered: its rows, which are [start, stop) of a batch; times are microseconds.
+
+    `size` are the bytes of its body.
+    """
 
     id: str
     asked: Rows
@@ -70,6 +73,7 @@ class Entry(NamedTuple):
     stop: int
     at_us: int
     latency_us: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,8 @@ class PredictionLog:
     most_waiting: int = MOST_WAITING
     _entries: list[tuple[Shape, Entry]] = field(default_factory=list)
     _answered: int = 0
-    _settled: int = 0
+    _taken_bytes: int = 0
+    _written_bytes: int = 0
     _lost: int = 0
     _written: int = 0
     _files: int = 0
@@ -108,12 +113,13 @@ class PredictionLog:
         self._counters = _Counters(self.storage.path(FOLDER, self.model, COUNTERS, self.replica))
 
     def add(self, shape: Shape, entry: Entry) -> None:
-        """Takes in an answered request; where too many rows wait, its rows are lost, and counted."""
+        """Takes in an answered request; where too much waits, its rows are lost, and counted."""
         rows = entry.stop - entry.start
         self._answered += rows
-        if self._answered - self._settled > self.most_waiting:
+        if self._taken_bytes + entry.size - self._written_bytes > self.most_waiting:
             self._lost += rows
         else:
+            self._taken_bytes += entry.size
             self._entries.append((shape, entry))
         self._counters.write(self._answered, self._written, self._lost)
 
@@ -130,11 +136,10 @@ class PredictionLog:
                     shape = entries[0][0]
                     own = [entry for of, entry in entries if of is shape]
                     self._written += self._write(shape, own, pause_s)
+                    self._written_bytes += sum(entry.size for entry in own)
                     entries = [each for each in entries if each[0] is not shape]
             finally:
                 self._entries = entries + self._entries
-                # Lost ones wait no more either.
-                self._settled = self._written + self._lost
                 self._counters.write(self._answered, self._written, self._lost)
             return self._written - before
 

@@ -58,9 +58,11 @@ class Explainable(Protocol):
         ...
 
 
-def by_feature(values: Values, encoder: Encoder, columns: Sequence[Column]) -> tuple[tuple[str, ...], Values]:
+def by_feature(
+    values: Values, encoder: Encoder, columns: Sequence[Column], hidden: frozenset[str]
+) -> tuple[tuple[str, ...], Values]:
     """What columns of a matrix contribute, summed by feature; hidden ones together, as the last."""
-    shown = [column.name for column in columns if not column.hidden]
+    shown = [column.name for column in columns if not (column.hidden or column.name in hidden)]
     names = (*shown, *([WITHHELD] if len(shown) < len(columns) else []))
     place = {name: at for at, name in enumerate(shown)}
     owners = [place.get(part.name, len(shown)) for part in encoder.parts for _ in part.names]

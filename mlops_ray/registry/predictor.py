@@ -154,15 +154,17 @@ class Predictor:
         typed = rows.dtypes == [DTYPES[column.type] for column in self._features.columns]
         return self._predict(rows if typed else self._features.check(rows)[0])
 
-    def explain(self, features: pl.DataFrame) -> Contributions:
+    def explain(self, features: pl.DataFrame, hidden: frozenset[str] = frozenset()) -> Contributions:
         """What each feature adds to the answers to rows of `Answer.features` that have not failed.
+
+        Nobody may see those of `hidden` features, beside those that were hidden when the model was trained.
 
         Raises `RequestError` where the model's family cannot tell.
         """
         if not isinstance(self._model, Explainable):
             raise RequestError(f"the family {self.package.family} gives no contributions")
         values, base = self._model.contributions(self._encoder.transform(features))
-        names, summed = by_feature(values, self._encoder, self._features.columns)
+        names, summed = by_feature(values, self._encoder, self._features.columns, hidden)
         return Contributions(names, summed, base, self._scale)
 
     @property

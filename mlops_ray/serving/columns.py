@@ -40,6 +40,8 @@ _A: dict[ColumnType, str] = {
 }
 
 
+#: Characters of a text: what is longer is no name, and would be kept in the prediction log.
+MOST_TEXT = 10_000
 #: Of a caller's own column names, what an error looks at and shows.
 SHOWN_NAMES, SHOWN_NAME = 10, 40
 
@@ -84,7 +86,11 @@ class Reader:
                     return None
                 if column.type == "datetime":
                     value = self._instant(column, 0, value)
-                elif type(value) not in _AS_IS[column.type] or (type(value) is int and value not in INT64):
+                elif (
+                    type(value) not in _AS_IS[column.type]
+                    or (type(value) is int and value not in INT64)
+                    or (type(value) is str and len(value) > MOST_TEXT)
+                ):
                     return None
                 found.append([float(value) if type(value) is int and column.type == "float" else value])
         except (KeyError, TypeError, ValueError, InvalidRowError):
@@ -110,6 +116,8 @@ class Reader:
             return [self._instant(column, row, value) for row, value in enumerate(values)]
         found = set(map(type, values))
         if found <= _AS_IS[column.type]:
+            if str in found:
+                self._limit(column, values)
             if int not in found:
                 return values if type(values) is list else list(values)
             # Nothing takes a whole number beyond 64 bits.
@@ -117,7 +125,14 @@ class Reader:
                 is_float = column.type == "float"
                 return [v if v is None else float(v) for v in values] if is_float else list(values)
         texts = [self._text(column, row, value) for row, value in enumerate(values)]
+        self._limit(column, texts)
         return self._from_text(column, texts)
+
+    def _limit(self, column: Column, values: Sequence[Any]) -> None:
+        for row, value in enumerate(values):
+            if value is not None and len(value) > MOST_TEXT:
+                said = f"has {len(value)} characters; at most {MOST_TEXT} are read"
+                raise InvalidRowError(said, row=row, column=column.name)
 
     def _from_text(self, column: Column, texts: list[str | None]) -> list[Any]:
         typed, failures = self._bare[column.name].check(

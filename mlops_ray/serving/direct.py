@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from mlops_ray.serving.asgi import NO_WEBSOCKET, REQUEST_ID, App, Message, Receive, Scope, Send, lifespan
 
 #: Paths that are Serve's own.
-OF_SERVE = "/-/"
+OF_SERVE = b"/-/"
 
 _answering: list[App] = []
 
@@ -30,7 +30,8 @@ class Direct:
         self._serve = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _answering and scope["type"] == "http" and not scope["path"].startswith(OF_SERVE):
+        # As it was sent: `/%2d/routes` is not Serve's.
+        if _answering and scope["type"] == "http" and not scope.get("raw_path", b"").startswith(OF_SERVE):
             await _answering[0](scope, receive, send)
         else:
             await self._serve(scope, receive, send)

@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from mlops_ray.errors import (
+    CallerGoneError,
     DeadlineError,
     InvalidRowError,
     NotFoundError,
@@ -29,10 +32,16 @@ from mlops_ray.serving.versions import Live, Versions
 PREFIX = "/v2/models"
 PLATFORM = "mlops_ray"
 INFER, INVOCATIONS, READY, METADATA = "/infer", "/invocations", "/ready", ""
-#: Who says no deadline has so long to send a body.
+#: How long a body may take to come.
 BODY_S = 10.0
+#: Bodies that are read at once, in the loop.
+SMALL_BYTES = 262_144
+#: Bodies that may be on their way at a time, each of at most 16 MB.
+MOST_BODIES = 64
 #: Rows whose contributions one request may ask for: of 300 trees they take about 4 ms each.
 MOST_EXPLAINED = 256
+#: Requests that may wait for their contributions.
+MOST_WHYS = 8
 
 
 class Endpoint:
@@ -53,7 +62,9 @@ class Endpoint:
         self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
         self.admission, self.load = Admission(PATIENCE * p99_ms / 1000), Load(cpus)
-        self._rates, self._one_why = Rates(), asyncio.Lock()
+        self._rates, self._bodies = Rates(), 0
+        self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
+        self._explaining = ThreadPoolExecutor(1, "explains")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request, answered; those for a prediction are counted."""
@@ -119,13 +130,13 @@ class Endpoint:
         except OverloadedError:
             self.load.refused += 1
             raise
-        request = _decode(call, live, action, await _body(call, None if until is None else until - now))
+        request = await self._request(call, live, action, None if until is None else until - now)
         wants_why = request.parameters.get("explain") is True
         place, tells = self.admission.enter(request.rows.height), False
         try:
             part = await live.predict(request.rows, until, call.is_gone)
             tells = not wants_why
-            explained = await self._explained(live, part, until) if wants_why else None
+            explained = await self._explained(call, live, part, until) if wants_why else None
         except DeadlineError:
             tells = True
             raise
@@ -139,10 +150,35 @@ class Endpoint:
         encode = protocol.encode_infer if action == INFER else protocol.encode_predictions
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
-        live.log(request.rows, part, call.id, (time.perf_counter_ns() - came_ns) // 1000)
+        took_us = (time.perf_counter_ns() - came_ns) // 1000
+        live.log(request.rows, part, call.id, took_us, request.size)
         return reply
 
-    async def _explained(self, live: Live, part: Part, until: float | None) -> Contributions | None:
+    async def _request(self, call: Call, live: Live, action: str, left_s: float | None) -> protocol.Request:
+        if not call.is_whole and self._bodies >= MOST_BODIES:
+            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
+        self._bodies += 1
+        try:
+            body = await _body(call, left_s)
+        finally:
+            self._bodies -= 1
+        try:
+            if len(body) <= SMALL_BYTES:
+                return _decode(call, live, action, body)
+            # It takes up to a second, while which others are to be answered: one at a time, in a thread.
+            async with self._one_large:
+                return await asyncio.to_thread(_decode, call, live, action, body)
+        except InvalidRowError as error:
+            if error.column is not None:
+                rule = "missing_column" if error.row is None else "type"
+                # Names that a caller made up are no columns of ours; they would be shown for ever.
+                known = error.column if error.column in live.served.request.names else ""
+                live.tally.traffic.invalid[known, rule] += 1
+            raise
+
+    async def _explained(
+        self, call: Call, live: Live, part: Part, until: float | None
+    ) -> Contributions | None:
         """The contributions to the rows of a part; `None` where one has failed, which is told later."""
         rows = part.stop - part.start
         if not self._explains:
@@ -153,13 +189,21 @@ class Endpoint:
             raise TooLargeError(f"{rows} rows; at most {MOST_EXPLAINED} are explained at once")
         if np.isnan(part.values).any():
             return None
+        if self._whys >= MOST_WHYS:
+            raise OverloadedError(f"{MOST_WHYS} explanations wait already; ask again later")
         left_s = None if until is None else until - self.admission.clock()
+        self._whys += 1
         try:
             # It takes as long as many predictions, for which others wait: one at a time, in a thread.
             async with asyncio.timeout(left_s), self._one_why:
-                return await asyncio.to_thread(live.served.predictor.explain, part.features)
+                if call.is_gone():
+                    raise CallerGoneError("the caller has gone")
+                explain = partial(live.served.predictor.explain, part.features, live.served.hidden)
+                return await asyncio.get_running_loop().run_in_executor(self._explaining, explain)
         except TimeoutError:
             raise DeadlineError("there was no explanation before the deadline") from None
+        finally:
+            self._whys -= 1
 
 
 #: Characters of a path that an error shows.
@@ -187,7 +231,7 @@ def _split(path: str, prefix: str) -> tuple[str | None, str]:
 
 
 async def _body(call: Call, left_s: float | None) -> bytes:
-    """The body, which must come before the deadline, or soon where there is none."""
+    """The body, which must come soon, and before the deadline."""
     encoding = call.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaTypeError(
@@ -196,30 +240,20 @@ async def _body(call: Call, left_s: float | None) -> bytes:
     if call.is_whole:
         return await call.body(protocol.MAX_BODY_BYTES)
     try:
-        async with asyncio.timeout(BODY_S if left_s is None else left_s):
+        async with asyncio.timeout(BODY_S if left_s is None else min(left_s, BODY_S)):
             return await call.body(protocol.MAX_BODY_BYTES)
     except TimeoutError:
-        if left_s is not None:
+        if left_s is not None and left_s < BODY_S:
             raise DeadlineError("the body had not come before the deadline") from None
         raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
 
 
 def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Request:
     content_type = call.headers.get("content-type")
-    try:
-        if action == INVOCATIONS:
-            return protocol.decode_invocations(live.reader, body, content_type)
-        header_length = call.headers.get("inference-header-content-length")
-        return protocol.decode_infer(
-            live.reader, body, content_type, header_length, known=live.served.outputs
-        )
-    except InvalidRowError as error:
-        if error.column is not None:
-            rule = "missing_column" if error.row is None else "type"
-            # Names that a caller made up are no columns of ours: they would be counted, and shown, for ever.
-            known = error.column if error.column in live.served.request.names else ""
-            live.tally.traffic.invalid[known, rule] += 1
-        raise
+    if action == INVOCATIONS:
+        return protocol.decode_invocations(live.reader, body, content_type)
+    length = call.headers.get("inference-header-content-length")
+    return protocol.decode_infer(live.reader, body, content_type, length, known=live.served.outputs)
 
 
 def _count(live: Live, reply: Reply, took_us: int) -> None:

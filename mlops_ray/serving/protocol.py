@@ -56,11 +56,12 @@ BINARY_TYPE = "application/octet-stream"
 class Request:
     """A decoded request: checked rows, and what the caller said besides.
 
-    `outputs` are those that are wanted, and whether each as binary data; `id` is the caller's, if one was
-    given.
+    `size` are the bytes of its body, `outputs` those that are wanted, and whether each as binary data; `id`
+    is the caller's, if one was given.
     """
 
     rows: Rows
+    size: int
     id: str | None = None
     outputs: Mapping[str, bool] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -92,17 +93,17 @@ def decode_infer(
     if rows is None:
         columns = tensors.columns_of(document, memoryview(body)[split:])
         rows = reader.read(_limited(columns))
-    return Request(rows, id, outputs, parameters)
+    return Request(rows, len(body), id, outputs, parameters)
 
 
 def decode_invocations(reader: Reader, body: bytes, content_type: str | None) -> Request:
     """The request of an MLflow call: `dataframe_split`, `dataframe_records`, `instances`, `inputs` or CSV."""
     if _media_type(content_type, (*JSON_TYPES, "text/csv")) == "text/csv":
-        return Request(reader.read(_limited(tables.from_csv(body))))
+        return Request(reader.read(_limited(tables.from_csv(body))), len(body))
     document = as_object(parse(body), "the body")
     columns = tables.from_document(document, reader.schema.names)
     parameters = as_object(document.get("params") or {}, "'params'")
-    return Request(reader.read(_limited(columns)), None, {}, parameters)
+    return Request(reader.read(_limited(columns)), len(body), None, {}, parameters)
 
 
 def encode_infer(

@@ -3,13 +3,14 @@
 Deny by default: health is open, everything else wants a key, and what is not listed is a 404.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import parse_qs
 
 import mlops_ray
-from mlops_ray.errors import ForbiddenError, NotFoundError, UnauthorizedError
+from mlops_ray.errors import ForbiddenError, NotFoundError, SlowBodyError, UnauthorizedError
 from mlops_ray.keys import Keyring, Role
 from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
@@ -33,6 +34,7 @@ from mlops_ray.storage import Storage
 READY = "/v2/health/ready"
 #: A key has 43 characters; more than this is no login.
 MAX_LOGIN_BYTES = 4_096
+LOGIN_S = 10.0
 
 Handler = Callable[[Call], Awaitable[Reply]]
 
@@ -121,7 +123,12 @@ class Routes:
             authorize(self._keyring, call, "read")
 
     async def _login(self, call: Call) -> Reply:
-        form = parse_qs((await call.body(MAX_LOGIN_BYTES)).decode("latin-1"))
+        try:
+            async with asyncio.timeout(LOGIN_S):
+                body = await call.body(MAX_LOGIN_BYTES)
+        except TimeoutError:
+            raise SlowBodyError(f"the form has not come within {LOGIN_S:.0f} s") from None
+        form = parse_qs(body.decode("latin-1"))
         key = form.get("key", [""])[0].strip()
         try:
             name = self._keyring.authorize(f"Bearer {key}", "read").name

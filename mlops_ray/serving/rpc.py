@@ -20,8 +20,8 @@ import orjson
 from google.protobuf.json_format import ParseDict  # type: ignore[import-untyped]
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from mlops_ray.errors import RequestError, UsageError
-from mlops_ray.keys import Keyring
+from mlops_ray.errors import OverloadedError, RequestError, UsageError
+from mlops_ray.keys import Keyring, Role
 from mlops_ray.serving.asgi import MOST_ID, REQUEST_ID
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
 from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY
@@ -133,6 +133,15 @@ _PATHS = {
     "ModelInfer": INFER,
 }
 _INFER = "ModelInfer"
+#: What needs a key, before anything of it is read.
+_ROLES: dict[str, tuple[Role, ...]] = {
+    _INFER: ("predict",),
+    "ServerMetadata": ("predict", "read"),
+    "ModelMetadata": ("predict", "read"),
+}
+#: Of the open methods one has a message that is read, of anybody: of so many at a time, and not for long.
+_OPEN_READ = "ModelReady"
+MOST_OPEN_READS, OPEN_READ_S = 8, 1.0
 #: A model that is not there, or not yet, is no error where the question is whether it is ready.
 _NOT_READY = (404, 503)
 
@@ -154,8 +163,8 @@ async def _serve(
     headers = _headers(context.invocation_metadata(), context.time_remaining())
     trailing = {REQUEST_ID: headers[REQUEST_ID]}
     try:
-        if method == _INFER:
-            keyring.authorize(headers.get("authorization"), "predict")
+        if method in _ROLES:
+            keyring.authorize(headers.get("authorization"), *_ROLES[method])
         request = await _read(method, messages)
         status, replied, body = await _forward(method, ask, request, headers)
         if status == 200 or (method == "ModelReady" and status in _NOT_READY):
@@ -194,14 +203,33 @@ def _headers(metadata: Any, remaining_s: float | None) -> dict[str, str]:
     return headers
 
 
+_open_reads = 0
+
+
 async def _read(method: str, messages: AsyncIterator[bytes]) -> Any:
+    """The message of a call; of one about the server there is nothing to read."""
+    if not method.startswith("Model"):
+        return None
+    if method != _OPEN_READ:
+        return await _whole(method, messages, READ_S)
+    global _open_reads
+    if _open_reads >= MOST_OPEN_READS:
+        raise OverloadedError("too many ask whether a model is ready; ask again")
+    _open_reads += 1
     try:
-        async with asyncio.timeout(READ_S):
+        return await _whole(method, messages, OPEN_READ_S)
+    finally:
+        _open_reads -= 1
+
+
+async def _whole(method: str, messages: AsyncIterator[bytes], within_s: float) -> Any:
+    try:
+        async with asyncio.timeout(within_s):
             return message(f"{method}Request").FromString(await anext(aiter(messages), b""))
     except DecodeError:
         raise RequestError(f"the message is no {method}Request of the Open Inference Protocol v2") from None
     except TimeoutError:
-        raise RequestError(f"the message was not whole within {READ_S:.0f} s") from None
+        raise RequestError(f"the message was not whole within {within_s:.0f} s") from None
 
 
 async def _forward(method: str, ask: Ask, request: Any, headers: dict[str, str]) -> Answered:
@@ -240,7 +268,8 @@ def encode(request: Any) -> tuple[dict[str, str], bytes]:
     """The headers and the body of the v2 request with binary data that a `ModelInferRequest` says."""
     if not request.model_name:
         raise RequestError("the request names no model")
-    limit_columns(request.inputs)
+    for several in (request.inputs, request.outputs, request.parameters):
+        limit_columns(several)
     raw, data = request.raw_input_contents, []
     if raw and len(raw) != len(request.inputs):
         raise RequestError(
@@ -271,6 +300,7 @@ def encode(request: Any) -> tuple[dict[str, str], bytes]:
 
 
 def _parameters(of: Any) -> dict[str, Any]:
+    limit_columns(of.parameters)
     return {
         name: getattr(value, choice) if (choice := value.WhichOneof("parameter_choice")) else None
         for name, value in of.parameters.items()

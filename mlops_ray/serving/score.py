@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import shutil
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -31,7 +32,7 @@ from mlops_ray.serving import parts
 from mlops_ray.serving.answers import ERROR, Answers
 from mlops_ray.serving.parts import PARQUET, Part, Run
 from mlops_ray.serving.versions import Load, Served
-from mlops_ray.storage import replacing
+from mlops_ray.storage import PRIVATE, replacing
 
 #: Rows that are scored here rather than on Ray, which takes as long to begin as these take.
 SMALL_ROWS = 500_000
@@ -140,10 +141,7 @@ def opened(scoring: Scoring, given: str, output: Path) -> Iterator[Job]:
     _require_columns(parts.require_alike(files), scoring.served.request, files[0])
     runs, rows = parts.cut(files)
     folder = Path(scoring.folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    _make_own(folder)
     with _alone(folder):
         _require_same(folder, files, scoring)
         yield Job(scoring, runs, output, rows)
@@ -161,9 +159,28 @@ def _require_columns(names: Sequence[str], request: Schema, file: str) -> None:
             raise DataError(needed, file=file, column=name)
 
 
+def _make_own(folder: Path) -> None:
+    """Makes the folder of the parts; one that is there must be ours alone, or others could write answers."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise StorageError(
+            f"{folder} is no folder that you alone can write; delete it, or name another output"
+        )
+
+
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with (folder / LOCK).open("w") as file:
+    try:
+        lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, PRIVATE)
+    except OSError as error:
+        raise StorageError(f"cannot open {folder / LOCK}: {error.strerror}; delete {folder}") from error
+    with os.fdopen(lock, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,11 +205,17 @@ def _require_same(folder: Path, files: Sequence[str], scoring: Scoring) -> None:
     try:
         begun = orjson.loads(path.read_bytes())
     except FileNotFoundError:
+        if any(folder.glob("[0-9]*")):
+            raise StorageError(
+                f"{folder} holds parts, and does not say of what; delete it to begin anew"
+            ) from None
         with replacing(path) as new:
             new.write_bytes(orjson.dumps(made_from))
         return
     except orjson.JSONDecodeError as error:
         raise StorageError(f"{path} is damaged: {error}; delete {folder} to begin anew") from error
+    if not isinstance(begun, dict):
+        raise StorageError(f"{path} is damaged; delete {folder} to begin anew")
     if begun != made_from:
         why = _difference(begun, made_from)
         raise StorageError(f"{folder} holds parts of another run: {why}; delete it to begin anew")

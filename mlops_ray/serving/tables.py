@@ -87,6 +87,7 @@ def from_csv(body: bytes) -> dict[str, Sequence[Any]]:
         raise RequestError(f"the CSV cannot be read: {error}") from None
     except ValueError:
         raise RequestError("the CSV is empty; its first line names the columns") from None
+    limit_columns(header)
     if len(set(header)) != len(header):
         raise RequestError("the CSV names a column twice")
     return _by_position(table, header, "the CSV")

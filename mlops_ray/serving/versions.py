@@ -49,7 +49,7 @@ class Answering(Protocol):
 
     def predict(self, inputs: pl.DataFrame, /) -> Answer: ...
 
-    def explain(self, features: pl.DataFrame, /) -> Contributions: ...
+    def explain(self, features: pl.DataFrame, hidden: frozenset[str], /) -> Contributions: ...
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Live:
         tally = Tally.empty(self.served.reference.specs)
         tally.observe(answer.given, np.zeros(1))
         tally.to_json()
-        self._log.rehearse(self._shape, _entry(nothing, Part(answer, 0, 1), "", 0))
+        self._log.rehearse(self._shape, _entry(nothing, Part(answer, 0, 1), "", 0, 0))
 
     async def predict(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> Part:
         """The answer to a request's rows, alone or in a batch with others'; see `Batcher.submit`."""
@@ -189,16 +189,16 @@ class Live:
         tally.traffic.batch_rows.update(len(answer.values))
         tally.observe(answer.given, answer.values)
 
-    def log(self, rows: Rows, part: Part, id: str, latency_us: int) -> None:
-        """Takes an answered request into the prediction log."""
-        self._log.add(self._shape, _entry(rows, part, id, latency_us))
+    def log(self, rows: Rows, part: Part, id: str, latency_us: int, size: int) -> None:
+        """Takes an answered request, whose body had so many bytes, into the prediction log."""
+        self._log.add(self._shape, _entry(rows, part, id, latency_us, size))
 
 
-def _entry(rows: Rows, part: Part, id: str, latency_us: int) -> Entry:
+def _entry(rows: Rows, part: Part, id: str, latency_us: int, size: int) -> Entry:
     answer = part.batch
     features = answer.given if isinstance(answer.given, pl.DataFrame) else None
     batch = Batch(answer.values, features, answer.watermark_us)
-    return Entry(id, rows, batch, part.start, part.stop, time.time_ns() // 1000, latency_us)
+    return Entry(id, rows, batch, part.start, part.stop, time.time_ns() // 1000, latency_us, size)
 
 
 #: The longest pause between two tries to load a version that could not be loaded.

@@ -23,6 +23,7 @@ from mlops_ray.storage import Storage
 MODEL = "m"
 SHAPE = Shape("7", "champion", features=("double",))
 ASKED = Schema((Column("site", "category"), Column("age", "float")))
+SIZE = 700
 AT = 1_480_000_000_000_000
 
 
@@ -36,7 +37,7 @@ def entry(id: str, of: Batch, start: int, stop: int) -> Entry:
     """A request whose columns tell the answer."""
     values = of.values[start:stop].tolist()
     asked = Rows(ASKED, [[f"s{v:g}" for v in values], values])
-    return Entry(id, asked, of, start, stop, AT, 1_000)
+    return Entry(id, asked, of, start, stop, AT, 1_000, SIZE)
 
 
 def read(storage: Storage) -> pl.DataFrame:
@@ -118,8 +119,8 @@ def test_what_nobody_may_see_lies_apart_and_is_private(storage: Storage) -> None
     ]
 
 
-def test_rows_beyond_those_that_may_wait_are_lost_and_counted(storage: Storage) -> None:
-    log = PredictionLog(storage, MODEL, "r", most_waiting=3)
+def test_what_is_beyond_the_bytes_that_may_wait_is_lost_and_counted(storage: Storage) -> None:
+    log = PredictionLog(storage, MODEL, "r", most_waiting=3 * SIZE)
     for number in range(5):
         log.add(SHAPE, entry(str(number), batch([1.0]), 0, 1))
     assert prediction_log.lost(storage, MODEL) == 2

@@ -51,7 +51,7 @@ class StandIn:
         values[bad] = np.nan
         return Answer(values, failures, typed.select("load"))
 
-    def explain(self, features: pl.DataFrame, /) -> Contributions:
+    def explain(self, features: pl.DataFrame, hidden: frozenset[str], /) -> Contributions:
         """As if it always were ten o'clock."""
         values = np.column_stack([2 * features["load"].to_numpy(), np.full(features.height, 10.0)])
         return Contributions(("load", "hour"), values, 0.0, "answer")

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 import pytest
 
@@ -41,7 +42,9 @@ def call(app: App, path: str, type: str = "http") -> list[Message]:
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    asyncio.run(app({"type": type, "path": path, "headers": []}, receive, send))  # type: ignore[arg-type]
+    asyncio.run(
+        app({"type": type, "path": unquote(path), "raw_path": path.encode(), "headers": []}, receive, send)
+    )  # type: ignore[arg-type]
     return sent
 
 
@@ -75,6 +78,14 @@ def test_health_checks_and_what_is_not_http_go_on_to_serve(path: str, type: str)
     start(direct.by_serve(answering("ours", reached), nothing, nothing))
     call(direct.Direct(answering("serve", reached)), path, type)
     assert reached == ["serve"]
+
+
+@pytest.mark.parametrize("path", ["/%2d/routes", "/-%2Froutes", "/%2D/healthz", "//-/routes"])
+def test_what_only_looks_like_a_path_of_serves_when_decoded_is_ours(path: str) -> None:
+    reached: list[str] = []
+    start(direct.by_serve(answering("ours", reached), nothing, nothing))
+    call(direct.Direct(answering("serve", reached)), path)
+    assert reached == ["ours"]
 
 
 def test_a_request_that_comes_by_way_of_serve_gets_its_id_from_serve_alone() -> None:

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 import pytest
 
 from mlops_ray import keys
@@ -14,7 +16,7 @@ from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
-from mlops_ray.serving.endpoint import Endpoint
+from mlops_ray.serving.endpoint import MOST_BODIES, MOST_WHYS, SMALL_BYTES, Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call, call_async, run
@@ -438,3 +440,69 @@ def test_a_service_that_explains_nothing_says_so(service: Service) -> None:
     reply = service.call("POST", "/invocations", json=RECORDS | {"params": {"explain": True}})
     assert reply.status == 400
     assert "explain: on_request" in reply.json["error"]
+
+
+def test_so_many_explanations_may_wait_and_no_more(service: Service) -> None:
+    begun, end = threading.Event(), threading.Event()
+    predictor = service.versions.champion.served.predictor  # type: ignore[union-attr]
+    explain = predictor.explain
+
+    def slow(*given: Any) -> Any:
+        begun.set()
+        assert end.wait(60)
+        return explain(*given)
+
+    predictor.explain = slow
+    asked = RECORDS | {"params": {"explain": True}}
+
+    async def one(**headers: str) -> Answered:
+        more: Any = {"key": service.keys["predict"], "json": asked, "headers": headers}
+        return await call_async(service.endpoint, "POST", f"{BASE}/invocations", **more)
+
+    async def everyone() -> tuple[list[Answered], Answered, Answered]:
+        waiting = [asyncio.ensure_future(one()) for _ in range(MOST_WHYS - 1)]
+        await asyncio.to_thread(begun.wait, 60)
+        late = await one(**{"x-timeout-ms": "20"})
+        waiting.append(asyncio.ensure_future(one()))
+        while service.endpoint._whys < MOST_WHYS:
+            await asyncio.sleep(0)
+        refused = await one()
+        end.set()
+        return await asyncio.gather(*waiting), late, refused
+
+    answered, late, refused = run(everyone())
+    assert {reply.status for reply in answered} == {200}
+    assert (late.status, refused.status) == (504, 429)
+    assert service.endpoint.admission.requests == service.endpoint._whys == 0
+
+
+def test_so_many_bodies_may_be_on_their_way_and_no_more(service: Service) -> None:
+    service.endpoint._bodies = MOST_BODIES
+    reply = service.call("POST", "/invocations", json=RECORDS)
+    assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+    service.endpoint._bodies = 0
+    assert service.call("POST", "/invocations", json=RECORDS).status == 200
+    assert service.endpoint._bodies == 0
+
+
+def test_a_large_body_is_read_as_a_small_one_is(service: Service) -> None:
+    body = orjson.dumps(RECORDS) + b" " * SMALL_BYTES
+    headers = {"content-type": "application/json"}
+    reply = service.call("POST", "/invocations", body=body, headers=headers)
+    assert reply.json["predictions"] == [ANSWER]
+    wrong = orjson.dumps({"dataframe_records": [ROW | {"load": "x"}]}) + b" " * SMALL_BYTES
+    assert service.call("POST", "/invocations", body=wrong, headers=headers).status == 422
+    assert service.delta["1"]["traffic"]["invalid"] == [["load", "type", 1]]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_text_that_is_no_name_any_more_is_a_422(service: Service, rows: int) -> None:
+    inputs = [
+        {"name": name, "shape": [rows], "datatype": "BYTES", "data": [value] * rows}
+        for name, value in (ROW | {"site": "a" * 10_001}).items()
+    ]
+    reply = service.call("POST", "/infer", json={"inputs": inputs})
+    assert (reply.status, reply.json["error"]) == (
+        422,
+        "row 0, column 'site': has 10001 characters; at most 10000 are read",
+    )

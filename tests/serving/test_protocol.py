@@ -330,7 +330,7 @@ def test_another_content_type_is_a_415(decode: Any, content_type: str) -> None:
 def test_what_is_encoded_is_what_a_client_reads(values: list[float], wants_binary: bool) -> None:
     from tritonclient.http import InferResult
 
-    request = protocol.Request(infer(v2()).rows.frame, "mine", {"prediction": wants_binary})
+    request = protocol.Request(infer(v2()).rows, 0, "mine", {"prediction": wants_binary})
     body, headers = encode_infer(
         request, {"prediction": np.array(values)}, model="m", version="3", id="other"
     )
@@ -346,7 +346,7 @@ def test_every_output_is_read_back_in_json_and_in_binary(said: list[bool], first
     from tritonclient.http import InferResult
 
     answers = {"prediction": np.linspace(0, 1, len(said)), "decision": np.array(said)}
-    request = protocol.Request(infer(v2()).rows.frame, "mine", {"prediction": first, "decision": second})
+    request = protocol.Request(infer(v2()).rows, 0, "mine", {"prediction": first, "decision": second})
     body, headers = encode_infer(request, answers, model="m", version="3", id="other")
     length = headers.get("inference-header-content-length")
     result = InferResult.from_response_body(body, header_length=int(length) if length else None)

@@ -506,3 +506,52 @@ def test_with_a_certificate_it_speaks_tls_only(service: Service, tmp_path: Path)
 def test_a_certificate_without_its_key_is_refused_not_ignored() -> None:
     with pytest.raises(UsageError):
         Listener("127.0.0.1", 0, certificate="certificate.pem")
+
+
+def silent(address: str, method: str, **metadata: str) -> tuple[grpc.Channel, Any]:
+    """A call whose message does not come."""
+    channel = grpc.insecure_channel(address)
+    call = channel.stream_unary(f"/{rpc.SERVICE}/{method}")
+    return channel, call.future(wait_for_ever(), metadata=tuple(metadata.items()))
+
+
+def wait_for_ever() -> Iterator[bytes]:
+    threading.Event().wait()
+    yield b""
+
+
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ServerMetadata"])
+def test_without_a_key_no_message_is_waited_for(address: str, method: str) -> None:
+    channel, call = silent(address, method)
+    with pytest.raises(grpc.RpcError) as refused:
+        call.result(timeout=60)
+    assert code(refused.value) == "UNAUTHENTICATED"
+    channel.close()
+
+
+def test_health_of_the_server_waits_for_no_message(address: str) -> None:
+    channel, call = silent(address, "ServerLive")
+    assert messages.message("ServerLiveResponse").FromString(call.result(timeout=60)).live
+    channel.close()
+
+
+def test_who_asks_whether_a_model_is_ready_and_sends_nothing_keeps_nobody_out(
+    address: str, key: dict[str, str], service: Service
+) -> None:
+    calls = [silent(address, "ModelReady") for _ in range(rpc.MOST_OPEN_READS + 3)]
+    assert infer(address, typed(), key)
+    codes = {code(call.exception(timeout=60)) for _, call in calls}
+    assert codes == {"RESOURCE_EXHAUSTED", "INVALID_ARGUMENT"}
+    for channel, _ in calls:
+        channel.close()
+
+
+def test_outputs_and_parameters_are_limited_as_inputs_are(address: str, key: dict[str, str]) -> None:
+    many = typed()
+    for _ in range(1_001):
+        many.outputs.add()
+    assert "1001 columns are more than 1000" in refused(address, many, key).details()
+    many = typed()
+    for number in range(1_001):
+        many.parameters[str(number)].bool_param = True
+    assert "1001 columns are more than 1000" in refused(address, many, key).details()

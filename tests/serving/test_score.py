@@ -454,3 +454,37 @@ def test_what_goes_wrong_is_one_sentence_that_quotes_nothing_that_nobody_may_see
         with opened as job, pytest.raises(DataError, match=f"^{said}$"):
             job.run(on_ray=on_ray)
         opened = score.opened(there, str(tmp_path / "rows.csv"), output)
+
+
+def begun_by_others(folder: Path, how: str, outside: Path) -> None:
+    """What somebody else may have made where the parts are to lie."""
+    if how == "a link":
+        outside.mkdir()
+        folder.symlink_to(outside)
+        return
+    folder.mkdir(mode=0o700)
+    if how == "open to others":
+        folder.chmod(0o777)
+    elif how == "a link for a lock":
+        outside.write_text("precious")
+        (folder / score.LOCK).symlink_to(outside)
+    elif how == "parts":
+        pl.DataFrame({"prediction": [666.0]}).write_parquet(folder / "000000-000000.parquet")
+    elif how == "a list":
+        (folder / score.MANIFEST).write_text("[]")
+
+
+@pytest.mark.parametrize("how", ["a link", "open to others", "a link for a lock", "parts", "a list"])
+def test_parts_that_others_have_begun_are_not_gone_on_with(
+    entries: dict[str, Any], tmp_path: Path, how: str
+) -> None:
+    output, outside = tmp_path / "answers", tmp_path / "outside"
+    (tmp_path / "rows.csv").write_text("site,time,lag,hour,holiday\na,2016-11-01T00:00:00Z,0.5,1,true\n")
+    begun_by_others(score.parts_folder(output), how, outside)
+    entry = next(iter(entries.values()))
+    with (
+        pytest.raises(StorageError),
+        score.opened(scoring(entry, output), str(tmp_path / "rows.csv"), output),
+    ):
+        raise AssertionError("it was gone on with")
+    assert not outside.is_file() or outside.read_text() == "precious"
