@@ -137,10 +137,10 @@ def test_n_requests_get_the_verdicts_of_a_batch_of_n_rows() -> None:
         request = {name: [value] for name, value in zip(asked.names, row, strict=True)}
         if broken := [column for column, rule in here if rule == "type"]:
             with pytest.raises(InvalidRowError) as told:
-                reader.frame(request)
+                reader.read(request)
             assert (told.value.row, told.value.column) == (0, next(n for n in asked.names if n in broken))
             continue
-        one, found = verdicts(asked, reader.frame(request))
+        one, found = verdicts(asked, reader.read(request).frame)
         assert one == [typed[number]], row
         assert [(column, rule) for _, column, rule, *_ in found] == here, row
 
