@@ -428,6 +428,7 @@ def test_a_certificate_that_does_not_fit_is_told_before_anything_starts(
     ("listen", "words"),
     [
         ("{host: localhost}", "serving.listen.host: write an address of this machine"),
+        ("{host: '::1%x] bind 0.0.0.0:9999 #'}", "serving.listen.host: write the address without a scope"),
         ("{certificate: tls.crt}", "certificate and key are said together"),
         ("{certificate: a, key: b, tls: elsewhere}", "where TLS ends elsewhere, no certificate"),
         ("{host: 10.0.0.1}", "plain HTTP on 10.0.0.1 shows keys and rows"),

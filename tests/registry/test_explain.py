@@ -329,6 +329,9 @@ def test_what_nobody_may_see_is_told_of_as_one(hidden: tuple[str, ...], tmp_path
     for name, own in zip(told.names[:-1], told.values.T, strict=False):
         assert own.tolist() == parts[name].tolist()
     assert told.base == every.base
+    # Today's policy counts beside that of the day on which it was trained.
+    today = shown.explain(rows(40, seed=8), frozenset(hidden))
+    assert (today.names, today.values.tolist()) == (told.names, told.values.tolist())
 
 
 SCALES = [
