@@ -113,7 +113,7 @@ def asked(keys: list[str]) -> pl.DataFrame:
 def differing(store: OnlineStore, snapshot: Snapshot) -> int:
     """How many features of all entities are not what the history says, to the bit."""
     rows = asked(entities())
-    found, failures = store.features(FEATURE_SET, rows)
+    found, failures, _ = store.read(FEATURE_SET, rows)
     expected = point_in_time(rows, {SOURCE: read(snapshot)}, FEATURE_SET)
     differ = sum(int(found[name].ne_missing(expected[name]).sum()) for name in FEATURE_SET.names)
     # Every window and lag lies within the history: a missing feature would be compared with nothing.
@@ -165,7 +165,7 @@ def one_round(store: OnlineStore, batch: int, reads: int) -> Round:
     micros = np.empty(reads)
     for number, rows in enumerate(requests):
         begin = time.perf_counter_ns()
-        store.features(FEATURE_SET, rows)
+        store.read(FEATURE_SET, rows)
         micros[number] = (time.perf_counter_ns() - begin) / 1000
     return Round(micros)
 

@@ -21,6 +21,7 @@ import yaml
 from benchmarks.load import Bench, Caller, Rows, Target
 from benchmarks.measure import in_new_process
 from mlops_ray.cluster import head, local
+from mlops_ray.config import load
 from mlops_ray.registry.boosters import XgboostModel
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -170,6 +171,17 @@ def deploy(service: Service, module: str) -> str:
     In a process of its own: it is a driver of the cluster no longer than it takes.
     """
     return str(in_new_process(_deploy, service, module))
+
+
+def beside(service: Service, name: str, kind: Any) -> Any:
+    """The application of the service's champion under another name, its replicas of another kind."""
+    from mlops_ray.serving import replica
+
+    storage = service.storage
+    storage.write_json(record.read(storage, service.name) | {"model": name}, record.FOLDER, f"{name}.json")
+    replica.Replica = kind  # type: ignore[misc]
+    project = load(service.file).model_copy(update={"project": name})
+    return replica.deployment(project, storage, {}, frozenset())
 
 
 def _deploy(service: Service, module: str) -> str:

@@ -166,16 +166,7 @@ class Schema:
 
     def failures(self, frame: pl.DataFrame, typed: pl.DataFrame) -> pl.DataFrame:
         """Every check that failed over a frame, which comes with declared types too; see `FAILURES`."""
-        given = (
-            frame.get_columns()
-            if frame.columns == list(self.names)
-            else frame.select(self.names).get_columns()
-        )
-        values = (
-            typed.get_columns()
-            if typed.columns == list(self.names)
-            else typed.select(self.names).get_columns()
-        )
+        given, values = ([of.get_column(name) for name in self.names] for of in (frame, typed))
         pairs = zip(self.columns, given, values, strict=True)
         found = [failed for of in pairs for failed in self._column_failures(*of)]
         found += [failed for rule in self.rules for failed in _rule_failures(typed, rule, self._hidden)]

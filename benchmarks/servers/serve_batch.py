@@ -5,10 +5,9 @@ from typing import Any
 
 from ray import serve
 
-from benchmarks.ours import Service
-from mlops_ray.config import load
+from benchmarks.ours import Service, beside
 from mlops_ray.data.rows import Rows
-from mlops_ray.serving import record, replica, versions
+from mlops_ray.serving import replica, versions
 from mlops_ray.serving.batcher import Batcher, Part
 
 NAME = "serve-batch"
@@ -41,8 +40,4 @@ class GatheredReplica(replica.Replica):
 
 def application(service: Service) -> serve.Application:
     """The service's application under another name, with the same champion."""
-    storage = service.storage
-    storage.write_json(record.read(storage, service.name) | {"model": NAME}, record.FOLDER, f"{NAME}.json")
-    replica.Replica = GatheredReplica  # type: ignore[assignment,misc]
-    project = load(service.file).model_copy(update={"project": NAME})
-    return replica.deployment(project, storage, {}, frozenset())
+    return beside(service, NAME, GatheredReplica)

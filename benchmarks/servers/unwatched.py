@@ -4,9 +4,8 @@ from typing import Any
 
 from ray import serve
 
-from benchmarks.ours import Service
-from mlops_ray.config import load
-from mlops_ray.serving import endpoint, record, replica, versions
+from benchmarks.ours import Service, beside
+from mlops_ray.serving import endpoint, replica, versions
 
 NAME = "unwatched"
 
@@ -23,8 +22,4 @@ class UnwatchedReplica(replica.Replica):
 
 def application(service: Service) -> serve.Application:
     """The service's application under another name, with the same champion."""
-    storage = service.storage
-    storage.write_json(record.read(storage, service.name) | {"model": NAME}, record.FOLDER, f"{NAME}.json")
-    replica.Replica = UnwatchedReplica  # type: ignore[assignment,misc]
-    project = load(service.file).model_copy(update={"project": NAME})
-    return replica.deployment(project, storage, {}, frozenset())
+    return beside(service, NAME, UnwatchedReplica)

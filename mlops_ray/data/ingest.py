@@ -272,6 +272,14 @@ def on_ray(task: "Task", selector: dict[str, str]) -> Iterator[dict[str, Any]]:
     blocks = ray.data.range(count, override_num_blocks=min(count, TASKS)).map_batches(
         function, batch_size=None, batch_format="pyarrow"
     )
+    yield from said_by_tasks(blocks, "reading", task.source.policy.restricts)
+
+
+def said_by_tasks(blocks: Any, doing: str, restricts: bool) -> Iterator[Any]:
+    """What the tasks of a Ray dataset say: JSON in its column `said`, in its order.
+
+    Raises `DataError` where they fail in `doing` so; where it `restricts`, without quoting anything.
+    """
     batches: Any = iter(blocks.iter_batches(batch_size=None, batch_format="pyarrow"))
     try:
         # Closed by us: Ray's iterator calls into the cluster when it ends, which must then still be there.
@@ -279,8 +287,8 @@ def on_ray(task: "Task", selector: dict[str, str]) -> Iterator[dict[str, Any]]:
             for batch in batches:
                 yield from map(orjson.loads, batch["said"].to_pylist())
     except ray.exceptions.RayError as error:
-        why = DataError("reading failed on Ray", said=f": {one_line(error)[:200]}")
-        raise (why.without_data() if task.source.policy.restricts else why) from error
+        why = DataError(f"{doing} failed on Ray", said=f": {one_line(error)[:200]}")
+        raise (why.without_data() if restricts else why) from error
 
 
 @dataclass(frozen=True)

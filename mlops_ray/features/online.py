@@ -142,10 +142,6 @@ class OnlineStore:
         first, last = first + -first % every, last - last % every
         return from_micros(first), from_micros(last)
 
-    def features(self, features: FeatureSet, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The first two of what `read` gives."""
-        return self.read(features, rows)[:2]
-
     def read(self, features: FeatureSet, rows: pl.DataFrame) -> "Read":
         """The features of typed request rows, in their order, and the rows that cannot be answered.
 

@@ -13,7 +13,7 @@ subtree is the sum of its leaves: so each node is passed twice, however long the
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,11 @@ class Contributions:
     values: Values
     base: float
     scale: Scale
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """All but the values, as plain data."""
+        return {"features": self.names, "base": self.base, "scale": self.scale}
 
 
 @runtime_checkable

@@ -95,7 +95,7 @@ class Answers:
         if given == pl.String and column.type == "datetime":
             return read_iso(raw.set(~raw.str.contains(PLAIN_INSTANT), None))
         if given == pl.String:
-            return self._bare[column.name].check(raw.to_frame(column.name))[0].to_series()
+            return self._reader.bare[column.name].check(raw.to_frame(column.name))[0].to_series()
         if column.type == "datetime" and isinstance(given, pl.Datetime) and given.time_zone is not None:
             return raw.dt.convert_time_zone("UTC").cast(INSTANT)
         if column.type == "int" and given.is_float():
@@ -108,18 +108,15 @@ class Answers:
 
     def _read(self, value: Any, column: Column) -> tuple[Any, str]:
         """A value by the endpoint's reader, and what it says where it does not read it."""
-        reader = Reader(self._bare[column.name], self.hidden)
+        reader = Reader(self._reader.bare[column.name], self.hidden)
         try:
             return reader.read({column.name: [value]}).frame[column.name][0], ""
         except InvalidRowError as error:
             return None, _alone(error)
 
     @cached_property
-    def _bare(self) -> dict[str, Schema]:
-        """For each column a schema that checks its type alone."""
-        request = self.served.request
-        words = (request.true_values, request.false_values, request.null_values)
-        return {c.name: Schema((Column(c.name, c.type),), (), *words) for c in request.columns}
+    def _reader(self) -> Reader:
+        return Reader(self.served.request, self.hidden)
 
 
 def _as_sent(value: Any) -> Any:

@@ -135,7 +135,7 @@ class Reader:
                 raise InvalidRowError(said, row=row, column=column.name)
 
     def _from_text(self, column: Column, texts: list[str | None]) -> list[Any]:
-        typed, failures = self._bare[column.name].check(
+        typed, failures = self.bare[column.name].check(
             pl.DataFrame([pl.Series(column.name, texts, dtype=pl.String)])
         )
         for row in failures["row"].to_list():
@@ -143,7 +143,7 @@ class Reader:
         return typed[column.name].to_list()
 
     @cached_property
-    def _bare(self) -> dict[str, Schema]:
+    def bare(self) -> dict[str, Schema]:
         """For each column a schema that checks its type alone."""
         words = (self.schema.true_values, self.schema.false_values, self.schema.null_values)
         return {c.name: Schema((Column(c.name, c.type),), (), *words) for c in self.schema.columns}

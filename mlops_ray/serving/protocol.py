@@ -17,6 +17,7 @@ from mlops_ray.errors import InvalidRowError, RequestError, UnsupportedMediaType
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.schema import ColumnType
 from mlops_ray.serving import tables, tensors
+from mlops_ray.serving.asgi import JSON
 from mlops_ray.serving.columns import Reader
 from mlops_ray.serving.documents import as_list, as_object, limit_rows, parse, show
 
@@ -47,7 +48,6 @@ DATATYPES: dict[ColumnType, str] = {
     "category": "BYTES",
     "datetime": "BYTES",
 }
-JSON = {"content-type": "application/json"}
 JSON_TYPES = ("application/json", "application/vnd.mlflow.v3+json")
 BINARY_TYPE = "application/octet-stream"
 
@@ -126,8 +126,7 @@ def encode_infer(
         data += own
     if explained is not None:
         output, own = _tensor(CONTRIBUTIONS, explained.values, request.binary)
-        about = {"features": explained.names, "base": explained.base, "scale": explained.scale}
-        outputs.append(output | {"parameters": output.get("parameters", {}) | about})
+        outputs.append(output | {"parameters": output.get("parameters", {}) | explained.about})
         data += own
     document = {"model_name": model, "model_version": version, "id": request.id or id, "outputs": outputs}
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -166,12 +165,7 @@ def encode_predictions(
     """The body and the headers of a reply in MLflow's form."""
     document: dict[str, Any] = {f"{name}s": values for name, values in answers.items()}
     if explained is not None:
-        document[CONTRIBUTIONS] = {
-            "features": explained.names,
-            "base": explained.base,
-            "scale": explained.scale,
-            "values": np.ascontiguousarray(explained.values),
-        }
+        document[CONTRIBUTIONS] = explained.about | {"values": np.ascontiguousarray(explained.values)}
     document |= {"model_name": model, "model_version": version, "id": request.id or id}
     return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), JSON
 

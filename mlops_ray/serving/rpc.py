@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mlops_ray.errors import OverloadedError, RequestError, UsageError
 from mlops_ray.keys import Keyring, Role
+from mlops_ray.serving.admission import TIMEOUT
 from mlops_ray.serving.asgi import MOST_ID, REQUEST_ID
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
 from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY
@@ -53,7 +54,6 @@ OPTIONS = (
 )
 
 #: Headers that callers may send as metadata.
-TIMEOUT = "x-timeout-ms"
 HEADERS = ("authorization", REQUEST_ID, "x-routing-key", TIMEOUT)
 
 #: Any other status of a caller's mistake is INVALID_ARGUMENT, 413 too: sending it again does not help.

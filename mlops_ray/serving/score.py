@@ -337,6 +337,8 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     """Tasks read, and a pool of actors scores, one for each CPU that is free; a line of each part."""
     import ray
 
+    from mlops_ray.data.ingest import said_by_tasks
+
     context = ray.data.DataContext.get_current()
     before = context.copy()
     context.enable_progress_bars = False
@@ -367,14 +369,7 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
         num_cpus=min(1, cpus),
         compute=ray.data.ActorPoolStrategy(size=max(1, cpus)),
     )
-    batches: Any = iter(lines.iter_batches(batch_size=None, batch_format="pyarrow"))
     try:
-        # Closed by us: Ray's iterator calls into the cluster when it ends, which must then still be there.
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield from map(orjson.loads, batch["said"].to_pylist())
-    except ray.exceptions.RayError as error:
-        why = DataError("scoring failed on Ray", said=f": {one_line(error)[:200]}")
-        raise (why.without_data() if job.scoring.restricts else why) from error
+        yield from said_by_tasks(lines, "scoring", job.scoring.restricts)
     finally:
         ray.data.DataContext._set_current(before)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mlops_ray.errors import InvalidRowError, RequestError, did_you_mean
-from mlops_ray.serving.documents import MAX_ROWS, as_list, as_object, limit_rows, show
+from mlops_ray.serving.documents import as_list, as_object, limit_rows, show
 
 #: Characters of a name that an error shows, or looks for the nearest known one for.
 SHORT = 40
@@ -28,23 +28,10 @@ def columns_of(document: Mapping[str, Any], binary: memoryview) -> dict[str, Seq
         name = as_object(tensor, "an input").get("name")
         if type(name) is not str or name in columns:
             raise RequestError(f"each input needs a name of its own, not {show(name)}")
-        if (plain := _plain(tensor)) is not None:
-            columns[name] = plain
-        else:
-            columns[name], binary = _tensor(name, tensor, binary)
+        columns[name], binary = _tensor(name, tensor, binary)
     if len(binary):
         raise RequestError(f"{len(binary)} bytes follow the last binary input")
     return columns
-
-
-def _plain(tensor: dict[str, Any]) -> list[Any] | None:
-    """The values of an input as nearly all are: a list of values in JSON, and nothing said besides."""
-    data, shape = tensor.get("data"), tensor.get("shape")
-    if type(data) is not list or type(shape) is not list or "parameters" in tensor or not data:
-        return None
-    is_plain = len(data) <= MAX_ROWS and type(data[0]) is not list
-    is_plain &= type(datatype := tensor.get("datatype")) is str and datatype in DATATYPES
-    return data if is_plain and shape == [len(data)] and type(shape[0]) is int else None
 
 
 def _tensor(name: str, tensor: dict[str, Any], binary: memoryview) -> tuple[Sequence[Any], memoryview]:

@@ -59,7 +59,7 @@ class Place:
         materialize(self.store, FEATURES, {"s": self.snapshot})
 
     def answers(self) -> list[tuple[Any, ...]]:
-        return self.store.features(FEATURES, ASKED)[0].rows()
+        return self.store.read(FEATURES, ASKED)[0].rows()
 
     @property
     def is_redis(self) -> bool:

@@ -272,7 +272,7 @@ def test_flights_are_answered_online_as_offline(
     later = asked.filter(pl.col("time") > bounds[1])
     assert within.height
     rows = pl.concat([within, later, asked.head(3)])
-    answered, failures = online.features(store.features, rows)
+    answered, failures, _ = online.read(store.features, rows)
     # As known at each flight's own P, though the store has learned since when it arrived.
     assert answered.head(within.height).equals(join(within, held, store.features))
     assert not answered.head(within.height).equals(join(within, held, replace(store.features, strict=False)))

@@ -99,14 +99,14 @@ class Store:
 
     def check(self) -> int:
         """Every entity is old or new; returns how many are new. The next materialisation makes all so."""
-        found, failures = self.online.features(FEATURES, ASKED)
+        found, failures, _ = self.online.read(FEATURES, ASKED)
         assert set(failures["severity"]) <= {"flag"}
         news = 0
         for row, old, new in zip(found.rows(), *self.states, strict=True):
             assert row in (old, new)
             news += row == new
         materialize(self.online, FEATURES, {"s": self.snapshot})
-        assert self.online.features(FEATURES, ASKED)[0].rows() == self.states[-1]
+        assert self.online.read(FEATURES, ASKED)[0].rows() == self.states[-1]
         return news
 
 

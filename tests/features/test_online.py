@@ -78,7 +78,7 @@ def check(store: OnlineStore, world: World, snapshots: dict[str, Snapshot]) -> N
     first, last = (to_micros(bound) for bound in store.bounds(features) or ())
     edges = {first - DAY_US, first - 1, first, last, last + 1}
     asked = world.asked(sorted(edges.union(world.times())))
-    found, failures = store.features(features, asked)
+    found, failures, _ = store.read(features, asked)
     no = refused(failures)
     answered = [row for row in range(asked.height) if row not in no]
     assert found[answered].equals(offline(asked, snapshots, features)[answered])
@@ -111,9 +111,9 @@ def _check_alone(
     store: OnlineStore, features: FeatureSet, asked: pl.DataFrame, found: pl.DataFrame, failures: pl.DataFrame
 ) -> None:
     """Rows at once are as rows alone, in whatever order."""
-    assert store.features(features, asked.reverse())[0].equals(found.reverse())
+    assert store.read(features, asked.reverse())[0].equals(found.reverse())
     for row in (0, asked.height // 3, asked.height // 2, asked.height - 1):
-        alone, refusals = store.features(features, asked[row : row + 1])
+        alone, refusals, _ = store.read(features, asked[row : row + 1])
         assert alone.equals(found[row : row + 1])
         assert refusals.drop("row").equals(failures.filter(pl.col("row") == row).drop("row"))
 
@@ -217,7 +217,7 @@ def test_only_entities_that_learned_something_are_written(place: str, tmp_path: 
     assert materialize(store, features, {"s": second}) == {"s": at(5)}, "the watermark is everybody's"
     assert shelf.taken() == ['["b"]']
     for unchanged in ("a", "c"):
-        found, failures = store.features(features, asked((unchanged, at(5))))
+        found, failures, _ = store.read(features, asked((unchanged, at(5))))
         assert failures.is_empty()
         assert found.equals(offline(asked((unchanged, at(5))), {"s": second}, features))
     assert materialize(store, features, {"s": second}) == {"s": at(5)}
@@ -293,8 +293,8 @@ def test_a_row_that_becomes_known_after_its_commit_is_taken_in_then(place: str, 
     late = replace(early, as_of=replace(early.as_of, known_at=commit, committed_at=commit), is_newest=False)
     materialize(store, features, {"s": late})
     one = asked(("a", now + 50 * timedelta(milliseconds=1)))
-    assert store.features(features, one)[0].equals(offline(one, {"s": late}, features))
-    assert store.features(features, one)[0]["fresh"].to_list() == [1.0]
+    assert store.read(features, one)[0].equals(offline(one, {"s": late}, features))
+    assert store.read(features, one)[0]["fresh"].to_list() == [1.0]
 
 
 @pytest.mark.parametrize("kept", [LATEST, SUM], ids=["of any age", "of a window"])
@@ -305,7 +305,7 @@ def test_a_deleted_row_vanishes(place: str, tmp_path: Path, kept: Stored) -> Non
     gone = history.commit(("a", 0, None, True), ("b", 1, None, True))
     materialize(store, features, {"s": gone})
     both = asked(("a", at(1)), ("b", at(1)))
-    found, failures = store.features(features, both)
+    found, failures, _ = store.read(features, both)
     assert refused(failures) == {}
     assert found.rows() == [(None, 0), (2.0, 1)]
     assert found.equals(offline(both, {"s": gone}, features))
@@ -319,7 +319,7 @@ def test_the_rows_of_a_table_without_keys_vanish_too(place: str, tmp_path: Path)
     )
     materialize(store, features, {"s": history.commit(("", 0, 1.0))})
     materialize(store, features, {"s": history.commit(("", 0, None, True))})
-    assert store.features(features, asked(("", at(0))))[0].rows() == [(None, None)]
+    assert store.read(features, asked(("", at(0))))[0].rows() == [(None, None)]
 
 
 def test_an_entity_whose_key_is_its_row_id_is_read_as_offline(place: str, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_an_entity_whose_key_is_its_row_id_is_read_as_offline(place: str, tmp_pa
     snapshot = replace(history.commit(("a", 0, 1.0), ("a", 5, 2.0), ("b", 5, 3.0)), view=view)
     materialize(store, features, {"s": snapshot})
     ask = asked(("a", at(5)), ("b", at(5)))
-    found, failures = store.features(features, ask)
+    found, failures, _ = store.read(features, ask)
     assert failures.is_empty()
     assert found.rows() == [(2.0, 1), (3.0, 1)]
     assert found.equals(offline(ask, {"s": snapshot}, features))
@@ -350,7 +350,7 @@ def test_rows_expire_by_ttl_and_by_look_back(place: str, tmp_path: Path) -> None
         snapshot = history.commit(("a", hours, 2.0))
         assert materialize(store, features, {"s": snapshot}) == {"s": at(hours)}
         ask = asked(("old", at(hours)), ("a", at(hours)))
-        found, failures = store.features(features, ask)
+        found, failures, _ = store.read(features, ask)
         assert found.row(0) == answer
         assert found.equals(offline(ask, {"s": snapshot}, features))
         is_kept = hours <= 48
@@ -368,7 +368,7 @@ def test_the_newest_row_of_a_latest_value_without_ttl_never_expires(
     if not at_once:
         materialize(store, features, {"s": early})
     materialize(store, features, {"s": history.commit(("a", 9_999, 3.0))})
-    found, failures = store.features(features, asked(("old", at(9_999))))
+    found, failures, _ = store.read(features, asked(("old", at(9_999))))
     assert (found.rows(), failures.height) == ([(1.0, None)], 0)
 
 
@@ -378,7 +378,7 @@ def test_a_read_before_what_is_kept_or_after_what_is_known_is_refused(place: str
     materialize(store, features, {"s": history.commit(*(("a", hour, 1.0) for hour in range(100)))})
     assert store.bounds(features) == (at(99) - DAY, at(99)), "of the newest moments a day"
     times = (at(99) - DAY - MICROSECOND, at(99) - DAY, at(99), at(99) + MICROSECOND)
-    _, failures = store.features(features, asked(*(("a", time) for time in times)))
+    _, failures, _ = store.read(features, asked(*(("a", time) for time in times)))
     assert refused(failures) == {0: "too_old", 3: "watermark"}
     assert failures["value"].to_list() == [
         "2020-06-04T14:59:59.999999Z",
@@ -389,7 +389,7 @@ def test_a_read_before_what_is_kept_or_after_what_is_known_is_refused(place: str
     first, last = store.bounds(features)  # type: ignore[misc]
     assert (first, last) == (at(99 - 72), at(99)), "what the longer window needs serves the shorter one"
     times = (first - MICROSECOND, first)
-    assert refused(store.features(features, asked(*(("a", time) for time in times)))[1]) == {0: "too_old"}
+    assert refused(store.read(features, asked(*(("a", time) for time in times)))[1]) == {0: "too_old"}
 
 
 def test_a_live_source_is_answered_up_to_now_and_not_later(place: str, tmp_path: Path) -> None:
@@ -402,7 +402,7 @@ def test_a_live_source_is_answered_up_to_now_and_not_later(place: str, tmp_path:
     now = datetime.now(UTC)
     assert now > watermark
     ask = asked(("a", watermark), ("a", now), ("a", now + HOUR), ("stranger", now))
-    found, failures = store.features(features, ask)
+    found, failures, _ = store.read(features, ask)
     assert refused(failures) == {2: "watermark"}
     assert flagged(failures) == [(3, "k")]
     assert found[[0, 1, 3]].equals(offline(ask, {"s": snapshot}, features)[[0, 1, 3]])
@@ -414,7 +414,7 @@ def test_no_rows_are_answered_with_none(place: str, tmp_path: Path) -> None:
     history = Growing(tmp_path)
     features, store = feature_set(history.view, FRESH), OnlineStore(place)
     materialize(store, features, {"s": history.commit(("a", 0, 1.0))})
-    found, failures = store.features(features, asked())
+    found, failures, _ = store.read(features, asked())
     assert (found.schema, found.height, failures.height) == ({"fresh": pl.Float64}, 0, 0)
 
 
@@ -432,7 +432,7 @@ def test_every_century_is_kept(place: str, tmp_path: Path, year: int) -> None:
     end = materialize(store, features, {"s": snapshot})["s"]
     assert end == history.begin + HOUR
     ask = asked(("a", end), ("b", end))
-    assert store.features(features, ask)[0].rows() == [(3.0,), (None,)]
+    assert store.read(features, ask)[0].rows() == [(3.0,), (None,)]
 
 
 # ---------------------------------------------------------------- several writers
@@ -587,7 +587,7 @@ def test_a_late_writer_overwrites_nothing_newer_in_any_order_of_steps(race: Race
     seen = [0] * ask.height
 
     def look(store: OnlineStore) -> None:
-        found, failures = store.features(features, ask)
+        found, failures, _ = store.read(features, ask)
         assert refused(failures) == {}
         for row, answer in enumerate(found.rows()):
             assert answer in expected[row], "never a mixture"
@@ -596,7 +596,7 @@ def test_a_late_writer_overwrites_nothing_newer_in_any_order_of_steps(race: Race
             seen[row] = expected[row].index(answer)
 
     def done(store: OnlineStore) -> None:
-        assert store.features(features, ask)[0].rows() == [of_row[-1] for of_row in expected]
+        assert store.read(features, ask)[0].rows() == [of_row[-1] for of_row in expected]
         assert store.watermarks(features) == {"s": race.snapshots[-1].as_of.committed_at}
         seen[:] = [0] * ask.height
 
@@ -644,7 +644,7 @@ def test_a_wider_writer_beside_another_makes_nobody_read_wrongly(
     def look(store: OnlineStore) -> None:
         for name, features in (("narrow", narrow), ("wide", wide)):
             try:
-                found, failures = store.features(features, ask)
+                found, failures, _ = store.read(features, ask)
             except StorageError as error:
                 told[name].add(str(error))
                 continue
@@ -657,11 +657,11 @@ def test_a_wider_writer_beside_another_makes_nobody_read_wrongly(
         look(store)
         if commits[0] == 2:
             newest = [of_row[-1] for of_row in expected["wide"]]
-            assert store.features(wide, ask)[0].rows() == newest, "of two writers both get what they want"
+            assert store.read(wide, ask)[0].rows() == newest, "of two writers both get what they want"
         for features in (narrow, wide):
             materialize(store, features, {"s": race.snapshots[-1]})
         for name, features in (("narrow", narrow), ("wide", wide)):
-            found, failures = store.features(features, ask)
+            found, failures, _ = store.read(features, ask)
             assert refused(failures) == {}
             assert found.rows() == [of_row[-1] for of_row in expected[name]]
 
@@ -687,7 +687,7 @@ def test_a_batch_sees_one_state_of_the_file(tmp_path: Path) -> None:
             materialize(other, features, {"s": later})
 
     store._shelf._connection.set_trace_callback(between)  # type: ignore[attr-defined]
-    found, failures = store.features(features, asked(("a", at(1)), ("b", at(1)), ("c", at(1))))
+    found, failures, _ = store.read(features, asked(("a", at(1)), ("b", at(1)), ("c", at(1))))
     assert (found["fresh"].to_list(), failures.height) == ([1.0] * 3, 0)
 
 
@@ -705,7 +705,7 @@ def test_a_store_widened_by_another_project_answers_both_and_keeps_all(place: st
     materialize(store, narrow, {"s": first})
     ask = asked(("a", at(0)), ("old", at(0)))
     with pytest.raises(StorageError, match="does not hold y of 's' yet; materialise first"):
-        store.features(wide, ask)
+        store.read(wide, ask)
     shelf = watched(store)
     materialize(store, wide, {"s": first})
     assert shelf.taken() == ['["a"]', '["b"]', '["old"]'], "every record is widened"
@@ -722,7 +722,7 @@ def test_a_store_widened_by_another_project_answers_both_and_keeps_all(place: st
         for features in (narrow, wide):
             end = store.bounds(features)[1]  # type: ignore[index]
             ask = asked(*((key, end) for key in ("a", "b", "old", "stranger")))
-            found, failures = store.features(features, ask)
+            found, failures, _ = store.read(features, ask)
             assert refused(failures) == {}
             assert found.equals(offline(ask, {"s": snapshot}, features))
 
@@ -735,7 +735,7 @@ def test_who_wants_more_of_an_earlier_commit_than_is_stored_is_told(place: str, 
     with pytest.raises(OvertakenError, match=r"a later commit of 's' .* materialise again"):
         materialize(store, wide, {"s": early})
     materialize(store, wide, {"s": late})
-    assert store.features(wide, asked(("a", at(1))))[0].rows() == [(2.0, 30.0)]
+    assert store.read(wide, asked(("a", at(1))))[0].rows() == [(2.0, 30.0)]
 
 
 def known_when(folder: Path, *versions: tuple[str, float, float, float | None, bool]) -> History:
@@ -762,7 +762,7 @@ def test_strict_latest_values_of_any_age_are_those_of_each_p(place: str, tmp_pat
     snapshot = {"s": history.snapshot()}
     materialize(store, replace(features, horizon_us=DAY_US), snapshot)
     ask = asked(*(("a", at(hours)) for hours in (4, 5 - US, 5, 6)))
-    found, failures = store.features(features, ask)
+    found, failures, _ = store.read(features, ask)
     assert not failures.height
     assert found.rows() == [(1.0,), (1.0,), (2.0,), (2.0,)] if late else [(2.0,), (2.0,), (1.0,), (1.0,)]
     assert found.equals(offline(ask, snapshot, features))
@@ -781,13 +781,13 @@ def test_strict_features_are_answered_as_known_at_each_p_beside_others_that_are_
     materialize(store, features, snapshot)
     ask = asked(*(("a", at(hours)) for hours in (0.5, 1, 10 - US, 10, 24 - US, 24)))
     with pytest.raises(StorageError, match="does not hold what was known when of 's' yet"):
-        store.features(strict, ask)
+        store.read(strict, ask)
     materialize(store, strict, snapshot)
     seen = [(None, 0), (1.0, 1), (1.0, 1), (2.0, 1), (2.0, 1), (None, 0)]
-    assert store.features(strict, ask)[0].rows() == seen == offline(ask, snapshot, strict).rows()
+    assert store.read(strict, ask)[0].rows() == seen == offline(ask, snapshot, strict).rows()
     for row in range(ask.height):
-        assert store.features(strict, ask[row : row + 1])[0].rows() == [seen[row]]
-    assert store.features(features, ask)[0].rows() == [(None, 0)] * 6
+        assert store.read(strict, ask[row : row + 1])[0].rows() == [seen[row]]
+    assert store.read(features, ask)[0].rows() == [(None, 0)] * 6
 
 
 def test_a_latest_value_of_any_age_is_not_read_from_records_that_end_somewhere(
@@ -798,7 +798,7 @@ def test_a_latest_value_of_any_age_is_not_read_from_records_that_end_somewhere(
     snapshot = history.commit(("a", 0, 1.0), ("b", 100, 1.0))
     materialize(store, feature_set(history.view, FRESH), {"s": snapshot})
     with pytest.raises(StorageError, match="latest values of any age of 's' yet; materialise first"):
-        store.features(feature_set(history.view, LATEST), asked(("a", at(100))))
+        store.read(feature_set(history.view, LATEST), asked(("a", at(100))))
 
 
 PROJECT = """
@@ -847,7 +847,7 @@ def test_two_projects_with_one_definition_share_its_history_and_its_records(tmp_
     materialize(store, two.features, two.snapshots())
     assert shelf.taken() == []
     ask = asked(("a", datetime.now(UTC))).rename({"t": "t"})
-    assert store.features(two.features, ask)[0].rows() == [(1.0,)]
+    assert store.read(two.features, ask)[0].rows() == [(1.0,)]
 
 
 def test_a_feature_s_identity_is_that_of_all_it_is_made_of(tmp_path: Path) -> None:
@@ -882,10 +882,10 @@ def test_a_redis_that_goes_away_is_said_in_a_sentence_and_comes_back(
     ask = asked(("a", at(0)))
     store = OnlineStore(guarded.url)
     materialize(store, features, {"s": snapshot})
-    answer = store.features(features, ask)[0]
+    answer = store.read(features, ask)[0]
     guarded.stop()
     calls = (
-        lambda: store.features(features, ask),
+        lambda: store.read(features, ask),
         lambda: materialize(store, features, {"s": snapshot}),
         lambda: store.bounds(features),
         lambda: OnlineStore(guarded.url),
@@ -897,10 +897,10 @@ def test_a_redis_that_goes_away_is_said_in_a_sentence_and_comes_back(
         assert "hush" not in str(raised.value)
     guarded.start()
     with pytest.raises(StorageError, match="holds nothing of 's'; materialise first") as raised:
-        store.features(features, ask)
+        store.read(features, ask)
     assert "hush" not in str(raised.value)
     materialize(store, features, {"s": snapshot})
-    assert store.features(features, ask)[0].equals(answer)
+    assert store.read(features, ask)[0].equals(answer)
 
 
 @pytest.mark.parametrize(

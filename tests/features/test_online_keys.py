@@ -45,9 +45,9 @@ def answers(
     )
     store = OnlineStore(place)
     materialize(store, features, {"s": held})
-    found, failures = store.features(features, ask)
+    found, failures, _ = store.read(features, ask)
     for row in range(ask.height):
-        assert store.features(features, ask[row : row + 1])[0].rows() == [found.row(row)]
+        assert store.read(features, ask[row : row + 1])[0].rows() == [found.row(row)]
     assert found.equals(point_in_time(ask, {"s": read(held)}, features))
     store.close()
     return found.rows(), [row for row, _ in flagged(failures)]

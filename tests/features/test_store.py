@@ -141,11 +141,11 @@ def test_online_at_p_equals_offline_at_p(
     asked = pl.concat([asked, asked.head(1).with_columns(pl.lit("unknown").alias("site"))]).sample(
         fraction=1, shuffle=True, seed=1
     )
-    found, failures = store.features(features, asked)
+    found, failures, _ = store.read(features, asked)
     assert failures.select("rule", "value", "severity").rows() == [("no_history", "unknown", "flag")]
     assert found.equals(point_in_time(asked, {"meter": table}, features))
     for index in (0, 7, asked.height - 1):
-        assert store.features(features, asked[index : index + 1])[0].equals(found[index : index + 1])
+        assert store.read(features, asked[index : index + 1])[0].equals(found[index : index + 1])
 
 
 def test_a_read_past_the_watermark_or_too_far_back_is_refused(
@@ -157,7 +157,7 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
         schema_overrides={"time": hourly.schema["event_time"]},
     )
     with pytest.raises(StorageError, match="materialise first"):
-        store.features(features, row)
+        store.read(features, row)
     materialize(store, features, held)
     last = datetime(2017, 1, 1, 23, tzinfo=UTC)
     first = last - 48 * HOUR
@@ -167,7 +167,7 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
         (last, None),
         (last + HOUR, "watermark"),
     ):
-        _, failures = store.features(
+        _, failures, _ = store.read(
             features, row.with_columns(pl.lit(time).cast(row.schema["time"]).alias("time"))
         )
         assert failures["rule"].to_list() == ([rule] if rule else [])
@@ -226,7 +226,7 @@ def test_every_time_within_the_store_s_bounds_is_answered_as_offline(
     microsecond = timedelta(microseconds=1)
     for time, answered in ((bounds[0], True), (bounds[0] - microsecond, False), (bounds[1], True)):
         row = pl.DataFrame({"site": ["BL-H"], "time": [time]}, schema_overrides={"time": INSTANT})
-        found, failures = store.features(features, row)
+        found, failures, _ = store.read(features, row)
         assert failures.is_empty() == answered
         if answered:
             assert found.equals(point_in_time(row, {"meter": read(held["meter"])}, features))
@@ -251,5 +251,5 @@ def test_a_target_time_between_two_intervals_is_refused(
     materialize(store, features, held)
     times = [datetime(2017, 1, 1, 12, minute, tzinfo=UTC) for minute in (0, 20)]
     rows = pl.DataFrame({"site": ["BL-H"] * 2, "time": times}, schema_overrides={"time": INSTANT})
-    _, failures = store.features(features, rows)
+    _, failures, _ = store.read(features, rows)
     assert failures.select("row", "rule", "severity").rows() == [(1, "off_grid", "reject")]
