@@ -5,6 +5,7 @@ A batch of n rows and n requests of one row get the same verdicts, because both 
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -172,22 +173,32 @@ class Schema:
         found += [failed for rule in self.rules for failed in _rule_failures(typed, rule, self._hidden)]
         return _opened(found)
 
-    def is_sound(self, columns: Sequence[Sequence[Any]], floats: npt.NDArray[np.float64]) -> bool:
+    def is_sound(self, floats: npt.NDArray[np.float64], others: Sequence[Sequence[Any]]) -> bool:
         """Whether typed values pass every check for certain: a look at few rows that costs less than `check`.
 
-        `columns` are the schema's, in its order, with None for what is missing; `floats` those of type float
-        (rows × columns), with NaN. Where it says no, `check` says what fails, if anything does.
+        `floats` are the columns of type float (rows × columns) with NaN for what is missing, `others` all
+        others with None, in the schema's order. Where it says no, `check` says what fails, if anything does.
 
         >>> schema = Schema((Column("site", "category", categories=("a",)), Column("load", "float", min=0)))
-        >>> [schema.is_sound([["a"], [load]], np.array([[load]])) for load in (1.0, -1.0)]
+        >>> [schema.is_sound(np.array([[load]]), [["a"]]) for load in (1.0, -1.0)]
         [True, False]
         """
         low, high, required = self._bounds
-        if not self._is_simple or (floats < low).any() or (floats > high).any() or np.isinf(floats).any():
+        if not self._is_simple or (floats < low).any() or (floats > high).any():
             return False
-        if required.any() and np.isnan(floats[:, required]).any():
+        if required is not None and np.isnan(floats[:, required]).any():
             return False
-        return all(self._holds(c, v) for c, v in zip(self.columns, columns, strict=True) if c.type != "float")
+        return all(self._holds(self.columns[at], v) for at, v in zip(self.other_places, others, strict=True))
+
+    @cached_property
+    def float_places(self) -> list[int]:
+        """Where the columns of type float stand among all."""
+        return [at for at, column in enumerate(self.columns) if column.type == "float"]
+
+    @cached_property
+    def other_places(self) -> list[int]:
+        """Where the columns of other types stand among all."""
+        return [at for at, column in enumerate(self.columns) if column.type != "float"]
 
     def _holds(self, column: Column, values: Sequence[Any]) -> bool:
         if column.categories is not None and not column.known.issuperset(values):
@@ -213,13 +224,14 @@ class Schema:
         )
 
     @cached_property
-    def _bounds(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        """The least and the most of each column of type float, and whether it must be there."""
-        floats = [column for column in self.columns if column.type == "float"]
+    def _bounds(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any] | None]:
+        """The least and the most of each column of type float, and which must be there, if any."""
+        floats = [self.columns[at] for at in self.float_places]
+        required = np.array([column.required for column in floats], np.bool_)
         return (
-            np.array([-np.inf if column.min is None else column.min for column in floats]),
-            np.array([np.inf if column.max is None else column.max for column in floats]),
-            np.array([column.required for column in floats], np.bool_),
+            np.array([-sys.float_info.max if column.min is None else column.min for column in floats]),
+            np.array([sys.float_info.max if column.max is None else column.max for column in floats]),
+            required if required.any() else None,
         )
 
     @cached_property

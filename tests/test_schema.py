@@ -5,7 +5,7 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.data.rows import Rows, sound_amounts
+from mlops_ray.data.rows import Rows, together
 from mlops_ray.schema import INSTANT, Column, Rule, Schema
 
 SCHEMA = Schema(
@@ -129,17 +129,17 @@ def test_what_is_sound_at_a_glance_passes_every_check_as_it_is(names: list[str],
     height = data.draw(st.integers(1, 4))
     columns = [data.draw(st.lists(typed_values[n], min_size=height, max_size=height)) for n in names]
     asked = Rows(schema, columns)
-    amounts = sound_amounts([asked])
+    table = together([asked])
     typed, failures = schema.check(asked.frame)
-    if amounts is None:
+    if not table.is_sound:
         return
     assert failures.height == 0
     assert typed.equals(asked.frame)
     floats = [name for name in names if SOUND.column(name).type == "float"]
-    assert np.array_equal(amounts, typed.select(floats).to_numpy().reshape(height, -1), equal_nan=True)
+    assert np.array_equal(table.floats, typed.select(floats).to_numpy().reshape(height, -1), equal_nan=True)
 
 
 @given(st.floats(0, 10), st.sampled_from(["a", "b"]), st.integers(0, 10**15))
 def test_plain_values_within_their_bounds_are_sound_at_a_glance(load: float, site: str, time: int) -> None:
     schema = Schema(tuple(SOUND.column(name) for name in ("load", "cost", "site", "time", "open")))
-    assert sound_amounts([Rows(schema, [[load], [load], [site], [time], [None]])]) is not None
+    assert together([Rows(schema, [[load], [load], [site], [time], [None]])]).is_sound

@@ -7,8 +7,9 @@ count of everything; their memory grows with the number of columns and never wit
 import bisect
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -24,6 +25,7 @@ BINS = 20
 MAX_CATEGORIES = 200
 
 Cells = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,38 @@ class CountSpec:
         bins = [f"{low} – {high}" for low, high in itertools.pairwise(marks)]
         return (f"< {marks[0]}", *bins, f"> {marks[-1]}", "missing")
 
-    def count(self, values: pl.Series) -> Cells:
+    def count(self, values: pl.Series | Numbers) -> Cells:
         """How many of `values` fall into each cell.
 
         >>> sites = CountSpec("site", "categorical", categories=("a", "b"))
         >>> sites.count(pl.Series(["b", "z", None])).tolist()
         [0, 1, 1, 1]
         """
-        return self._count_categories(values) if self.kind == "categorical" else self._count_numbers(values)
+        if self.kind == "categorical":
+            return self._count_categories(pl.Series(values))
+        if isinstance(values, pl.Series):
+            values = values.cast(pl.Float64).to_numpy()
+        return self._count_numbers(values)
 
-    def _count_numbers(self, values: pl.Series) -> Cells:
-        numbers = values.cast(pl.Float64).to_numpy()
-        missing = np.isnan(numbers)
-        known = numbers[~missing]
-        edges = np.array(self.edges)
-        cells = np.searchsorted(edges, known, side="left")
-        if self.edges:
-            cells[known == edges[0]] = 1
-        size = len(self.labels)
-        counted = np.bincount(cells, minlength=size)
-        counted[size - 1] += int(missing.sum())
-        return counted.astype(np.int64)
+    def _count_numbers(self, numbers: Numbers) -> Cells:
+        cells = np.searchsorted(self._ends, numbers, side="left")
+        counted = np.bincount(cells, minlength=self._size).astype(np.int64)
+        # NaN is sorted behind all edges.
+        missing = int(np.isnan(numbers).sum())
+        counted[len(self._ends)] -= missing
+        counted[-1] += missing
+        return counted
+
+    @cached_property
+    def _ends(self) -> Numbers:
+        """The edges; for the first, which is of the cell above it, the number before it."""
+        ends = np.array(self.edges, np.float64)
+        ends[:1] = np.nextafter(ends[:1], -np.inf)
+        return ends
+
+    @cached_property
+    def _size(self) -> int:
+        return len(self.labels)
 
     def _count_categories(self, values: pl.Series) -> Cells:
         found = Counter(_as_text(values).to_list())
@@ -97,9 +110,13 @@ class Counts:
 
     def update(self, frame: pl.DataFrame) -> None:
         """Adds the rows of `frame`, which has every counted column."""
+        self.add({spec.name: frame[spec.name] for spec in self.specs}, frame.height)
+
+    def add(self, columns: Mapping[str, pl.Series | Numbers], rows: int) -> None:
+        """Adds so many rows of columns, every counted one among them; numbers are NaN where missing."""
         for spec, cells in zip(self.specs, self.cells, strict=True):
-            cells += spec.count(frame[spec.name])
-        self.rows += frame.height
+            cells += spec.count(columns[spec.name])
+        self.rows += rows
 
     def merge(self, other: Self) -> None:
         """Adds the counts of `other`; raises `ValueError` where its cells are not the same."""

@@ -20,13 +20,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from mlops_ray.data.rows import Rows, together
+from mlops_ray.data.rows import Table, joined
 from mlops_ray.instants import from_micros
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
@@ -36,8 +36,8 @@ FOLDER, MACHINE, COUNTERS = "predictions", "predictions_machine_only", "counters
 MOST_WAITING = 64 * 2**20
 #: How often a replica writes: what a hard kill loses is at most this much, and it is counted.
 FLUSH_S = 5.0
-#: Requests of which a file's rows are made at once: about 5 ms of work.
-SLICE = 250
+#: Requests of which a file's rows are made at once: about a millisecond of work.
+SLICE = 1_000
 #: Answered, written, lost.
 COUNTS = struct.Struct("<qqq")
 #: What a file that took the place of others is called, and where in its metadata their names stand.
@@ -47,27 +47,35 @@ MOST_JOINED_BYTES = 64 * 2**20
 #: In which columns of the request, and features that are not such columns, stand.
 ASKED, FEATURE = "request.", "feature."
 
-Positions = npt.NDArray[np.int64]
-
 logger = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """The answers of a batch; features where they are no columns of the request, and M where any was (µs)."""
+class Batch(Protocol):
+    """The answers of a batch, one a row, and the rows; M where features were read from elsewhere (µs).
 
-    values: npt.NDArray[np.float64]
-    features: pl.DataFrame | None
-    watermark_us: int | None
+    `given` is a frame where features are no columns of the request.
+    """
+
+    @property
+    def values(self) -> npt.NDArray[np.float64]: ...
+
+    @property
+    def asked(self) -> Table | None: ...
+
+    @property
+    def given(self) -> object: ...
+
+    @property
+    def watermark_us(self) -> int | None: ...
 
 
 class Entry(NamedTuple):
-    """A request that was answered: its rows, which are [start, stop) of a batch; times are microseconds.
+    """A request that was answered: its rows are [start, stop) of a batch's; times are microseconds.
 
     `size` are the bytes of its body.
     """
 
     id: str
-    asked: Rows
     batch: Batch
     start: int
     stop: int
@@ -178,14 +186,19 @@ class PredictionLog:
 
 def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
     """One row for each row that was answered."""
+    batches = list({id(entry.batch): entry.batch for entry in entries}.values())
+    begins = np.cumsum([0, *(len(batch.values) for batch in batches)])
+    begin = dict(zip(map(id, batches), begins.tolist(), strict=False))
     heights = np.array([entry.stop - entry.start for entry in entries])
-    ends = np.cumsum(heights)
-    row = np.arange(ends[-1]) - np.repeat(ends - heights, heights)
+    of = np.repeat(np.arange(len(entries)), heights)
+    row = np.arange(len(of)) - (np.cumsum(heights) - heights)[of]
+    # Where each row stands among those of all batches: as they are, as a rule.
+    at = np.array([begin[id(entry.batch)] + entry.start for entry in entries])[of] + row
 
     def each(values: Sequence[Any], dtype: Any) -> pl.Series:
-        return pl.Series(values, dtype=dtype).gather(np.repeat(np.arange(len(entries)), heights))
+        return pl.Series(values, dtype=dtype).gather(of)
 
-    values = np.concatenate([entry.batch.values[entry.start : entry.stop] for entry in entries])
+    values = np.concatenate([batch.values for batch in batches])[at]
     about = {
         "at": each([entry.at_us for entry in entries], pl.Int64).cast(INSTANT),
         "request_id": each([entry.id for entry in entries], pl.String),
@@ -198,24 +211,12 @@ def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
     }
     if shape.threshold is not None:
         about["decision"] = pl.Series(values >= shape.threshold)
-    columns = [column.alias(ASKED + column.name) for column in together([entry.asked for entry in entries])]
+    asked = joined([batch.asked for batch in batches if batch.asked is not None]).frame[at]
+    columns = [column.alias(ASKED + column.name) for column in asked]
     if shape.features:
-        features = _features(entries, heights, row)
-        columns += [features[name].alias(FEATURE + name) for name in shape.features]
+        given = pl.concat([batch.given for batch in batches if isinstance(batch.given, pl.DataFrame)])[at]
+        columns += [given[name].alias(FEATURE + name) for name in shape.features]
     return pl.DataFrame(about).hstack(columns)
-
-
-def _features(entries: Sequence[Entry], heights: Positions, row: Positions) -> pl.DataFrame:
-    """The features of the entries' rows: those of each batch once, and picked from it."""
-    batches = list({id(entry.batch.features): entry.batch for entry in entries}.values())
-    begins = dict(
-        zip(
-            (id(b.features) for b in batches), np.cumsum([0, *(len(b.values) for b in batches)]), strict=False
-        )
-    )
-    firsts = np.array([begins[id(entry.batch.features)] + entry.start for entry in entries])
-    found = [batch.features for batch in batches if batch.features is not None]
-    return pl.concat(found)[np.repeat(firsts, heights) + row]
 
 
 class _Counters:

@@ -1,7 +1,8 @@
 """Rows of requests as plain values: what a replica decodes, gathers and logs.
 
 Of a few rows a list a column costs a fifth of a frame, so that a frame is made where one is needed, of all
-rows that are there.
+rows that are there. What is kept for long is a table: few objects, whatever the number of rows, since Python
+looks through all of them again and again for garbage.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ _ARROW: dict[ColumnType, pa.DataType] = {
 Values = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rows:
     """Rows of a request: for each column of the schema, in its order, a list of plain values.
 
@@ -43,42 +44,59 @@ class Rows:
     @property
     def frame(self) -> pl.DataFrame:
         """The rows as a frame with the declared types."""
-        return together([self])
+        return together([self]).frame
 
 
-def together(batch: Sequence[Rows]) -> pl.DataFrame:
-    """All rows of requests of one schema, in their order; a NaN is null."""
-    schema = batch[0].schema
-    columns = _columns(batch)
-    height = len(columns[0]) if columns else 0
-    # By way of Arrow, and all floats at once: as many series of Polars' own take ten times as long.
-    flat, at = pa.array(_floats(schema, columns).ravel("F"), from_pandas=True), count(step=height)
-    arrays = [
-        flat.slice(next(at), height) if column.type == "float" else pa.array(values, _ARROW[column.type])
-        for column, values in zip(schema.columns, columns, strict=True)
-    ]
-    return pl.DataFrame(pa.RecordBatch.from_arrays(arrays, schema.names))
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of one or several requests, in their order.
 
-
-def sound_amounts(batch: Sequence[Rows]) -> Values | None:
-    """The columns of type float of all rows (rows × columns, NaN where a value is missing).
-
-    `None` where any check of the schema may fail, or is not of one value alone: `Schema.check` then tells.
+    `floats` are the columns of type float (rows × columns, NaN where a value is missing), `others` the lists
+    of all other columns, both in the schema's order.
     """
+
+    schema: Schema
+    height: int
+    floats: Values
+    others: Sequence[list[Any]]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the schema's checks pass for certain; where not, `Schema.check` tells what fails."""
+        return self.schema.is_sound(self.floats, self.others)
+
+    @property
+    def frame(self) -> pl.DataFrame:
+        """The rows as a frame with the declared types; a NaN is null."""
+        # By way of Arrow, and all floats at once: as many series of Polars' own take ten times as long.
+        flat, at = pa.array(self.floats.ravel("F"), from_pandas=True), count(step=self.height)
+        others = iter(self.others)
+        arrays = [
+            flat.slice(next(at), self.height)
+            if column.type == "float"
+            else pa.array(next(others), _ARROW[column.type])
+            for column in self.schema.columns
+        ]
+        return pl.DataFrame(pa.RecordBatch.from_arrays(arrays, self.schema.names))
+
+
+def together(batch: Sequence[Rows]) -> Table:
+    """All rows of requests of one schema."""
     schema = batch[0].schema
-    columns = _columns(batch)
-    floats = _floats(schema, columns)
-    return floats if schema.is_sound(columns, floats) else None
-
-
-def _columns(batch: Sequence[Rows]) -> list[list[Any]]:
-    if len(batch) == 1:
-        return batch[0].values
-    return [list(chain.from_iterable(of)) for of in zip(*(rows.values for rows in batch), strict=True)]
-
-
-def _floats(schema: Schema, columns: list[list[Any]]) -> Values:
+    columns = batch[0].values
+    if len(batch) > 1:
+        columns = [list(chain.from_iterable(of)) for of in zip(*(rows.values for rows in batch), strict=True)]
     height = len(columns[0]) if columns else 0
-    pairs = zip(schema.columns, columns, strict=True)
-    found = [values for column, values in pairs if column.type == "float"]
-    return np.array(found, np.float64).reshape(len(found), height).T
+    floats = [columns[at] for at in schema.float_places]
+    array = np.array(floats, np.float64).reshape(len(floats), height).T
+    return Table(schema, height, array, [columns[at] for at in schema.other_places])
+
+
+def joined(tables: Sequence[Table]) -> Table:
+    """All rows of tables of one schema."""
+    return Table(
+        tables[0].schema,
+        sum(table.height for table in tables),
+        np.concatenate([table.floats for table in tables]),
+        [list(chain.from_iterable(of)) for of in zip(*(table.others for table in tables), strict=True)],
+    )

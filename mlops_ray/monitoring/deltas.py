@@ -49,18 +49,19 @@ class Tally:
     def count(self) -> None:
         """Counts the rows that were taken in and are not counted yet; rows without an answer are left out."""
         batches, self._uncounted, self._rows = self._uncounted, [], 0
-        # Arrays are put together as such, which costs far less than as many frames.
+        # Arrays are counted as such, which costs far less than as frames.
         arrays = [(given, values) for given, values in batches if isinstance(given, Amounts)]
         frames = [(given, values) for given, values in batches if isinstance(given, pl.DataFrame)]
         if arrays:
-            whole = Amounts(arrays[0][0].names, np.concatenate([given.values for given, _ in arrays]))
-            self._count(whole.frame, [values for _, values in arrays])
+            values = np.concatenate([values for _, values in arrays])
+            given = np.column_stack([np.concatenate([given.values for given, _ in arrays]), values])
+            answered = given[~np.isnan(values)].T
+            columns = dict(zip((*arrays[0][0].names, PREDICTION), answered, strict=True))
+            self.counts.add(columns, answered.shape[1])
         if frames:
-            self._count(pl.concat([given for given, _ in frames]), [values for _, values in frames])
-
-    def _count(self, rows: pl.DataFrame, values: Sequence[Values]) -> None:
-        rows = rows.with_columns(pl.Series(PREDICTION, np.concatenate(values)))
-        self.counts.update(rows.filter(rows[PREDICTION].is_not_nan()))
+            values = np.concatenate([values for _, values in frames])
+            rows = pl.concat([given for given, _ in frames]).with_columns(pl.Series(PREDICTION, values))
+            self.counts.update(rows.filter(rows[PREDICTION].is_not_nan()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""

@@ -1,15 +1,15 @@
 """The little of HTTP that our services share: a call, a reply, errors as replies.
 
-Raw ASGI, because a framework costs a single-row request as much as the model does.
+An application of ours makes a `Reply` of a `Call`; it is a raw ASGI application besides, because a framework
+costs a single-row request as much as the model does.
 """
 
 import logging
+import os
 import re
-import uuid
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import orjson
 
@@ -41,7 +41,7 @@ _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What is sent back; `rejected` is the reason, where it is an error of the caller."""
 
@@ -50,47 +50,59 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=lambda: JSON)
     rejected: str | None = None
 
+    def headed(self, id: str) -> list[tuple[bytes, bytes]]:
+        """All headers of the reply to the request of this id."""
+        headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self.headers.items()]
+        return [
+            *headers,
+            (b"content-length", b"%d" % len(self.body)),
+            (REQUEST_ID.encode(), id.encode("latin-1")),
+        ]
 
-@dataclass(frozen=True)
+
 class Call:
-    """One HTTP request, its body still unread."""
+    """One HTTP request, its body still unread; `path` is percent-encoded, as it was sent."""
 
-    scope: Scope
-    receive: Receive
+    __slots__ = ("_headers", "_id", "_receive", "method", "path")
+
+    def __init__(
+        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], receive: Receive
+    ) -> None:
+        """Of a header that comes twice the first counts; their names are in lower case."""
+        self.method, self.path, self._receive = method, path, receive
+        self._headers = dict(reversed([*headers]))
+        self._id = ""
+
+    @classmethod
+    def of(cls, scope: Scope, receive: Receive) -> Self:
+        """An encoded slash in the path is no slash, so that nothing is authorised by a decoded path."""
+        raw = scope.get("raw_path")
+        path = raw.partition(b"?")[0].decode("latin-1") if raw else str(scope["path"])
+        return cls(scope["method"], path, scope["headers"], receive)
+
+    def header(self, name: str) -> str | None:
+        """A header by its name in lower case."""
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
 
     @property
-    def method(self) -> str:
-        return str(self.scope["method"])
-
-    @cached_property
-    def path(self) -> str:
-        """The path as sent: an encoded slash is no slash, so that nothing is authorised by a decoded path."""
-        raw = self.scope.get("raw_path")
-        return raw.partition(b"?")[0].decode("latin-1") if raw else str(self.scope["path"])
-
-    @cached_property
-    def headers(self) -> dict[str, str]:
-        """Headers by lower-case name; of one that comes twice, the first."""
-        return {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(self.scope["headers"])
-        }
-
-    @cached_property
     def id(self) -> str:
         """The request id: the caller's, else a new one."""
-        given = self.headers.get(REQUEST_ID, "")
-        return given if 0 < len(given) <= MOST_ID else uuid.uuid4().hex
+        if not self._id:
+            given = self.header(REQUEST_ID) or ""
+            self._id = given if 0 < len(given) <= MOST_ID and given.isprintable() else os.urandom(16).hex()
+        return self._id
 
     # What uvicorn knows of a request stands in the object whose method `receive` is; others may not tell.
 
     def is_gone(self) -> bool:
         """Whether the caller has gone, as far as the server tells without being waited for."""
-        return bool(getattr(getattr(self.receive, "__self__", None), "disconnected", False))
+        return bool(getattr(getattr(self._receive, "__self__", None), "disconnected", False))
 
     @property
     def is_whole(self) -> bool:
         """Whether all of the body is there, as far as the server tells."""
-        return getattr(getattr(self.receive, "__self__", None), "more_body", True) is False
+        return getattr(getattr(self._receive, "__self__", None), "more_body", True) is False
 
     def allow(self, *methods: str) -> None:
         """Raises `MethodNotAllowedError` where the method is none of these."""
@@ -101,17 +113,13 @@ class Call:
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body; raises `TooLargeError` as soon as it is known to be larger than allowed."""
-        length = self.headers.get("content-length", "")
-        if (
-            length.isascii()
-            and length.isdigit()
-            and (len(length) > len(str(most_bytes)) or int(length) > most_bytes)
-        ):
-            raise TooLargeError(f"the body has {length[:20]} bytes; at most {most_bytes} are read")
+        length = self._headers.get(b"content-length", b"")
+        if length.isdigit() and (len(length) > len(str(most_bytes)) or int(length) > most_bytes):
+            raise TooLargeError(f"the body has {length[:20].decode()} bytes; at most {most_bytes} are read")
         parts: list[bytes] = []
         size, more = 0, True
         while more:
-            message = await self.receive()
+            message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise CallerGoneError("the caller has gone before the body was whole")
             parts.append(message.get("body", b""))
@@ -119,6 +127,25 @@ class Call:
             if size > most_bytes:
                 raise TooLargeError(f"the body has more than {most_bytes} bytes")
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class Application:
+    """Answers calls; an ASGI application."""
+
+    def refusal(self, call: Call) -> Reply | None:
+        """A reply to a call that comes in vain, which its head tells; `None` to any other."""
+        return None
+
+    async def reply(self, call: Call) -> Reply:
+        """The reply, whatever happens."""
+        raise NotImplementedError
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One HTTP request."""
+        call = Call.of(scope, receive)
+        reply = self.refusal(call) or await self.reply(call)
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply.headed(call.id)})
+        await send({"type": "http.response.body", "body": reply.body})
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:
@@ -162,15 +189,6 @@ def reason(error: MlopsError) -> str:
 def _without_message(error: BaseException) -> BaseException:
     bare = type(error).__name__
     return RuntimeError(bare).with_traceback(error.__traceback__)
-
-
-async def send_reply(send: Send, reply: Reply, id: str) -> None:
-    """Sends the reply to the request of this id."""
-    headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers.items()]
-    headers.append((b"content-length", b"%d" % len(reply.body)))
-    headers.append((b"x-request-id", id.encode("latin-1")))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
 
 
 async def lifespan(

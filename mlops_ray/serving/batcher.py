@@ -116,6 +116,8 @@ class Batcher:
     cost: Line = field(default_factory=Line)
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _height: int = 0
+    #: How many waited in the loop's last turn.
+    _seen: int = 0
     _gap_s: float = MOST_GAP_S
     _came: float = float("-inf")
     _timer: asyncio.Handle | None = None
@@ -158,6 +160,10 @@ class Batcher:
         if not waited and (wait_s := self._worth_waiting_s()):
             self._again(wait_s)
             return
+        if not waited and self._others_come():
+            self._again(0.0)
+            return
+        self._seen = 0
         batch = self._take()
         if batch and self.cost(sum(waiting.height for waiting in batch)) > SLOW_S:
             self._slow = asyncio.get_running_loop().create_task(self._run_in_thread(batch))
@@ -166,6 +172,19 @@ class Batcher:
             self._run(batch)
         if self._waiting:
             self._again(0.0)
+
+    def _others_come(self) -> bool:
+        """Whether the loop is still taking in requests that are there: a batch would keep them out.
+
+        So in an hour of many requests: else looking once more costs more than it brings.
+        """
+        before, self._seen = self._seen, len(self._waiting)
+        return (
+            before < self._seen
+            and self._gap_s < self.cost.fixed
+            and self._height < self.max_rows
+            and self.clock() - self._waiting[0].came < self.max_wait_s
+        )
 
     def _worth_waiting_s(self) -> float:
         """How long to wait for one more request; 0 where it does not pay, or somebody's time is over."""

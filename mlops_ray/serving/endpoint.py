@@ -22,8 +22,8 @@ from mlops_ray.errors import (
 from mlops_ray.keys import Caller, Keyring, Role
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.serving import protocol
-from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Rates, deadline
-from mlops_ray.serving.asgi import Call, Receive, Reply, Scope, Send, error_reply, json_reply, send_reply
+from mlops_ray.serving.admission import LET_IN, PATIENCE, TIMEOUT, Admission, Rates, deadline
+from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.refusals import invalid, refuse_rejected
@@ -44,7 +44,7 @@ MOST_EXPLAINED = 256
 MOST_WHYS = 8
 
 
-class Endpoint:
+class Endpoint(Application):
     """Answers the HTTP requests of a model. Without a deadline a caller waits `p99_ms` so many times."""
 
     def __init__(
@@ -66,19 +66,33 @@ class Endpoint:
         self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
         self._explaining = ThreadPoolExecutor(1, "explains")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP request, answered; those for a prediction are counted."""
+    def refusal(self, call: Call) -> Reply | None:
+        """429 to who asks for a prediction and cannot be answered in time."""
+        if self.admission.requests < LET_IN or not call.path.endswith((INFER, INVOCATIONS)):
+            return None
+        try:
+            self.admission.require_time(deadline(call.header(TIMEOUT), self.admission.clock()))
+        except RequestError as error:
+            reply = error_reply(error, call)
+            self.load.refused += isinstance(error, OverloadedError)
+            live = self._versions.find(_split(call.path, self._prefix)[0])
+            if live is not None:
+                _count(live, reply, 0)
+            return reply
+        return None
+
+    async def reply(self, call: Call) -> Reply:
+        """The reply to one HTTP request; those for a prediction are counted."""
         came_ns = time.perf_counter_ns()
-        call = Call(scope, receive)
         version, action = _split(call.path, self._prefix)
         live = self._versions.find(version)
         try:
             reply = await self._answer(call, live, version, action, came_ns)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             reply = error_reply(error, call)
-        await send_reply(send, reply, call.id)
         if live is not None and action in (INFER, INVOCATIONS):
             _count(live, reply, (time.perf_counter_ns() - came_ns) // 1000)
+        return reply
 
     async def _answer(
         self, call: Call, live: Live | None, version: str | None, action: str, came_ns: int
@@ -124,12 +138,7 @@ class Endpoint:
 
     async def _predict(self, call: Call, live: Live, action: str, came_ns: int) -> Reply:
         now = self.admission.clock()
-        until = deadline(call.headers.get(TIMEOUT), now)
-        try:
-            self.admission.require_time(until)
-        except OverloadedError:
-            self.load.refused += 1
-            raise
+        until = deadline(call.header(TIMEOUT), now)
         request = await self._request(call, live, action, None if until is None else until - now)
         wants_why = request.parameters.get("explain") is True
         place, tells = self.admission.enter(request.rows.height), False
@@ -151,7 +160,7 @@ class Endpoint:
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
         took_us = (time.perf_counter_ns() - came_ns) // 1000
-        live.log(request.rows, part, call.id, took_us, request.size)
+        live.log(part, call.id, took_us, request.size)
         return reply
 
     async def _request(self, call: Call, live: Live, action: str, left_s: float | None) -> protocol.Request:
@@ -212,7 +221,7 @@ SHOWN_PATH = 200
 
 def authorize(keyring: Keyring, call: Call, *roles: Role) -> Caller:
     """The caller, whose key has one of the roles (or is an admin's)."""
-    return keyring.authorize(call.headers.get("authorization"), *roles)
+    return keyring.authorize(call.header("authorization"), *roles)
 
 
 def _split(path: str, prefix: str) -> tuple[str | None, str]:
@@ -232,7 +241,7 @@ def _split(path: str, prefix: str) -> tuple[str | None, str]:
 
 async def _body(call: Call, left_s: float | None) -> bytes:
     """The body, which must come soon, and before the deadline."""
-    encoding = call.headers.get("content-encoding", "identity")
+    encoding = call.header("content-encoding") or "identity"
     if encoding.lower() != "identity":
         raise UnsupportedMediaTypeError(
             f"the content encoding {encoding[:20]!r} is not read here; send it plain"
@@ -249,10 +258,10 @@ async def _body(call: Call, left_s: float | None) -> bytes:
 
 
 def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Request:
-    content_type = call.headers.get("content-type")
+    content_type = call.header("content-type")
     if action == INVOCATIONS:
         return protocol.decode_invocations(live.reader, body, content_type)
-    length = call.headers.get("inference-header-content-length")
+    length = call.header("inference-header-content-length")
     return protocol.decode_infer(live.reader, body, content_type, length, known=live.served.outputs)
 
 

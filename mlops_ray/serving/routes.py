@@ -17,16 +17,7 @@ from mlops_ray.monitoring.dashboard.documents import overview
 from mlops_ray.monitoring.dashboard.sessions import Sessions
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
-from mlops_ray.serving.asgi import (
-    Call,
-    Receive,
-    Reply,
-    Scope,
-    Send,
-    error_reply,
-    json_reply,
-    send_reply,
-)
+from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.endpoint import PLATFORM, PREFIX, SHOWN_PATH, authorize
 from mlops_ray.serving.openapi import openapi
 from mlops_ray.storage import Storage
@@ -41,7 +32,7 @@ Handler = Callable[[Call], Awaitable[Reply]]
 logger = logging.getLogger(__name__)
 
 
-class Routes:
+class Routes(Application):
     """The gateway's paths. `snapshot` asks the monitor."""
 
     def __init__(self, storage: Storage, snapshot: Callable[[], Awaitable[dict[str, Any]]]) -> None:
@@ -54,14 +45,12 @@ class Routes:
             "/metrics": ("GET", ("read",), self._metrics),
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One HTTP request, answered."""
-        call = Call(scope, receive)
+    async def reply(self, call: Call) -> Reply:
+        """The reply to one HTTP request."""
         try:
-            reply = await self._answer(call)
+            return await self._answer(call)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-            reply = error_reply(error, call)
-        await send_reply(send, reply, call.id)
+            return error_reply(error, call)
 
     async def _answer(self, call: Call) -> Reply:
         if call.path in ("/v2/health/live", READY):
@@ -119,7 +108,7 @@ class Routes:
 
     def _admit(self, call: Call) -> None:
         """Lets a session, or a key of role read, through."""
-        if not self._sessions.admits(call.headers.get("cookie", "")):
+        if not self._sessions.admits(call.header("cookie") or ""):
             authorize(self._keyring, call, "read")
 
     async def _login(self, call: Call) -> Reply:

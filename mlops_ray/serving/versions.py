@@ -20,8 +20,8 @@ import polars as pl
 
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
-from mlops_ray.data.prediction_log import Batch, Entry, PredictionLog, Shape
-from mlops_ray.data.rows import Rows, sound_amounts, together
+from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
+from mlops_ray.data.rows import Rows, Table, together
 from mlops_ray.errors import StorageError
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.monitoring.deltas import PREDICTION, Outbox, Tally
@@ -42,12 +42,9 @@ logger = logging.getLogger(__name__)
 class Answering(Protocol):
     """What a loaded model must be able to do."""
 
-    @property
-    def amounts(self) -> tuple[str, ...] | None: ...
-
-    def predict_amounts(self, values: Values, /) -> Answer: ...
-
     def predict(self, inputs: pl.DataFrame, /) -> Answer: ...
+
+    def answer(self, asked: Table, /) -> Answer: ...
 
     def explain(self, features: pl.DataFrame, hidden: frozenset[str], /) -> Contributions: ...
 
@@ -160,24 +157,21 @@ class Live:
 
     def _rehearse(self) -> None:
         """Answers, counts and logs a row of nothing: what is done for the first time takes up to a second."""
-        nothing = Rows(self.served.request, [[None] for _ in self.served.request.columns])
-        answer = self.served.predictor.predict(together([nothing]))
-        if (names := self.served.predictor.amounts) is not None:
-            self.served.predictor.predict_amounts(np.full((1, len(names)), np.nan))
+        request = self.served.request
+        nothing = together([Rows(request, [[None] for _ in request.columns])])
+        self.served.predictor.predict(nothing.frame)
+        answer = self.served.predictor.answer(nothing)
         tally = Tally.empty(self.served.reference.specs)
         tally.observe(answer.given, np.zeros(1))
         tally.to_json()
-        self._log.rehearse(self._shape, _entry(nothing, Part(answer, 0, 1), "", 0, 0))
+        self._log.rehearse(self._shape, Entry("", answer, 0, 1, 0, 0, 0))
 
     async def predict(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> Part:
         """The answer to a request's rows, alone or in a batch with others'; see `Batcher.submit`."""
         return await self._batcher.submit(rows, until=until, is_gone=is_gone)
 
     def _work(self, batch: Sequence[Rows]) -> Answer:
-        predictor = self.served.predictor
-        if predictor.amounts is not None and (amounts := sound_amounts(batch)) is not None:
-            return predictor.predict_amounts(amounts)
-        return predictor.predict(together(batch))
+        return self.served.predictor.answer(together(batch))
 
     @property
     def tally(self) -> Tally:
@@ -189,16 +183,10 @@ class Live:
         tally.traffic.batch_rows.update(len(answer.values))
         tally.observe(answer.given, answer.values)
 
-    def log(self, rows: Rows, part: Part, id: str, latency_us: int, size: int) -> None:
+    def log(self, part: Part, id: str, latency_us: int, size: int) -> None:
         """Takes an answered request, whose body had so many bytes, into the prediction log."""
-        self._log.add(self._shape, _entry(rows, part, id, latency_us, size))
-
-
-def _entry(rows: Rows, part: Part, id: str, latency_us: int, size: int) -> Entry:
-    answer = part.batch
-    features = answer.given if isinstance(answer.given, pl.DataFrame) else None
-    batch = Batch(answer.values, features, answer.watermark_us)
-    return Entry(id, rows, batch, part.start, part.stop, time.time_ns() // 1000, latency_us, size)
+        at_us = time.time_ns() // 1000
+        self._log.add(self._shape, Entry(id, part.batch, part.start, part.stop, at_us, latency_us, size))
 
 
 #: The longest pause between two tries to load a version that could not be loaded.

@@ -5,18 +5,20 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_ray.data import prediction_log
-from mlops_ray.data.prediction_log import MACHINE, Batch, Entry, PredictionLog, Shape
-from mlops_ray.data.rows import Rows
+from mlops_ray.data.prediction_log import MACHINE, Entry, PredictionLog, Shape
+from mlops_ray.data.rows import Rows, Table, together
 from mlops_ray.schema import INSTANT, Column, Schema
 from mlops_ray.storage import Storage
 
@@ -27,17 +29,25 @@ SIZE = 700
 AT = 1_480_000_000_000_000
 
 
-def batch(values: list[float], watermark_us: int | None = None) -> Batch:
-    """Rows whose features tell the answer."""
+@dataclass(frozen=True)
+class Answered:
+    """What a predictor answered to a batch."""
+
+    values: npt.NDArray[np.float64]
+    asked: Table
+    given: pl.DataFrame
+    watermark_us: int | None = None
+
+
+def batch(values: list[float], watermark_us: int | None = None) -> Answered:
+    """Rows whose columns and features tell the answer."""
     features = pl.DataFrame({"age": values, "double": [2 * v for v in values]})
-    return Batch(np.array(values), features, watermark_us)
+    asked = together([Rows(ASKED, [[f"s{v:g}" for v in values], values])])
+    return Answered(np.array(values), asked, features, watermark_us)
 
 
-def entry(id: str, of: Batch, start: int, stop: int) -> Entry:
-    """A request whose columns tell the answer."""
-    values = of.values[start:stop].tolist()
-    asked = Rows(ASKED, [[f"s{v:g}" for v in values], values])
-    return Entry(id, asked, of, start, stop, AT, 1_000, SIZE)
+def entry(id: str, of: Answered, start: int, stop: int) -> Entry:
+    return Entry(id, of, start, stop, AT, 1_000, SIZE)
 
 
 def read(storage: Storage) -> pl.DataFrame:
@@ -69,6 +79,7 @@ def test_each_answered_row_is_written_once_and_by_its_own_request(
     found = read(storage)
     assert sorted(found.select("request_id", "row", "prediction").rows()) == sorted(expected)
     assert (found["request.age"] == found["prediction"]).all()
+    assert found["request.site"].str.strip_prefix("s").cast(pl.Float64).equals(found["prediction"])
     assert (found["feature.double"] == 2 * found["prediction"]).all()
     assert prediction_log.lost(storage, MODEL) == 0
 

@@ -88,7 +88,7 @@ def newest(folder: Path) -> list[float | None]:
     bounds = store.online().bounds(store.features)
     assert bounds is not None
     rows = pl.DataFrame({"site": ["a", "b"], "time": [bounds[1]] * 2})
-    return list(store.online().features(store.features, rows)[0]["newest"])
+    return list(store.online().read(store.features, rows).features["newest"])
 
 
 def test_what_arrives_is_stored_and_readable_online_a_bad_file_is_told_once_and_loses_nothing(

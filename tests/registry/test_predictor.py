@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_ray.data.rows import Rows, together
 from mlops_ray.errors import PackageError
 from mlops_ray.features.definitions import Computed, FeatureSet, ViewTable
 from mlops_ray.features.online import Read
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import ForestModel, LinearModel
-from mlops_ray.registry.predictor import Predictor
+from mlops_ray.registry.predictor import Amounts, Predictor
 from mlops_ray.schema import FAILURES, Column, Schema
 from mlops_ray.training.families import FAMILIES, How, Sample
 from tests.registry.made import COLUMNS, FEATURES, linear, requests, rows, write
@@ -134,18 +135,26 @@ def test_a_model_of_amounts_alone_answers_arrays_as_it_answers_frames(
     model = LinearModel((0.5, -2.0), 0.25) if style == "one_hot" else ForestModel.constant(3.0)
     write(folder, feature_set=AMOUNTS, encoder=encoder, model=model)
     predictor = Predictor.load(folder, None)
-    assert predictor.amounts == ("c", "a", "b")
-    frame = pl.DataFrame(rows, schema=dict.fromkeys("cab", pl.Float64), orient="row")
-    asked = frame.with_columns(time=pl.datetime(2016, 1, 1, time_zone="UTC"))
-    given = predictor.predict_amounts(frame.to_numpy())
-    by_frame = predictor.predict(asked)
+    request = AMOUNTS.request
+    columns = dict(zip("cab", map(list, zip(*rows, strict=True)), strict=True)) | {"time": [0] * len(rows)}
+    asked = together([Rows(request, [columns[name] for name in request.names])])
+    assert asked.is_sound
+    given = predictor.answer(asked)
+    assert isinstance(given.given, Amounts)
+    by_frame = predictor.predict(asked.frame)
     assert given.values.tobytes() == by_frame.values.tobytes()
     assert given.features.select("a", "b").equals(by_frame.features)
     assert given.failures.equals(by_frame.failures)
 
 
-def test_a_model_of_other_columns_too_answers_frames_alone(predictor: Predictor) -> None:
-    assert predictor.amounts is None
+def test_a_model_of_other_columns_too_is_given_a_frame(predictor: Predictor) -> None:
+    frame = requests(1)
+    request = predictor.package.feature_set.request
+    typed, _ = request.check(frame)
+    values = [typed[name].to_physical().to_list() for name in request.names]
+    answer = predictor.answer(together([Rows(request, values)]))
+    assert isinstance(answer.given, pl.DataFrame)
+    assert answer.values.tobytes() == predictor.predict(frame).values.tobytes()
 
 
 def test_features_with_history_need_a_store(tmp_path: Path) -> None:
@@ -167,7 +176,7 @@ def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_lib
     model = found.fit(sample, params, How("log_loss", seed=7, cpus=1, task=task))
     write(tmp_path / "demo", model=model, encoder=encoder)
     code = (
-        "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"
+        "import sys, pathlib; from mlops_ray.registry.predictor import Amounts, Predictor;"
         f"Predictor.load(pathlib.Path({str(tmp_path / 'demo')!r}), None);"
         "import json; print(json.dumps([m for m in"
         " ('mlflow', 'ray', 'pandas', 'sklearn', 'xgboost', 'optuna', 'scipy') if m in sys.modules]))"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 import uvicorn
@@ -23,7 +24,8 @@ from mlops_ray.registry import signing
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.serving import record
-from mlops_ray.serving.asgi import NO_WEBSOCKET, App, Receive, Scope, Send
+from mlops_ray.serving.asgi import NO_WEBSOCKET, Application, Call, Receive, Reply, Scope, Send
+from mlops_ray.serving.direct import Direct
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
 from mlops_ray.serving.routes import Routes
 from mlops_ray.serving.versions import Versions, loader
@@ -44,25 +46,26 @@ LONG = bool(os.environ.get("MLOPS_WHOLE"))
 
 
 @dataclass(frozen=True)
-class Service:
+class Service(Application):
     """A released model, its two applications, the one that callers see, and the keys by role."""
 
     model: str
     storage: Storage
-    endpoint: App
-    routes: App
+    endpoint: Endpoint
+    routes: Routes
     keys: dict[str, str]
     predictor: Predictor
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Routes by prefix; Serve's proxies do no more."""
-        if scope["type"] == "websocket":
-            await send(NO_WEBSOCKET)
-            return
-        mine = f"{PREFIX}/{self.model}"
-        path = scope["path"].partition("?")[0]
-        is_mine = path == mine or path.startswith(f"{mine}/")
-        await (self.endpoint if is_mine else self.routes)(scope, receive, send)
+    def refusal(self, call: Call) -> Reply | None:
+        return self._of(call).refusal(call)
+
+    async def reply(self, call: Call) -> Reply:
+        return await self._of(call).reply(call)
+
+    def _of(self, call: Call) -> Application:
+        """By prefix; Serve's proxies do no more."""
+        mine, path = f"{PREFIX}/{self.model}", unquote(call.path)
+        return self.endpoint if path == mine or path.startswith(f"{mine}/") else self.routes
 
 
 def service(
@@ -92,12 +95,24 @@ async def _snapshot() -> dict[str, Any]:
     return {}
 
 
+async def _none(scope: Scope, receive: Receive, send: Send) -> None:
+    """In Serve's place."""
+    assert scope["type"] == "websocket"
+    await send(NO_WEBSOCKET)
+
+
 @contextlib.contextmanager
-def listening(app: App) -> Iterator[str]:
-    """The address at which an application is served."""
+def listening(app: Application) -> Iterator[str]:
+    """The address at which an application is served, as replicas do."""
+
+    class Protocol(Direct):
+        def answering(self) -> Application:
+            return app
+
     # Callers wait in the socket's queue until the server takes them.
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))  # type: ignore[arg-type]
+        config = uvicorn.Config(_none, http=Protocol, lifespan="off", log_level="critical")  # type: ignore[arg-type]
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -46,7 +46,7 @@ class Slow:
     def __call__(self, batch: Sequence[Rows]) -> Answer:
         self.begun.set()
         assert self.open.wait(60)
-        return self.model.predict(together(batch))
+        return self.model.answer(together(batch))
 
 
 def batcher(work: Work, clock: Clock | None = None, cost: Line | None = None) -> Batcher:
@@ -54,7 +54,7 @@ def batcher(work: Work, clock: Clock | None = None, cost: Line | None = None) ->
 
 
 def answered(model: StandIn) -> Work:
-    return lambda batch: model.predict(together(batch))
+    return lambda batch: model.answer(together(batch))
 
 
 def slow(work: Slow) -> Batcher:

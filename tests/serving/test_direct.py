@@ -1,55 +1,88 @@
 """Requests reach our application before Serve's code, and Serve keeps what is its own."""
 
 import asyncio
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
-from urllib.parse import unquote
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
 
 import pytest
+import uvicorn
 
 from mlops_ray.serving import direct
-from mlops_ray.serving.asgi import App, Message, Receive, Scope, Send
+from mlops_ray.serving.asgi import App, Application, Call, Message, Receive, Reply, Scope, Send
+from tests.serving.calls import call
 
-Reached = tuple[str, list[Message]]
+TIMEOUT_S = 60.0
+LARGE = 8 * 2**20
+
+
+@dataclass
+class Ours(Application):
+    """Answers with its name and what it was sent; refuses what says so."""
+
+    reached: list[str] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)
+
+    def refusal(self, call: Call) -> Reply | None:
+        return Reply(429, b"refused") if call.header("x-vain") else None
+
+    async def reply(self, call: Call) -> Reply:
+        self.reached.append(call.path)
+        body = await call.body(LARGE)
+        if call.path == "/dies":
+            raise asyncio.CancelledError
+        if call.path == "/large":
+            return Reply(200, bytes(LARGE))
+        if call.path == "/waits":
+            async with asyncio.timeout(TIMEOUT_S):
+                while not call.is_gone():
+                    await asyncio.sleep(0)
+            self.gone.set()
+        return Reply(200, b"ours: " + body)
+
+
+async def serves(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application as Serve's."""
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"6")]})
+    await send({"type": "http.response.body", "body": b"serves"})
 
 
 async def nothing() -> None:
     """There is nothing to start."""
 
 
-def answering(name: str, reached: list[str]) -> App:
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        reached.append(name)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", b"id")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    return app
+@contextlib.contextmanager
+def listening(app: App) -> Iterator[socket.socket]:
+    """A connection to a server as Serve starts them."""
+    direct.middlewares()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=TIMEOUT_S) as connection:
+                yield connection
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(autouse=True)
-def none_answers() -> Iterator[None]:
-    before = direct._answering[:]
+def as_before() -> Iterator[None]:
+    answering, protocols = direct._answering[:], dict(uvicorn.config.HTTP_PROTOCOLS)
     direct._answering.clear()
     yield
-    direct._answering[:] = before
+    direct._answering[:] = answering
+    uvicorn.config.HTTP_PROTOCOLS.update(protocols)
 
 
-def call(app: App, path: str, type: str = "http") -> list[Message]:
-    sent: list[Message] = []
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    asyncio.run(
-        app({"type": type, "path": unquote(path), "raw_path": path.encode(), "headers": []}, receive, send)
-    )  # type: ignore[arg-type]
-    return sent
-
-
-def start(app: App) -> None:
-    """As Serve does, before the first request."""
+@pytest.fixture
+def ours() -> Ours:
+    """An application that is up, as Serve brings it up, before the first request."""
     messages = [{"type": "lifespan.shutdown"}, {"type": "lifespan.startup"}]
 
     async def receive() -> Message:
@@ -58,46 +91,159 @@ def start(app: App) -> None:
     async def send(message: Message) -> None:
         assert message["type"].endswith("complete")
 
-    asyncio.run(app({"type": "lifespan"}, receive, send))  # type: ignore[arg-type]
+    app = Ours()
+    asyncio.run(direct.by_serve(app, nothing, nothing)({"type": "lifespan"}, receive, send))  # type: ignore[arg-type]
+    return app
+
+
+def request(path: str, *headers: str, body: bytes = b"", method: str = "POST", version: str = "1.1") -> bytes:
+    lines = [f"{method} {path} HTTP/{version}", "Host: here", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def reply(connection: socket.socket, method: str = "POST") -> tuple[int, dict[str, str], bytes]:
+    """The next reply of a connection."""
+    found = HTTPResponse(connection, method=method)
+    found.begin()
+    return found.status, {name.lower(): value for name, value in found.getheaders()}, found.read()
+
+
+def asked(connection: socket.socket, path: str, *headers: str, body: bytes = b"") -> bytes:
+    connection.sendall(request(path, *headers, body=body))
+    return reply(connection)[2]
 
 
 def test_until_the_application_is_up_requests_are_serves() -> None:
-    reached: list[str] = []
-    middleware = direct.Direct(answering("serve", reached))
-    call(middleware, "/v2/models/m/infer")
-    start(direct.by_serve(answering("ours", reached), nothing, nothing))
-    call(middleware, "/v2/models/m/infer")
-    assert reached == ["serve", "ours"]
+    with listening(serves) as connection:
+        assert asked(connection, "/v2/models/m/infer") == b"serves"
+        direct._answering.append(Ours())
+        assert asked(connection, "/v2/models/m/infer", body=b"a row") == b"ours: a row"
 
 
-@pytest.mark.parametrize(
-    ("path", "type"), [("/-/healthz", "http"), ("/-/routes", "http"), ("/v2", "websocket")]
-)
-def test_health_checks_and_what_is_not_http_go_on_to_serve(path: str, type: str) -> None:
-    reached: list[str] = []
-    start(direct.by_serve(answering("ours", reached), nothing, nothing))
-    call(direct.Direct(answering("serve", reached)), path, type)
-    assert reached == ["serve"]
+@pytest.mark.parametrize("path", ["/-/healthz", "/-/routes"])
+def test_health_checks_go_on_to_serve(ours: Ours, path: str) -> None:
+    with listening(serves) as connection:
+        assert asked(connection, path) == b"serves"
+    assert ours.reached == []
 
 
 @pytest.mark.parametrize("path", ["/%2d/routes", "/-%2Froutes", "/%2D/healthz", "//-/routes"])
-def test_what_only_looks_like_a_path_of_serves_when_decoded_is_ours(path: str) -> None:
-    reached: list[str] = []
-    start(direct.by_serve(answering("ours", reached), nothing, nothing))
-    call(direct.Direct(answering("serve", reached)), path)
-    assert reached == ["ours"]
+def test_what_only_looks_like_a_path_of_serves_when_decoded_is_ours(ours: Ours, path: str) -> None:
+    with listening(serves) as connection:
+        assert asked(connection, path) == b"ours: "
+    assert len(ours.reached) == 1
+
+
+def test_who_comes_in_vain_is_refused_before_the_body_is_there_and_may_ask_again(ours: Ours) -> None:
+    with listening(serves) as connection:
+        whole = request("/v2", "X-Vain: yes", body=b"a row")
+        connection.sendall(whole[:-5])
+        assert reply(connection)[::2] == (429, b"refused")
+        connection.sendall(whole[-5:])
+        assert asked(connection, "/v2", body=b"a row") == b"ours: a row"
+    assert ours.reached == ["/v2"]
+
+
+def test_who_waits_for_a_word_before_the_body_gets_it_before_any_reply(ours: Ours) -> None:
+    with listening(serves) as connection:
+        whole = request("/v2", "X-Vain: yes", "Expect: 100-continue", body=b"a row")
+        connection.sendall(whole[:-5])
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(whole[-5:])
+        assert reply(connection)[2] == b"ours: a row"
+
+
+def test_requests_that_come_at_once_are_answered_in_their_order(ours: Ours) -> None:
+    with listening(serves) as connection:
+        bodies = [b"%d" % number for number in range(20)]
+        connection.sendall(b"".join(request("/v2", body=body) for body in bodies))
+        found = HTTPResponses(connection)
+        assert [found.next() for _ in bodies] == [b"ours: " + body for body in bodies]
+
+
+class HTTPResponses:
+    """Replies that come at once, read from one buffer."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._file = connection.makefile("rb")
+
+    def next(self) -> bytes:
+        assert self._file.readline() == b"HTTP/1.1 200 OK\r\n"
+        length = 0
+        while (line := self._file.readline()) != b"\r\n":
+            name, _, value = line.partition(b":")
+            length = int(value) if name == b"content-length" else length
+        return self._file.read(length)
+
+
+@pytest.mark.parametrize(("version", "header"), [("1.1", "Connection: close"), ("1.0", "X-Nothing: 1")])
+def test_a_connection_that_is_not_to_be_kept_is_closed_and_says_so(
+    ours: Ours, version: str, header: str
+) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/v2", header, body=b"a row", version=version))
+        status, headers, body = reply(connection)
+        assert (status, headers["connection"], body) == (200, "close", b"ours: a row")
+        assert connection.recv(1) == b""
+
+
+def test_a_reply_to_head_has_the_length_and_no_body(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/v2", method="HEAD"))
+        _, headers, body = reply(connection, "HEAD")
+        assert (headers["content-length"], body) == ("6", b"")
+        assert asked(connection, "/v2", body=b"a row") == b"ours: a row"
+
+
+def test_a_reply_names_the_request_and_the_time(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/v2", "X-Request-ID: mine"))
+        _, headers, _ = reply(connection)
+        assert headers["x-request-id"] == "mine"
+        assert "date" in headers
+        # What could end a header is no id.
+        connection.sendall(request("/v2", "X-Request-ID: a\x01b"))
+        assert b"\x01" not in connection.recv(1000)
+
+
+def test_an_application_learns_that_the_caller_has_gone(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/waits"))
+        connection.close()
+        assert ours.gone.wait(TIMEOUT_S)
+
+
+def test_a_reply_larger_than_fits_waits_for_its_reader(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/large") + request("/large"))
+        found = HTTPResponses(connection)
+        assert [len(found.next()), len(found.next())] == [LARGE, LARGE]
+
+
+def test_a_connection_whose_answer_will_never_come_is_closed(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/dies"))
+        assert connection.recv(1) == b""
 
 
 def test_a_request_that_comes_by_way_of_serve_gets_its_id_from_serve_alone() -> None:
-    app = direct.by_serve(answering("ours", []), nothing, nothing)
-    assert call(app, "/v2")[0]["headers"] == []
-    assert call(app, "/v2", "websocket") == [{"type": "websocket.close", "code": 1008}]
+    app = direct.by_serve(Ours(), nothing, nothing)
+    assert "x-request-id" not in call(app, "POST", "/v2").headers
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "websocket"}, None, send))  # type: ignore[arg-type]
+    assert sent == [{"type": "websocket.close", "code": 1008}]
 
 
-def test_serve_is_given_the_middleware_by_every_cluster_of_ours() -> None:
+def test_every_cluster_of_ours_puts_the_protocol_where_serve_takes_it() -> None:
     from ray._common.utils import import_attr
 
     from mlops_ray.cluster.head import SETTINGS
 
-    (middleware,) = import_attr(SETTINGS["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])()
-    assert middleware.cls is direct.Direct
+    assert import_attr(SETTINGS["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"])() == []
+    config = uvicorn.Config(serves)  # type: ignore[arg-type]
+    config.load()
+    assert config.http_protocol_class is direct.Direct

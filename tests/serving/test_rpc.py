@@ -309,7 +309,8 @@ def test_the_nearer_deadline_is_the_cores(
     address: str, service: Service, key: dict[str, str], header: str | None, most: int
 ) -> None:
     infer(address, typed(), key | ({"x-timeout-ms": header} if header else {}))
-    assert 0 < int(service.asked[-1][1]["x-timeout-ms"]) <= most
+    # gRPC rounds a time up when it tells it, by at most a hundredth.
+    assert 0 < int(service.asked[-1][1]["x-timeout-ms"]) <= 1.01 * most
 
 
 def test_what_is_no_header_of_ours_stays_outside(address: str, service: Service, key: dict[str, str]) -> None:
