@@ -135,14 +135,14 @@ def asked() -> Rows:
     return np.random.default_rng(SEED + 1).normal(size=(ASKED_ROWS, len(COLUMNS))).astype(np.float32)
 
 
-def body(row: Sequence[float]) -> dict[str, Any]:
-    """A row in the form of the Open Inference Protocol, an input for each column, and a time besides."""
+def body(row: Sequence[float], times: int = 1) -> dict[str, Any]:
+    """A row so many times in the form of the Open Inference Protocol: an input a column, and a time."""
     values = {TIME: ("BYTES", START.isoformat())} | {
         name: ("FP64", value) for name, value in zip(COLUMNS, row, strict=True)
     }
     return {
         "inputs": [
-            {"name": name, "datatype": datatype, "shape": [1], "data": [value]}
+            {"name": name, "datatype": datatype, "shape": [times], "data": [value] * times}
             for name, (datatype, value) in values.items()
         ]
     }

@@ -1,6 +1,7 @@
 """Twice the requests that ours can answer: how many are answered in time, how the others are refused.
 
-The capacity is what 64 connections get that wait for their answers. Twice that is then offered over so many
+Requests are of 64 rows: of single ones a replica answers more than two cores can offer besides. The capacity
+is what 64 connections get that wait for their answers. Twice that is then offered over so many
 connections that few requests wait for one to be free (how many were sent is shown: they are fewer where a
 service answers them all late). Every request says in X-Timeout-Ms how long its caller waits. A single
 connection sees how long the service takes to be its old self. `--quick` takes two short rounds.
@@ -28,6 +29,7 @@ OFFERING_CONNECTIONS = 1024
 OFFERED = 2.0
 #: How long a caller waits, and how soon one is refused for whom there is no time.
 DEADLINE_MS, REFUSE_MS = 100, 50
+ROWS = 64
 LIMIT_GOOD, LIMIT_RECOVERY_S = 0.9, 5.0
 #: Less than is meant to be offered, since connections do wait; of less than this nothing is claimed.
 LIMIT_OFFERED = 1.8
@@ -89,9 +91,10 @@ def main() -> None:
         service = Service(Path(name, "ours"))
         with service.up() as url:
             bench = Bench(Path(name), seconds, ours.asked(), ours.expected(service.model, ours.asked()))
-            closed = ours.target(bench, "ours", url, service)
+            ours.target(bench, "ours", url, service)
+            closed = bench.target("closed", url, body, service.headers)
             hurried = {"X-Timeout-Ms": str(DEADLINE_MS), "X-Request-ID": "0"}
-            offering = bench.target("offering", url, ours.body, service.headers | hurried)
+            offering = bench.target("offering", url, body, service.headers | hurried)
             caller = Caller(url, service.headers)
             closed.closed(CAPACITY_CONNECTIONS, seconds)
             found = [one_round(closed, offering, caller, seconds) for _ in range(rounds)]
@@ -109,6 +112,10 @@ def main() -> None:
             *bench.correct(sum(r.before.errors + r.after.errors for r in found)),
         ],
     )
+
+
+def body(row: list[float]) -> dict[str, Any]:
+    return ours.body(row, ROWS)
 
 
 def one_round(closed: Target, offering: Target, caller: Caller, seconds: float) -> Round:
@@ -141,12 +148,12 @@ def recovery(caller: Caller, limit_ms: float) -> float:
 
 def probe(caller: Caller) -> tuple[bool, float]:
     """Whether all requests of a window were answered, and the median of what they took, milliseconds."""
-    end, body = time.monotonic() + WINDOW_S, ours.body(ours.asked()[0].tolist())
+    end, asked = time.monotonic() + WINDOW_S, body(ours.asked()[0].tolist())
     took_ms, all_answered = [], True
     while time.monotonic() < end:
         begin = time.perf_counter()
         try:
-            all_answered &= caller.post(body)[0] == 200
+            all_answered &= caller.post(asked)[0] == 200
         except (OSError, http.client.HTTPException):
             all_answered = False
         took_ms.append(1000 * (time.perf_counter() - begin))

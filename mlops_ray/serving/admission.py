@@ -4,6 +4,7 @@ Refused at once it costs little, and its caller may ask elsewhere; answered too 
 one that is of use.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ MOST_MS = 600_000
 LEARNS_FROM = 4
 #: Requests that may always be there.
 LET_IN = 2
+#: How often the loop's lag is looked at.
+LOOK_S = 0.01
 #: Keys that are remembered; the longest unused is forgotten first.
 MOST_BUCKETS = 10_000
 
@@ -45,62 +48,105 @@ def deadline(said: str | None, now: float) -> float | None:
 class Admission:
     """The requests that are being answered, and what it takes to answer one more.
 
-    `patience_s` is how long callers wait who do not say.
+    `patience_s` is how long callers wait who do not say; `size` are the bytes of the bodies.
     """
 
     patience_s: float
     clock: Clock = time.monotonic
     requests: int = 0
-    rows: int = 0
+    size: int = 0
+    lag: "Lag" = field(default_factory=lambda: Lag())
     _wait: Wait = field(default_factory=Wait)
     _seen: int = 0
 
-    def require_time(self, until: float | None) -> None:
-        """Raises `OverloadedError` where a newcomer would be answered too late.
+    def take(self, until: float | None, size: int) -> "Place":
+        """Takes a request in, with a body of so many bytes; `Place.leave` when it has been answered.
 
-        Who would be the first or the second is let in: what these take tells when it has become less.
+        Raises `OverloadedError` where it would be answered too late. Who would be the first or the second is
+        let in: what these take tells when it has become less.
         """
-        if self.requests < LET_IN:
-            return
-        needed_s = self._wait(self.requests, self.rows)
-        left_s = self.patience_s if until is None else until - self.clock()
-        if needed_s > left_s:
-            raise OverloadedError(
-                f"{self.requests} requests wait already: an answer would take {1000 * needed_s:.0f} ms, and "
-                f"there are {1000 * max(left_s, 0.0):.0f}; ask again later, or elsewhere",
-                retry_after_s=math.ceil(needed_s),
-            )
-
-    def enter(self, rows: int) -> "Place":
-        """Takes a request in; `Place.leave` when it has been answered."""
+        if self.requests >= LET_IN:
+            needed_s = self.lag.seconds + self._wait(self.requests, self.size)
+            left_s = self.patience_s if until is None else until - self.clock()
+            if needed_s > left_s:
+                raise OverloadedError(
+                    f"{self.requests} requests wait already: an answer would take {1000 * needed_s:.0f} ms, "
+                    f"and there are {1000 * max(left_s, 0.0):.0f}; ask again later, or elsewhere",
+                    retry_after_s=math.ceil(needed_s),
+                )
         self._seen += 1
-        learns = self._seen % LEARNS_FROM == 0
-        place = Place(self, rows, self.clock() if learns else None, self.requests, self.rows)
-        self.requests += 1
-        self.rows += rows
+        place = Place(self, size, learns=self._seen % LEARNS_FROM == 0)
+        place.enter()
         return place
 
-    def learn(self, requests: int, rows: int, since: float) -> None:
+    def learn(self, requests: int, size: int, since: float) -> None:
         """Takes in what it took one who found so many there."""
-        self._wait.see(requests, rows, self.clock() - since)
+        self._wait.see(requests, size, self.clock() - since)
 
 
 @dataclass(slots=True)
 class Place:
-    """A request that is being answered, and what it found when it came."""
+    """A request that is being answered, and what it found when it came.
+
+    `tells`, set when it was answered, or too late: from that is learned what one takes.
+    """
 
     admission: Admission
-    rows: int
-    since: float | None
-    requests_before: int
-    rows_before: int
+    size: int
+    learns: bool = False
+    tells: bool = False
+    _since: float = 0.0
+    _requests_before: int = 0
+    _size_before: int = 0
+    _is_in: bool = False
 
-    def leave(self, *, tells: bool) -> None:
-        """Makes room; `tells` where it was answered, or too late: from that is learned what one takes."""
-        self.admission.requests -= 1
-        self.admission.rows -= self.rows
-        if tells and self.since is not None:
-            self.admission.learn(self.requests_before, self.rows_before, self.since)
+    def enter(self) -> None:
+        """Counts as one that waits, from now on."""
+        admission = self.admission
+        if self.learns:
+            self._since = admission.clock()
+            self._requests_before, self._size_before = admission.requests, admission.size
+        admission.requests += 1
+        admission.size += self.size
+        self._is_in = True
+
+    def leave(self) -> None:
+        """Makes room."""
+        if self._is_in:
+            self._is_in = False
+            self.admission.requests -= 1
+            self.admission.size -= self.size
+            if self.tells and self.learns:
+                self.admission.learn(self._requests_before, self._size_before, self._since)
+
+
+@dataclass
+class Lag:
+    """How late the event loop is: so long what comes may lie in the socket before it is seen.
+
+    A timer tells, which is late by what the loop did meanwhile.
+    """
+
+    seconds: float = 0.0
+    _timer: asyncio.Handle | None = None
+    _is_wanted: bool = False
+
+    def watch(self) -> None:
+        """Looks at it for as long as this is called again and again, in the loop."""
+        self._is_wanted = True
+        if self._timer is None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, time.monotonic() + LOOK_S)
+
+    def _look(self, due: float) -> None:
+        self.seconds = max(0.0, time.monotonic() - due)
+        if self._is_wanted:
+            self._is_wanted = False
+            self._look_again()
+        else:
+            self._timer, self.seconds = None, 0.0
 
 
 @dataclass

@@ -33,8 +33,8 @@ JSON = {"content-type": "application/json"}
 #: Nothing of ours speaks it; the server makes a 403 of this.
 NO_WEBSOCKET: Message = {"type": "websocket.close", "code": 1008}
 REQUEST_ID = "x-request-id"
-#: Characters of a caller's request id; a longer one is not kept.
-MOST_ID = 128
+#: Characters of a caller's request id; a longer one is not kept. Digits of a body's length that are read.
+MOST_ID, MOST_LENGTH = 128, 18
 #: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -93,6 +93,12 @@ class Call:
             self._id = given if 0 < len(given) <= MOST_ID and given.isprintable() else os.urandom(16).hex()
         return self._id
 
+    @property
+    def size(self) -> int:
+        """The bytes of the body, as the head says; 0 where it does not."""
+        length = self._headers.get(b"content-length", b"")
+        return int(length[:MOST_LENGTH]) if length.isdigit() else 0
+
     # What uvicorn knows of a request stands in the object whose method `receive` is; others may not tell.
 
     def is_gone(self) -> bool:
@@ -113,9 +119,8 @@ class Call:
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body; raises `TooLargeError` as soon as it is known to be larger than allowed."""
-        length = self._headers.get(b"content-length", b"")
-        if length.isdigit() and (len(length) > len(str(most_bytes)) or int(length) > most_bytes):
-            raise TooLargeError(f"the body has {length[:20].decode()} bytes; at most {most_bytes} are read")
+        if self.size > most_bytes:
+            raise TooLargeError(f"the body has {self.size} bytes; at most {most_bytes} are read")
         parts: list[bytes] = []
         size, more = 0, True
         while more:
@@ -132,18 +137,19 @@ class Call:
 class Application:
     """Answers calls; an ASGI application."""
 
-    def refusal(self, call: Call) -> Reply | None:
-        """A reply to a call that comes in vain, which its head tells; `None` to any other."""
-        return None
+    def take(self, call: Call) -> Reply | Awaitable[Reply]:
+        """The reply, where the head of the call tells it, else what becomes it; whatever happens."""
+        raise NotImplementedError
 
     async def reply(self, call: Call) -> Reply:
         """The reply, whatever happens."""
-        raise NotImplementedError
+        taken = self.take(call)
+        return taken if isinstance(taken, Reply) else await taken
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""
         call = Call.of(scope, receive)
-        reply = self.refusal(call) or await self.reply(call)
+        reply = await self.reply(call)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headed(call.id)})
         await send({"type": "http.response.body", "body": reply.body})
 

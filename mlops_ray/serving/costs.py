@@ -52,7 +52,7 @@ class Line:
 
 @dataclass
 class Wait:
-    """Seconds until a newcomer is answered, by the requests and the rows that were there before it.
+    """Seconds until a newcomer is answered, by the requests that were there before it, and their bytes.
 
     A plane through what it took those before, with all that the process does besides; none of its parts is
     below zero.
@@ -60,20 +60,20 @@ class Wait:
 
     fixed: float = 0.0
     each_request: float = 0.0
-    each_row: float = 0.0
+    each_byte: float = 0.0
     _left: npt.NDArray[np.float64] = field(default_factory=lambda: 1e-9 * np.eye(3))
     _right: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
     _new: list[tuple[float, float, float, float]] = field(default_factory=list)
     _solved: int = 0
 
-    def __call__(self, requests: int, rows: int) -> float:
-        return self.fixed + self.each_request * requests + self.each_row * rows
+    def __call__(self, requests: int, size: int) -> float:
+        return self.fixed + self.each_request * requests + self.each_byte * size
 
-    def see(self, requests: int, rows: int, seconds: float) -> None:
+    def see(self, requests: int, size: int, seconds: float) -> None:
         """Takes in what it took one; of much more than was expected only some, as `Line` does."""
         if self._solved >= FEW:
-            seconds = min(seconds, MOST_TIMES * max(self(requests, rows), LEAST_S))
-        self._new.append((1.0, requests, rows, seconds))
+            seconds = min(seconds, MOST_TIMES * max(self(requests, size), LEAST_S))
+        self._new.append((1.0, requests, size, seconds))
         if len(self._new) >= SOLVED_EVERY:
             self._solve()
 
@@ -84,7 +84,7 @@ class Wait:
         kept = KEPT ** len(seen)
         self._left = kept * self._left + seen[:, :3].T @ seen[:, :3]
         self._right = kept * self._right + seen[:, :3].T @ seen[:, 3]
-        # Where requests are of one row each, the two say the same: they then share what it costs.
+        # Where requests are of one size, the two say the same: they then share what it costs.
         ridge = 1e-6 * np.diag(np.diag(self._left)) + 1e-9 * np.eye(3)
         found = np.maximum(np.linalg.solve(self._left + ridge, self._right), 0.0)
-        self.fixed, self.each_request, self.each_row = found.tolist()
+        self.fixed, self.each_request, self.each_byte = found.tolist()

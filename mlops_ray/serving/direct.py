@@ -54,12 +54,13 @@ class Direct(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
             return
         call = Call.of(cast(Scope, cycle.scope), cast(Receive, cycle.receive))
-        # Who waits for 100 before the body must not be answered before: what comes next would be unclear.
-        refusal = None if cycle.waiting_for_100_continue else application.refusal(call)
-        if refusal is not None:
-            self._send(cycle, refusal, call)
+        taken = application.take(call)
+        if isinstance(taken, Reply):
+            # Who waits for a word before the body gets a reply instead, after which nothing can follow.
+            cycle.keep_alive &= not cycle.waiting_for_100_continue
+            self._send(cycle, taken, call)
             return
-        task = self.loop.create_task(self._answer(cycle, application, call))
+        task = self.loop.create_task(self._answer(cycle, taken, call))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
@@ -67,9 +68,9 @@ class Direct(HttpToolsProtocol):
         """The application that answers here, if one does."""
         return _answering[0] if _answering else None
 
-    async def _answer(self, cycle: RequestResponseCycle, application: Application, call: Call) -> None:
+    async def _answer(self, cycle: RequestResponseCycle, taken: Awaitable[Reply], call: Call) -> None:
         try:
-            reply = await application.reply(call)
+            reply = await taken
             if self.flow.write_paused and not cycle.disconnected:
                 await self.flow.drain()
             self._send(cycle, reply, call)

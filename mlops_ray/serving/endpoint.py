@@ -2,9 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from mlops_ray.errors import (
 from mlops_ray.keys import Caller, Keyring, Role
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.serving import protocol
-from mlops_ray.serving.admission import LET_IN, PATIENCE, TIMEOUT, Admission, Rates, deadline
+from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Place, Rates, deadline
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
@@ -42,6 +43,14 @@ MOST_BODIES = 64
 MOST_EXPLAINED = 256
 #: Requests that may wait for their contributions.
 MOST_WHYS = 8
+
+
+class _Asked(NamedTuple):
+    """When a request for a prediction came, until when it is waited for, and its place among the others."""
+
+    came_ns: int
+    until: float | None
+    place: Place
 
 
 class Endpoint(Application):
@@ -66,53 +75,54 @@ class Endpoint(Application):
         self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
         self._explaining = ThreadPoolExecutor(1, "explains")
 
-    def refusal(self, call: Call) -> Reply | None:
-        """429 to who asks for a prediction and cannot be answered in time."""
-        if self.admission.requests < LET_IN or not call.path.endswith((INFER, INVOCATIONS)):
-            return None
-        try:
-            self.admission.require_time(deadline(call.header(TIMEOUT), self.admission.clock()))
-        except RequestError as error:
-            reply = error_reply(error, call)
-            self.load.refused += isinstance(error, OverloadedError)
-            live = self._versions.find(_split(call.path, self._prefix)[0])
-            if live is not None:
-                _count(live, reply, 0)
-            return reply
-        return None
+    def take(self, call: Call) -> Reply | Awaitable[Reply]:
+        """What becomes the reply to one HTTP request; 429 at once to whom there is no time for.
 
-    async def reply(self, call: Call) -> Reply:
-        """The reply to one HTTP request; those for a prediction are counted."""
+        Those for a prediction are counted.
+        """
         came_ns = time.perf_counter_ns()
         version, action = _split(call.path, self._prefix)
         live = self._versions.find(version)
+        if action not in (INFER, INVOCATIONS):
+            return self._replied(call, self._other(call, live, version, action))
         try:
-            reply = await self._answer(call, live, version, action, came_ns)
-        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-            reply = error_reply(error, call)
-        if live is not None and action in (INFER, INVOCATIONS):
-            _count(live, reply, (time.perf_counter_ns() - came_ns) // 1000)
-        return reply
+            until = deadline(call.header(TIMEOUT), self.admission.clock())
+            self.admission.lag.watch()
+            place = self.admission.take(until, call.size)
+        except RequestError as error:
+            self.load.refused += isinstance(error, OverloadedError)
+            return _counted(live, error_reply(error, call), came_ns)
+        return self._predicted(call, live, action, _Asked(came_ns, until, place))
 
-    async def _answer(
-        self, call: Call, live: Live | None, version: str | None, action: str, came_ns: int
-    ) -> Reply:
+    async def _replied(self, call: Call, answer: Awaitable[Reply]) -> Reply:
+        try:
+            return await answer
+        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+            return error_reply(error, call)
+
+    async def _predicted(self, call: Call, live: Live | None, action: str, asked: "_Asked") -> Reply:
+        try:
+            reply = await self._replied(call, self._predict(call, live, action, asked))
+        finally:
+            asked.place.leave()
+        return _counted(live, reply, asked.came_ns)
+
+    async def _other(self, call: Call, live: Live | None, version: str | None, action: str) -> Reply:
         if action == READY:
             call.allow("GET")
             if live is None and version is not None and self._versions.loaded:
                 raise NotFoundError("this version is not there")
             return json_reply({"live": True, "ready": live is not None}, 200 if live else 503)
-        caller = authorize(self._keyring, call, "predict", *(("read",) if action == METADATA else ()))
-        if action not in (METADATA, INFER, INVOCATIONS):
+        self._authorize(call, "predict", *(("read",) if action == METADATA else ()))
+        if action != METADATA:
             raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
-        call.allow("GET" if action == METADATA else "POST")
+        call.allow("GET")
+        return self._absent(call) if live is None else json_reply(self._metadata(live))
+
+    def _authorize(self, call: Call, *roles: Role) -> None:
+        caller = authorize(self._keyring, call, *roles)
         if caller.rate is not None:
             self._rates.take(caller.name, caller.rate)
-        if live is None:
-            return self._absent(call)
-        if action == METADATA:
-            return json_reply(self._metadata(live))
-        return await self._predict(call, live, action, came_ns)
 
     def _absent(self, call: Call) -> Reply:
         if not self._versions.loaded:
@@ -136,21 +146,21 @@ class Endpoint(Application):
             ],
         }
 
-    async def _predict(self, call: Call, live: Live, action: str, came_ns: int) -> Reply:
-        now = self.admission.clock()
-        until = deadline(call.header(TIMEOUT), now)
-        request = await self._request(call, live, action, None if until is None else until - now)
+    async def _predict(self, call: Call, live: Live | None, action: str, asked: "_Asked") -> Reply:
+        self._authorize(call, "predict")
+        call.allow("POST")
+        if live is None:
+            return self._absent(call)
+        until, place = asked.until, asked.place
+        request = await self._request(call, live, action, asked)
         wants_why = request.parameters.get("explain") is True
-        place, tells = self.admission.enter(request.rows.height), False
         try:
             part = await live.predict(request.rows, until, call.is_gone)
-            tells = not wants_why
-            explained = await self._explained(call, live, part, until) if wants_why else None
         except DeadlineError:
-            tells = True
+            place.tells = True
             raise
-        finally:
-            place.leave(tells=tells)
+        explained = await self._explained(call, live, part, until) if wants_why else None
+        place.tells = not wants_why
         if part.batch.failures.height:
             failures = part.failures
             live.tally.traffic.invalid.update(invalid(failures))
@@ -159,18 +169,11 @@ class Endpoint(Application):
         encode = protocol.encode_infer if action == INFER else protocol.encode_predictions
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
-        took_us = (time.perf_counter_ns() - came_ns) // 1000
-        live.log(part, call.id, took_us, request.size)
+        live.log(part, call.id, _since_us(asked.came_ns), request.size)
         return reply
 
-    async def _request(self, call: Call, live: Live, action: str, left_s: float | None) -> protocol.Request:
-        if not call.is_whole and self._bodies >= MOST_BODIES:
-            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
-        self._bodies += 1
-        try:
-            body = await _body(call, left_s)
-        finally:
-            self._bodies -= 1
+    async def _request(self, call: Call, live: Live, action: str, asked: "_Asked") -> protocol.Request:
+        body = await self._body(call, asked)
         try:
             if len(body) <= SMALL_BYTES:
                 return _decode(call, live, action, body)
@@ -184,6 +187,33 @@ class Endpoint(Application):
                 known = error.column if error.column in live.served.request.names else ""
                 live.tally.traffic.invalid[known, rule] += 1
             raise
+
+    async def _body(self, call: Call, asked: "_Asked") -> bytes:
+        """The body, which must come soon, and before the deadline."""
+        encoding = call.header("content-encoding") or "identity"
+        if encoding.lower() != "identity":
+            raise UnsupportedMediaTypeError(
+                f"the content encoding {encoding[:20]!r} is not read here; send it plain"
+            )
+        if call.is_whole:
+            return await call.body(protocol.MAX_BODY_BYTES)
+        if self._bodies >= MOST_BODIES:
+            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
+        left_s = BODY_S if asked.until is None else asked.until - self.admission.clock()
+        # Who sends slowly is in nobody's way.
+        asked.place.leave()
+        self._bodies += 1
+        try:
+            async with asyncio.timeout(min(left_s, BODY_S)):
+                body = await call.body(protocol.MAX_BODY_BYTES)
+        except TimeoutError:
+            if left_s < BODY_S:
+                raise DeadlineError("the body had not come before the deadline") from None
+            raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
+        finally:
+            self._bodies -= 1
+        asked.place.enter()
+        return body
 
     async def _explained(
         self, call: Call, live: Live, part: Part, until: float | None
@@ -239,24 +269,6 @@ def _split(path: str, prefix: str) -> tuple[str | None, str]:
     return version, slash + action
 
 
-async def _body(call: Call, left_s: float | None) -> bytes:
-    """The body, which must come soon, and before the deadline."""
-    encoding = call.header("content-encoding") or "identity"
-    if encoding.lower() != "identity":
-        raise UnsupportedMediaTypeError(
-            f"the content encoding {encoding[:20]!r} is not read here; send it plain"
-        )
-    if call.is_whole:
-        return await call.body(protocol.MAX_BODY_BYTES)
-    try:
-        async with asyncio.timeout(BODY_S if left_s is None else min(left_s, BODY_S)):
-            return await call.body(protocol.MAX_BODY_BYTES)
-    except TimeoutError:
-        if left_s is not None and left_s < BODY_S:
-            raise DeadlineError("the body had not come before the deadline") from None
-        raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
-
-
 def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Request:
     content_type = call.header("content-type")
     if action == INVOCATIONS:
@@ -265,9 +277,16 @@ def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Reques
     return protocol.decode_infer(live.reader, body, content_type, length, known=live.served.outputs)
 
 
-def _count(live: Live, reply: Reply, took_us: int) -> None:
-    traffic = live.tally.traffic
-    traffic.requests[str(reply.status)] += 1
-    traffic.request_us.update(took_us)
-    if reply.rejected is not None:
-        traffic.rejected[reply.rejected] += 1
+def _since_us(came_ns: int) -> int:
+    return (time.perf_counter_ns() - came_ns) // 1000
+
+
+def _counted(live: Live | None, reply: Reply, came_ns: int) -> Reply:
+    """The reply, which the version that it is asked of counts."""
+    if live is not None:
+        traffic = live.tally.traffic
+        traffic.requests[str(reply.status)] += 1
+        traffic.request_us.update(_since_us(came_ns))
+        if reply.rejected is not None:
+            traffic.rejected[reply.rejected] += 1
+    return reply

@@ -21,5 +21,5 @@ async def exchange(
 
     named = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     call = Call(method, path, named, receive)
-    reply = app.refusal(call) or await app.reply(call)
+    reply = await app.reply(call)
     return reply.status, {**reply.headers, REQUEST_ID: call.id}, reply.body

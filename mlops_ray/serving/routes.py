@@ -45,8 +45,11 @@ class Routes(Application):
             "/metrics": ("GET", ("read",), self._metrics),
         }
 
-    async def reply(self, call: Call) -> Reply:
-        """The reply to one HTTP request."""
+    def take(self, call: Call) -> Awaitable[Reply]:
+        """What becomes the reply to one HTTP request."""
+        return self._reply(call)
+
+    async def _reply(self, call: Call) -> Reply:
         try:
             return await self._answer(call)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer

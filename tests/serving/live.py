@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,8 @@ class Service(Application):
     keys: dict[str, str]
     predictor: Predictor
 
-    def refusal(self, call: Call) -> Reply | None:
-        return self._of(call).refusal(call)
-
-    async def reply(self, call: Call) -> Reply:
-        return await self._of(call).reply(call)
+    def take(self, call: Call) -> Reply | Awaitable[Reply]:
+        return self._of(call).take(call)
 
     def _of(self, call: Call) -> Application:
         """By prefix; Serve's proxies do no more."""

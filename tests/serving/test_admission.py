@@ -1,11 +1,15 @@
 """Who is let in: only who can be answered in time, and nobody more often than their key allows."""
 
+import asyncio
+import time
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_ray.errors import OverloadedError
-from mlops_ray.serving.admission import Admission, Rates
+from mlops_ray.serving.admission import Admission, Lag, Rates
 from mlops_ray.serving.costs import Line, Wait
 
 
@@ -28,32 +32,30 @@ def test_a_newcomer_is_refused_when_those_before_it_take_too_long() -> None:
     clock = Clock()
     admission = busy(clock, each_s=0.01)
     for _ in range(20):
-        admission.enter(1)
-    admission.require_time(until=clock.now + 0.3)
+        admission.take(None, 1)
+    admission.take(clock.now + 0.3, 1).leave()
     with pytest.raises(
         OverloadedError, match=r"20 requests wait already: an answer would take 2\d\d ms"
     ) as refused:
-        admission.require_time(until=clock.now + 0.1)
+        admission.take(clock.now + 0.1, 1)
     assert refused.value.retry_after_s == 1
 
 
 def test_who_says_no_deadline_waits_for_as_long_as_the_service_says() -> None:
     admission = busy(Clock(), each_s=0.01)
     for _ in range(200):
-        admission.enter(1)
+        admission.take(1e9, 1)
     with pytest.raises(OverloadedError) as refused:
-        admission.require_time(None)
+        admission.take(None, 1)
     assert refused.value.retry_after_s == 3
 
 
 def test_the_first_two_are_let_in_whatever_was_learned() -> None:
     admission = busy(Clock(), each_s=10.0)
-    admission.require_time(until=0.001)
-    admission.enter(1)
-    admission.require_time(until=0.001)
-    admission.enter(1)
+    admission.take(0.001, 1)
+    admission.take(0.001, 1)
     with pytest.raises(OverloadedError):
-        admission.require_time(until=0.001)
+        admission.take(0.001, 1)
 
 
 def test_after_a_stall_it_soon_lets_others_in_again() -> None:
@@ -65,16 +67,63 @@ def test_after_a_stall_it_soon_lets_others_in_again() -> None:
     for tries in range(2_000):
         admission.learn(tries % 2, tries % 2, clock.now - 0.002 * (1 + tries % 2))
     for _ in range(10):
-        admission.enter(1)
-    admission.require_time(until=1.0)
+        admission.take(None, 1)
+    admission.take(1.0, 1)
 
 
 def test_what_has_left_counts_no_more() -> None:
     admission = busy(Clock(), each_s=0.01)
-    places = [admission.enter(3) for _ in range(100)]
+    places = [admission.take(1e9, 3) for _ in range(100)]
     for place in places:
-        place.leave(tells=True)
-    assert (admission.requests, admission.rows) == (0, 0)
+        place.tells = True
+        place.leave()
+        place.leave()
+    assert (admission.requests, admission.size) == (0, 0)
+
+
+def test_who_sends_slowly_is_in_nobodys_way_meanwhile() -> None:
+    admission = busy(Clock(), each_s=0.01)
+    places = [admission.take(1e9, 3) for _ in range(100)]
+    for place in places[:50]:
+        place.leave()
+    assert (admission.requests, admission.size) == (50, 150)
+    for place in places[:50]:
+        place.enter()
+    assert (admission.requests, admission.size) == (100, 300)
+
+
+def test_while_the_loop_is_late_what_it_has_not_seen_counts_too() -> None:
+    clock = Clock()
+    admission = busy(clock, each_s=0.01)
+    for _ in range(3):
+        admission.take(None, 1)
+    admission.take(clock.now + 0.1, 1)
+    admission.lag.seconds = 0.08
+    with pytest.raises(OverloadedError, match=r"would take 1[2-4]. ms"):
+        admission.take(clock.now + 0.1, 1)
+
+
+def test_the_loops_lag_is_seen_while_requests_come_and_forgotten_after() -> None:
+    async def held(lag: Lag, seconds: float) -> float:
+        lag.watch()
+        begun = time.monotonic()
+        while time.monotonic() < begun + seconds:
+            pass
+        await until(lambda: not lag._is_wanted)
+        return lag.seconds
+
+    async def until(is_true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not is_true():
+                await asyncio.sleep(0)
+
+    async def all_of_it() -> None:
+        lag = Lag()
+        assert 0.2 < await held(lag, 0.3) < 60
+        await until(lambda: lag._timer is None)
+        assert lag.seconds == 0.0
+
+    asyncio.run(all_of_it())
 
 
 def test_it_forgets_what_is_long_ago() -> None:
@@ -83,8 +132,8 @@ def test_it_forgets_what_is_long_ago() -> None:
     for ahead in range(2_000):
         admission.learn(ahead % 40, ahead % 40, clock.now - 0.0001 * (1 + ahead % 40))
     for _ in range(20):
-        admission.enter(1)
-    admission.require_time(until=0.1)
+        admission.take(None, 1)
+    admission.take(0.1, 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 10_000)), min_size=64, max_size=300))
@@ -98,7 +147,7 @@ def test_an_expected_wait_is_never_below_zero_nor_less_for_a_longer_queue(
         assert 0 <= wait(requests, rows) <= wait(requests + 1, rows + 1)
 
 
-def test_requests_and_rows_are_told_apart() -> None:
+def test_requests_and_their_bytes_are_told_apart() -> None:
     wait = Wait()
     for number in range(3_200):
         requests, rows = number % 37, (number * 7) % 1_001

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
 
@@ -26,10 +26,10 @@ class Ours(Application):
     reached: list[str] = field(default_factory=list)
     gone: threading.Event = field(default_factory=threading.Event)
 
-    def refusal(self, call: Call) -> Reply | None:
-        return Reply(429, b"refused") if call.header("x-vain") else None
+    def take(self, call: Call) -> Reply | Awaitable[Reply]:
+        return Reply(429, b"refused") if call.header("x-vain") else self._reply(call)
 
-    async def reply(self, call: Call) -> Reply:
+    async def _reply(self, call: Call) -> Reply:
         self.reached.append(call.path)
         body = await call.body(LARGE)
         if call.path == "/dies":
@@ -144,13 +144,16 @@ def test_who_comes_in_vain_is_refused_before_the_body_is_there_and_may_ask_again
     assert ours.reached == ["/v2"]
 
 
-def test_who_waits_for_a_word_before_the_body_gets_it_before_any_reply(ours: Ours) -> None:
+def test_who_waits_for_a_word_before_the_body_gets_it_or_a_last_reply(ours: Ours) -> None:
     with listening(serves) as connection:
-        whole = request("/v2", "X-Vain: yes", "Expect: 100-continue", body=b"a row")
+        whole = request("/v2", "Expect: 100-continue", body=b"a row")
         connection.sendall(whole[:-5])
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(whole[-5:])
         assert reply(connection)[2] == b"ours: a row"
+        connection.sendall(request("/v2", "X-Vain: yes", "Expect: 100-continue", body=b"a row")[:-5])
+        assert reply(connection)[::2] == (429, b"refused")
+        assert connection.recv(1) == b""
 
 
 def test_requests_that_come_at_once_are_answered_in_their_order(ours: Ours) -> None:

@@ -316,16 +316,16 @@ def test_a_request_that_cannot_meet_its_deadline_is_refused_as_it_comes(service:
     admission = service.endpoint.admission
     for _ in range(200):
         admission.learn(2, 2, admission.clock() - 0.25)
-    others = [admission.enter(1) for _ in range(2)]
+    others = [admission.take(None, 1) for _ in range(2)]
     refused = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"})
     assert (refused.status, refused.headers["retry-after"]) == (429, "1")
     assert "there are 100; ask again later" in refused.json["error"]
     assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "60000"}).status == 200
-    others.pop().leave(tells=False)
+    others.pop().leave()
     # Who is the second is let in: so the service finds out that it has become faster.
     assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"}).status == 200
-    others.pop().leave(tells=False)
-    assert (admission.requests, admission.rows) == (0, 0)
+    others.pop().leave()
+    assert (admission.requests, admission.size) == (0, 0)
 
 
 @pytest.mark.parametrize("said", ["0", "-1", "1.5", "x", "", "²", "99999999999"])
@@ -357,14 +357,15 @@ def test_what_was_too_late_teaches_what_an_answer_takes(service: Service) -> Non
     admission, now = service.endpoint.admission, [0.0]
     admission.clock = lambda: now[0]
     for _ in range(400):
-        place = admission.enter(1)
+        place = admission.take(None, 1)
         now[0] += 0.3
-        place.leave(tells=True)
-    others = [admission.enter(1) for _ in range(2)]
+        place.tells = True
+        place.leave()
+    others = [admission.take(None, 1) for _ in range(2)]
     refused = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "200"})
     assert refused.status == 429
     for place in others:
-        place.leave(tells=False)
+        place.leave()
 
 
 def test_a_key_that_asks_too_often_is_refused_and_no_other_is(service: Service) -> None:
