@@ -121,6 +121,25 @@ def test_it_waits_for_the_next_request_while_that_saves_more_than_it_costs() -> 
     assert asyncio.run(run()) == [MAX_ROWS]
 
 
+@pytest.mark.parametrize(("gap_s", "sizes"), [(0.0001, [5]), (0.1, [1] * 5)])
+def test_where_requests_come_fast_those_at_the_door_are_let_in_before_a_batch_begins(
+    gap_s: float, sizes: list[int]
+) -> None:
+    async def run() -> list[int]:
+        clock, model = Clock(), StandIn()
+        # A row costs as much as a batch, so that waiting does not pay.
+        batches = batcher(answered(model), clock, Line(fixed=0.001, each=0.001))
+        tasks = []
+        for load in range(5):  # one in each turn of the loop, after what it waits for
+            clock.now, batches._came, batches._gap_s = 0.0, 0.0, gap_s
+            tasks.append(asyncio.ensure_future(batches.submit(rows(float(load)))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        return model.batches
+
+    assert asyncio.run(run()) == sizes
+
+
 def test_it_waits_no_longer_than_it_may() -> None:
     async def run() -> list[int]:
         clock, model = Clock(), StandIn()
