@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -153,6 +154,15 @@ def test_requests_and_their_bytes_are_told_apart() -> None:
         requests, rows = number % 37, (number * 7) % 1_001
         wait.see(requests, rows, 0.002 + 0.0001 * requests + 0.00001 * rows)
     assert wait(10, 500) == pytest.approx(0.008, rel=0.01)
+
+
+def test_where_as_many_are_always_there_the_wait_is_what_it_took_them() -> None:
+    wait, random = Wait(), Random(7)
+    for _ in range(20_000):
+        requests = random.choice((59, 60, 61))
+        wait.see(requests, 18_500 * requests + random.randint(-500, 500), random.uniform(0.02, 0.05))
+        if wait._solved > 3:
+            assert 0.025 < wait(60, 18_500 * 60) < 0.045
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(0, 1)), min_size=1, max_size=100))
