@@ -21,6 +21,8 @@ PATIENCE = 20
 MOST_MS = 600_000
 #: One in so many requests tells what waiting took: learning costs more than it would add.
 LEARNS_FROM = 4
+#: An answer may take so many times what is expected, which is a mean; the way to and from us comes besides.
+SPREAD = 2.0
 #: Requests that may always be there.
 LET_IN = 2
 #: How often the loop's lag is looked at.
@@ -66,11 +68,11 @@ class Admission:
         let in: what these take tells when it has become less.
         """
         if self.requests >= LET_IN:
-            needed_s = self.lag.seconds + self._wait(self.requests, self.size)
+            needed_s = SPREAD * (self.lag.seconds + self._wait(self.requests, self.size))
             left_s = self.patience_s if until is None else until - self.clock()
             if needed_s > left_s:
                 raise OverloadedError(
-                    f"{self.requests} requests wait already: an answer would take {1000 * needed_s:.0f} ms, "
+                    f"{self.requests} requests wait already: an answer may take {1000 * needed_s:.0f} ms, "
                     f"and there are {1000 * max(left_s, 0.0):.0f}; ask again later, or elsewhere",
                     retry_after_s=math.ceil(needed_s),
                 )

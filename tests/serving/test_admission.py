@@ -34,9 +34,9 @@ def test_a_newcomer_is_refused_when_those_before_it_take_too_long() -> None:
     admission = busy(clock, each_s=0.01)
     for _ in range(20):
         admission.take(None, 1)
-    admission.take(clock.now + 0.3, 1).leave()
+    admission.take(clock.now + 0.5, 1).leave()
     with pytest.raises(
-        OverloadedError, match=r"20 requests wait already: an answer would take 2\d\d ms"
+        OverloadedError, match=r"20 requests wait already: an answer may take 4\d\d ms"
     ) as refused:
         admission.take(clock.now + 0.1, 1)
     assert refused.value.retry_after_s == 1
@@ -48,7 +48,7 @@ def test_who_says_no_deadline_waits_for_as_long_as_the_service_says() -> None:
         admission.take(1e9, 1)
     with pytest.raises(OverloadedError) as refused:
         admission.take(None, 1)
-    assert refused.value.retry_after_s == 3
+    assert refused.value.retry_after_s == 5
 
 
 def test_the_first_two_are_let_in_whatever_was_learned() -> None:
@@ -100,7 +100,7 @@ def test_while_the_loop_is_late_what_it_has_not_seen_counts_too() -> None:
         admission.take(None, 1)
     admission.take(clock.now + 0.1, 1)
     admission.lag.seconds = 0.08
-    with pytest.raises(OverloadedError, match=r"would take 1[2-4]. ms"):
+    with pytest.raises(OverloadedError, match=r"may take 2[4-6]. ms"):
         admission.take(clock.now + 0.1, 1)
 
 
