@@ -84,7 +84,7 @@ class Endpoint(Application):
         version, action = _split(call.path, self._prefix)
         live = self._versions.find(version)
         if action not in (INFER, INVOCATIONS):
-            return self._replied(call, self._other(call, live, version, action))
+            return _replied(call, self._other(call, live, version, action))
         try:
             until = deadline(call.header(TIMEOUT), self.admission.clock())
             self.admission.lag.watch()
@@ -94,15 +94,9 @@ class Endpoint(Application):
             return _counted(live, error_reply(error, call), came_ns)
         return self._predicted(call, live, action, _Asked(came_ns, until, place))
 
-    async def _replied(self, call: Call, answer: Awaitable[Reply]) -> Reply:
-        try:
-            return await answer
-        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-            return error_reply(error, call)
-
     async def _predicted(self, call: Call, live: Live | None, action: str, asked: "_Asked") -> Reply:
         try:
-            reply = await self._replied(call, self._predict(call, live, action, asked))
+            reply = await _replied(call, self._predict(call, live, action, asked))
         finally:
             asked.place.leave()
         return _counted(live, reply, asked.came_ns)
@@ -247,6 +241,13 @@ class Endpoint(Application):
 
 #: Characters of a path that an error shows.
 SHOWN_PATH = 200
+
+
+async def _replied(call: Call, answer: Awaitable[Reply]) -> Reply:
+    try:
+        return await answer
+    except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+        return error_reply(error, call)
 
 
 def authorize(keyring: Keyring, call: Call, *roles: Role) -> Caller:

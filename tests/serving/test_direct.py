@@ -164,6 +164,14 @@ def test_requests_that_come_at_once_are_answered_in_their_order(ours: Ours) -> N
         assert [found.next() for _ in bodies] == [b"ours: " + body for body in bodies]
 
 
+def test_thousands_that_come_at_once_and_in_vain_are_all_refused(ours: Ours) -> None:
+    with listening(serves) as connection:
+        vain = [b"GET / HTTP/1.1\r\nX-Vain: 1\r\n\r\n"] * 3_000
+        connection.sendall(request("/v2", body=b"a row") + b"".join(vain))
+        found = HTTPResponses(connection)
+        assert [found.next() for _ in range(3_001)] == [b"ours: a row"] + [b"refused"] * 3_000
+
+
 class HTTPResponses:
     """Replies that come at once, read from one buffer."""
 
@@ -171,7 +179,7 @@ class HTTPResponses:
         self._file = connection.makefile("rb")
 
     def next(self) -> bytes:
-        assert self._file.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert self._file.readline().startswith(b"HTTP/1.1 ")
         length = 0
         while (line := self._file.readline()) != b"\r\n":
             name, _, value = line.partition(b":")
