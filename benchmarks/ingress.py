@@ -1,0 +1,63 @@
+"""How long a single node answers nobody when its ingress is killed: every HAProxy of the service, ten times.
+
+A caller asks every hundredth of a second until it has an answer. `--quick` kills three times.
+"""
+
+import argparse
+import http.client
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks import ours
+from benchmarks.load import Caller
+from benchmarks.ours import Service
+from benchmarks.report import Claim, finish
+
+KILLS, QUICK_KILLS = 10, 3
+PAUSE_S, REST_S = 0.01, 3.0
+INGRESS = "haproxy"
+#: What Serve's health check of its proxies and the start of a new one take, and as much again.
+LIMIT_S = 20.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="three kills")
+    kills = QUICK_KILLS if parser.parse_args().quick else KILLS
+    with tempfile.TemporaryDirectory() as name:
+        service = Service(Path(name, "ours"))
+        with service.up() as url:
+            rows = [kill(Caller(url, service.headers)) for _ in range(kills)]
+    longest = max(row["seconds"] for row in rows)
+    finish("ingress", rows, [Claim("longest time without an answer, seconds", longest, LIMIT_S)])
+
+
+def kill(caller: Caller) -> dict[str, Any]:
+    """Kills the ingress; how many processes that were, how long nobody was answered, and what was tried."""
+    asked, failed = ours.body(ours.asked()[0].tolist()), 0
+    processes = [process for process in psutil.process_iter(["name"]) if process.info["name"] == INGRESS]
+    begin = time.monotonic()
+    for process in processes:
+        process.kill()
+    while not answers(caller, asked):
+        failed += 1
+        time.sleep(PAUSE_S)
+    seconds = round(time.monotonic() - begin, 2)
+    time.sleep(REST_S)
+    caller.close()
+    return {"processes": len(processes), "seconds": seconds, "failed": failed}
+
+
+def answers(caller: Caller, asked: dict[str, Any]) -> bool:
+    try:
+        return caller.post(asked)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+if __name__ == "__main__":
+    main()
