@@ -1,0 +1,139 @@
+"""Whether a challenger does worse than the champion, told at any time, however often one looks.
+
+Requests of one key are alike, and errors come in clusters, so that not requests but keys are compared: they
+are counted in buckets by a hash, and what buckets differ by says how sure the difference of the sides is. The
+more is counted, the surer; of a difference that is none, such a walk through information is a Brownian motion
+[1], on which a mixture over effects makes a test martingale: `Evidence.e_value`. That of a challenger that
+is no worse comes to 1 / ERROR with a probability of at most ERROR, ever [2].
+
+[1] Jennison and Turnbull, Group Sequential Methods (2000), chapter 11: the canonical joint distribution.
+[2] Robbins, Statistical methods related to the law of the iterated logarithm (1970): half-normal mixtures.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+#: Of each of errors, latency, output and loss: together an equal challenger is sent back in at most 5 %.
+ERROR = 0.0125
+BUCKETS = 1_024
+#: Of each side so many buckets must count, were they all of one size, before anything is said.
+LEAST_BUCKETS = 20.0
+
+Cells = npt.NDArray[np.float64]
+
+
+@dataclass
+class Sums:
+    """What one side came to, by bucket: the requests, the sum of a figure of theirs and of its square."""
+
+    requests: Cells
+    total: Cells
+    squares: Cells
+
+    @classmethod
+    def empty(cls) -> Self:
+        return cls(*(np.zeros(BUCKETS) for _ in range(3)))
+
+    def add(self, bucket: int, value: float) -> None:
+        """Takes in one request."""
+        self.requests[bucket] += 1
+        self.total[bucket] += value
+        self.squares[bucket] += value * value
+
+    def merge(self, other: Self) -> None:
+        """Adds what another process counted."""
+        for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True):
+            mine += theirs
+
+    @property
+    def count(self) -> float:
+        return float(self.requests.sum())
+
+    @property
+    def mean(self) -> float:
+        """The figure of a request; NaN of none."""
+        return float(self.total.sum() / self.count) if self.count else math.nan
+
+    @property
+    def variance(self) -> float:
+        """Of one request's figure, whatever its key."""
+        return max(0.0, float(self.squares.sum() / self.count) - self.mean**2) if self.count else math.nan
+
+    @property
+    def buckets(self) -> float:
+        """How many buckets would tell as much, were they all of one size."""
+        squares = float((self.requests**2).sum())
+        return self.count**2 / squares if squares else 0.0
+
+    @property
+    def variance_of_mean(self) -> float:
+        """By how much the buckets differ: the variance of a ratio of sums."""
+        filled = self.requests > 0
+        residuals = (self.total - self.mean * self.requests)[filled]
+        number = len(residuals)
+        return float((residuals**2).sum()) / self.count**2 * number / max(number - 1, 1)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """How much speaks for a challenger that is worse by more than `allowed`; figures are means a request."""
+
+    champion: float
+    challenger: float
+    error: float
+    e_value: float
+
+    @property
+    def is_worse(self) -> bool:
+        return self.e_value >= 1 / ERROR
+
+
+NONE = Evidence(math.nan, math.nan, math.nan, 0.0)
+
+
+def compare(
+    champion: Sums, challenger: Sums, *, effect: float, allowed: float = 0.0, either_way: bool = False
+) -> Evidence:
+    """The evidence that the challenger's figure is higher by more than `allowed` (or lower, `either_way`).
+
+    `effect` is about how large a difference is to be found soon; any other is found too, only later. Nothing
+    is said before `LEAST_BUCKETS` of each side count.
+    """
+    if min(champion.buckets, challenger.buckets) < LEAST_BUCKETS:
+        return NONE
+    # As much as requests of one key apart from another differ, at least.
+    pooled = (champion.variance * champion.count + challenger.variance * challenger.count) / (
+        champion.count + challenger.count
+    )
+    variance = max(
+        champion.variance_of_mean + challenger.variance_of_mean,
+        pooled * (1 / champion.count + 1 / challenger.count),
+    )
+    difference = challenger.mean - champion.mean
+    if variance == 0:
+        variance = np.finfo(np.float64).tiny
+    above = _mixture((difference - allowed) / variance, 1 / variance, effect)
+    e_value = (
+        (above + _mixture((-difference - allowed) / variance, 1 / variance, effect)) / 2
+        if either_way
+        else above
+    )
+    return Evidence(champion.mean, challenger.mean, math.sqrt(variance), e_value)
+
+
+def _mixture(score: float, information: float, effect: float) -> float:
+    """exp(θ · score − θ² · information / 2), averaged over a half-normal θ ≥ 0 of scale `effect`."""
+    spread = 1 + effect**2 * information
+    at = score * effect / math.sqrt(spread)
+    logarithm = math.log(2) - math.log(spread) / 2 + at**2 / 2 + _log_normal(at)
+    return math.exp(min(logarithm, 700.0))
+
+
+def _log_normal(at: float) -> float:
+    """The logarithm of the standard normal distribution function, whose tail is bounded from above."""
+    below = 0.5 * math.erfc(-at / math.sqrt(2))
+    return math.log(below) if below > 0 else -(at**2) / 2 - math.log(-at * math.sqrt(2 * math.pi))

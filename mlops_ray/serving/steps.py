@@ -1,0 +1,133 @@
+"""What becomes of a challenger next: a pure function of where it stands and of what was seen of it there.
+
+    registered → verified → shadow → canary → champion → retired
+                                   ↘ rolled_back · inconclusive      registered → refused
+
+Shadow and the steps of the canary are those that the project file names. Each ends after its time and its
+number of requests; a challenger that is found worse is sent back at once; one of which too little was seen
+within the longest wait is inconclusive, which is no promotion unless the project says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from mlops_ray.config import MICROSECONDS, CanaryStep, Release
+
+State = Literal[
+    "registered", "verified", "shadow", "canary", "champion", "rolled_back", "refused", "inconclusive"
+]
+#: Where nothing comes after.
+ENDS: tuple[State, ...] = ("champion", "rolled_back", "refused", "inconclusive")
+#: The requests that a step of the canary needs and how many times its time it may take, where none are named.
+REQUESTS, PATIENCE = 100, 30
+#: Of 100 requests, how many a challenger is asked besides.
+SHADOWED = 100.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a challenger stands: its state, the step of the canary, why it is there."""
+
+    state: State = "registered"
+    step: int = 0
+    reason: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in ENDS
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen since the present step began: for how long, and how many requests of the challenger.
+
+    `worse` are sentences, one for each thing in which it is found worse than the champion.
+    """
+
+    seconds: float = 0.0
+    requests: int = 0
+    worse: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class _Need:
+    """What a step takes: at least so long, so many requests; at most so long."""
+
+    seconds: float
+    requests: int
+    most_seconds: float
+
+
+def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = False) -> Standing:
+    """Where the challenger stands next; the same where it is to stay. `is_first`: there is no champion yet.
+
+    A registered one is verified, or refused, by who loads it: `verified`, `refused`.
+
+    >>> release = Release(canary=(10,))
+    >>> verified = Standing("verified")
+    >>> canary = after(verified, Seen(), release)
+    >>> canary, after(canary, Seen(seconds=120, requests=5_000), release).state
+    (Standing(state='canary', step=0, reason=''), 'champion')
+    >>> after(canary, Seen(seconds=3, requests=300, worse=("errors: 4 % against 1 %",)), release).state
+    'rolled_back'
+    """
+    if standing.state == "verified":
+        return Standing("champion") if is_first else _begin(release)
+    need = _need(standing, release)
+    if need is None:
+        return standing
+    if seen.worse:
+        return replace(standing, state="rolled_back", reason="; ".join(seen.worse))
+    if seen.seconds >= need.seconds and seen.requests >= need.requests:
+        return forward(standing, release)
+    if seen.seconds >= need.most_seconds:
+        quiet = f"{seen.requests} of {need.requests} requests came within {need.most_seconds:.0f} s"
+        if release.when_quiet == "promote":
+            return replace(forward(standing, release), reason=quiet)
+        return replace(standing, state="inconclusive", reason=quiet)
+    return standing
+
+
+def forward(standing: Standing, release: Release) -> Standing:
+    """Where the challenger stands when the present step has ended well, or a person ends it."""
+    if standing.state in ("registered", "verified"):
+        return _begin(release)
+    if standing.state == "shadow":
+        return Standing("canary") if release.canary else Standing("champion")
+    if standing.state == "canary" and standing.step + 1 < len(release.canary):
+        return replace(standing, step=standing.step + 1)
+    return standing if standing.has_ended else Standing("champion")
+
+
+def weight(standing: Standing, release: Release) -> float:
+    """Of 100 keys, how many the challenger answers."""
+    return _step(release, standing.step).weight if standing.state == "canary" else 0.0
+
+
+def shadowed(standing: Standing) -> float:
+    """Of 100 requests, how many the challenger is asked besides."""
+    return SHADOWED if standing.state == "shadow" else 0.0
+
+
+def _begin(release: Release) -> Standing:
+    if release.shadow is not None:
+        return Standing("shadow")
+    return Standing("canary") if release.canary else Standing("champion")
+
+
+def _step(release: Release, at: int) -> CanaryStep:
+    # A project file that was changed meanwhile may name fewer.
+    found = release.canary[min(at, len(release.canary) - 1)]
+    return found if isinstance(found, CanaryStep) else CanaryStep(weight=found)
+
+
+def _need(standing: Standing, release: Release) -> _Need | None:
+    per_step = release.per_step / MICROSECONDS["s"]
+    if standing.state == "shadow" and release.shadow is not None:
+        return _Need(0.0, release.shadow.requests, release.shadow.max_wait / MICROSECONDS["s"])
+    if standing.state == "canary" and release.canary:
+        step = _step(release, standing.step)
+        most = PATIENCE * per_step if step.max_wait is None else step.max_wait / MICROSECONDS["s"]
+        return _Need(per_step, REQUESTS if step.requests is None else step.requests, max(most, per_step))
+    return None
