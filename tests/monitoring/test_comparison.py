@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mlops_ray.serving.comparison import BUCKETS, ERROR, LEAST_BUCKETS, NONE, Sums, compare
+from mlops_ray.monitoring.comparison import BUCKETS, ERROR, LEAST_BUCKETS, NONE, Sums, compare
 
 #: A thousand of each on demand.
 RUNS = 1_000 if os.environ.get("MLOPS_WHOLE") else 200
