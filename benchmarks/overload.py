@@ -1,10 +1,10 @@
 """Twice the requests that ours can answer: how many are answered in time, how the others are refused.
 
-Requests are of 64 rows: of single ones a replica answers more than two cores can offer besides. The capacity
-is what 64 connections get that wait for their answers. Twice that is then offered over so many
-connections that few requests wait for one to be free (how many were sent is shown: they are fewer where a
-service answers them all late). Every request says in X-Timeout-Ms how long its caller waits. A single
-connection sees how long the service takes to be its old self. `--quick` takes two short rounds.
+Requests are of 256 rows: of smaller ones a replica answers more than two cores can offer besides. Capacity is
+what 64 connections get that wait for their answers. Twice that is then offered over so many connections that
+few requests wait for one to be free (how many were sent is shown: they are fewer where a service answers them
+all late). Every request says in X-Timeout-Ms how long its caller waits. A single connection sees how long the
+service takes to be its old self. `--quick` takes two short rounds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ OFFERING_CONNECTIONS = 1024
 OFFERED = 2.0
 #: How long a caller waits, and how soon one is refused for whom there is no time.
 DEADLINE_MS, REFUSE_MS = 100, 50
-ROWS = 64
+ROWS = 256
 LIMIT_GOOD, LIMIT_RECOVERY_S = 0.9, 5.0
 #: Less than is meant to be offered, since connections do wait; of less than this nothing is claimed.
 LIMIT_OFFERED = 1.8
