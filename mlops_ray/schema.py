@@ -23,6 +23,8 @@ Severity = Literal["reject", "flag", "stop"]
 
 #: All instants are UTC microseconds.
 INSTANT = pl.Datetime("us", "UTC")
+#: Of finite numbers.
+LARGEST = sys.float_info.max
 
 DTYPES: dict[ColumnType, Any] = {
     "float": pl.Float64,
@@ -229,8 +231,8 @@ class Schema:
         floats = [self.columns[at] for at in self.float_places]
         required = np.array([column.required for column in floats], np.bool_)
         return (
-            np.array([-sys.float_info.max if column.min is None else column.min for column in floats]),
-            np.array([sys.float_info.max if column.max is None else column.max for column in floats]),
+            np.array([max(-LARGEST, -LARGEST if column.min is None else column.min) for column in floats]),
+            np.array([min(LARGEST, LARGEST if column.max is None else column.max) for column in floats]),
             required if required.any() else None,
         )
 

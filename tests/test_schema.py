@@ -139,6 +139,12 @@ def test_what_is_sound_at_a_glance_passes_every_check_as_it_is(names: list[str],
     assert np.array_equal(table.floats, typed.select(floats).to_numpy().reshape(height, -1), equal_nan=True)
 
 
+def test_an_infinity_is_sound_under_no_bound() -> None:
+    schema = Schema((Column("load", "float", min=-float("inf"), max=float("inf")),))
+    assert together([Rows(schema, [[1e308]])]).is_sound
+    assert not together([Rows(schema, [[float("inf")]])]).is_sound
+
+
 @given(st.floats(0, 10), st.sampled_from(["a", "b"]), st.integers(0, 10**15))
 def test_plain_values_within_their_bounds_are_sound_at_a_glance(load: float, site: str, time: int) -> None:
     schema = Schema(tuple(SOUND.column(name) for name in ("load", "cost", "site", "time", "open")))

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -211,10 +211,10 @@ def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
     }
     if shape.threshold is not None:
         about["decision"] = pl.Series(values >= shape.threshold)
-    asked = joined([batch.asked for batch in batches if batch.asked is not None]).frame[at]
+    asked = joined(cast(list[Table], [batch.asked for batch in batches])).frame[at]
     columns = [column.alias(ASKED + column.name) for column in asked]
     if shape.features:
-        given = pl.concat([batch.given for batch in batches if isinstance(batch.given, pl.DataFrame)])[at]
+        given = pl.concat(cast(list[pl.DataFrame], [batch.given for batch in batches]))[at]
         columns += [given[name].alias(FEATURE + name) for name in shape.features]
     return pl.DataFrame(about).hstack(columns)
 

@@ -99,6 +99,11 @@ class Call:
         length = self._headers.get(b"content-length", b"")
         return int(length[:MOST_LENGTH]) if length.isdigit() else 0
 
+    def limit(self, most_bytes: int) -> None:
+        """Raises `TooLargeError` where the head says that the body is larger."""
+        if self.size > most_bytes:
+            raise TooLargeError(f"the body has {self.size} bytes; at most {most_bytes} are read")
+
     # What uvicorn knows of a request stands in the object whose method `receive` is; others may not tell.
 
     def is_gone(self) -> bool:
@@ -119,8 +124,7 @@ class Call:
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body; raises `TooLargeError` as soon as it is known to be larger than allowed."""
-        if self.size > most_bytes:
-            raise TooLargeError(f"the body has {self.size} bytes; at most {most_bytes} are read")
+        self.limit(most_bytes)
         parts: list[bytes] = []
         size, more = 0, True
         while more:

@@ -36,7 +36,7 @@ _answering: list[Application] = []
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve puts before its own code: nothing, since it gets our requests no more."""
+    """Puts our protocol where uvicorn looks for its own; Serve, which asks for middleware, gets none."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Direct.__name__}"
     return []
 
@@ -58,12 +58,12 @@ class Direct(HttpToolsProtocol):
         if isinstance(taken, Reply):
             # Who waits for a word before the body gets a reply instead, after which nothing can follow.
             cycle.keep_alive &= not cycle.waiting_for_100_continue
-            if self.pipeline:
-                # The end of one begins the next: of thousands that came at once each would call the next.
-                self.loop.call_soon(self._send, cycle, taken, call)
-            else:
+            if not self.pipeline and not self.flow.write_paused:
                 self._send(cycle, taken, call)
-            return
+                return
+            # The end of one begins the next: of thousands that came at once each would call the next. And who
+            # does not read replies waits, and is not read from meanwhile.
+            taken = _made(taken)
         task = self.loop.create_task(self._answer(cycle, taken, call))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
@@ -98,6 +98,10 @@ class Direct(HttpToolsProtocol):
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()
+
+
+async def _made(reply: Reply) -> Reply:
+    return reply
 
 
 def by_serve(

@@ -76,7 +76,7 @@ class Endpoint(Application):
         self._explaining = ThreadPoolExecutor(1, "explains")
 
     def take(self, call: Call) -> Reply | Awaitable[Reply]:
-        """What becomes the reply to one HTTP request; 429 at once to whom there is no time for.
+        """What becomes the reply to one HTTP request; at once where its head says that it is refused.
 
         Those for a prediction are counted.
         """
@@ -86,15 +86,24 @@ class Endpoint(Application):
         if action not in (INFER, INVOCATIONS):
             return _replied(call, self._other(call, live, version, action))
         try:
+            self._authorize(call, "predict")
+            call.allow("POST")
+            call.limit(protocol.MAX_BODY_BYTES)
             until = deadline(call.header(TIMEOUT), self.admission.clock())
-            self.admission.lag.watch()
-            place = self.admission.take(until, call.size)
-        except RequestError as error:
-            self.load.refused += isinstance(error, OverloadedError)
+            place = self._admitted(until, call.size)
+        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             return _counted(live, error_reply(error, call), came_ns)
         return self._predicted(call, live, action, _Asked(came_ns, until, place))
 
-    async def _predicted(self, call: Call, live: Live | None, action: str, asked: "_Asked") -> Reply:
+    def _admitted(self, until: float | None, size: int) -> Place:
+        self.admission.lag.watch()
+        try:
+            return self.admission.take(until, size)
+        except OverloadedError:
+            self.load.refused += 1
+            raise
+
+    async def _predicted(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
         try:
             reply = await _replied(call, self._predict(call, live, action, asked))
         finally:
@@ -140,9 +149,7 @@ class Endpoint(Application):
             ],
         }
 
-    async def _predict(self, call: Call, live: Live | None, action: str, asked: "_Asked") -> Reply:
-        self._authorize(call, "predict")
-        call.allow("POST")
+    async def _predict(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
         if live is None:
             return self._absent(call)
         until, place = asked.until, asked.place
@@ -166,7 +173,7 @@ class Endpoint(Application):
         live.log(part, call.id, _since_us(asked.came_ns), request.size)
         return reply
 
-    async def _request(self, call: Call, live: Live, action: str, asked: "_Asked") -> protocol.Request:
+    async def _request(self, call: Call, live: Live, action: str, asked: _Asked) -> protocol.Request:
         body = await self._body(call, asked)
         try:
             if len(body) <= SMALL_BYTES:
@@ -182,7 +189,7 @@ class Endpoint(Application):
                 live.tally.traffic.invalid[known, rule] += 1
             raise
 
-    async def _body(self, call: Call, asked: "_Asked") -> bytes:
+    async def _body(self, call: Call, asked: _Asked) -> bytes:
         """The body, which must come soon, and before the deadline."""
         encoding = call.header("content-encoding") or "identity"
         if encoding.lower() != "identity":

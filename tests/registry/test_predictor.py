@@ -176,7 +176,7 @@ def test_a_replica_imports_neither_mlflow_nor_ray_nor_pandas_nor_the_fitting_lib
     model = found.fit(sample, params, How("log_loss", seed=7, cpus=1, task=task))
     write(tmp_path / "demo", model=model, encoder=encoder)
     code = (
-        "import sys, pathlib; from mlops_ray.registry.predictor import Amounts, Predictor;"
+        "import sys, pathlib; from mlops_ray.registry.predictor import Predictor;"
         f"Predictor.load(pathlib.Path({str(tmp_path / 'demo')!r}), None);"
         "import json; print(json.dumps([m for m in"
         " ('mlflow', 'ray', 'pandas', 'sklearn', 'xgboost', 'optuna', 'scipy') if m in sys.modules]))"
