@@ -16,7 +16,7 @@ from mlops_ray.client import Client
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
 from mlops_ray.data import prediction_log
-from mlops_ray.data.prediction_log import FLUSH_S
+from mlops_ray.data.prediction_log import COUNTERS, COUNTS, FLUSH_S
 from mlops_ray.serving import record, release
 from mlops_ray.storage import Storage
 from tests.e2e import load
@@ -25,7 +25,7 @@ from tests.serving import packages
 #: The whole soak is of 30 minutes, on demand.
 SECONDS = 1_800.0 if os.environ.get("MLOPS_WHOLE") else 20.0
 KILLS = 20 if os.environ.get("MLOPS_WHOLE") else 2
-CALLERS = 8
+CALLERS, WARM_UP_S = 8, 20.0
 MODELS = {"rows": 2.0, "others": 3.0}
 #: What a replica's memory may grow by under load, of 200 MB: what libraries keep for next time.
 GROWTH_BYTES = 60 * 2**20
@@ -94,12 +94,13 @@ def test_every_model_of_a_service_answers_for_itself_and_one_more_restarts_no_ot
 
 def test_under_mixed_load_nobody_gets_anothers_answer_and_nothing_grows(served: Served) -> None:
     port = int(served.url.rpartition(":")[2])
-    # What is made once is made: buffers, caches, compiled queries.
-    load.mixed(port, served.key, MODELS, 5.0, CALLERS, seed=1)
+    # What is made once is made: buffers, caches, compiled queries, the allocator's arenas.
+    load.mixed(port, served.key, MODELS, WARM_UP_S, CALLERS, seed=1)
+    all_is_written(served.storage)
     every = [process for name in MODELS for process in replicas(name)]
     before = [(process.memory_info().rss, process.num_fds()) for process in every]
     seen = load.mixed(port, served.key, MODELS, SECONDS, CALLERS, seed=2)
-    time_to_close()
+    all_is_written(served.storage)
     assert seen.wrong == []
     assert by_kind(seen) == {
         "valid": {200},
@@ -126,9 +127,17 @@ def by_kind(seen: load.Seen) -> dict[str, set[int]]:
     return {kind: {s for (k, s) in seen.statuses if k == kind and s != 429} for kind in kinds}
 
 
-def time_to_close() -> None:
-    """Gives connections that callers have left a moment to be closed."""
-    threading.Event().wait(2.0)
+def all_is_written(storage: Storage) -> None:
+    """Waits until no row waits for the prediction log, which holds up to 64 MB for a few seconds."""
+    end = time.monotonic() + 60.0
+    while not all(map(is_written, (storage.root / prediction_log.FOLDER).glob(f"*/{COUNTERS}/*"))):
+        assert time.monotonic() < end, "the prediction log does not come to its end"
+        threading.Event().wait(0.1)
+
+
+def is_written(counters: Path) -> bool:
+    answered, written, lost = COUNTS.unpack(counters.read_bytes())
+    return bool(answered == written + lost)
 
 
 def test_replicas_killed_under_load_fail_only_what_they_held_and_our_client_mends_that(
