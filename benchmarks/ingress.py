@@ -39,7 +39,10 @@ def main() -> None:
 def kill(caller: Caller) -> dict[str, Any]:
     """Kills the ingress; how many processes that were, how long nobody was answered, and what was tried."""
     asked, failed = ours.body(ours.asked()[0].tolist()), 0
+    # The service runs in a session of its own; others' proxies are not ours to kill.
     processes = [process for process in psutil.process_iter(["name"]) if process.info["name"] == INGRESS]
+    if not processes:
+        raise RuntimeError(f"no process {INGRESS} is there to be killed")
     begin = time.monotonic()
     for process in processes:
         process.kill()

@@ -3,8 +3,9 @@
 Requests of one key are alike, and errors come in clusters, so that not requests but keys are compared: they
 are counted in buckets by a hash, and what buckets differ by says how sure the difference of the sides is. The
 more is counted, the surer; of a difference that is none, such a walk through information is a Brownian motion
-[1], on which a mixture over effects makes a test martingale: `Evidence.e_value`. That of a challenger that
-is no worse comes to 1 / ERROR with a probability of at most ERROR, ever [2].
+[1], on which a mixture over effects makes a test martingale: `Evidence.e_value`. That of a challenger that is
+no worse comes to 1 / ERROR with a probability of at most ERROR, ever [2]: as far as the variance, which is
+estimated, is right, hence `LEAST_BUCKETS`. E-values of times that follow each other may be multiplied.
 
 [1] Jennison and Turnbull, Group Sequential Methods (2000), chapter 11: the canonical joint distribution.
 [2] Robbins, Statistical methods related to the law of the iterated logarithm (1970): half-normal mixtures.
@@ -39,7 +40,9 @@ class Sums:
         return cls(*(np.zeros(BUCKETS) for _ in range(3)))
 
     def add(self, bucket: int, value: float) -> None:
-        """Takes in one request."""
+        """Takes in one request with a figure of about one in size; `ValueError` where it is no number."""
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no figure of a request")
         self.requests[bucket] += 1
         self.total[bucket] += value
         self.squares[bucket] += value * value
@@ -91,8 +94,14 @@ class Evidence:
     def is_worse(self) -> bool:
         return self.e_value >= 1 / ERROR
 
+    @property
+    def is_told(self) -> bool:
+        """Whether enough was counted of both sides to say anything."""
+        return not math.isnan(self.error)
 
-NONE = Evidence(math.nan, math.nan, math.nan, 0.0)
+
+#: Of too little: it speaks neither for nor against.
+NONE = Evidence(math.nan, math.nan, math.nan, 1.0)
 
 
 def compare(

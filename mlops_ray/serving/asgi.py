@@ -108,7 +108,11 @@ class Call:
 
     def is_gone(self) -> bool:
         """Whether the caller has gone, as far as the server tells without being waited for."""
-        return bool(getattr(getattr(self._receive, "__self__", None), "disconnected", False))
+        known = getattr(self._receive, "__self__", None)
+        transport = getattr(known, "transport", None)
+        return bool(getattr(known, "disconnected", False)) or (
+            transport is not None and transport.is_closing()
+        )
 
     @property
     def is_whole(self) -> bool:

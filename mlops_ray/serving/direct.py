@@ -31,6 +31,8 @@ from mlops_ray.serving.asgi import (
 
 #: Paths that are Serve's own.
 OF_SERVE = b"/-/"
+#: Requests of one connection that may wait for each other; no proxy sends more than one.
+MOST_PIPELINED = 2_500
 
 _answering: list[Application] = []
 
@@ -47,7 +49,25 @@ class Direct(HttpToolsProtocol):
     Who comes in vain is refused when the head is there, which costs next to nothing.
     """
 
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if len(self.pipeline) > MOST_PIPELINED:
+            self.transport.abort()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        is_idle = self.cycle is not None and self.cycle.response_complete and not self.pipeline
+        if is_idle and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            # It was answered before its body had come, which ended the wait for the next one.
+            wait_s, end = self.timeout_keep_alive, self.timeout_keep_alive_handler
+            self.timeout_keep_alive_task = self.loop.call_later(wait_s, end)
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self.transport.is_closing():
+            return
+        if any(name == b"upgrade" for name, _ in cycle.scope["headers"]):
+            # The parser takes what follows for another protocol, and a body for the next request.
+            cycle.keep_alive = False
         application = self.answering()
         # The path as it was sent: `/%2d/routes` is not Serve's.
         if application is None or cycle.scope["raw_path"].startswith(OF_SERVE):
@@ -56,8 +76,6 @@ class Direct(HttpToolsProtocol):
         call = Call.of(cast(Scope, cycle.scope), cast(Receive, cycle.receive))
         taken = application.take(call)
         if isinstance(taken, Reply):
-            # Who waits for a word before the body gets a reply instead, after which nothing can follow.
-            cycle.keep_alive &= not cycle.waiting_for_100_continue
             if not self.pipeline and not self.flow.write_paused:
                 self._send(cycle, taken, call)
                 return
@@ -85,8 +103,10 @@ class Direct(HttpToolsProtocol):
 
     def _send(self, cycle: RequestResponseCycle, reply: Reply, call: Call) -> None:
         """Writes the reply at once, and ends the exchange as uvicorn does."""
-        if cycle.disconnected:
+        if cycle.disconnected or self.transport.is_closing():
             return
+        # Who waits for a word before the body gets a reply instead, after which nothing can follow.
+        cycle.keep_alive &= not cycle.waiting_for_100_continue
         headers = [*self.server_state.default_headers, *reply.headed(call.id)]
         if not cycle.keep_alive:
             headers.append((b"connection", b"close"))

@@ -8,7 +8,7 @@ weight. A key therefore keeps its side, and a higher weight moves keys toward th
 import hashlib
 from dataclasses import dataclass
 
-#: Bytes of a key that decide.
+#: As many places as eight bytes tell apart.
 PLACES = 2**64
 
 
@@ -16,7 +16,7 @@ PLACES = 2**64
 class Split:
     """Whom a model's keys belong to: `weight` of 100 to the challenger, whose digest tells it from others.
 
-    `shadow` of 100 are answered by the champion, and by the challenger too, unknown to the caller.
+    Of `shadow` of 100 keys the challenger is asked besides, unknown to the caller.
     """
 
     challenger: str | None = None

@@ -3,9 +3,10 @@
     registered → verified → shadow → canary → champion → retired
                                    ↘ rolled_back · inconclusive      registered → refused
 
-Shadow and the steps of the canary are those that the project file names. Each ends after its time and its
-number of requests; a challenger that is found worse is sent back at once; one of which too little was seen
-within the longest wait is inconclusive, which is no promotion unless the project says so.
+Shadow and the steps of the canary are those that the project file names. Each ends after its number of
+requests, and a step of the canary after its time besides; a challenger that is found worse is sent back at
+once; one of which too little was seen within the longest wait, or of too few keys to tell, is inconclusive,
+which is no promotion unless the project says so.
 """
 
 from collections.abc import Sequence
@@ -15,13 +16,14 @@ from typing import Literal
 from mlops_ray.config import MICROSECONDS, CanaryStep, Release
 
 State = Literal[
-    "registered", "verified", "shadow", "canary", "champion", "rolled_back", "refused", "inconclusive"
-]
-#: Where nothing comes after.
-ENDS: tuple[State, ...] = ("champion", "rolled_back", "refused", "inconclusive")
+    "registered", "verified", "shadow", "canary", "champion", "retired",
+    "rolled_back", "refused", "inconclusive",
+]  # fmt: skip
+#: Where a release has ended; a champion is retired by the next one.
+ENDS: tuple[State, ...] = ("champion", "retired", "rolled_back", "refused", "inconclusive")
 #: The requests that a step of the canary needs and how many times its time it may take, where none are named.
 REQUESTS, PATIENCE = 100, 30
-#: Of 100 requests, how many a challenger is asked besides.
+#: Of 100 keys, whose requests a challenger is asked besides.
 SHADOWED = 100.0
 
 
@@ -42,12 +44,14 @@ class Standing:
 class Seen:
     """What was seen since the present step began: for how long, and how many requests of the challenger.
 
-    `worse` are sentences, one for each thing in which it is found worse than the champion.
+    `worse` are sentences, one for each thing in which it is found worse than the champion; `is_told` whether
+    enough keys were seen to find anything.
     """
 
     seconds: float = 0.0
     requests: int = 0
     worse: Sequence[str] = ()
+    is_told: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class _Need:
 def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = False) -> Standing:
     """Where the challenger stands next; the same where it is to stay. `is_first`: there is no champion yet.
 
-    A registered one is verified, or refused, by who loads it: `verified`, `refused`.
+    A registered one is verified, or refused, by who loads it.
 
     >>> release = Release(canary=(10,))
     >>> verified = Standing("verified")
@@ -72,48 +76,49 @@ def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = 
     >>> after(canary, Seen(seconds=3, requests=300, worse=("errors: 4 % against 1 %",)), release).state
     'rolled_back'
     """
-    if standing.state == "verified":
-        return Standing("champion") if is_first else _begin(release)
-    need = _need(standing, release)
-    if need is None:
+    if standing.has_ended or standing.state == "registered":
         return standing
+    if standing.state == "verified":
+        return forward(standing, release, is_first=is_first)
     if seen.worse:
         return replace(standing, state="rolled_back", reason="; ".join(seen.worse))
-    if seen.seconds >= need.seconds and seen.requests >= need.requests:
+    need = _need(standing, release)
+    if need is None:
+        # The project file was changed meanwhile, and names this step no more.
+        return forward(standing, release)
+    if seen.seconds >= need.seconds and seen.requests >= need.requests and seen.is_told:
         return forward(standing, release)
     if seen.seconds >= need.most_seconds:
         quiet = f"{seen.requests} of {need.requests} requests came within {need.most_seconds:.0f} s"
+        quiet += "" if seen.is_told else ", of too few keys to compare"
         if release.when_quiet == "promote":
             return replace(forward(standing, release), reason=quiet)
         return replace(standing, state="inconclusive", reason=quiet)
     return standing
 
 
-def forward(standing: Standing, release: Release) -> Standing:
-    """Where the challenger stands when the present step has ended well, or a person ends it."""
-    if standing.state in ("registered", "verified"):
-        return _begin(release)
-    if standing.state == "shadow":
-        return Standing("canary") if release.canary else Standing("champion")
-    if standing.state == "canary" and standing.step + 1 < len(release.canary):
-        return replace(standing, step=standing.step + 1)
-    return standing if standing.has_ended else Standing("champion")
+def forward(standing: Standing, release: Release, *, is_first: bool = False) -> Standing:
+    """Where the challenger stands when the present step has ended well, or a person ends it.
+
+    One that was not verified yet stays: nobody can end that.
+    """
+    if standing.has_ended or standing.state == "registered":
+        return standing
+    if standing.state == "verified" and release.shadow is not None and not is_first:
+        return Standing("shadow")
+    step = standing.step + 1 if standing.state == "canary" else 0
+    return Standing("champion") if is_first or step >= len(release.canary) else Standing("canary", step)
 
 
 def weight(standing: Standing, release: Release) -> float:
     """Of 100 keys, how many the challenger answers."""
-    return _step(release, standing.step).weight if standing.state == "canary" else 0.0
+    is_canary = standing.state == "canary" and bool(release.canary)
+    return _step(release, standing.step).weight if is_canary else 0.0
 
 
 def shadowed(standing: Standing) -> float:
-    """Of 100 requests, how many the challenger is asked besides."""
+    """Of 100 keys, whose requests the challenger is asked besides."""
     return SHADOWED if standing.state == "shadow" else 0.0
-
-
-def _begin(release: Release) -> Standing:
-    if release.shadow is not None:
-        return Standing("shadow")
-    return Standing("canary") if release.canary else Standing("champion")
 
 
 def _step(release: Release, at: int) -> CanaryStep:

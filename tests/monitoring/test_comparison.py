@@ -7,18 +7,20 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mlops_ray.monitoring.comparison import BUCKETS, ERROR, LEAST_BUCKETS, NONE, Sums, compare
+from mlops_ray.monitoring.comparison import BUCKETS, ERROR, LEAST_BUCKETS, NONE, Sums, _mixture, compare
 
 #: A thousand of each on demand.
 RUNS = 1_000 if os.environ.get("MLOPS_WHOLE") else 200
 KEYS, LOOKS, A_LOOK = 3_000, 40, 2_500
 WEIGHT = 0.1
-#: How many in so many runs a probability allows, at four standard deviations.
 Numbers = npt.NDArray[np.float64]
 
 
 def most(share: float) -> float:
+    """How many of the runs a probability allows, at four standard deviations."""
     return RUNS * share + 4 * math.sqrt(RUNS * share * (1 - share))
 
 
@@ -107,6 +109,30 @@ def test_answers_moved_by_a_standard_deviation_are_found_and_smaller_moves_than_
     for by in (1.0, -1.0):
         assert np.isfinite(found(moved(by), 0.01, **how)).mean() >= 0.95
     assert sum(map(math.isfinite, found(moved(0.4), 0.01, **how))) <= most(ERROR)
+
+
+@given(st.floats(-8, 8), st.floats(0.1, 1e4), st.floats(0.01, 2))
+def test_the_mixture_is_the_average_over_effects(
+    deviations: float, information: float, effect: float
+) -> None:
+    score = deviations * math.sqrt(information)
+    grid = np.linspace(0, 12 * effect, 400_001)
+    prior = np.exp(-((grid / effect) ** 2) / 2)
+    likelihood = np.exp(grid * score - grid**2 * information / 2)
+    average = float((prior * likelihood).sum() / (prior.sum() - prior[0] / 2))
+    assert _mixture(score, information, effect) == pytest.approx(average, rel=0.02)
+
+
+def test_a_walk_without_a_drift_seldom_comes_to_a_rollback_and_about_as_often_as_it_may() -> None:
+    random, runs, looks = np.random.default_rng(3), 4_000, 200
+    information = np.geomspace(0.1, 1e6, looks)
+    steps = random.normal(size=(runs, looks)) * np.sqrt(np.diff(information, prepend=0.0))
+    scores = steps.cumsum(axis=1)
+    crossed = sum(
+        any(_mixture(s, i, 0.5) >= 1 / ERROR for s, i in zip(walk, information, strict=True))
+        for walk in scores
+    )
+    assert 0.15 * ERROR < crossed / runs < ERROR + 4 * math.sqrt(ERROR / runs)
 
 
 def test_nothing_is_said_of_few_keys() -> None:

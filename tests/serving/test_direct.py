@@ -36,6 +36,8 @@ class Ours(Application):
 
     async def _reply(self, call: Call) -> Reply:
         self.reached.append(call.path)
+        if call.path == "/early":
+            return Reply(401, b"")
         body = await call.body(LARGE)
         if call.path == "/dies":
             raise asyncio.CancelledError
@@ -60,12 +62,17 @@ async def nothing() -> None:
     """There is nothing to start."""
 
 
+def _config(app: App, keep_alive_s: int) -> uvicorn.Config:
+    quiet = {"lifespan": "off", "log_level": "critical", "timeout_keep_alive": keep_alive_s}
+    return uvicorn.Config(app, **quiet)  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
-def listening(app: App) -> Iterator[socket.socket]:
+def listening(app: App, keep_alive_s: int = 60) -> Iterator[socket.socket]:
     """A connection to a server as Serve starts them."""
     direct.middlewares()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))  # type: ignore[arg-type]
+        server = uvicorn.Server(_config(app, keep_alive_s))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
@@ -161,6 +168,13 @@ def test_who_waits_for_a_word_before_the_body_gets_it_or_a_last_reply(ours: Ours
         assert connection.recv(1) == b""
 
 
+def test_who_waits_for_a_word_and_is_answered_in_a_task_before_it_may_not_go_on(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/early", "Expect: 100-continue", body=b"a row")[:-5])
+        assert reply(connection)[1]["connection"] == "close"
+        assert connection.recv(1) == b""
+
+
 def test_requests_that_come_at_once_are_answered_in_their_order(ours: Ours) -> None:
     with listening(serves) as connection:
         bodies = [b"%d" % number for number in range(20)]
@@ -171,10 +185,41 @@ def test_requests_that_come_at_once_are_answered_in_their_order(ours: Ours) -> N
 
 def test_thousands_that_come_at_once_and_in_vain_are_all_refused(ours: Ours) -> None:
     with listening(serves) as connection:
-        vain = [b"GET / HTTP/1.1\r\nX-Vain: 1\r\n\r\n"] * 3_000
+        vain = [b"GET / HTTP/1.1\r\nX-Vain: 1\r\n\r\n"] * 2_000
         connection.sendall(request("/v2", body=b"a row") + b"".join(vain))
         found = HTTPResponses(connection)
-        assert [found.next() for _ in range(3_001)] == [b"ours: a row"] + [b"refused"] * 3_000
+        assert [found.next() for _ in range(2_001)] == [b"ours: a row"] + [b"refused"] * 2_000
+
+
+def test_more_than_any_proxy_sends_at_once_is_cut_off(ours: Ours) -> None:
+    with listening(serves) as connection:
+        connection.sendall(request("/waits") + b"GET / HTTP/1.1\r\n\r\n" * (2 * direct.MOST_PIPELINED))
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(1) == b""
+        assert ours.gone.wait(TIMEOUT_S)
+    assert ours.reached == ["/waits"]
+
+
+@pytest.mark.parametrize("late", [b"", b"x"])
+def test_what_follows_an_upgrade_is_no_request_of_somebody_elses(ours: Ours, late: bytes) -> None:
+    inner = request("/smuggled")
+    with listening(serves) as connection:
+        head = request("/v2", "Connection: Upgrade", "Upgrade: x", body=inner)[: -len(inner)]
+        connection.sendall(head + late)
+        assert reply(connection)[1]["connection"] == "close"
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(inner)
+            assert connection.recv(1) == b""
+    assert ours.reached == ["/v2"]
+
+
+def test_a_connection_that_was_refused_before_its_body_came_does_not_stay_for_ever(ours: Ours) -> None:
+    with listening(serves, keep_alive_s=1) as connection:
+        whole = request("/v2", "X-Vain: yes", body=b"a row")
+        connection.sendall(whole[:-5])
+        assert reply(connection)[0] == 429
+        connection.sendall(whole[-5:])
+        assert connection.recv(1) == b""
 
 
 class HTTPResponses:

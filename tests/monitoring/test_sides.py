@@ -1,0 +1,130 @@
+"""What is counted of two versions adds up, and a worse one is told in words."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_ray.monitoring.comparison import BUCKETS
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, Verdict, bucket, judge
+
+requests = st.tuples(
+    st.sampled_from([f"meter-{n}" for n in range(40)]),
+    st.fixed_dictionaries({ERRORS: st.sampled_from([0.0, 1.0]), OUTPUT: st.floats(-1e6, 1e6)}),
+)
+
+
+def counted(of: list[tuple[str, dict[str, float]]]) -> Side:
+    side = Side("step")
+    for key, figures in of:
+        side.add(key, figures)
+    return side
+
+
+def cells(side: Side) -> dict[str, list[list[float]]]:
+    return {name: [each.tolist() for each in vars(sums).values()] for name, sums in side.figures.items()}
+
+
+@given(st.lists(requests), st.lists(requests))
+def test_counts_of_two_replicas_add_up_to_those_of_one(
+    one: list[tuple[str, dict[str, float]]], other: list[tuple[str, dict[str, float]]]
+) -> None:
+    merged = counted(one)
+    merged.merge(counted(other))
+    whole, parts = cells(counted(one + other)), cells(merged)
+    assert whole.keys() == parts.keys()
+    assert all(np.allclose(whole[name], parts[name]) for name in whole)
+    assert merged.requests == len(one) + len(other)
+
+
+@given(st.lists(requests))
+def test_what_is_written_is_read_again(of: list[tuple[str, dict[str, float]]]) -> None:
+    side = counted(of)
+    read = Side.from_json(json.loads(json.dumps(side.to_json())))
+    assert (read.step, cells(read)) == (side.step, cells(side))
+
+
+def test_counts_of_two_steps_are_neither_added_nor_compared() -> None:
+    with pytest.raises(ValueError, match="'one' and 'two'"):
+        Side("one").merge(Side("two"))
+    with pytest.raises(ValueError, match="'one' and 'two'"):
+        judge([(Side("one"), Side("two"))], allowed_output=0.5)
+
+
+def test_what_is_no_number_is_not_counted_in_silence() -> None:
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="no figure"):
+            Side("step").add("key", {OUTPUT: value})
+
+
+def test_keys_are_spread_over_all_buckets_the_same_in_every_process() -> None:
+    found = np.bincount([bucket(f"meter-{n}") for n in range(100 * BUCKETS)], minlength=BUCKETS)
+    assert found.min() > 50
+    assert bucket("meter-1") == 591
+
+
+def step(
+    name: str, seed: int, champion: dict[str, float], challenger: dict[str, float], keys: int = 4_000
+) -> tuple[Side, Side]:
+    """Thousands of requests of each side, with these means of ones and zeros, and of answers."""
+    random, sides = np.random.default_rng(seed), []
+    for of in (champion, challenger):
+        side = Side(name)
+        for number in range(4_000):
+            figures = {name: float(random.random() < of.get(name, 0.01)) for name in (ERRORS, SLOW)}
+            side.add(f"key-{number % keys}", figures | {OUTPUT: random.normal(of.get(OUTPUT, 0.0))})
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def judged(champion: dict[str, float], challenger: dict[str, float]) -> Verdict:
+    return judge([step("canary 1", 1, champion, challenger)], allowed_output=0.5)
+
+
+def test_nothing_is_said_of_an_equal_version_or_a_better_one() -> None:
+    assert judged({}, {}) == ((), True)
+    assert judged({ERRORS: 0.1, SLOW: 0.1}, {ERRORS: 0.0, SLOW: 0.0}) == ((), True)
+    assert judged({}, {OUTPUT: 0.4}) == ((), True)
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "said"),
+    [
+        (ERRORS, 0.05, r"errors: [45].\d\d % of the requests against"),
+        (SLOW, 0.05, r"latency above the champion's p99: [45].\d\d % of the requests against"),
+        (OUTPUT, -1.0, r"answers: moved by -[01].\d\d standard deviations"),
+    ],
+)
+def test_what_is_worse_is_said_with_the_evidence(figure: str, value: float, said: str) -> None:
+    (found,) = judged({}, {figure: value}).worse
+    assert re.match(said, found)
+    assert "4,000 requests" in found
+
+
+def test_steps_add_up_and_what_changed_for_both_sides_between_them_is_no_difference() -> None:
+    early, late = {ERRORS: 0.01}, {ERRORS: 0.04}
+    both = [step("canary 1", 0, early, early), step("canary 2", 5, late, late)]
+    assert judge(both, allowed_output=0.5).worse == ()
+    # What one step leaves open, several tell.
+    slightly = [(every(100, f"canary {n}"), every(62, f"canary {n}")) for n in range(5)]
+    assert judge(slightly[:1], allowed_output=0.5).worse == ()
+    assert len(judge(slightly, allowed_output=0.5).worse) == 1
+
+
+def every(often: int, name: str) -> Side:
+    """A side of which one request in so many fails."""
+    side = Side(name)
+    for number in range(4_000):
+        side.add(f"key-{number}", {ERRORS: float(number % often == 0)})
+    return side
+
+
+def test_of_few_keys_nothing_can_be_told_and_that_is_told() -> None:
+    few = step("canary 1", 1, {}, {ERRORS: 1.0}, keys=15)
+    assert judge([few], allowed_output=0.5) == ((), False)
+    assert judge([], allowed_output=0.5) == ((), False)
+    # An earlier step says nothing of the present one.
+    assert not judge([step("canary 1", 1, {}, {}), few], allowed_output=0.5).is_told
