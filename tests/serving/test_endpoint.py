@@ -328,6 +328,24 @@ def test_a_request_that_cannot_meet_its_deadline_is_refused_as_it_comes(service:
     assert (admission.requests, admission.size) == (0, 0)
 
 
+def test_who_has_no_key_takes_no_place_and_learns_nothing_of_the_load(service: Service) -> None:
+    admission = service.endpoint.admission
+    for _ in range(200):
+        admission.learn(2, 2, admission.clock() - 0.25)
+    others = [admission.take(None, 1) for _ in range(2)]
+    reply = service.call("POST", "/invocations", None, json=RECORDS, headers={"x-timeout-ms": "100"})
+    assert (reply.status, service.endpoint.load.refused) == (401, 0)
+    for place in others:
+        place.leave()
+
+
+def test_a_head_that_claims_more_than_is_read_is_a_413_and_takes_no_place(service: Service) -> None:
+    reply = service.call("POST", "/invocations", json=RECORDS, headers={"content-length": "9" * 18})
+    assert reply.status == 413
+    admission = service.endpoint.admission
+    assert (admission.requests, admission.size, admission._seen) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("said", ["0", "-1", "1.5", "x", "", "²", "99999999999"])
 def test_a_deadline_that_is_none_is_a_400(service: Service, said: str) -> None:
     reply = service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": said})
