@@ -1,6 +1,7 @@
-"""How long a single node answers nobody when its ingress is killed: every HAProxy of the service, ten times.
+"""How long a single node answers nobody when its ingress is killed: every HAProxy there is, five times.
 
-A caller asks every hundredth of a second until it has an answer. `--quick` kills three times.
+A caller asks every hundredth of a second until it has an answer. Nothing is claimed: how soon Serve starts a
+new one is Serve's. `--quick` kills twice.
 """
 
 import argparse
@@ -15,31 +16,27 @@ import psutil
 from benchmarks import ours
 from benchmarks.load import Caller
 from benchmarks.ours import Service
-from benchmarks.report import Claim, finish
+from benchmarks.report import finish
 
-KILLS, QUICK_KILLS = 10, 3
+KILLS, QUICK_KILLS = 5, 2
 PAUSE_S, REST_S = 0.01, 3.0
 INGRESS = "haproxy"
-#: What Serve's health check of its proxies and the start of a new one take, and as much again.
-LIMIT_S = 20.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--quick", action="store_true", help="two kills")
     kills = QUICK_KILLS if parser.parse_args().quick else KILLS
     with tempfile.TemporaryDirectory() as name:
         service = Service(Path(name, "ours"))
         with service.up() as url:
             rows = [kill(Caller(url, service.headers)) for _ in range(kills)]
-    longest = max(row["seconds"] for row in rows)
-    finish("ingress", rows, [Claim("longest time without an answer, seconds", longest, LIMIT_S)])
+    finish("ingress", rows, [])
 
 
 def kill(caller: Caller) -> dict[str, Any]:
     """Kills the ingress; how many processes that were, how long nobody was answered, and what was tried."""
     asked, failed = ours.body(ours.asked()[0].tolist()), 0
-    # The service runs in a session of its own; others' proxies are not ours to kill.
     processes = [process for process in psutil.process_iter(["name"]) if process.info["name"] == INGRESS]
     if not processes:
         raise RuntimeError(f"no process {INGRESS} is there to be killed")
