@@ -5,7 +5,6 @@ new one is Serve's. `--quick` kills twice.
 """
 
 import argparse
-import http.client
 import tempfile
 import time
 from pathlib import Path
@@ -43,20 +42,13 @@ def kill(caller: Caller) -> dict[str, Any]:
     begin = time.monotonic()
     for process in processes:
         process.kill()
-    while not answers(caller, asked):
+    while not caller.answers(asked):
         failed += 1
         time.sleep(PAUSE_S)
     seconds = round(time.monotonic() - begin, 2)
     time.sleep(REST_S)
     caller.close()
     return {"processes": len(processes), "seconds": seconds, "failed": failed}
-
-
-def answers(caller: Caller, asked: dict[str, Any]) -> bool:
-    try:
-        return caller.post(asked)[0] == 200
-    except (OSError, http.client.HTTPException):
-        return False
 
 
 if __name__ == "__main__":

@@ -106,6 +106,13 @@ class Caller:
             self._connection.close()  # the next call opens it again
             raise
 
+    def answers(self, body: Mapping[str, Any]) -> bool:
+        """Whether the request is answered with 200."""
+        try:
+            return self.post(body)[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
     def close(self) -> None:
         self._connection.close()
 

@@ -9,7 +9,6 @@ Serve's own empty handler. `--quick` takes two rounds and two peers.
 
 import argparse
 import contextlib
-import http.client
 import socket
 import tempfile
 import time
@@ -157,9 +156,8 @@ def wait_for(server: standing.Server, url: str, body: dict[str, Any]) -> None:
     deadline, caller = time.monotonic() + START_S, Caller(url)
     while time.monotonic() < deadline:
         server.require_alive()
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            if caller.post(body)[0] == 200:
-                return caller.close()
+        if caller.answers(body):
+            return caller.close()
         time.sleep(0.1)
     raise RuntimeError(f"{url} does not answer after {START_S:.0f} s; see {server.log}")
 

@@ -47,6 +47,35 @@ def deadline(said: str | None, now: float) -> float | None:
 
 
 @dataclass
+class Lag:
+    """How late the event loop is: so long what comes may lie in the socket before it is seen.
+
+    A timer tells, which is late by what the loop did meanwhile.
+    """
+
+    seconds: float = 0.0
+    _timer: asyncio.Handle | None = None
+    _is_wanted: bool = False
+
+    def watch(self) -> None:
+        """Looks at it for as long as this is called again and again, in the loop."""
+        self._is_wanted = True
+        if self._timer is None:
+            self._look_again()
+
+    def _look_again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, time.monotonic() + LOOK_S)
+
+    def _look(self, due: float) -> None:
+        self.seconds = max(0.0, time.monotonic() - due)
+        if self._is_wanted:
+            self._is_wanted = False
+            self._look_again()
+        else:
+            self._timer, self.seconds = None, 0.0
+
+
+@dataclass
 class Admission:
     """The requests that are being answered, and what it takes to answer one more.
 
@@ -57,7 +86,7 @@ class Admission:
     clock: Clock = time.monotonic
     requests: int = 0
     size: int = 0
-    lag: "Lag" = field(default_factory=lambda: Lag())
+    lag: Lag = field(default_factory=Lag)
     _wait: Wait = field(default_factory=Wait)
     _seen: int = 0
 
@@ -120,35 +149,6 @@ class Place:
             self.admission.size -= self.size
             if self.tells and self.learns:
                 self.admission.learn(self._requests_before, self._size_before, self._since)
-
-
-@dataclass
-class Lag:
-    """How late the event loop is: so long what comes may lie in the socket before it is seen.
-
-    A timer tells, which is late by what the loop did meanwhile.
-    """
-
-    seconds: float = 0.0
-    _timer: asyncio.Handle | None = None
-    _is_wanted: bool = False
-
-    def watch(self) -> None:
-        """Looks at it for as long as this is called again and again, in the loop."""
-        self._is_wanted = True
-        if self._timer is None:
-            self._look_again()
-
-    def _look_again(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_S, self._look, time.monotonic() + LOOK_S)
-
-    def _look(self, due: float) -> None:
-        self.seconds = max(0.0, time.monotonic() - due)
-        if self._is_wanted:
-            self._is_wanted = False
-            self._look_again()
-        else:
-            self._timer, self.seconds = None, 0.0
 
 
 @dataclass

@@ -89,8 +89,7 @@ class Call:
     def id(self) -> str:
         """The request id: the caller's, else a new one."""
         if not self._id:
-            given = self.header(REQUEST_ID) or ""
-            self._id = given if 0 < len(given) <= MOST_ID and given.isprintable() else os.urandom(16).hex()
+            self._id = request_id(self.header(REQUEST_ID))
         return self._id
 
     @property
@@ -160,6 +159,12 @@ class Application:
         reply = await self.reply(call)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply.headed(call.id)})
         await send({"type": "http.response.body", "body": reply.body})
+
+
+def request_id(given: str | None) -> str:
+    """The caller's id where it is one, else a new one."""
+    given = given or ""
+    return given if 0 < len(given) <= MOST_ID and given.isprintable() else os.urandom(16).hex()
 
 
 def json_reply(document: Any, status: int = 200) -> Reply:

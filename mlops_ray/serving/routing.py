@@ -8,6 +8,8 @@ weight. A key therefore keeps its side, and a higher weight moves keys toward th
 import hashlib
 from dataclasses import dataclass
 
+from mlops_ray.monitoring.sides import hashed
+
 #: As many places as eight bytes tell apart.
 PLACES = 2**64
 
@@ -42,8 +44,7 @@ def place(key: str, salt: str) -> float:
     >>> 0 <= place("meter-1", "a") < 100, place("meter-1", "a") == place("meter-1", "b")
     (True, False)
     """
-    salted = hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8, person=_person(salt))
-    return 100 * int.from_bytes(salted.digest(), "big") / PLACES
+    return 100 * hashed(key, _person(salt)) / PLACES
 
 
 def _person(salt: str) -> bytes:

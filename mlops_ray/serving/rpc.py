@@ -6,7 +6,6 @@ which `Ask` reaches.
 
 import asyncio
 import logging
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mlops_ray.errors import OverloadedError, RequestError, UsageError
 from mlops_ray.keys import Keyring, Role
 from mlops_ray.serving.admission import TIMEOUT
-from mlops_ray.serving.asgi import MOST_ID, REQUEST_ID
+from mlops_ray.serving.asgi import REQUEST_ID, request_id
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
 from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY
 from mlops_ray.serving.exchange import Answered
@@ -193,8 +192,7 @@ def _headers(metadata: Any, remaining_s: float | None) -> dict[str, str]:
     """The headers of the request: those that are metadata, a request id, the nearer of the two deadlines."""
     # Of a key that comes twice, the first.
     headers = {key: value for key, value in reversed(list(metadata or ())) if key in HEADERS}
-    if not 0 < len(headers.get(REQUEST_ID, "")) <= MOST_ID:
-        headers[REQUEST_ID] = uuid.uuid4().hex
+    headers[REQUEST_ID] = request_id(headers.get(REQUEST_ID))
     if remaining_s is not None:
         left_ms, given = max(1, int(remaining_s * 1000)), headers.get(TIMEOUT, "")
         # What is no number is the core's to refuse.

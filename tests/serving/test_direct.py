@@ -278,12 +278,15 @@ def test_who_asks_in_vain_and_reads_no_reply_is_soon_not_read_from(ours: Ours) -
     with listening(serves) as connection:
         connection.setblocking(False)
         heads, refused = request("/v2", "X-Vain: yes") * 1_000, -1
-        while refused < ours.refused < UNREAD:
-            refused = ours.refused
-            if select.select([], [connection], [], STUCK_S)[1]:
-                with contextlib.suppress(BlockingIOError):
-                    connection.send(heads)
-                refused = -1
+        left = heads
+        # Where thousands wait for each other, the connection is cut off besides.
+        with contextlib.suppress(ConnectionError):
+            while refused < ours.refused < UNREAD:
+                refused = ours.refused
+                if select.select([], [connection], [], STUCK_S)[1]:
+                    with contextlib.suppress(BlockingIOError):
+                        left = left[connection.send(left) :] or heads
+                    refused = -1
         # Not more than the kernel's buffers hold; replies would otherwise gather without an end.
         assert 0 < ours.refused < UNREAD
 
