@@ -27,6 +27,7 @@ SECONDS = 1_800.0 if os.environ.get("MLOPS_WHOLE") else 20.0
 KILLS = 20 if os.environ.get("MLOPS_WHOLE") else 2
 CALLERS, WARM_UP_S = 8, 20.0
 MODELS = {"rows": 2.0, "others": 3.0}
+pytestmark = pytest.mark.timeout(300 + 2 * SECONDS)
 #: What a replica's memory may grow by under load, of 200 MB: what libraries keep for next time.
 GROWTH_BYTES = 60 * 2**20
 
