@@ -1,0 +1,1 @@
+"""What this project computes itself; `project.yaml` says the rest."""
