@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import psutil
 import xgboost
 import yaml
 
@@ -42,6 +43,7 @@ class Service:
     folder: Path
     name: str = "bench"
     serving: Mapping[str, Any] = field(default_factory=dict)
+    depth: int = DEPTH
 
     @contextmanager
     def up(self) -> Iterator[str]:
@@ -56,7 +58,7 @@ class Service:
         self.folder.mkdir(exist_ok=True)
         if not self.table.exists():
             made().write_parquet(self.table)
-        self.file.write_text(yaml.safe_dump(project(self.name, self.table.name, self.serving)))
+        self.file.write_text(yaml.safe_dump(project(self.name, self.table.name, self.serving, self.depth)))
         command = [COMMAND, "run", str(self.file), "--detach", "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -92,10 +94,10 @@ class Service:
         return file
 
 
-def project(name: str, table: str, serving: Mapping[str, Any]) -> dict[str, Any]:
+def project(name: str, table: str, serving: Mapping[str, Any], depth: int = DEPTH) -> dict[str, Any]:
     """The project file: a row is all that is known, and one point is all that is searched."""
     columns = {column: {"type": "float"} for column in COLUMNS}
-    point = {"n_estimators": TREES, "max_depth": DEPTH, "min_child_weight": 1}
+    point = {"n_estimators": TREES, "max_depth": depth, "min_child_weight": 1}
     return {
         "project": name,
         "sources": {
@@ -163,6 +165,19 @@ def target(bench: Bench, name: str, url: str, service: Service) -> Target:
     """A target for all rows of a service whose answers were looked at."""
     bench.check(Caller(url, service.headers), body, answer)
     return bench.target(name, url, body, service.headers)
+
+
+def replicas(service: Service, deployment: str) -> list[psutil.Process]:
+    """The processes of a deployment, in this service's cluster alone."""
+    title, cluster = f"ray::ServeReplica:{deployment}:", local.find(service.storage.root)
+    found = local.carrying(cluster.marker) if cluster is not None else []
+    return [process for process in found if _command(process).startswith(title)]
+
+
+def _command(process: psutil.Process) -> str:
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def deploy(service: Service, module: str) -> str:

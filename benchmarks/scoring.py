@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from mlops_ray.registry import package, signing
 from mlops_ray.registry.boosters import XgboostModel
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.outcome import Outcome
-from mlops_ray.serving import record
+from mlops_ray.serving import record, release
 from mlops_ray.serving import score as scores
 from mlops_ray.storage import Storage
 
@@ -122,7 +123,8 @@ def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
         created_at=NOW,
         sign=signing.own_key(project, storage),
     )
-    record.set_champion(storage, "scored", 1, packed)
+    entry = record.entry(storage, "1", packed)
+    record.write(storage, release.crowned(record.new("scored"), entry, time.time()))
     return project, storage, booster
 
 

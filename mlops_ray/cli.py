@@ -53,6 +53,21 @@ Detach = Annotated[bool, typer.Option("--detach", help="Return; `down` stops it.
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON, for machines.")]
 
 
+@app.command(epilog="Example: mlops-ray init shop-sales")
+def init(
+    name: Annotated[str, typer.Argument(help="Small letters, digits and dashes.")],
+    folder: Annotated[Path | None, typer.Option(help="Where; default: a folder of this name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a new project that works as it is: data, features, tests, release on a merge."""
+    from mlops_ray import template
+
+    made = template.write(name, folder or Path(name))
+    place = str(folder or name)
+    said = f"{len(made)} files in {place}; begin with: cd {place} && make demo"
+    _show({"name": name, "folder": place, "files": len(made)}, as_json, lambda _: print(said))
+
+
 @app.command(epilog="Example: mlops-ray run configs/factory_load.yaml")
 def run(
     file: ProjectFile,
@@ -156,6 +171,41 @@ def reproduce(version: int, file: ProjectFile, as_json: Json = False) -> None:
         raise TrainingError(f"version {version} cannot be reproduced: its metrics are not the recorded ones")
 
 
+@app.command(epilog="Example: mlops-ray push 3 configs/factory_load.yaml")
+def push(
+    version: Annotated[str, typer.Argument(help="A registered version, or: latest.")],
+    file: ProjectFile,
+    wait: Annotated[bool, typer.Option(help="Until it is live, or not; status 1 where it is not.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Have a registered version live as the project file says: verified, in shadow, in a canary, champion."""
+    from mlops_ray.cluster import releases
+
+    project, storage = _open(file)
+    number = releases.version_of(project, storage, version)
+    with _Terminal() as progress:
+        progress.begin("release")
+        found = releases.pushed(project, storage, progress, number, wait=wait)
+    _show(found, as_json, _print_release)
+
+
+@app.command(epilog="Example: mlops-ray promote 3 configs/factory_load.yaml")
+def promote(version: int, file: ProjectFile, as_json: Json = False) -> None:
+    """End the present step of a version's release, as a person who has seen enough."""
+    from mlops_ray.cluster import releases
+
+    _show(releases.promote(*_open(file), version), as_json, _print_release)
+
+
+@app.command(epilog="Example: mlops-ray rollback configs/factory_load.yaml")
+def rollback(file: ProjectFile, as_json: Json = False) -> None:
+    """Send the version back that is being released, else the champion: the one before it answers at once."""
+    from mlops_ray.cluster import releases
+
+    found = releases.rollback(*_open(file))
+    _show(found, as_json, _print_fields)
+
+
 @app.command(epilog="Example: mlops-ray predict configs/flights.yaml --input rows.csv --output a.parquet")
 def predict(
     file: ProjectFile,
@@ -206,7 +256,7 @@ def runs(
     as_json: Json = False,
 ) -> None:
     """Compare runs and their trials, here and on a page with pictures."""
-    from mlops_ray.cluster.pipeline import tracking_uri
+    from mlops_ray.serving.deploy import tracking_uri
     from mlops_ray.training.runs import look
 
     project, storage = _open(file)
@@ -439,6 +489,13 @@ def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
     out.print(table)
 
 
+def _print_release(found: dict[str, Any]) -> None:
+    rows = [[turn["at"][:19], turn["state"], turn["step"], turn["reason"]] for turn in found["turns"]]
+    _print_table(["at (UTC)", "state", "step", "why"], rows)
+    took = f" after {found['seconds']} s" if "seconds" in found else ""
+    print(f"version {found['version']} is {found['state'].replace('_', ' ')}{took}")
+
+
 def _print_runs(found: dict[str, Any]) -> None:
     from mlops_ray.training.runs import table
 
@@ -584,5 +641,21 @@ def _print_status(found: dict[str, Any]) -> None:
                 "requests": f"{json.dumps(model['requests'])} by status, {model['rows']} rows",
                 "invalid": f"{sum(value['count'] for value in model['invalid'])} values",
                 "drift": ", ".join(drifted) or "none found",
+                **_released(model),
             }
         )
+
+
+def _released(model: dict[str, Any]) -> dict[str, str]:
+    """What goes on in a model's release, else how the last one ended that did not go live."""
+    challenger, last = model["challenger"], model["history"][-1:]
+    if challenger is not None:
+        seen = challenger["seen"] or {"requests": 0, "said": []}
+        shares = {"canary": f" of {challenger['weight']:g} % of the keys", "shadow": " of all requests"}
+        where = f"version {challenger['version']}, {challenger['state']}{shares.get(challenger['state'], '')}"
+        said = [f"{where} since {challenger['since']}", f"{seen['requests']:,} requests", *seen["said"]]
+        return {"release": "; ".join(said)}
+    if last and last[0]["version"] != model["version"]:
+        state = last[0]["state"].replace("_", " ")
+        return {"release": f"version {last[0]['version']} was {state}: {last[0]['reason']}"}
+    return {}

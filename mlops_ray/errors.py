@@ -81,6 +81,10 @@ class TrainingError(MlopsError):
     """A model could not be trained, or is not good enough to go on."""
 
 
+class ReleaseError(MlopsError):
+    """A version that was pushed does not go live, and why."""
+
+
 class PackageError(MlopsError):
     """A model's package is damaged, foreign, or of another version."""
 

@@ -29,7 +29,7 @@ from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.policy import curated
-from mlops_ray.serving import release
+from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage, digest, replacing
 
 #: How long files that a compaction left behind are kept for those who read them: longer than any run.
@@ -230,7 +230,7 @@ def _is_whole(source: Source) -> bool:
 
 def _marks(files: Sequence[File], source: Source) -> list[Mark]:
     """What tells whether inputs are as they were stored: content, how they are read, and our own code."""
-    how = [release.code_digest(), {path: function_digest(path) for path in sorted(source.deriving)}]
+    how = [deploy.code_digest(), {path: function_digest(path) for path in sorted(source.deriving)}]
     marks: list[Mark] = []
     names: Counter[str] = Counter()
     for file in files:

@@ -4,7 +4,6 @@ Each stage is recorded when it is whole (stages.py), so that a run continues whe
 and does only what changed.
 """
 
-import shutil
 import threading
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import training
+from mlops_ray.cluster import releases, training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -26,9 +25,8 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.registry import package
 from mlops_ray.registry.registry import Registry
-from mlops_ray.serving import record, release
+from mlops_ray.serving import deploy, record
 from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import families, metrics, own, tracking
@@ -60,8 +58,6 @@ class Pipeline:
     def require_supported(self) -> None:
         """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
         asks = {
-            "release.shadow and release.canary": self.project.release.shadow is not None
-            or bool(self.project.release.canary),
             "target.label_known by a column": bool(
                 self.project.target.label_known and self.project.target.label_known.column
             ),
@@ -77,7 +73,7 @@ class Pipeline:
 
     @property
     def tracking_uri(self) -> str:
-        return tracking_uri(self.project, self.storage)
+        return deploy.tracking_uri(self.project, self.storage)
 
     @cached_property
     def registry(self) -> Registry:
@@ -165,7 +161,7 @@ class Pipeline:
             "tables": {name: view.table for name, view in self.store.views.items()},
             "commits": commits,
             "libraries": dataset.libraries(),
-            "code": release.code_digest(),
+            "code": deploy.code_digest(),
         }
         result = self.stages.run(
             self._stage("features"),
@@ -215,16 +211,24 @@ class Pipeline:
             "season": task.season_us,
             "test_from": task.test_from,
             "postprocess": task.outcome.to_json(),
-            "code": release.code_digest(),
+            "code": deploy.code_digest(),
         }
         trained = self.stages.run(
             self._stage("train"),
             made_from,
-            lambda: self.trainer.train(task, training_set, **how),
+            lambda: self._trained(task, training_set, **how),
             say=_say_train,
             still_there=lambda r: self._is_registered(r["version"]),
         )
         return {**trained, "notes": [*trained["notes"], *self._quarantined()]}
+
+    def _trained(self, task: Any, training_set: TrainingSet, **how: Any) -> dict[str, Any]:
+        """What the trainer makes; a version that its gate refuses is so in the registry, for all to see."""
+        trained = self.trainer.train(task, training_set, **how)
+        if trained["refused"]:
+            reason = "; ".join(trained["refused"])
+            self.registry.set_state(self.project.project, trained["version"], "refused", reason)
+        return trained
 
     def _quarantined(self) -> list[str]:
         """Of each source that is learned from, how many rows the last reading of it kept out."""
@@ -241,39 +245,32 @@ class Pipeline:
 
     # ------------------------------------------------------------ live
 
-    def push(self, trained: dict[str, Any]) -> package.Package:
-        """Makes the trained version the champion if it passed the gate; returns the champion's package.
+    def push(self, trained: dict[str, Any]) -> int | None:
+        """Pushes the trained version if it passed the gate, and returns it; `None` where the champion stays.
 
         Raises `TrainingError` where it did not pass and there is no champion to stay.
         """
-        name = self.project.project
+        name, version = self.project.project, int(trained["version"])
         with self.stages.timed("push", lambda r: r["said"]) as result:
-            champion = self.registry.champion(name)
-            if trained["refused"] and trained["version"] != champion:
-                self.registry.set_state(name, trained["version"], "refused", "; ".join(trained["refused"]))
+            champion = (record.read(self.storage, name).get("champion") or {}).get("version")
+            if champion == str(version):
+                result["said"] = f"version {version} is champion already"
+                return None
+            if trained["refused"]:
                 if champion is None:
                     raise TrainingError(f"nothing goes live: {'; '.join(trained['refused'])}")
                 result["said"] = f"version {champion} stays champion: {'; '.join(trained['refused'])}"
-            else:
-                self.registry.set_champion(name, trained["version"])
-                result["said"] = (
-                    f"version {trained['version']} is champion already"
-                    if champion == trained["version"]
-                    else f"version {trained['version']} is champion now"
-                )
-                champion = int(trained["version"])
-            packed = self._within_storage(champion)
-            record.set_champion(self.storage, name, champion, packed)
-        return packed
-
-    def _within_storage(self, version: int) -> package.Package:
-        """A version's package where replicas read it: a copy, where a tracking server keeps the original."""
-        packed = self.registry.package(self.project.project, version, **self.trainer.trust)
-        if packed.folder.resolve().is_relative_to(self.storage.root.resolve()):
-            return packed
-        copy = self.storage.path("artifacts", "versions", f"{self.project.project}-{version}")
-        shutil.copytree(packed.folder, copy, dirs_exist_ok=True)
-        return package.read(copy, digest=packed.digest, **self.trainer.trust)
+                return None
+            before = releases.outcome(record.read(self.storage, name) or record.new(name), version)
+            if champion is not None and before["state"] in releases.SENT_BACK:
+                # The same version again would fare no better; who thinks so pushes it.
+                said = f"version {version} was {before['state'].replace('_', ' ')}: {before['reason']}"
+                result["said"] = f"version {champion} stays champion: {said}"
+                return None
+            deploy.settle(self.project, self.storage)
+            releases.push(self.project, self.storage, version)
+            result["said"] = f"version {version} is pushed"
+        return version
 
     def serve(self, cluster: LocalCluster) -> str:
         """Serves the champion on the connected cluster; returns the service's address."""
@@ -282,7 +279,7 @@ class Pipeline:
             listen.host, listen.grpc_port or cluster.grpc_port, listen.certificate, listen.key
         )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
-            deployed = release.deploy(
+            deployed = deploy.deploy(
                 self.project, self.storage, http_port=cluster.http_port, listener=listener
             )
             started = ", ".join(deployed.started)
@@ -322,11 +319,6 @@ def _say_train(result: dict[str, Any]) -> str:
     return f"{trials} trials, {result['family']} wins and is registered as version {version}"
 
 
-def tracking_uri(project: Project, storage: Storage) -> str:
-    """Where runs and versions are recorded: MLflow's address, by default a file of the storage."""
-    return project.tracking or f"sqlite:///{storage.path('mlflow.db')}"
-
-
 def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
     """The registered versions of a project's model, newest first, as `Registry.versions` gives them."""
-    return Registry(tracking_uri(project, storage)).versions(project.project)
+    return Registry(deploy.tracking_uri(project, storage)).versions(project.project)

@@ -105,5 +105,6 @@ def _entry(project: Project, storage: Storage, progress: Progress, version: int 
         return champion
     if version is None:
         raise StorageError(f"{project.project!r} has no champion; `run` makes one, or name --version")
-    packed = service._pipeline(project, storage, progress)._within_storage(version)
-    return {"version": str(version), "digest": packed.digest, "package": str(packed.folder.resolve())}
+    registry = service._pipeline(project, storage, progress).registry
+    folder, digest = registry.stored(storage, project.project, version)
+    return {"version": str(version), "digest": digest, "package": str(folder)}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 #: A first request may meet a replica that is still warming up.
 REQUEST_TIMEOUT_S = 30.0
+#: Where the reconciler says what it sees of a challenger (serving.record, which asks for more imports).
+SEEN = "release/seen"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -85,8 +87,9 @@ def running(
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
     ):
-        version = None if train else _champion(project, storage)
-        live = _bring_up(pipeline, connected(), ours, version)
+        if not train:
+            _require_champion(pipeline)
+        live = _bring_up(pipeline, connected(), ours, train=train)
         # A service that runs holds nobody up: another run may bring it up to date.
         lock.close()
         if detach:
@@ -271,20 +274,28 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
     return Pipeline(project, storage, progress)
 
 
-def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, version: int | None) -> Live:
-    """Has a version live that is the champion already, else what is trained."""
+def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
+    """Has what is trained released, or what is champion already, and the service up."""
+    from mlops_ray.cluster import releases
+    from mlops_ray.serving import record
+
     project, storage = pipeline.project, pipeline.storage
     front.require_token(project, cluster)
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
-    trained: dict[str, Any] | None = None
-    if version is None:
-        trained = pipeline.train(pipeline.build(pipeline.ingest()))
-        champion = pipeline.push(trained)
-    else:
-        champion = pipeline.registry.package(project.project, version, **pipeline.trainer.trust)
+    trained = pipeline.train(pipeline.build(pipeline.ingest())) if train else None
+    pushed = None if trained is None else pipeline.push(trained)
     url = pipeline.serve(cluster)
     notes = front.apply(project, cluster)
+    if pushed is not None:
+        with pipeline.stages.timed("release", lambda r: r["said"]) as result:
+            document = releases.followed(
+                storage, project.project, pipeline.progress, pushed, until_loaded=True
+            )
+            found = releases.outcome(document, pushed)
+            result["said"] = said = f"version {pushed} is {found['state']}: {found['reason']}".rstrip(": ")
+        notes += [] if found["state"] == "champion" else [f"{said}; mlops-ray status tells how it goes on"]
+    champion = record.read(storage, project.project)["champion"]
     request = pipeline.example_request()
     with pipeline.stages.timed("first prediction", lambda r: r["said"]) as result:
         answer = predict(url, project.project, request, storage)
@@ -294,11 +305,11 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, version: 
         url=called,
         grpc=f"{urlsplit(called).hostname}:{project.serving.listen.grpc_port or cluster.grpc_port}",
         model=project.project,
-        version=version or pipeline.registry.champion(project.project) or 0,
+        version=int(champion["version"]),
         dashboard=f"{called}/dashboard",
         metric=project.training.metric,
-        metrics=champion.metrics,
-        baselines=champion.baselines,
+        metrics=champion["metrics"],
+        baselines=champion["baselines"],
         trained=trained,
         seconds=pipeline.stages.seconds,
         unchanged=pipeline.stages.unchanged,
@@ -309,13 +320,19 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, version: 
     )
 
 
-def _champion(project: Project, storage: Storage) -> int:
-    from mlops_ray.serving import record
+def _require_champion(pipeline: "Pipeline") -> None:
+    """Raises `StorageError` where there is nothing to serve; what the registry alone knows of is pushed."""
+    from mlops_ray.cluster import releases
+    from mlops_ray.serving import deploy, record
 
-    champion = record.read(storage, project.project).get("champion")
-    if not champion:
+    project, storage = pipeline.project, pipeline.storage
+    if record.read(storage, project.project).get("champion"):
+        return
+    version = pipeline.registry.champion(project.project)
+    if version is None:
         raise StorageError(f"{project.project!r} has no champion to serve; mlops-ray run trains one")
-    return int(champion["version"])
+    deploy.settle(project, storage)
+    releases.push(project, storage, version)
 
 
 def predict(url: str, model: str, request: dict[str, Any], storage: Storage) -> dict[str, Any]:
@@ -363,6 +380,10 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         document = _ask(f"{inside}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:
         return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
+    for model in document["models"]:
+        if model["challenger"]:
+            seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
+            model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
     return {
         "state": "live",
         "model": project.project,

@@ -26,7 +26,7 @@ from mlops_ray.registry.package import Package
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import Registry
 from mlops_ray.schema import Column
-from mlops_ray.serving import release
+from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import card, evaluate, journal, runs, sweep, tracking
 from mlops_ray.training.card import Subject
@@ -357,7 +357,7 @@ def _origin(task: Task, cpus: int) -> dict[str, Any]:
         "transform": task.transform,
         "postprocess": task.postprocess.model_dump(mode="json"),
         "cpus": cpus,
-        "code": release.code_digest(),
+        "code": deploy.code_digest(),
     }
 
 

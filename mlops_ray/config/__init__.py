@@ -5,6 +5,7 @@ differs from the defaults that stand here. `load` is the only way in.
 """
 
 from mlops_ray.config.project import CALENDAR_KINDS as CALENDAR_KINDS
+from mlops_ray.config.project import TAKEN as TAKEN
 from mlops_ray.config.project import Batching as Batching
 from mlops_ray.config.project import CanaryStep as CanaryStep
 from mlops_ray.config.project import ClassWeights as ClassWeights
@@ -16,6 +17,7 @@ from mlops_ray.config.project import OwnFamily as OwnFamily
 from mlops_ray.config.project import Postprocess as Postprocess
 from mlops_ray.config.project import Project as Project
 from mlops_ray.config.project import Release as Release
+from mlops_ray.config.project import ReleaseState as ReleaseState
 from mlops_ray.config.project import Serving as Serving
 from mlops_ray.config.project import Shadow as Shadow
 from mlops_ray.config.project import Target as Target

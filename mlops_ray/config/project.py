@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -375,15 +383,39 @@ class Serving(Model):
     explain: Literal["on_request", "never"] = "never"
 
 
+#: Written as a file would say it: a release is carried out as it was pushed, by another process.
+Wait = Annotated[Duration, PlainSerializer("{}us".format, when_used="json")]
+
+
 class Shadow(Model):
     requests: int = Field(500, ge=0)
-    max_wait: Duration = parse_duration("10m")
+    max_wait: Wait = parse_duration("10m")
 
 
 class CanaryStep(Model):
-    weight: float = Field(gt=0, le=100)
+    weight: float = Field(gt=0, lt=100)
     requests: int | None = Field(None, ge=1)
-    max_wait: Duration | None = None
+    max_wait: Wait | None = None
+
+
+#: The states of a version in a release (design/semantics.md, section 12).
+ReleaseState = Literal[
+    "registered", "verified", "shadow", "canary", "champion", "retired",
+    "rolled_back", "refused", "inconclusive",
+]  # fmt: skip
+
+
+class Hook(Model):
+    """Who is called when a version comes to a state, by default to any; exactly one of the two.
+
+    A webhook gets the event as JSON by POST, a command on its standard input.
+    """
+
+    exactly_one = ("webhook", "command")
+
+    webhook: str | None = Field(None, pattern="^https?://")
+    command: str | None = Field(None, min_length=1)
+    on: tuple[ReleaseState, ...] = ()
 
 
 class Release(Model):
@@ -391,10 +423,21 @@ class Release(Model):
 
     shadow: Shadow | None = None
     canary: tuple[float | CanaryStep, ...] = ()
-    per_step: Duration = parse_duration("2m")
+    per_step: Wait = parse_duration("2m")
     when_quiet: Literal["inconclusive", "promote"] = "inconclusive"
     effect: float = Field(0.5, gt=0)
     profit_gate: Literal["refuse", "report", "off"] = "report"
+    hooks: tuple[Hook, ...] = ()
+
+    @model_validator(mode="after")
+    def _compares(self) -> Self:
+        for step in self.canary:
+            if not isinstance(step, CanaryStep) and not 0 < step < 100:
+                raise ValueError(
+                    f"canary: {step:g} of 100 keys leaves nobody to compare with; after the last step the "
+                    "version is champion"
+                )
+        return self
 
 
 class FalseAlarms(Model):
@@ -467,10 +510,20 @@ class Signing(Model):
 # ---------------------------------------------------------------- the whole
 
 
+#: What runs beside the models under a name of its own.
+TAKEN = ("gateway", "monitor", "reconciler")
+
+
+def _free(name: str) -> str:
+    if name in TAKEN:
+        raise ValueError(f"{name!r} is a part of the service; call the project otherwise")
+    return name
+
+
 class Project(Model):
     """The whole project file."""
 
-    project: str = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    project: Annotated[str, AfterValidator(_free)] = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
     storage: str = ".mlops"
     tracking: str | None = None
     online: str | None = None

@@ -24,6 +24,9 @@ BUCKETS = 1_024
 #: Of each side so many buckets must count, were they all of one size, before anything is said.
 LEAST_BUCKETS = 20.0
 
+#: Deviations beyond which nothing is surer; their square must stay a number.
+MOST_AT = 1e100
+
 Cells = npt.NDArray[np.float64]
 
 
@@ -105,12 +108,21 @@ NONE = Evidence(math.nan, math.nan, math.nan, 1.0)
 
 
 def compare(
-    champion: Sums, challenger: Sums, *, effect: float, allowed: float = 0.0, either_way: bool = False
+    champion: Sums,
+    challenger: Sums,
+    *,
+    effect: float,
+    least: float,
+    allowed: float = 0.0,
+    either_way: bool = False,
+    also: tuple[Sums, Sums] | None = None,
 ) -> Evidence:
     """The evidence that the challenger's figure is higher by more than `allowed` (or lower, `either_way`).
 
-    `effect` is about how large a difference is to be found soon; any other is found too, only later. Nothing
-    is said before `LEAST_BUCKETS` of each side count.
+    `effect` is about how large a difference is to be found soon; any other is found too, only later. One
+    request's figure varies by `least` at least: of errors that have not come yet nothing is sure. `also` are
+    the sums of the same requests by other buckets, in which they may be alike too. Nothing is said before
+    `LEAST_BUCKETS` of each side count.
     """
     if min(champion.buckets, challenger.buckets) < LEAST_BUCKETS:
         return NONE
@@ -120,11 +132,10 @@ def compare(
     )
     variance = max(
         champion.variance_of_mean + challenger.variance_of_mean,
-        pooled * (1 / champion.count + 1 / challenger.count),
+        sum(side.variance_of_mean for side in also or ()),
+        max(pooled, least) * (1 / champion.count + 1 / challenger.count),
     )
     difference = challenger.mean - champion.mean
-    if variance == 0:
-        variance = np.finfo(np.float64).tiny
     above = _mixture((difference - allowed) / variance, 1 / variance, effect)
     e_value = (
         (above + _mixture((-difference - allowed) / variance, 1 / variance, effect)) / 2
@@ -137,7 +148,7 @@ def compare(
 def _mixture(score: float, information: float, effect: float) -> float:
     """exp(θ · score − θ² · information / 2), averaged over a half-normal θ ≥ 0 of scale `effect`."""
     spread = 1 + effect**2 * information
-    at = score * effect / math.sqrt(spread)
+    at = min(max(score * effect / math.sqrt(spread), -MOST_AT), MOST_AT)
     logarithm = math.log(2) - math.log(spread) / 2 + at**2 / 2 + _log_normal(at)
     return math.exp(min(logarithm, 700.0))
 

@@ -14,6 +14,7 @@ import polars as pl
 
 from mlops_ray.data.counts import Counts, CountSpec, Traffic
 from mlops_ray.data.rows import Values
+from mlops_ray.monitoring.sides import Side
 from mlops_ray.registry.predictor import Amounts
 
 #: The Serve application and deployment to which the deltas go.
@@ -85,6 +86,7 @@ class Outbox:
     window_s: float = 86_400.0
     source: str = field(default_factory=lambda: uuid.uuid4().hex)
     _tallies: dict[str, Tally] = field(default_factory=dict)
+    _sides: dict[int, tuple[Side, Side]] = field(default_factory=dict)
     _sent: dict[str, Any] | None = None
     _sequence: int = 0
 
@@ -94,15 +96,22 @@ class Outbox:
             self._tallies[version] = Tally.empty(specs)
         return self._tallies[version]
 
+    def sides(self, turn: int) -> tuple[Side, Side]:
+        """Where champion and challenger are counted now, in this turn of their release."""
+        if turn not in self._sides:
+            self._sides[turn] = Side(str(turn)), Side(str(turn))
+        return self._sides[turn]
+
     def delta(self) -> dict[str, Any] | None:
         """The delta to send: the last one again until it is acknowledged; `None` where nothing happened."""
-        if self._sent is None and self._tallies:
+        if self._sent is None and (self._tallies or self._sides):
             self._sequence += 1
             versions = {version: tally.to_json() for version, tally in self._tallies.items()}
-            self._tallies = {}
+            sides = [[turn, *(side.to_json() for side in pair)] for turn, pair in self._sides.items()]
+            self._tallies, self._sides = {}, {}
             head: dict[str, Any] = {"model": self.model, "window_s": self.window_s}
             head |= {"source": self.source, "sequence": self._sequence}
-            self._sent = {**head, "versions": versions}
+            self._sent = {**head, "versions": versions, "sides": sides}
         return self._sent
 
     def acknowledge(self, sequence: int) -> None:

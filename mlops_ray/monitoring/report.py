@@ -15,7 +15,7 @@ from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
 from mlops_ray.storage import Storage
 
-#: Where the release of a model says which package a version is (written by serving.release).
+#: Where the release of a model says which package a version is (written by serving.record).
 RELEASES = "release"
 
 

@@ -7,8 +7,7 @@ look like a difference.
 """
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -20,6 +19,17 @@ from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compa
 #: standard deviations, less their mean, of those that the version was trained on.
 ERRORS, SLOW, OUTPUT = "errors", "slow", "output"
 EFFECTS = {ERRORS: 0.02, SLOW: 0.02, OUTPUT: 0.5}
+#: Requests of one slice of time may be slow together, whatever their keys: they are counted by slices too.
+SLOW_IN_TIME, SLICE_S = "slow in time", 1.0
+#: One request's answer varies by this at least, in squared standard deviations.
+LEAST_OUTPUT = 0.05**2
+#: Of its requests so large a share more may be slower than the champion's p99: beside each other two versions
+#: are not batched alike, and of many requests the least difference would be found.
+ALLOWED_SLOW = 0.01
+#: What may come by chance every other time needs no word.
+LEAST_ODDS = 3.0
+#: Beyond this nothing is surer; a product of many must stay a number.
+MOST_EVIDENCE = 1e100
 
 
 @dataclass
@@ -29,11 +39,14 @@ class Side:
     step: str
     figures: dict[str, Sums] = field(default_factory=dict)
 
-    def add(self, key: str, figures: dict[str, float]) -> None:
-        """Takes in a request of a routing key."""
+    def add(self, key: str, figures: dict[str, float], at_s: float = 0.0) -> None:
+        """Takes in a request of a routing key, at a time in seconds."""
         at = bucket(key)
         for name, value in figures.items():
             self.figures.setdefault(name, Sums.empty()).add(at, value)
+        if SLOW in figures:
+            at = bucket(str(int(at_s / SLICE_S)))
+            self.figures.setdefault(SLOW_IN_TIME, Sums.empty()).add(at, figures[SLOW])
 
     def merge(self, other: "Side") -> None:
         """Adds what another process counted in the same step."""
@@ -77,44 +90,62 @@ def hashed(key: str, person: bytes = b"") -> int:
 
 
 class Verdict(NamedTuple):
-    """In what a challenger is worse, a sentence each, and whether the last step could have told."""
+    """In what a challenger is worse, a sentence each, and whether this step could have told.
+
+    `evidence` is the e-value of each figure, of all steps so far; `said` what was seen in this step.
+    """
 
     worse: tuple[str, ...]
     is_told: bool
+    evidence: dict[str, float]
+    said: tuple[str, ...] = ()
 
 
-def judge(steps: Sequence[tuple[Side, Side]], *, allowed_output: float) -> Verdict:
-    """What the steps of a release tell so far, each of which has a champion's side and a challenger's.
+def judge(
+    champion: Side, challenger: Side, *, allowed_output: float, before: Mapping[str, float] | None = None
+) -> Verdict:
+    """What a step of a release tells, after what the steps `before` have told.
 
     Answers may move by `allowed_output` standard deviations. Raises `ValueError` for sides of two steps.
     """
-    for sides in steps:
-        _require_one_step(*sides)
-    requests = sum(challenger.requests for _, challenger in steps)
-    found, is_told = [], False
+    _require_one_step(champion, challenger)
+    worse, said, e_values = [], [], dict(before or {})
+    is_told = False
     for name in EFFECTS:
-        every = [_compared(name, *sides, allowed_output) for sides in steps]
-        told = [evidence for evidence in every if evidence.is_told]
-        is_told |= name == ERRORS and every[-1:] == told[-1:] != []
-        if told:
-            product = math.prod(evidence.e_value for evidence in told)
-            evidence = replace(told[-1], e_value=product)
-            if evidence.is_worse:
-                found.append(_said(name, evidence, requests))
-    return Verdict(tuple(found), is_told)
+        evidence = _compared(name, champion, challenger, allowed_output)
+        if not evidence.is_told:
+            continue
+        is_told |= name == ERRORS
+        e_values[name] = min(e_values.get(name, 1.0) * evidence.e_value, MOST_EVIDENCE)
+        evidence = replace(evidence, e_value=e_values[name])
+        sentence = _said(name, evidence, challenger.requests)
+        said.append(sentence)
+        if evidence.is_worse:
+            worse.append(sentence)
+    return Verdict(tuple(worse), is_told, e_values, tuple(said))
 
 
 def _compared(name: str, champion: Side, challenger: Side, allowed_output: float) -> Evidence:
     if name not in champion.figures or name not in challenger.figures:
         return NONE
-    is_output = name == OUTPUT
+    sides = champion.figures[name], challenger.figures[name]
+    slices = [side.figures[SLOW_IN_TIME] for side in (champion, challenger) if SLOW_IN_TIME in side.figures]
     return compare(
-        champion.figures[name],
-        challenger.figures[name],
+        *sides,
         effect=EFFECTS[name],
-        allowed=allowed_output if is_output else 0.0,
-        either_way=is_output,
+        least=LEAST_OUTPUT if name == OUTPUT else _least(*sides),
+        also=(slices[0], slices[1]) if name == SLOW and len(slices) == 2 else None,
+        allowed={OUTPUT: allowed_output, SLOW: ALLOWED_SLOW}.get(name, 0.0),
+        either_way=name == OUTPUT,
     )
+
+
+def _least(champion: Sums, challenger: Sums) -> float:
+    """The variance of a share of which one more request of either kind is taken for seen (Laplace)."""
+    share = (float(champion.total.sum() + challenger.total.sum()) + 1) / (
+        champion.count + challenger.count + 2
+    )
+    return share * (1 - share)
 
 
 def _require_one_step(one: Side, other: Side) -> None:
@@ -127,7 +158,9 @@ def _said(name: str, evidence: Evidence, requests: int) -> str:
     >>> _said("errors", Evidence(0.01, 0.04, 0.006, 250.0), 900)
     'errors: 4.00 % of the requests against 1.00 % (± 0.60 %, 900 requests; by chance at most once in 250)'
     """
-    odds = f"{requests:,} requests; by chance at most once in {min(evidence.e_value, 1e9):.0f}"
+    odds = f"{requests:,} requests"
+    if evidence.e_value >= LEAST_ODDS:
+        odds += f"; by chance at most once in {min(evidence.e_value, 1e9):.0f}"
     if name == OUTPUT:
         moved = evidence.challenger - evidence.champion
         return f"answers: moved by {moved:+.2f} standard deviations (± {evidence.error:.2f}, {odds})"

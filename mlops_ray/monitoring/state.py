@@ -11,6 +11,7 @@ from typing import Any, Self
 from mlops_ray.data.counts import REQUEST_US, Counts, Histogram, Traffic
 from mlops_ray.monitoring.deltas import Tally
 from mlops_ray.monitoring.drift import MIN_ROWS
+from mlops_ray.monitoring.sides import Side
 
 FORMAT_VERSION = 1
 #: Minutes of traffic that the page draws.
@@ -133,11 +134,16 @@ class Watched:
 
 @dataclass
 class ModelState:
-    """All that is known of a model; `sources` are the senders: last number and when it came."""
+    """All that is known of a model; `sources` are the senders: last number and when it came.
+
+    `sides` are those of champion and challenger in the latest turn of a release that was heard of.
+    """
 
     model: str
     versions: OrderedDict[str, Watched] = field(default_factory=OrderedDict)
     sources: dict[str, tuple[int, float]] = field(default_factory=dict)
+    turn: int = -1
+    sides: tuple[Side, Side] | None = None
 
     def receive(self, delta: dict[str, Any], now: float, window_s: float) -> bool:
         """Adds a replica's delta, unless it came before; whether it was new."""
@@ -147,6 +153,8 @@ class ModelState:
         if new:
             for version, tally in delta["versions"].items():
                 self._add(version, Tally.from_json(tally), now, window_s)
+            for turn, *sides in delta.get("sides", ()):
+                self._compare(turn, *map(Side.from_json, sides))
         self.sources = {s: seen for s, seen in self.sources.items() if now - seen[1] < FORGET_SOURCE_S}
         return new
 
@@ -158,17 +166,35 @@ class ModelState:
         while len(self.versions) > MAX_VERSIONS:
             self.versions.popitem(last=False)
 
+    def _compare(self, turn: int, champion: Side, challenger: Side) -> None:
+        """Adds what a turn counted; an earlier one has been judged."""
+        if turn > self.turn:
+            self.turn, self.sides = turn, (champion, challenger)
+        elif turn == self.turn and self.sides is not None:
+            self.sides[0].merge(champion)
+            self.sides[1].merge(challenger)
+
     def to_json(self) -> dict[str, Any]:
         """The document that lies on disk."""
         versions = [[version, watched.to_json()] for version, watched in self.versions.items()]
         sources = {source: list(seen) for source, seen in self.sources.items()}
-        return {"format": FORMAT_VERSION, "model": self.model, "sources": sources, "versions": versions}
+        head = {"format": FORMAT_VERSION, "model": self.model, "sources": sources}
+        sides = None if self.sides is None else [side.to_json() for side in self.sides]
+        return {**head, "versions": versions, "turn": self.turn, "sides": sides}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The state that `to_json` wrote."""
         versions = OrderedDict((version, Watched.from_json(watched)) for version, watched in data["versions"])
-        return cls(data["model"], versions, {s: (seen[0], seen[1]) for s, seen in data["sources"].items()})
+        sources = {s: (seen[0], seen[1]) for s, seen in data["sources"].items()}
+        turn, sides = counted(data)
+        return cls(data["model"], versions, sources, turn, sides)
+
+
+def counted(data: dict[str, Any]) -> tuple[int, tuple[Side, Side] | None]:
+    """The turn that a state on disk compares champion and challenger in, and their sides."""
+    sides = data.get("sides")
+    return data.get("turn", -1), sides and (Side.from_json(sides[0]), Side.from_json(sides[1]))
 
 
 def _with_status(traffic: Traffic, first_digit: str) -> int:

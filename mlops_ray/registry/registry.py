@@ -8,12 +8,14 @@ import contextlib
 import logging
 import os
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -25,17 +27,17 @@ from mlflow.types.schema import AnyType
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
+from mlops_ray.config import ReleaseState
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError, one_line
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.package import Package
 from mlops_ray.registry.signing import Trusted
+from mlops_ray.storage import Storage
 
 CHAMPION = "champion"
 REGISTERED = "registered"
-#: The release states of a version (design/semantics.md, section 12).
-STATES = (
-    REGISTERED, "verified", "shadow", "canary", CHAMPION, "retired", "rolled_back", "refused", "inconclusive",
-)  # fmt: skip
+#: The release states of a version.
+STATES = get_args(ReleaseState)
 #: Tags of a model version.
 STATE, REASON, DIGEST, FOLDER = "mlops.state", "mlops.reason", "mlops.digest", "mlops.folder"
 #: Tags that say what a version is, as `versions` tells it: the digest is that of its training set.
@@ -44,6 +46,9 @@ ABOUT = {name: f"mlops.{name}" for name in ("family", "metric", "value", "datase
 DATA = "data"
 #: Where in it a package lies.
 OWN_FOLDER = re.compile(rf"{DATA}(/(?!\.\.?$)[^/]+)?")
+#: Where in a storage copies lie.
+COPIES = ("artifacts", "versions")
+SHA256 = re.compile("[0-9a-f]{64}")
 #: A user and a password in an address.
 SECRET = re.compile(r"//\S*@")
 #: Types in a model's signature. MLflow has no whole number that may be missing: pandas makes a float of such.
@@ -160,11 +165,15 @@ class Registry:
 
     @answering()
     def set_champion(self, name: str, version: int) -> None:
-        """Moves the alias; the version before it is then "retired". Safe to repeat."""
+        """Moves the alias; the version before it is "retired", unless it was sent back. Safe to repeat.
+
+        Raises `NotFoundError` for a version that does not exist.
+        """
+        self._tags(name, version)
         before = self.champion(name)
         self._client.set_registered_model_alias(name, CHAMPION, str(version))
         self.set_state(name, version, CHAMPION)
-        if before is not None and before != version:
+        if before not in (None, version) and self._tags(name, before).get(STATE) == CHAMPION:
             self.set_state(name, before, "retired")
 
     @answering()
@@ -199,6 +208,26 @@ class Registry:
             if isinstance(error, MlflowException) and gone not in f"{error.error_code} {error}":
                 raise
             raise PackageError(f"the artifact store has no package of {name!r} version {version}") from None
+
+    def stored(self, storage: Storage, name: str, version: int) -> tuple[Path, str]:
+        """The folder of a version's package within the storage, and the digest that it was registered with.
+
+        It is copied where the artifact store keeps it elsewhere: replicas read the storage alone. Raises as
+        `package_folder` does.
+        """
+        digest = self._tags(name, version).get(DIGEST, "")
+        if not SHA256.fullmatch(digest):
+            raise PackageError(f"the registry knows no digest of {name!r} version {version}")
+        folder = self.package_folder(name, version).resolve()
+        if folder.is_relative_to(storage.root.resolve()):
+            return folder, digest
+        # By its digest: a copy of another package is not this one, whatever its number.
+        copy = storage.path(*COPIES, f"{name}-{version}-{digest[:12]}")
+        if not copy.exists():
+            with tempfile.TemporaryDirectory(dir=copy.parent, prefix=f".{copy.name}.") as beside:
+                # A link stays one, which no package may hold.
+                shutil.copytree(folder, Path(beside, "package"), symlinks=True).rename(copy)
+        return copy.resolve(), digest
 
     def package(
         self, name: str, version: int, *, trusted: Trusted = None, types: frozenset[str] = frozenset()

@@ -188,9 +188,7 @@ def error_reply(error: Exception, call: Call) -> Reply:
         logger.error("request %s waits for a store: %s", call.id, error)
         said = {"error": "a store that the answer needs does not answer; ask again", "id": call.id}
         return Reply(503, orjson.dumps(said), {**JSON, "retry-after": "1"})
-    # The message may hold values of the request, which belong into no log; a traceback says where.
-    shown = error if isinstance(error, MlopsError) else _without_message(error)
-    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=shown)
+    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=shown(error))
     return json_reply({"error": "internal error", "id": call.id}, 500)
 
 
@@ -205,9 +203,11 @@ def reason(error: MlopsError) -> str:
     return _WORD.sub("_", type(error).__name__.removesuffix("Error")).lower()
 
 
-def _without_message(error: BaseException) -> BaseException:
-    bare = type(error).__name__
-    return RuntimeError(bare).with_traceback(error.__traceback__)
+def shown(error: BaseException) -> BaseException:
+    """What a log may show: of an error that is not ours no message, which may hold values of a request."""
+    if isinstance(error, MlopsError):
+        return error
+    return RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
 
 
 async def lifespan(

@@ -114,6 +114,8 @@ class Batcher:
     done: Callable[[Answer], None] = lambda _: None
     clock: Callable[[], float] = time.monotonic
     cost: Line = field(default_factory=Line)
+    #: So many batches are worked on in a thread, whatever they may take.
+    aside: int = 0
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _height: int = 0
     #: How many waited in the loop's last turn.
@@ -165,7 +167,8 @@ class Batcher:
             return
         self._seen = 0
         batch = self._take()
-        if batch and self.cost(sum(waiting.height for waiting in batch)) > SLOW_S:
+        if batch and (self.aside or self.cost(sum(waiting.height for waiting in batch)) > SLOW_S):
+            self.aside = max(0, self.aside - 1)
             self._slow = asyncio.get_running_loop().create_task(self._run_in_thread(batch))
             return
         if batch:

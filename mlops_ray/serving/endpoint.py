@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops_ray.data.rows import Rows
 from mlops_ray.errors import (
     CallerGoneError,
     DeadlineError,
@@ -22,15 +23,19 @@ from mlops_ray.errors import (
 )
 from mlops_ray.keys import Caller, Keyring, Role
 from mlops_ray.registry.explain import Contributions
+from mlops_ray.registry.models import Values
 from mlops_ray.serving import protocol
 from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Place, Rates, deadline
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
+from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, Contest, Copy, Tried
 from mlops_ray.serving.refusals import invalid, refuse_rejected
-from mlops_ray.serving.versions import Live, Versions
+from mlops_ray.serving.versions import CHALLENGER, CHAMPION, Live, Versions
 
 PREFIX = "/v2/models"
+#: Requests of one key are answered by one version; an admin may ask for a version.
+ROUTING_KEY, VERSION = "x-routing-key", "x-model-version"
 PLATFORM = "mlops_ray"
 INFER, INVOCATIONS, READY, METADATA = "/infer", "/invocations", "/ready", ""
 #: How long a body may take to come.
@@ -70,7 +75,8 @@ class Endpoint(Application):
         self._model, self._versions = model, versions
         self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
-        self.admission, self.load = Admission(PATIENCE * p99_ms / 1000), Load(cpus)
+        self._patience_s = PATIENCE * p99_ms / 1000
+        self.admission, self.load = Admission(self._patience_s), Load(cpus)
         self._rates, self._bodies = Rates(), 0
         self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
         self._explaining = ThreadPoolExecutor(1, "explains")
@@ -82,18 +88,30 @@ class Endpoint(Application):
         """
         came_ns = time.perf_counter_ns()
         version, action = _split(call.path, self._prefix)
-        live = self._versions.find(version)
         if action not in (INFER, INVOCATIONS):
-            return _replied(call, self._other(call, live, version, action))
+            return _replied(call, self._other(call, version, action))
+        wanted = call.header(VERSION)
+        named = wanted if version is None else version
+        live, contest, key = self._versions.find(named), self._versions.contest, ""
+        if named is not None:
+            contest = None
+        elif contest is not None:
+            key = call.header(ROUTING_KEY) or call.id
+            live = contest.picks(key)
         try:
-            self._authorize(call, "predict")
+            # A version that is not live is for those alone who release it.
+            is_reserved = wanted is not None or self._is_reserved(version)
+            self._authorize(call, "admin" if is_reserved else "predict")
             call.allow("POST")
             call.limit(protocol.MAX_BODY_BYTES)
             until = deadline(call.header(TIMEOUT), self.admission.clock())
             place = self._admitted(until, call.size)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             return _counted(live, error_reply(error, call), came_ns)
-        return self._predicted(call, live, action, _Asked(came_ns, until, place))
+        asked = _Asked(came_ns, until, place)
+        if contest is not None:
+            return self._contested(call, contest, key, action, asked)
+        return self._predicted(call, live, action, asked)
 
     def _admitted(self, until: float | None, size: int) -> Place:
         self.admission.lag.watch()
@@ -110,13 +128,69 @@ class Endpoint(Application):
             asked.place.leave()
         return _counted(live, reply, asked.came_ns)
 
-    async def _other(self, call: Call, live: Live | None, version: str | None, action: str) -> Reply:
+    async def _contested(self, call: Call, contest: Contest, key: str, action: str, asked: _Asked) -> Reply:
+        """As `_predicted`, by the version of this key; where the challenger fails, by the champion."""
+        live = contest.picks(key)
+        try:
+            try:
+                body = await self._body(call, asked)
+            except Exception as error:  # noqa: BLE001 - no version is to blame
+                return _counted(live, error_reply(error, call), asked.came_ns)
+            if live is contest.challenger:
+                reply, live = await self._challenged(call, contest, key, action, body, asked)
+            else:
+                reply, tried = await self._tried(call, live, action, body, asked)
+                contest.see(live, key, tried)
+                if contest.copies(key):
+                    rows = partial(_copied, call, action, body)
+                    contest.copy(Copy(key, call.id, rows, reply.status, tried.answers, len(body)))
+        finally:
+            asked.place.leave()
+        return _counted(live, reply, asked.came_ns)
+
+    async def _challenged(
+        self, call: Call, contest: Contest, key: str, action: str, body: bytes, asked: _Asked
+    ) -> tuple[Reply, Live]:
+        """The challenger's reply, where it has one in good time, else the champion's; and whose it is."""
+        most = self.admission.clock() + self._patience_s
+        until = most if asked.until is None else min(asked.until, most)
+        live = contest.challenger
+        reply, tried = await self._tried(call, live, action, body, asked._replace(until=until))
+        has_time = asked.until is None or self.admission.clock() < asked.until
+        if reply.status in (REFUSED, LATE, *BROKEN) and has_time:
+            live = contest.champion
+            reply, _ = await self._tried(call, live, action, body, asked)
+            tried = tried._replace(is_worse=reply.status == 200)
+        contest.see(contest.challenger, key, tried)
+        return reply, live
+
+    async def _tried(
+        self, call: Call, live: Live, action: str, body: bytes, asked: _Asked
+    ) -> tuple[Reply, Tried]:
+        """A version's reply to a request, whatever happens, and what it made of it."""
+        began_ns, answers = time.perf_counter_ns(), None
+        try:
+            reply, answers = await self._answer(call, live, action, body, asked)
+        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+            reply = error_reply(error, call)
+        latency_us = _since_us(began_ns)
+        is_late = latency_us >= self._patience_s * 1e6
+        return reply, Tried(reply.status, latency_us, answers, is_late)
+
+    def _is_reserved(self, version: str | None) -> bool:
+        """Whether this version is named, and is the challenger's."""
+        challenger = self._versions.challenger
+        return version is not None and challenger is not None and challenger.version == version
+
+    async def _other(self, call: Call, version: str | None, action: str) -> Reply:
+        live = self._versions.find(version)
         if action == READY:
             call.allow("GET")
             if live is None and version is not None and self._versions.loaded:
                 raise NotFoundError("this version is not there")
             return json_reply({"live": True, "ready": live is not None}, 200 if live else 503)
-        self._authorize(call, "predict", *(("read",) if action == METADATA else ()))
+        roles: tuple[Role, ...] = ("predict", "read") if action == METADATA else ("predict",)
+        self._authorize(call, *(("admin",) if self._is_reserved(version) else roles))
         if action != METADATA:
             raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
         call.allow("GET")
@@ -152,8 +226,15 @@ class Endpoint(Application):
     async def _predict(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
         if live is None:
             return self._absent(call)
+        reply, _ = await self._answer(call, live, action, await self._body(call, asked), asked)
+        return reply
+
+    async def _answer(
+        self, call: Call, live: Live, action: str, body: bytes, asked: _Asked
+    ) -> tuple[Reply, Values]:
+        """A version's reply to a request whose body is there, and its answers."""
         until, place = asked.until, asked.place
-        request = await self._request(call, live, action, asked)
+        request = await self._request(call, live, action, body)
         wants_why = request.parameters.get("explain") is True
         try:
             part = await live.predict(request.rows, until, call.is_gone)
@@ -170,11 +251,11 @@ class Endpoint(Application):
         encode = protocol.encode_infer if action == INFER else protocol.encode_predictions
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
-        live.log(part, call.id, _since_us(asked.came_ns), request.size)
-        return reply
+        route = CHALLENGER if live is self._versions.challenger else CHAMPION
+        live.log(part, call.id, _since_us(asked.came_ns), request.size, route)
+        return reply, part.values
 
-    async def _request(self, call: Call, live: Live, action: str, asked: _Asked) -> protocol.Request:
-        body = await self._body(call, asked)
+    async def _request(self, call: Call, live: Live, action: str, body: bytes) -> protocol.Request:
         try:
             if len(body) <= SMALL_BYTES:
                 return _decode(call, live, action, body)
@@ -283,6 +364,10 @@ def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Reques
         return protocol.decode_invocations(live.reader, body, content_type)
     length = call.header("inference-header-content-length")
     return protocol.decode_infer(live.reader, body, content_type, length, known=live.served.outputs)
+
+
+def _copied(call: Call, action: str, body: bytes, live: Live) -> Rows:
+    return _decode(call, live, action, body).rows
 
 
 def _since_us(came_ns: int) -> int:

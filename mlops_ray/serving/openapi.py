@@ -152,7 +152,7 @@ def _value(column: Column, request: Schema) -> Json:
 
 
 def _predicting(summary: str, sent: dict[str, str], replies: dict[str, str], *more: str) -> Json:
-    names = ["RequestId", "TimeoutMs", "RoutingKey", *more]
+    names = ["RequestId", "TimeoutMs", "RoutingKey", "ModelVersion", *more]
     return {
         "summary": summary,
         "description": "Needs a key of role: predict",
@@ -267,6 +267,7 @@ _PARAMETERS: Json = {
         ("RequestId", "X-Request-ID", "Comes back with the answer", _TEXT),
         ("TimeoutMs", "X-Timeout-Ms", "After so long nobody waits any more", _MILLISECONDS),
         ("RoutingKey", "X-Routing-Key", "The same key is answered by the same version", _TEXT),
+        ("ModelVersion", "X-Model-Version", "This version alone; needs a key of role: admin", _TEXT),
         ("HeaderLength", "Inference-Header-Content-Length", "Bytes of JSON before binary data", _COUNT),
     )
 }

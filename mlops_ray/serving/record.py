@@ -1,91 +1,128 @@
-"""What is live: a small document per model, `STORAGE/release/NAME.json`.
+"""What is live, and what was asked for: small documents below `STORAGE/release`.
 
-The driver replaces the document; replicas poll it, load the new package beside the old one and switch.
-Nothing is deployed anew to change a model. The states are those of design/semantics.md, section 12: so far a
-version goes from registered to champion, and the places of challenger and weight are empty.
+    NAME.json              the release of a model: champion, the one before, challenger, what became of whom
+    asked/NAME/ID.json     a push, a promotion, a rollback that nobody has taken up yet
+    replicas/NAME/ID.json  what a replica holds in memory; touched for as long as it lives
+    seen/NAME.json         what the comparison of champion and challenger tells so far
+    settings/NAME.json     how the reconciler loads a version of the model, and whom it tells
+
+The reconciler alone replaces a release; replicas poll it, load beside what answers and switch a reference.
+Nothing is deployed anew to change a model.
 """
 
+import contextlib
 import logging
-from datetime import UTC, datetime
-from typing import Any
+import math
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from mlops_ray.config import CALENDAR_KINDS
 from mlops_ray.errors import StorageError
 from mlops_ray.registry.package import Package
 from mlops_ray.serving.protocol import outputs
-from mlops_ray.storage import Storage
+from mlops_ray.storage import PRIVATE, Storage
 
 logger = logging.getLogger(__name__)
 
 FOLDER = "release"
-FORMAT_VERSION = 1
+ASKED, REPLICAS, SEEN, SETTINGS = (f"{FOLDER}/{name}" for name in ("asked", "replicas", "seen", "settings"))
+FORMAT_VERSION = 2
 #: What a champion's entry has at least.
 NAMED = ("version",)
-#: How often replicas look at the document. A promotion is to be live everywhere within 2 s, loading included.
-POLL_S = 0.5
+#: How often replicas look at the release. A version is to be live everywhere within 2 s of its push, loading
+#: included, and a rollback within 1.
+POLL_S = 0.2
+#: How often a replica says that it lives, and after which silence it does not.
+ALIVE_S, DEAD_S = 1.0, 6.0
+
+Document = dict[str, Any]
+Wish = Literal["push", "promote", "rollback"]
 
 
-def set_champion(storage: Storage, name: str, version: int, package: Package) -> dict[str, Any]:
-    """Makes a version the champion, and returns the release document; safe to repeat.
-
-    The champion before it stays loaded in the replicas until the next change. Raises `StorageError` where the
-    package lies outside the storage, where replicas could not read it.
-    """
-    before = read(storage, name)
-    champion = _entry(storage, version, package)
-    known = before.get("champion") or {}
-    if (known.get("version"), known.get("digest")) == (champion["version"], champion["digest"]):
-        return before
-    document = {
+def new(name: str) -> Document:
+    """The release of a model of which nothing was pushed yet."""
+    return {
         "format": FORMAT_VERSION,
         "model": name,
-        "champion": champion,
-        "previous": known or None,
+        "turn": 0,
+        "champion": None,
+        "previous": None,
         "challenger": None,
-        "weight": 0,
+        "weight": 0.0,
+        "shadow": 0.0,
+        "history": [],
+        "answers": {},
+        "told": 0,
+        "called": 0,
     }
-    storage.write_json(document, FOLDER, f"{name}.json")
-    return read(storage, name)
 
 
-def read(storage: Storage, name: str) -> dict[str, Any]:
-    """The release document of a model; empty where it has none.
+def read(storage: Storage, name: str) -> Document:
+    """The release of a model; empty where it has none.
 
     Raises `StorageError` for one of another format version.
     """
     document = storage.read_json(FOLDER, f"{name}.json") or {}
     if not document:
         return {}
-    if not isinstance(document, dict) or document.get("format") != FORMAT_VERSION:
+    # Format 1 knew the champion and the one before it alone.
+    if not isinstance(document, dict) or document.get("format") not in (1, FORMAT_VERSION):
         raise StorageError(f"the release of {name!r} is damaged, or not of format {FORMAT_VERSION}")
     champion = document.get("champion")
-    if not isinstance(champion, dict) or not all(isinstance(champion.get(key), str) for key in NAMED):
-        raise StorageError(f"the release of {name!r} is damaged: it names no champion")
-    return document | {"model": name}
+    if champion is not None and not (
+        isinstance(champion, dict) and all(isinstance(champion.get(key), str) for key in NAMED)
+    ):
+        raise StorageError(f"the release of {name!r} is damaged: its champion has no version")
+    return new(name) | document | {"model": name, "format": FORMAT_VERSION}
 
 
-def read_all(storage: Storage) -> list[dict[str, Any]]:
-    """The release documents of all models, by name; one that is damaged hides no other."""
-    folder = storage.path(FOLDER, "x").parent
+def write(storage: Storage, document: Document) -> Document:
+    """Replaces the release of a model, which is returned."""
+    storage.write_json(document, FOLDER, f"{document['model']}.json")
+    return document
+
+
+def read_all(storage: Storage) -> list[Document]:
+    """The releases of all models that have a champion, by name; one that is damaged hides no other."""
     found = []
-    for path in sorted(folder.glob("[!.]*.json")):
+    for name in names(storage):
         try:
-            found.append(read(storage, path.stem))
+            document = read(storage, name)
         except StorageError:
-            logger.exception("%s is left out", path.name)
+            logger.exception("the release of %s is left out", name)
+            continue
+        if document.get("champion"):
+            found.append(document)
     return found
 
 
-def _entry(storage: Storage, version: int, package: Package) -> dict[str, Any]:
-    """What replicas need to load a version, and what the dashboard tells of it."""
+def names(storage: Storage) -> list[str]:
+    """The models that have a release, or of which something was pushed."""
+    found = {path.stem for path in storage.root.glob(f"{FOLDER}/[!.]*.json")}
+    return sorted(found | {path.name for path in storage.root.glob(f"{ASKED}/[!.]*")})
+
+
+def key(entry: Document) -> str:
+    """What tells one loaded version from another: a package may be registered twice."""
+    return f"{entry['version']} {entry['digest']}"
+
+
+def entry(storage: Storage, version: str, package: Package) -> dict[str, Any]:
+    """What replicas need to load a version, and what the dashboard tells of it.
+
+    Raises `StorageError` where the package lies outside the storage, where replicas could not read it.
+    """
     root, folder = storage.root.resolve(), package.folder.resolve()
     if not folder.is_relative_to(root):
         raise StorageError(f"the package {folder} lies outside the storage {root}; put it below")
     features = package.feature_set
     return {
-        "version": str(version),
-        "state": "champion",
-        "since": datetime.now(UTC).isoformat(),
+        "version": version,
         "package": str(folder.relative_to(root)),
         "digest": package.digest,
         "family": package.family,
@@ -97,3 +134,172 @@ def _entry(storage: Storage, version: int, package: Package) -> dict[str, Any]:
         "outputs": list(outputs(package.outcome.threshold, package.outcome.labels)),
         "clock": [feature.name for feature in features.computed if feature.kind in CALENDAR_KINDS],
     }
+
+
+# ---------------------------------------------------------------- what was asked for
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What somebody wants of a model's release; of a push, how the version is to go live."""
+
+    id: str
+    what: Wish
+    version: str | None = None
+    by: str = ""
+    release: dict[str, Any] | None = None
+
+
+def ask(
+    storage: Storage,
+    name: str,
+    what: Wish,
+    version: int | None = None,
+    *,
+    by: str,
+    release: dict[str, Any] | None = None,
+) -> Ask:
+    """Leaves a wish for the reconciler, which answers it in the release, under the id."""
+    # Ids in the order of time, as far as clocks agree.
+    made = Ask(
+        f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}",
+        what,
+        None if version is None else str(version),
+        by,
+        release,
+    )
+    storage.write_json(asdict(made), ASKED, name, f"{made.id}.json")
+    return made
+
+
+def asked(storage: Storage, name: str, *, tidy: bool = False) -> list[Ask]:
+    """What waits to be taken up, oldest first; where who asks is to `tidy`, what is no wish is put aside."""
+    found = []
+    for path in sorted(storage.root.joinpath(ASKED, name).glob("[!.]*.json")):
+        try:
+            read = storage.read_json(ASKED, name, path.name)
+            # One that was just taken up is gone.
+            if read is not None:
+                found.append(_wish(path.stem, **read))
+        except (StorageError, TypeError, ValueError) as error:
+            if tidy:
+                logger.error("%s is no wish (%s); it is put aside", path, error)
+                path.replace(path.with_suffix(".damaged"))
+    return found
+
+
+def _wish(stem: str, **read: Any) -> Ask:
+    made = Ask(**read)
+    if made.id != stem or made.what not in get_args(Wish):
+        raise ValueError("it asks for nothing that there is")
+    return made
+
+
+def forget(storage: Storage, name: str, id: str) -> None:
+    """Takes a wish away that was taken up; safe to repeat."""
+    storage.root.joinpath(ASKED, name, f"{id}.json").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- who reconciles, and who follows
+
+#: The file that the reconciler touches for as long as it lives.
+ALIVE = ".reconciler"
+
+
+def silent_s(storage: Storage) -> float:
+    """For how long no reconciler has looked at the storage; infinity where none ever has."""
+    found = mark(storage.root.joinpath(FOLDER, ALIVE))
+    return math.inf if found is None else time.time() - found[1] / 1e9
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A replica: the turn of the release that it follows, what it holds by `key`, and what did not load.
+
+    `errors` are sentences by key; `silent_s` is how long ago it said so.
+    """
+
+    id: str
+    turn: int = -1
+    loaded: tuple[str, ...] = ()
+    errors: dict[str, str] | None = None
+    silent_s: float = 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        return self.silent_s < DEAD_S
+
+
+def beat(storage: Storage, name: str, id: str) -> bool:
+    """Says that a replica lives; whether it had said before what it holds."""
+    try:
+        os.utime(storage.root.joinpath(REPLICAS, name, f"{id}.json"))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def follow(storage: Storage, name: str, follower: Follower) -> None:
+    """Says what a replica holds, in a file that it touches while it lives and removes at its end."""
+    said = {"turn": follower.turn, "loaded": list(follower.loaded), "errors": follower.errors or {}}
+    storage.write_json(said, REPLICAS, name, f"{follower.id}.json")
+
+
+def followers(storage: Storage, name: str) -> list[Follower]:
+    """The replicas of a model that live, or died without a word."""
+    return list(_followers(storage, name))
+
+
+def _followers(storage: Storage, name: str) -> Iterator[Follower]:
+    for path in sorted(storage.root.joinpath(REPLICAS, name).glob("[!.]*.json")):
+        # One that ends takes its file with it.
+        with contextlib.suppress(FileNotFoundError, StorageError, KeyError, TypeError):
+            silent_s = time.time() - path.stat().st_mtime
+            said = storage.read_json(REPLICAS, name, path.name)
+            yield Follower(path.stem, said["turn"], tuple(said["loaded"]), said["errors"], silent_s)
+
+
+def bury(storage: Storage, name: str, id: str) -> None:
+    """Takes away what a replica said that died."""
+    storage.root.joinpath(REPLICAS, name, f"{id}.json").unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- how versions are loaded, and who is told
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the reconciler must know of a model's project, as it was deployed.
+
+    `tracking` is MLflow's address, `hooks` are those of the project file; both may hold passwords.
+    """
+
+    tracking: str
+    online: str
+    functions: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
+    hooks: tuple[dict[str, Any], ...] = ()
+
+
+def settle(storage: Storage, name: str, settings: Settings) -> None:
+    """Writes the settings, readable by their owner alone."""
+    storage.write_json(asdict(settings), SETTINGS, f"{name}.json", mode=PRIVATE)
+
+
+def settings(storage: Storage, name: str) -> Settings | None:
+    """The settings of a model; `None` where it was not deployed from this storage."""
+    found = storage.read_json(SETTINGS, f"{name}.json")
+    lists = ("functions", "trusted", "types", "hooks")
+    return None if found is None else Settings(**found | {key: tuple(found[key]) for key in lists})
+
+
+def mark(path: Path) -> tuple[int, int] | None:
+    """Changes with every replacement of the file; `None` where there is none."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot look at {path}: {error.strerror}") from error
+    return found.st_ino, found.st_mtime_ns

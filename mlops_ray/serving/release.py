@@ -1,215 +1,173 @@
-"""Makes a project's model, its monitor and the gateway run on the connected cluster.
+"""The release of a model: what its document says after a push, a step, a rollback; documents in and out.
 
-What runs is started anew only where code, resources or settings differ, since a deployment replaces all its
-replicas. Which version answers is no matter of deployment: see `record`.
+Every change of what answers is a turn, which the history tells: who, what, why, when. The document is written
+before anything follows from it (reconciler.py), so that whoever dies, who comes after goes on from there.
 """
 
-import hashlib
-import logging
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
-from pathlib import Path
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-import ray
-from ray import serve
-from ray.serve.schema import ApplicationStatus
+from mlops_ray.config import Release
+from mlops_ray.errors import UsageError
+from mlops_ray.pages import plain
+from mlops_ray.serving import steps
+from mlops_ray.serving.record import Ask, Document
+from mlops_ray.serving.steps import Standing
 
-import mlops_ray
-from mlops_ray.config import MICROSECONDS, Policy, Project
-from mlops_ray.errors import ClusterError, PolicyError, StorageError
-from mlops_ray.features.shelves import shown
-from mlops_ray.monitoring import deltas, monitor
-from mlops_ray.policy import allowed_regions, label_selector
-from mlops_ray.registry import estimator, signing
-from mlops_ray.serving import gateway, replica
-from mlops_ray.serving.record import read
-from mlops_ray.serving.routes import READY
-from mlops_ray.serving.rpc import Listener
-from mlops_ray.storage import Storage, digest
-
-#: What was deployed, by application, with the digest of what it was made of.
-DEPLOYED = "deployed.json"
-#: A replica loads in seconds; a machine that is busy training may take many times that.
-READY_S = 120.0
-POLL_S = 0.1
-ANSWER_S = 2.0
-#: What Serve says of a deployment that is as it should be.
-HEALTHY = "HEALTHY"
-#: The resource that marks the head among a cluster's nodes.
-_HEAD = "node:__internal_head__"
+#: Turns and answers that the document keeps.
+HISTORY, ANSWERS = 200, 500
+#: Characters of a reason.
+MOST_SAID = 500
+#: Versions are numbered from 1; a registry has no room for more digits.
+VERSION = re.compile(r"[1-9]\d{0,8}")
 
 
-@dataclass(frozen=True)
-class Deployed:
-    """What `deploy` did: the service's address, and the applications that it started, if any."""
-
-    url: str
-    started: tuple[str, ...]
+def standing(document: Document) -> Standing | None:
+    """Where the challenger stands; `None` where there is none."""
+    found = document["challenger"]
+    return None if found is None else Standing(found["state"], found["step"], found["reason"])
 
 
-def deploy(
-    project: Project,
-    storage: Storage,
-    *,
-    http_port: int,
-    host: str = "127.0.0.1",
-    listener: Listener | None = None,
-) -> Deployed:
-    """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
-
-    Starts an application only where its digest of code, resources and settings differs from what runs. The
-    release document must name a champion. `listener` is where the gateway speaks gRPC. Raises `ClusterError`
-    where something does not come up, `PolicyError` where no place is allowed for all models of the storage.
-    """
-    if not read(storage, project.project).get("champion"):
-        raise StorageError(f"{project.project!r} has no champion to serve; set one first")
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    policies = [source.policy for source in project.sources.values()]
-    regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
-    wanted = _applications(project, storage, label_selector(policies), _selector_of_all(regions), listener)
-    running, known = _running(), _deployed(storage).get("digests", {})
-    changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
-    _run({name: wanted[name] for name in changed})
-    digests = known | {name: app.digest for name, app in wanted.items()}
-    storage.write_json({"cluster": _cluster(), "digests": digests, "regions": regions}, DEPLOYED)
-    url = f"http://{host}:{http_port}"
-    for path in (f"{replica.route(project.project)}/ready", READY):
-        _wait_until_ready(url + path)
-    return Deployed(url, tuple(changed))
+def settings(document: Document) -> Release:
+    """How the challenger goes live: as the project file said when it was pushed."""
+    return Release.model_validate(document["challenger"]["release"])
 
 
-@dataclass(frozen=True)
-class _Application:
-    route: str | None
-    digest: str
-    build: Callable[[], serve.Application]
+def taken(document: Document, ask: Ask, now: float) -> Document:
+    """What was asked for is done, or not, which the answer says; the same again changes nothing."""
+    if ask.id in document["answers"]:
+        return document
+    do = {"push": _pushed, "promote": _promoted, "rollback": _rolled_back}[ask.what]
+    try:
+        changed, answer = do(document, ask, now), {"done": True, "said": ""}
+    except UsageError as error:
+        changed, answer = document, {"done": False, "said": str(error)}
+    answers = [*document["answers"].items(), (ask.id, answer)]
+    return changed | {"answers": dict(answers[-ANSWERS:])}
 
 
-def _selector_of_all(regions: Mapping[str, list[str] | None]) -> dict[str, str]:
-    """Where the monitor and the gateway may run, which see what is derived from the rows of all models."""
-    bounded = [Policy(allowed_regions=tuple(names)) for names in regions.values() if names is not None]
-    if bounded and not allowed_regions(bounded):
-        raise PolicyError(
-            f"the models {', '.join(sorted(regions))} share this storage, and there is no region in which all"
-            " of them may be; give each border a storage of its own"
-        )
-    return label_selector(bounded)
-
-
-def _applications(
-    project: Project,
-    storage: Storage,
-    selector: dict[str, str],
-    of_all: dict[str, str],
-    listener: Listener | None,
-) -> dict[str, _Application]:
-    """What is to run. The order is that of starting: replicas tell the monitor what they count."""
-    hidden = frozenset(name for source in project.sources.values() for name in source.policy.machine_only)
-    root, name = str(storage.root), project.project
-    # Where callers come in is no matter of a replica.
-    serving = project.serving.model_dump(mode="json", exclude={"listen"})
-    window_s = project.monitoring.window / MICROSECONDS["s"]
-    listens = listener and asdict(listener)
-    return {
-        deltas.APPLICATION: _Application(
-            None, _digest(root, of_all), lambda: monitor.deployment(root, of_all)
-        ),
-        gateway.APPLICATION: _Application(
-            gateway.ROUTE, _digest(root, of_all, listens), lambda: gateway.deployment(root, of_all, listener)
-        ),
-        name: _Application(
-            replica.route(name),
-            _digest(
-                root,
-                name,
-                serving,
-                window_s,
-                selector,
-                sorted(hidden),
-                shown(project.online or ""),
-                sorted(project.functions),
-                sorted(signing.trusted(project, storage)),
-                sorted(estimator.allowed(project)),
-            ),
-            lambda: replica.deployment(project, storage, selector, hidden),
-        ),
+def _pushed(document: Document, ask: Ask, now: float) -> Document:
+    if not VERSION.fullmatch(ask.version or ""):
+        raise UsageError(f"{ask.version!r} is no version")
+    for place in ("champion", "challenger"):
+        if document[place] is not None and document[place]["version"] == ask.version:
+            return document
+    if document["challenger"] is not None:
+        superseded = Standing("inconclusive", reason=f"version {ask.version} was pushed")
+        document = moved(document, superseded, now)
+    challenger: dict[str, Any] = {
+        "version": ask.version,
+        "state": "registered",
+        "step": 0,
+        "reason": f"pushed by {ask.by}",
+        "since": _iso(now),
+        "at": now,
+        "turn": document["turn"] + 1,
+        "release": ask.release or {},
+        "evidence": {},
+        "dead": [],
     }
+    return _noted(document | {"challenger": challenger}, challenger, now)
 
 
-def _run(applications: dict[str, _Application]) -> None:
-    if not applications:
-        return
-    targets = [
-        serve.RunTarget(app.build(), name=name, route_prefix=app.route) for name, app in applications.items()
-    ]
-    try:
-        serve.run_many(targets)
-    except (RuntimeError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"the service does not start: {_why(applications) or error}") from error
+def _promoted(document: Document, ask: Ask, now: float) -> Document:
+    at = standing(document)
+    if at is None or ask.version != document["challenger"]["version"]:
+        raise UsageError(f"version {ask.version} is no challenger; push it first")
+    if at.state in ("registered", "verified"):
+        raise UsageError(f"version {ask.version} is being verified and loaded; nobody can skip that")
+    following = steps.forward(at, settings(document))
+    return moved(document, replace(following, reason=f"{at.state} ended by {ask.by}"), now)
 
 
-def _why(applications: Iterable[str]) -> str:
-    """The last lines of what Serve says of deployments that did not come up."""
-    found = serve.status().applications
-    messages = [
-        f"{name}: {deployment.message.strip().splitlines()[-1]}"
-        for name in applications
-        if name in found
-        for deployment in found[name].deployments.values()
-        if deployment.status != HEALTHY and deployment.message.strip()
-    ]
-    return "; ".join(messages)
+def _rolled_back(document: Document, ask: Ask, now: float) -> Document:
+    reason = f"rolled back by {ask.by}"
+    if document["challenger"] is not None:
+        return moved(document, Standing("rolled_back", reason=reason), now)
+    champion, previous = document["champion"], document["previous"]
+    if champion is None or previous is None:
+        raise UsageError(
+            "there is no version to go back to: the one before the champion is kept until a rollback"
+        )
+    document = _noted(document, champion | {"state": "rolled_back", "reason": reason}, now)
+    return _crowned(document, previous | {"reason": reason}, None, now)
 
 
-def _running() -> set[str]:
-    applications = serve.status().applications
-    return {name for name, app in applications.items() if app.status == ApplicationStatus.RUNNING}
+def delayed(document: Document, seconds: float) -> Document:
+    """The challenger's step takes so much longer: nobody was there to answer, or to look."""
+    challenger = document["challenger"]
+    return document | {"challenger": challenger | {"at": challenger["at"] + seconds}}
 
 
-def _digest(*settings: Any) -> str:
-    return digest([code_digest(), *settings])
+def verified(document: Document, entry: dict[str, Any], now: float) -> Document:
+    """The challenger, of which a process of its own found this, may be loaded by replicas."""
+    document = document | {"challenger": document["challenger"] | entry}
+    return moved(document, Standing("verified"), now)
 
 
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """The digest of the package's code: a deployment runs what was there when it started."""
-    digest = hashlib.sha256()
-    folder = Path(mlops_ray.__file__).parent
-    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.html")]):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
+def moved(document: Document, to: Standing, now: float, evidence: dict[str, float] | None = None) -> Document:
+    """The challenger stands there now: it is champion, or goes on, or has ended.
+
+    `evidence` is what its steps told so far, by figure.
+    """
+    challenger = document["challenger"] | {
+        "state": to.state, "step": to.step, "reason": to.reason, "since": _iso(now), "at": now,
+    }  # fmt: skip
+    if evidence is not None:
+        challenger["evidence"] = evidence
+    if to.state == "champion":
+        before = document["champion"]
+        if before is not None:
+            retired = before | {"state": "retired", "reason": f"version {challenger['version']} is champion"}
+            document = _noted(document, retired, now)
+        return _crowned(document, _entry(challenger), before, now)
+    document = _noted(document, challenger, now)
+    if to.has_ended:
+        return document | {"challenger": None, "weight": 0.0, "shadow": 0.0}
+    release = Release.model_validate(challenger["release"])
+    shares = {"weight": steps.weight(to, release), "shadow": steps.shadowed(to)}
+    return document | {"challenger": challenger, **shares}
 
 
-def _deployed(storage: Storage) -> dict[str, Any]:
-    """The digests of what this cluster runs, and where its models may be; of another cluster nothing."""
-    document = storage.read_json(DEPLOYED) or {}
-    return document if document.get("cluster") == _cluster() else {}
+def crowned(document: Document, entry: dict[str, Any], now: float) -> Document:
+    """The version of this entry is champion at once, without a step of a release."""
+    champion = document["champion"]
+    if champion is not None and (champion["version"], champion["digest"]) == (
+        entry["version"],
+        entry["digest"],
+    ):
+        return document
+    return _crowned(document, entry, champion, now)
 
 
-def _cluster() -> str:
-    """Identifies the cluster: its head's id is new with every start."""
-    heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]  # type: ignore[no-untyped-call]
-    return str(min(heads, default=""))
+def _crowned(
+    document: Document, entry: dict[str, Any], previous: dict[str, Any] | None, now: float
+) -> Document:
+    champion = {"reason": "", **entry, "state": "champion", "since": _iso(now)}
+    document = document | {"champion": champion, "previous": previous}
+    document |= {"challenger": None, "weight": 0.0, "shadow": 0.0}
+    return _noted(document, champion, now)
 
 
-def _wait_until_ready(url: str) -> None:
-    """Until HAProxy knows the replicas; running they are already."""
-    end = time.monotonic() + READY_S
-    while not _answers(url):
-        if time.monotonic() > end:
-            raise ClusterError(f"{url} does not answer after {READY_S:.0f} s; see Serve's log")
-        time.sleep(POLL_S)
+#: What a challenger's entry says beside that of a version.
+_OF_CHALLENGERS = ("step", "at", "turn", "release", "evidence", "dead")
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_S) as reply:  # noqa: S310 - our own http address
-            return bool(reply.status == 200)
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
-        return False
+def _entry(challenger: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in challenger.items() if key not in _OF_CHALLENGERS}
+
+
+def _noted(document: Document, entry: dict[str, Any], now: float) -> Document:
+    """Begins a turn, in which this happened to a version."""
+    turn = document["turn"] + 1
+    # What a package said of itself may be anything.
+    reason = plain(str(entry.get("reason", "")))[:MOST_SAID]
+    said = {"state": entry["state"], "step": entry.get("step", 0), "reason": reason}
+    happened = {"turn": turn, "version": entry["version"], **said, "at": _iso(now)}
+    return document | {"turn": turn, "history": [*document["history"], happened][-HISTORY:]}
+
+
+def _iso(now: float) -> str:
+    return datetime.fromtimestamp(now, UTC).isoformat()

@@ -61,7 +61,10 @@ class Replica:
         types: list[str],
         window_s: float,
     ) -> None:
-        """Loads the champion, so that Serve sends nothing here before; a broken package ends the start."""
+        """Loads the champion, so that Serve sends nothing here before; a broken package ends the start.
+
+        Where there is none yet, requests are told so until one is released.
+        """
         storage, names = Storage.open(storage_root), frozenset(hidden)
         settings = Serving.model_validate(serving)
         self._outbox = Outbox(model, window_s)
@@ -97,12 +100,13 @@ class Replica:
     async def _start(self) -> None:
         _favour_requests()
         loop = asyncio.get_running_loop()
-        work = (self._versions.poll(), self._report(), self._write())
+        work = (self._versions.poll(), self._versions.beat(), self._report(), self._write())
         self._tasks = [loop.create_task(each) for each in work]
 
     async def _stop(self) -> None:
         for task in self._tasks:
             task.cancel()
+        self._versions.close()
         # The log first: a monitor that hangs takes all the time that there is.
         await asyncio.to_thread(self._log.close)
         # An earlier delta may wait for its acknowledgement, and the newest counts behind it.

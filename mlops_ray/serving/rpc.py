@@ -24,7 +24,7 @@ from mlops_ray.keys import Keyring, Role
 from mlops_ray.serving.admission import TIMEOUT
 from mlops_ray.serving.asgi import REQUEST_ID, request_id
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
-from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY
+from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY, ROUTING_KEY, VERSION
 from mlops_ray.serving.exchange import Answered
 from mlops_ray.serving.messages import SERVICE, message
 from mlops_ray.serving.protocol import BINARY_TYPE, MAX_BODY_BYTES
@@ -53,7 +53,7 @@ OPTIONS = (
 )
 
 #: Headers that callers may send as metadata.
-HEADERS = ("authorization", REQUEST_ID, "x-routing-key", TIMEOUT)
+HEADERS = ("authorization", REQUEST_ID, ROUTING_KEY, VERSION, TIMEOUT)
 
 #: Any other status of a caller's mistake is INVALID_ARGUMENT, 413 too: sending it again does not help.
 _CODES = {

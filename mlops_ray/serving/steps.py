@@ -11,14 +11,10 @@ which is no promotion unless the project says so.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from mlops_ray.config import MICROSECONDS, CanaryStep, Release
+from mlops_ray.config import MICROSECONDS, CanaryStep, Release, ReleaseState
 
-State = Literal[
-    "registered", "verified", "shadow", "canary", "champion", "retired",
-    "rolled_back", "refused", "inconclusive",
-]  # fmt: skip
+State = ReleaseState
 #: Where a release has ended; a champion is retired by the next one.
 ENDS: tuple[State, ...] = ("champion", "retired", "rolled_back", "refused", "inconclusive")
 #: The requests that a step of the canary needs and how many times its time it may take, where none are named.

@@ -1,17 +1,16 @@
-"""The versions of a model that a replica holds in memory, as the release document says.
+"""The versions of a model that a replica holds in memory, as the release says.
 
 A new package is loaded in a thread beside the one that answers; when it is whole, one reference is switched.
-A package that cannot be loaded changes nothing.
+A package that cannot be loaded changes nothing, and the reconciler is told.
 """
 
 import asyncio
 import gc
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +21,7 @@ from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
-from mlops_ray.errors import StorageError
+from mlops_ray.errors import StorageError, one_line
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.monitoring.deltas import PREDICTION, Outbox, Tally
 from mlops_ray.registry.explain import Contributions
@@ -33,7 +32,9 @@ from mlops_ray.schema import Schema
 from mlops_ray.serving import record
 from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
+from mlops_ray.serving.contest import Contest, Pace
 from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT, outputs
+from mlops_ray.serving.routing import Split
 from mlops_ray.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,14 @@ class Served:
 
 
 Load = Callable[[dict[str, Any]], Served]
+#: The longest pause between two tries to load a champion that could not be loaded.
+MOST_PAUSE_S = 30.0
+#: Batches of a version that is tried: nobody knows yet how long they hold others up.
+FIRST_ASIDE = 20
+#: Characters of a reason that is told of a version which cannot be loaded.
+MOST_SAID = 500
+#: How requests come to a version, as the prediction log tells it.
+CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
 
 
 def loader(
@@ -143,16 +152,17 @@ class Live:
         log: PredictionLog,
         batching: Batching,
         hidden: frozenset[str],
-        route: str = "champion",
+        aside: int = 0,
     ) -> None:
+        """Its first batches are worked on `aside`, in a thread."""
         self.served = served
         self.version = served.version
         self.reader = Reader(served.request, hidden)
-        self._outbox, self._log = outbox, log
-        self._shape = Shape(served.version, route, served.threshold, served.features, hidden, served.hidden)
+        self._outbox, self._log, self._hidden = outbox, log, hidden
+        self._shapes: dict[str, Shape] = {}
         self._rehearse()
         self._batcher = Batcher(
-            self._work, batching.max_rows, batching.max_wait_ms / 1000, done=self._observe
+            self._work, batching.max_rows, batching.max_wait_ms / 1000, done=self._observe, aside=aside
         )
 
     def _rehearse(self) -> None:
@@ -164,11 +174,28 @@ class Live:
         tally = Tally.empty(self.served.reference.specs)
         tally.observe(answer.given, np.zeros(1))
         tally.to_json()
-        self._log.rehearse(self._shape, Entry("", answer, 0, 1, 0, 0, 0))
+        self._log.rehearse(self._shape(CHAMPION), Entry("", answer, 0, 1, 0, 0, 0))
+
+    def _shape(self, route: str) -> Shape:
+        if route not in self._shapes:
+            served = self.served
+            self._shapes[route] = Shape(
+                served.version, route, served.threshold, served.features, self._hidden, served.hidden
+            )
+        return self._shapes[route]
 
     async def predict(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> Part:
         """The answer to a request's rows, alone or in a batch with others'; see `Batcher.submit`."""
         return await self._batcher.submit(rows, until=until, is_gone=is_gone)
+
+    def copied(self, rows: Sequence[Rows]) -> Answer:
+        """The answer to copies of several requests' rows, in any thread, unknown to whoever sent them."""
+        return self._work(rows)
+
+    def keep_copy(self, part: Part, id: str, latency_us: int, size: int) -> None:
+        """Counts and logs the answer to the copy of a request."""
+        self.tally.observe(part.features, part.values)
+        self.log(part, id, latency_us, size, SHADOW)
 
     def _work(self, batch: Sequence[Rows]) -> Answer:
         return self.served.predictor.answer(together(batch))
@@ -183,18 +210,18 @@ class Live:
         tally.traffic.batch_rows.update(len(answer.values))
         tally.observe(answer.given, answer.values)
 
-    def log(self, part: Part, id: str, latency_us: int, size: int) -> None:
+    def log(self, part: Part, id: str, latency_us: int, size: int, route: str = CHAMPION) -> None:
         """Takes an answered request, whose body had so many bytes, into the prediction log."""
         at_us = time.time_ns() // 1000
-        self._log.add(self._shape, Entry(id, part.batch, part.start, part.stop, at_us, latency_us, size))
-
-
-#: The longest pause between two tries to load a version that could not be loaded.
-MOST_PAUSE_S = 30.0
+        entry = Entry(id, part.batch, part.start, part.stop, at_us, latency_us, size)
+        self._log.add(self._shape(route), entry)
 
 
 class Versions:
-    """The champion and the version before it; `poll` keeps them as the release document says."""
+    """The champion, the one before it and its challenger; `poll` keeps them as the release says.
+
+    `contest` is what champion and challenger are compared in, where they are.
+    """
 
     def __init__(
         self,
@@ -209,37 +236,58 @@ class Versions:
         self._path = storage.path(record.FOLDER, f"{model}.json")
         self._storage, self._model, self._load = storage, model, load
         self._outbox, self._log, self._batching, self._hidden = outbox, log, batching, hidden
-        self._live: dict[str, Live] = {}
+        #: What is in memory by `record.key`, and what could not be, with the reason.
+        self._held: dict[str, Live] = {}
+        self._errors: dict[str, str] = {}
         self._seen: tuple[int, int] | None = None
+        self._document = record.new(model)
+        self._loading: dict[str, asyncio.Task[None]] = {}
         self.champion: Live | None = None
+        self.challenger: Live | None = None
+        self.contest: Contest | None = None
 
     @property
     def loaded(self) -> list[str]:
         """The versions that can be asked for."""
-        return list(self._live)
+        return [live.version for live in self._held.values()]
 
     def find(self, version: str | None) -> Live | None:
         """The version asked for, else the champion, if it is loaded."""
-        return self.champion if version is None else self._live.get(version)
+        if version is None:
+            return self.champion
+        return next((live for live in self._held.values() if live.version == version), None)
 
     def load(self) -> None:
-        """Does what the release document says, in this thread; raises what loading raises."""
-        entry = self._changed()
+        """Loads the champion in this thread, if there is one; raises what loading raises."""
+        entry = record.read(self._storage, self._model).get("champion")
         if entry is not None:
-            self._switch(self._made(entry))
+            self._switch(record.key(entry), self._made(entry))
 
     async def refresh(self) -> bool:
-        """Does what the release document says, if it has changed; whether the champion is now another one.
+        """Does what the release says, if it has changed; whether the champion is now another one.
 
-        Raises what loading raises; the old champion then goes on.
+        Others are loaded beside, in tasks of their own (`settled`). What a champion's loading raises is
+        raised, and the old champion goes on.
         """
-        entry = self._changed()
-        if entry is None:
+        seen = record.mark(self._path)
+        if seen is None or seen == self._seen:
             return False
-        self._switch(await asyncio.to_thread(self._made, entry))
-        # A version that nobody can ask for any more is part of a cycle; its model is as large as the new one.
-        await asyncio.to_thread(gc.collect)
-        return True
+        document, before = record.read(self._storage, self._model), self.champion
+        self._document, self._seen = document, seen
+        try:
+            if (entry := document["champion"]) is not None:
+                self._switch(record.key(entry), await self._live(entry))
+        finally:
+            for place in ("challenger", "previous"):
+                self._try(document[place])
+            await self._forget()
+            self._follow()
+        return self.champion is not before
+
+    async def settled(self) -> None:
+        """When all that is being loaded is there, or has failed."""
+        while self._loading:
+            await asyncio.gather(*self._loading.values())
 
     async def poll(self) -> None:
         """Refreshes again and again, until cancelled; a failure is logged and the champion stays."""
@@ -252,32 +300,88 @@ class Versions:
             except Exception:  # whatever a package does, the poll goes on
                 # It may have been the moment's fault: tried again, less and less often.
                 self._seen, pause_s = None, min(2 * pause_s, MOST_PAUSE_S)
-                logger.exception("%s: the new champion cannot be loaded; the old one goes on", self._model)
+                logger.exception("%s: the release cannot be followed; what answers goes on", self._model)
 
-    def _changed(self) -> dict[str, Any] | None:
-        """The champion's entry in the release document, if it is not the one that answers."""
-        seen = _mark(self._path)
-        if seen is None or seen == self._seen:
-            return None
-        entry: dict[str, Any] | None = record.read(self._storage, self._model).get("champion")
-        self._seen = seen
-        known = self.champion.served.digest if self.champion else None
-        return entry if entry is not None and entry["digest"] != known else None
+    async def beat(self) -> None:
+        """Says again and again that this replica lives, until cancelled."""
+        while True:
+            await asyncio.sleep(record.ALIVE_S)
+            try:
+                if not record.beat(self._storage, self._model, self._outbox.source):
+                    self._tell()
+            except OSError as error:
+                logger.warning("%s: this replica cannot say that it lives (%s)", self._model, error.strerror)
 
-    def _made(self, entry: dict[str, Any]) -> Live:
-        return Live(self._load(entry), self._outbox, self._log, self._batching, self._hidden)
+    def close(self) -> None:
+        """Says that this replica ends, as it should."""
+        record.bury(self._storage, self._model, self._outbox.source)
 
-    def _switch(self, live: Live) -> None:
-        before, self.champion = self.champion, live
-        self._live = {loaded.version: loaded for loaded in (before, live) if loaded is not None}
+    def _tell(self) -> None:
+        """Says what this replica holds."""
+        turn = self._document["turn"]
+        me = record.Follower(self._outbox.source, turn, tuple(self._held), self._errors)
+        record.follow(self._storage, self._model, me)
 
+    def _made(self, entry: dict[str, Any], aside: int = 0) -> Live:
+        return Live(self._load(entry), self._outbox, self._log, self._batching, self._hidden, aside)
 
-def _mark(path: Path) -> tuple[int, int] | None:
-    """Changes with every replacement of the file; `None` where there is none."""
-    try:
-        found = os.stat(path)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"cannot look at {path}: {error.strerror}") from error
-    return found.st_ino, found.st_mtime_ns
+    async def _live(self, entry: dict[str, Any]) -> Live:
+        """The version of an entry, loaded in a thread where it is not held yet."""
+        held = self._held.get(record.key(entry))
+        return await asyncio.to_thread(self._made, entry) if held is None else held
+
+    def _try(self, entry: dict[str, Any] | None) -> None:
+        """Begins to load a version beside the champion, where it is not held, or has failed."""
+        if entry is None or "digest" not in entry:
+            return
+        key = record.key(entry)
+        if not {key} & (self._held.keys() | self._errors.keys() | self._loading.keys()):
+            self._loading[key] = asyncio.get_running_loop().create_task(self._load_beside(key, entry))
+
+    async def _load_beside(self, key: str, entry: dict[str, Any]) -> None:
+        """Holds a version; of one that cannot be loaded it is told why."""
+        try:
+            self._held[key] = await asyncio.to_thread(self._made, entry, FIRST_ASIDE)
+        except Exception as error:  # whatever a package does, the champion goes on
+            logger.exception("%s: version %s cannot be loaded", self._model, entry["version"])
+            self._errors[key] = one_line(error)[:MOST_SAID] or type(error).__name__
+        finally:
+            del self._loading[key]
+        # In one step of the loop: nobody finds what is held and has no place.
+        self._follow()
+        await self._forget()
+
+    def _follow(self) -> None:
+        """Has the versions that are held do what the release says of them, and says so."""
+        self._compare(self._document)
+        self._tell()
+
+    def _switch(self, key: str, live: Live) -> None:
+        self.champion = self._held[key] = live
+
+    def _compare(self, document: dict[str, Any]) -> None:
+        """Has champion and challenger compared, where the release says so and both are there."""
+        entry, turn = document["challenger"], document["turn"]
+        key = record.key(entry) if entry and "digest" in entry else ""
+        self.challenger = self._held.get(key)
+        split = Split(key, document["weight"], document["shadow"])
+        if self.champion is None or self.challenger is None or not (split.weight or split.shadow):
+            self.contest = None
+        elif self.contest is None or self.contest.turn != turn:
+            before = self.contest
+            is_same = before is not None and before.challenger is self.challenger
+            pace = before.pace if before is not None and is_same else Pace()
+            sides = partial(self._outbox.sides, turn)
+            self.contest = Contest(turn, split, self.champion, self.challenger, sides, pace)
+
+    async def _forget(self) -> None:
+        """Lets versions go that the release does not name any more."""
+        places = [self._document[place] for place in ("champion", "previous", "challenger")]
+        named = {record.key(entry) for entry in places if entry and "digest" in entry}
+        named |= {key for key, live in self._held.items() if live is self.champion}
+        self._errors = {key: said for key, said in self._errors.items() if key in named}
+        gone = self._held.keys() - named
+        self._held = {key: live for key, live in self._held.items() if key in named}
+        if gone:
+            # What nobody can ask for any more is part of a cycle; its model is as large as the new one.
+            await asyncio.to_thread(gc.collect)

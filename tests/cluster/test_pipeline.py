@@ -38,7 +38,7 @@ def rows(scale: float) -> str:
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(self: Trainer, task: Any, training_set: Any) -> dict[str, Any]:
-        return {"version": 1, "leaderboard": [], "family": "ridge", "notes": []}
+        return {"version": 1, "leaderboard": [], "family": "ridge", "notes": [], "refused": []}
 
     monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
     monkeypatch.setattr(Trainer, "train", train)

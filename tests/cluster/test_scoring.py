@@ -15,7 +15,6 @@ from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
 from mlops_ray.errors import NotFoundError, PolicyError, StorageError
 from mlops_ray.registry.registry import Registry
-from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
 from tests.serving import packages
@@ -40,7 +39,7 @@ def project(storage: Storage) -> Project:
     storage.path("project.yaml").write_text(yaml.safe_dump(document(storage)))
     storage.path("asked.csv").write_text(ROWS)
     champion = packages.write(storage.path("artifacts", "1"), made, 1.0)
-    record.set_champion(storage, made.project, 1, champion)
+    packages.crown(storage, made.project, 1, champion)
     return made
 
 

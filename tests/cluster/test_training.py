@@ -16,6 +16,7 @@ from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.errors import PackageError, TrainingError, UsageError
 from mlops_ray.registry.predictor import Predictor
+from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 from mlops_ray.training import runs, tracking
 from tests.security.canaries import found_in
@@ -204,11 +205,13 @@ def test_a_tracking_server_holds_runs_versions_and_packages(trained: Trained, ml
     text = PROJECT.replace("project: churn", f"project: churn-http\ntracking: {mlflow_server}")
     made = trained.pipeline(text)
     found = made.train(made.build(made.ingest()))
-    packed = made.push(found)
-    assert packed.folder.is_relative_to(trained.storage.root)
-    assert made.registry.champion("churn-http") == found["version"]
+    folder, digest = made.registry.stored(trained.storage, "churn-http", found["version"])
+    assert folder.is_relative_to(trained.storage.root)
+    assert made.registry.stored(trained.storage, "churn-http", found["version"]) == (folder, digest)
+    assert made.push(found) == found["version"]
+    (asked,) = record.asked(trained.storage, "churn-http")
+    assert (asked.what, asked.version) == ("push", str(found["version"]))
     assert len(tracking.recorded(mlflow_server, "churn-http")) == 5
-    made.push(found)  # safe to repeat
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from mlops_ray.registry import signing
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import TRUSTED_KEYS
 from mlops_ray.registry.registry import Registry
-from mlops_ray.serving import record
 from mlops_ray.serving.endpoint import Endpoint
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
@@ -24,6 +23,7 @@ from mlops_ray.training import tracking
 from tests.conformance.test_families import PAIRS, Case
 from tests.registry.made import requests, write
 from tests.serving.calls import call
+from tests.serving.packages import crown
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = signing.public(KEY)
@@ -78,7 +78,7 @@ def test_mlflow_s_loader_and_our_replica_answer_alike_together_and_one_by_one(
     with tracking.open_run(uri, number, name) as run:
         version = registry.register(packed, run_id=run.id)
 
-    record.set_champion(storage, name, version, registry.package(name, version))
+    crown(storage, name, version, registry.package(name, version))
     load = loader(storage, str(storage.path("online.db")), frozenset(), frozenset({PUBLIC}), frozenset())
     versions = Versions(
         storage, name, load, Outbox(name), PredictionLog(storage, name, "r"), Batching(), frozenset()

@@ -17,7 +17,7 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS, FLUSH_S
-from mlops_ray.serving import record, release
+from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage
 from tests.e2e import load
 from tests.serving import packages
@@ -47,11 +47,11 @@ def project(name: str, storage: Path) -> Project:
     return packages.project(storage, project=name, serving=serving, **features)
 
 
-def start(name: str, factor: float, storage: Storage, port: int) -> release.Deployed:
+def start(name: str, factor: float, storage: Storage, port: int) -> deploy.Deployed:
     of = project(name, storage.root)
     package = packages.write(storage.path("artifacts", name), of, factor, name)
-    record.set_champion(storage, name, 1, package)
-    return release.deploy(of, storage, http_port=port)
+    packages.crown(storage, name, 1, package)
+    return deploy.deploy(of, storage, http_port=port)
 
 
 @pytest.fixture(scope="module")

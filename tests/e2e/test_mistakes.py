@@ -23,7 +23,7 @@ MISTAKES = {
     "a column that does not exist": (_replace("column: time", "column: tiem"), 1, "did you mean 'time'?"),
     "a time zone left out": (_replace(", timezone: Europe/Berlin", ""), 2, "need timezone"),
     "what is not built yet": (
-        _replace("serving:", "release: {canary: [1]}\nserving:"),
+        _replace("serving:", "cost: {prices: prices.yaml}\nserving:"),
         2,
         "not supported yet",
     ),

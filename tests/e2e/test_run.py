@@ -140,6 +140,7 @@ def test_the_job_tells_where_its_seconds_went(service: Service) -> None:
         f"train {MODEL}",
         "push",
         "serve",
+        "release",
         "first prediction",
     }
     assert set(seconds) == stages

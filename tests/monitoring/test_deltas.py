@@ -14,7 +14,8 @@ from mlops_ray.data.counts import CountSpec
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox, Tally
 from mlops_ray.monitoring.drift import MIN_ROWS
-from mlops_ray.monitoring.state import MAX_VERSIONS, MINUTES, ModelState
+from mlops_ray.monitoring.sides import ERRORS
+from mlops_ray.monitoring.state import MAX_VERSIONS, MINUTES, ModelState, counted
 
 SPECS = (CountSpec("x", "numeric", edges=(0.0, 1.0)), CountSpec("prediction", "numeric", edges=(0.0, 1.0)))
 DAY_S = 86_400.0
@@ -114,6 +115,31 @@ def told(state: ModelState, rows: int, now: float, version: str = "1") -> None:
     outbox = Outbox("m")
     answer(outbox, version, rows)
     assert state.receive(over_the_wire(outbox.delta()), now, DAY_S)
+
+
+def test_sides_of_a_turn_are_counted_once_and_those_of_an_earlier_turn_no_more() -> None:
+    state, outbox = ModelState("m"), Outbox("m")
+
+    def compared(turn: int, requests: int) -> None:
+        for number in range(requests):
+            for side in outbox.sides(turn):
+                side.add(f"key-{number}", {ERRORS: 1.0})
+        delta = over_the_wire(outbox.delta())
+        for _ in range(2):
+            state.receive(delta, 0.0, DAY_S)
+        outbox.acknowledge(delta["sequence"])
+
+    compared(3, 5)
+    compared(3, 2)
+    compared(2, 9)
+    turn, sides = counted(over_the_wire(ModelState.from_json(over_the_wire(state.to_json())).to_json()))
+    assert sides is not None
+    assert (turn, [side.requests for side in sides]) == (3, [7, 7])
+    compared(4, 1)
+    turn, sides = counted(state.to_json())
+    assert sides is not None
+    assert (turn, [side.requests for side in sides]) == (4, [1, 1])
+    assert counted({}) == (-1, None)
 
 
 def test_a_window_closes_after_its_time_and_enough_rows() -> None:

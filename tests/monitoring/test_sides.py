@@ -51,7 +51,7 @@ def test_counts_of_two_steps_are_neither_added_nor_compared() -> None:
     with pytest.raises(ValueError, match="'one' and 'two'"):
         Side("one").merge(Side("two"))
     with pytest.raises(ValueError, match="'one' and 'two'"):
-        judge([(Side("one"), Side("two"))], allowed_output=0.5)
+        judge(Side("one"), Side("two"), allowed_output=0.5)
 
 
 def test_what_is_no_number_is_not_counted_in_silence() -> None:
@@ -81,13 +81,22 @@ def step(
 
 
 def judged(champion: dict[str, float], challenger: dict[str, float]) -> Verdict:
-    return judge([step("canary 1", 1, champion, challenger)], allowed_output=0.5)
+    return judge(*step("canary 1", 1, champion, challenger), allowed_output=0.5)
 
 
-def test_nothing_is_said_of_an_equal_version_or_a_better_one() -> None:
-    assert judged({}, {}) == ((), True)
-    assert judged({ERRORS: 0.1, SLOW: 0.1}, {ERRORS: 0.0, SLOW: 0.0}) == ((), True)
-    assert judged({}, {OUTPUT: 0.4}) == ((), True)
+def test_nothing_is_found_of_an_equal_version_or_a_better_one_and_what_was_seen_is_said() -> None:
+    for champion, challenger in (
+        ({}, {}),
+        ({ERRORS: 0.1, SLOW: 0.1}, {ERRORS: 0.0, SLOW: 0.0}),
+        ({}, {OUTPUT: 0.4}),
+        ({SLOW: 0.01}, {SLOW: 0.015}),
+    ):
+        verdict = judged(champion, challenger)
+        assert verdict.worse == ()
+        assert verdict.is_told
+        assert [said.split(":")[0] for said in verdict.said] == [
+            "errors", "latency above the champion's p99", "answers",
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -107,11 +116,51 @@ def test_what_is_worse_is_said_with_the_evidence(figure: str, value: float, said
 def test_steps_add_up_and_what_changed_for_both_sides_between_them_is_no_difference() -> None:
     early, late = {ERRORS: 0.01}, {ERRORS: 0.04}
     both = [step("canary 1", 0, early, early), step("canary 2", 5, late, late)]
-    assert judge(both, allowed_output=0.5).worse == ()
+    assert after(both).worse == ()
     # What one step leaves open, several tell.
     slightly = [(every(100, f"canary {n}"), every(62, f"canary {n}")) for n in range(5)]
-    assert judge(slightly[:1], allowed_output=0.5).worse == ()
-    assert len(judge(slightly, allowed_output=0.5).worse) == 1
+    assert after(slightly[:1]).worse == ()
+    assert len(after(slightly).worse) == 1
+
+
+def after(sides: list[tuple[Side, Side]]) -> Verdict:
+    """The verdict of the last of several steps."""
+    verdict = Verdict((), False, {})
+    for champion, challenger in sides:
+        verdict = judge(champion, challenger, allowed_output=0.5, before=verdict.evidence)
+    return verdict
+
+
+def test_a_step_without_an_error_makes_the_next_no_blinder() -> None:
+    clean = step("canary 1", 1, {ERRORS: 0.0, SLOW: 0.0}, {ERRORS: 0.0, SLOW: 0.0})
+    for figure in (ERRORS, SLOW):
+        bad = step("canary 2", 2, {ERRORS: 0.0, SLOW: 0.0}, {ERRORS: 0.0, SLOW: 0.0, figure: 0.05})
+        assert [said.split(":")[0] for said in after([clean, bad]).worse] == [
+            {ERRORS: "errors", SLOW: "latency above the champion's p99"}[figure]
+        ]
+
+
+@pytest.mark.parametrize("moved", [0.0, 3.0, -4.9, 5.0])
+def test_answers_that_are_all_alike_are_compared_too(moved: float) -> None:
+    champion, challenger = Side("1"), Side("1")
+    for number in range(200):
+        champion.add(f"key-{number}", {ERRORS: 0.0, OUTPUT: 0.0})
+        challenger.add(f"key-{number}", {ERRORS: 0.0, OUTPUT: moved})
+    verdict = judge(champion, challenger, allowed_output=0.5)
+    assert len(verdict.worse) == bool(moved)
+    assert all(np.isfinite(value) for value in verdict.evidence.values())
+
+
+def test_requests_that_are_slow_together_are_not_many() -> None:
+    """One stall of a batch hits many keys, and says little of the version."""
+    champion, challenger = Side("1"), Side("1")
+    for number in range(6_000):
+        stalled = 3_000 <= number < 3_064
+        champion.add(f"key-{number}", {ERRORS: 0.0, SLOW: 0.0}, number / 10)
+        challenger.add(
+            f"key-{number}", {ERRORS: 0.0, SLOW: float(stalled)}, 300.0 if stalled else number / 10
+        )
+    assert judge(champion, challenger, allowed_output=0.5).worse == ()
 
 
 def every(often: int, name: str) -> Side:
@@ -124,7 +173,8 @@ def every(often: int, name: str) -> Side:
 
 def test_of_few_keys_nothing_can_be_told_and_that_is_told() -> None:
     few = step("canary 1", 1, {}, {ERRORS: 1.0}, keys=15)
-    assert judge([few], allowed_output=0.5) == ((), False)
-    assert judge([], allowed_output=0.5) == ((), False)
-    # An earlier step says nothing of the present one.
-    assert not judge([step("canary 1", 1, {}, {}), few], allowed_output=0.5).is_told
+    assert after([few]) == ((), False, {}, ())
+    # An earlier step says nothing of the present one, and what it told is kept.
+    early = after([step("canary 1", 1, {}, {})])
+    found = judge(*few, allowed_output=0.5, before=early.evidence)
+    assert found == ((), False, early.evidence, ())

@@ -63,6 +63,12 @@ def test_promoting_moves_the_champion_and_retires_the_one_before(registry: Regis
     assert registry.champion("demo") == 2
     listed = [(v["version"], v["state"], v["champion"]) for v in registry.versions("demo")]
     assert listed == [(2, "champion", True), (1, "retired", False)]
+    registry.set_state("demo", 2, "rolled_back", "it was worse")
+    registry.set_champion("demo", 1)
+    listed = [(v["version"], v["state"], v["champion"]) for v in registry.versions("demo")]
+    assert listed == [(2, "rolled_back", False), (1, "champion", True)]
+    with pytest.raises(NotFoundError, match="no version 9"):
+        registry.set_champion("demo", 9)
 
 
 def test_a_version_goes_through_every_state_and_a_reason_lasts_as_long_as_its_state(

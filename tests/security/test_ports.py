@@ -22,7 +22,6 @@ from mlops_ray.client import Client
 from mlops_ray.cluster import front, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
-from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 from tests.cluster import certificates
 from tests.servers import free_port
@@ -57,13 +56,13 @@ def deploy(folder: Path) -> None:
     cluster = local.find(folder)
     assert cluster is not None
     local.connect(cluster)
-    from mlops_ray.serving import release
+    from mlops_ray.serving import deploy
     from mlops_ray.serving.rpc import Listener
 
     of = project(folder)
     listen = of.serving.listen
     listener = Listener(listen.host, listen.grpc_port or cluster.grpc_port, listen.certificate, listen.key)
-    release.deploy(of, Storage.open(of.storage), http_port=cluster.http_port, listener=listener)
+    deploy.deploy(of, Storage.open(of.storage), http_port=cluster.http_port, listener=listener)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     of = project(folder)
     storage = Storage.open(of.storage)
     key = keys.add(storage, "web", "predict")
-    record.set_champion(storage, packages.NAME, 1, packages.write(storage.path("artifacts", "v1"), of, 1.0))
+    packages.crown(storage, packages.NAME, 1, packages.write(storage.path("artifacts", "v1"), of, 1.0))
     cluster = local.start(folder, cpus=2, gpus=0, ports=front.wanted(of))
     try:
         command = [sys.executable, "-m", "tests.security.test_ports", str(folder)]

@@ -23,7 +23,6 @@ from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.registry import signing
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.predictor import Predictor
-from mlops_ray.serving import record
 from mlops_ray.serving.asgi import NO_WEBSOCKET, Application, Call, Receive, Reply, Scope, Send
 from mlops_ray.serving.direct import Direct
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
@@ -31,6 +30,7 @@ from mlops_ray.serving.routes import Routes
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
 from tests.registry.made import write
+from tests.serving.packages import crown
 
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = signing.public(SIGNER)
@@ -72,7 +72,7 @@ def service(
     storage, name = Storage.open(str(folder)), f"demo-{task}"
     package = {"outcome": OUTCOMES[task], **package}
     packed = write(storage.path("packages", name), name=name, task=task, sign=SIGNER, **package)
-    record.set_champion(storage, name, 1, packed)
+    crown(storage, name, 1, packed)
     outbox, none = Outbox(name), frozenset[str]()
     load = loader(storage, str(storage.path("online.db")), none, frozenset({PUBLIC}), none, hidden)
     log = PredictionLog(storage, name, outbox.source)

@@ -1,5 +1,6 @@
 """A small real package: a linear model of columns that the request holds, for a project of three lines."""
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from mlops_ray.registry.models import LinearModel
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column
+from mlops_ray.serving import record, release
 from mlops_ray.storage import Storage
 
 NAME = "rows"
@@ -77,6 +79,13 @@ def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package
         created_at=datetime(2026, 11, 1, tzinfo=UTC),
         sign=signing.own_key(of, Storage.open(of.storage)),
     )
+
+
+def crown(storage: Storage, name: str, version: int, package: Package) -> dict[str, Any]:
+    """The release in which a version is champion at once, as no reconciler would have it."""
+    document = record.read(storage, name) or record.new(name)
+    entry = record.entry(storage, str(version), package)
+    return record.write(storage, release.crowned(document, entry, time.time()))
 
 
 def _proportional(encoder: Encoder, factor: float) -> LinearModel:

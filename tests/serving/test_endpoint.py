@@ -16,6 +16,7 @@ from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.serving import record, release
 from mlops_ray.serving.endpoint import MOST_BODIES, MOST_WHYS, SMALL_BYTES, Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
@@ -42,9 +43,14 @@ class Service:
     keys: dict[str, str]
 
     def release(self, version: str) -> None:
+        document = record.read(self.storage, MODEL) or record.new(MODEL)
         champion = {"version": version, "digest": f"digest {version}"}
-        self.storage.write_json({"format": 1, "champion": champion}, "release", f"{MODEL}.json")
-        run(self.versions.refresh())
+        record.write(self.storage, release.crowned(document, champion, 0.0))
+        run(self.follow())
+
+    async def follow(self) -> None:
+        await self.versions.refresh()
+        await self.versions.settled()
 
     def call(self, method: str, path: str, role: str | None = "predict", **more: Any) -> Answered:
         return call(self.endpoint, method, BASE + path, key=self.keys.get(role or ""), **more)

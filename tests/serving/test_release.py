@@ -1,17 +1,29 @@
 """What is live is a document; what runs is started only when it differs."""
 
+import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.client import Client
+from mlops_ray.cluster import local, releases
 from mlops_ray.cluster.local import LocalCluster
-from mlops_ray.errors import StorageError
+from mlops_ray.cluster.stages import Silent
+from mlops_ray.config import Project, Release
+from mlops_ray.errors import ReleaseError, StorageError, UsageError
+from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
+from mlops_ray.training import tracking
 from tests.serving import packages
 
 ROW = {"site": "a", "time": "2016-11-02T10:00:00Z", "load": 3.0}
@@ -23,13 +35,11 @@ def test_the_champion_before_is_remembered_and_repeating_changes_nothing(storage
     project = packages.project(storage.root)
     first = packages.write(storage.path("artifacts", "v1"), project, 1.0)
     second = packages.write(storage.path("artifacts", "v2"), project, 2.0)
-    record.set_champion(storage, packages.NAME, 1, first)
-    released = record.set_champion(storage, packages.NAME, 2, second)
-    assert (
-        record.set_champion(storage, packages.NAME, 2, second)
-        == released
-        == record.read(storage, packages.NAME)
-    )
+    packages.crown(storage, packages.NAME, 1, first)
+    packages.crown(storage, packages.NAME, 2, second)
+    released = record.read(storage, packages.NAME)
+    packages.crown(storage, packages.NAME, 2, second)
+    assert record.read(storage, packages.NAME) == released
     assert (released["champion"]["version"], released["previous"]["version"]) == ("2", "1")
     assert released["champion"]["clock"] == ["hour"]
     assert released["champion"]["package"] == "artifacts/v2"
@@ -39,14 +49,24 @@ def test_the_champion_before_is_remembered_and_repeating_changes_nothing(storage
 def test_a_package_outside_the_storage_is_refused(storage: Storage, tmp_path: Path) -> None:
     package = packages.write(tmp_path / "elsewhere", packages.project(storage.root), 1.0)
     with pytest.raises(StorageError, match="lies outside the storage"):
-        record.set_champion(storage, packages.NAME, 1, package)
-    assert record.read(storage, packages.NAME) == {}
+        record.entry(storage, "1", package)
 
 
-def test_a_release_of_another_format_is_refused(storage: Storage) -> None:
+def test_a_release_of_another_format_is_refused_and_one_of_the_first_goes_on(storage: Storage) -> None:
     storage.write_json({"format": 99}, "release", "m.json")
-    with pytest.raises(StorageError, match="not of format 1"):
+    with pytest.raises(StorageError, match="not of format 2"):
         record.read(storage, "m")
+    champion = {"version": "3", "digest": "d"}
+    storage.write_json({"format": 1, "champion": champion, "previous": None}, "release", "m.json")
+    assert record.read(storage, "m") == record.new("m") | {"champion": champion}
+
+
+def test_settings_may_hold_passwords_and_are_their_owners_alone(storage: Storage) -> None:
+    settings = record.Settings("http://u:secret@mlflow", "", hooks=({"webhook": "http://u:p@h", "on": ()},))
+    record.settle(storage, "m", settings)
+    path = storage.path(record.SETTINGS, "m.json")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert record.settings(storage, "m").tracking == settings.tracking  # type: ignore[union-attr]
 
 
 @pytest.fixture
@@ -77,26 +97,111 @@ def eventually(condition: object) -> None:
         assert time.monotonic() < end
 
 
-def test_a_model_is_served_swapped_without_a_deployment_and_counted(storage: Storage, http_port: int) -> None:
+@dataclass(frozen=True)
+class Live:
+    """A service whose registry holds three versions, of which the first was pushed."""
+
+    project: Project
+    storage: Storage
+    registry: Registry
+    url: str
+    key: str
+
+    @property
+    def answer(self) -> tuple[str, float]:
+        """The version that answers, and a third of what it answers to `ROW`."""
+        found: Any = predict(self.url, self.key)
+        return found["model_version"], round(found["predictions"][0] / 3, 2)
+
+    def push(self, version: int, **release: Any) -> dict[str, Any]:
+        project = self.project.model_copy(update={"release": Release.model_validate(release)})
+        return releases.pushed(project, self.storage, Silent(), version)
+
+
+@pytest.fixture
+def live(storage: Storage, http_port: int) -> Iterator[Live]:
     from ray import serve
 
-    from mlops_ray.serving import release
+    from mlops_ray.serving import deploy
 
     project = packages.project(storage.root)
+    uri = deploy.tracking_uri(project, storage)
+    experiment = tracking.prepare(uri, packages.NAME, str(storage.root / "artifacts"))
+    registry = Registry(uri)
+    for version in (1, 2, 3):
+        package = packages.write(storage.path("made", f"v{version}"), project, float(version))
+        with tracking.open_run(uri, experiment, packages.NAME) as run:
+            assert registry.register(package, run_id=run.id) == version
+    releases.push(project, storage, 1)
     key = Path(keys.ensure_local(storage)).read_text().strip()
-    for version in (1, 2):
-        package = packages.write(storage.path("artifacts", f"v{version}"), project, float(version))
-        if version == 1:
-            record.set_champion(storage, packages.NAME, version, package)
-    started = release.deploy(project, storage, http_port=http_port)
-    assert set(started.started) == {"monitor", "gateway", packages.NAME}
-    assert predict(started.url, key)["predictions"] == [pytest.approx(3.0, abs=1e-3)]
+    started = deploy.deploy(project, storage, http_port=http_port)
+    assert set(started.started) == {"monitor", "gateway", "reconciler", packages.NAME}
+    assert deploy.deploy(project, storage, http_port=http_port).started == ()
+    yield Live(project, storage, registry, started.url, key)
+    for application in ("reconciler", packages.NAME):
+        serve.delete(application)
 
-    record.set_champion(storage, packages.NAME, 2, package)
-    eventually(lambda: predict(started.url, key)["model_version"] == "2")
-    assert predict(started.url, key)["predictions"] == [pytest.approx(6.0, abs=1e-3)]
-    assert release.deploy(project, storage, http_port=http_port).started == ()
 
+def test_what_is_pushed_is_live_without_a_deployment_and_goes_back_at_once(live: Live) -> None:
+    from ray import serve
+
+    before = serve.status().applications[packages.NAME].last_deployed_time_s
+    assert live.answer == ("1", 1.0)
+    assert live.push(2)["state"] == "champion"
+    eventually(lambda: live.answer == ("2", 2.0))
+    eventually(lambda: live.registry.champion(packages.NAME) == 2)
     one = 'mlops_requests_total{code="200",model="rows",role="retired",version="1"}'
-    eventually(lambda: one in metrics(started.url, key))
-    serve.delete(packages.NAME)
+    eventually(lambda: one in metrics(live.url, live.key))
+
+    assert releases.rollback(live.project, live.storage) == {"version": "1", "rolled_back": "2"}
+    eventually(lambda: live.answer == ("1", 1.0))
+    eventually(lambda: live.registry.champion(packages.NAME) == 1)
+    states = {version["version"]: version["state"] for version in live.registry.versions(packages.NAME)}
+    eventually(lambda: live.registry.versions(packages.NAME)[1]["state"] == "rolled_back")
+    assert states[3] == "registered"
+
+    with pytest.raises(ReleaseError, match="version 9 is refused: the registry has no version 9"):
+        live.push(9)
+    with pytest.raises(UsageError, match="version 3 is no challenger"):
+        releases.promote(live.project, live.storage, 3)
+    assert live.answer == ("1", 1.0)
+    assert serve.status().applications[packages.NAME].last_deployed_time_s == before
+
+
+def test_a_canary_in_the_service_ends_by_what_was_seen_even_if_the_reconciler_is_killed(
+    live: Live, ray_cluster: LocalCluster
+) -> None:
+    """Version 3 answers far from what version 1 does; half of the keys ask it until that is found."""
+    stop = threading.Event()
+    asking = threading.Thread(target=ask, args=(live, stop))
+    asking.start()
+    pool = ThreadPoolExecutor(1)
+    killed = pool.submit(kill_reconciler_in_canary, live.storage, ray_cluster)
+    try:
+        with pytest.raises(ReleaseError, match="version 3 is rolled back: answers: moved by"):
+            live.push(3, canary=[50], per_step="60s", effect=0.5)
+    finally:
+        stop.set()
+        asking.join()
+    killed.result()
+    pool.shutdown()
+    eventually(lambda: live.answer == ("1", 1.0))
+
+
+def ask(live: Live, stop: threading.Event) -> None:
+    """Requests of ever new keys, with rows as the version was trained on."""
+    random, client = np.random.default_rng(1), Client(live.url, packages.NAME, live.key)
+    while not stop.is_set():
+        client.predict([ROW | {"load": random.normal(50, 10)}])
+
+
+def kill_reconciler_in_canary(storage: Storage, cluster: LocalCluster) -> None:
+    end = time.monotonic() + LIVE_S
+    while time.monotonic() < end:
+        if (record.read(storage, packages.NAME).get("challenger") or {}).get("state") == "canary":
+            for process in local.carrying(cluster.marker):
+                if (process.cmdline() or [""])[0].startswith("ray::ServeReplica:reconciler"):
+                    process.kill()
+                    return
+        threading.Event().wait(0.05)
+    raise AssertionError("there was no canary, or no reconciler to kill in it")

@@ -1,7 +1,9 @@
 """A challenger's way: every step ends, what is worse goes back, what nobody asks is not promoted."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from mlops_ray.config import CanaryStep, Release, Shadow
 from mlops_ray.serving.steps import ENDS, Seen, Standing, after, forward, shadowed, weight
@@ -12,7 +14,7 @@ releases = st.builds(
     shadow=st.none()
     | st.builds(Shadow, requests=st.integers(0, 50), max_wait=st.integers(1, 50).map("{}s".format)),
     canary=st.lists(
-        st.floats(1, 100) | st.builds(CanaryStep, weight=st.floats(1, 100), requests=st.integers(1, 50)),
+        st.floats(1, 99) | st.builds(CanaryStep, weight=st.floats(1, 99), requests=st.integers(1, 50)),
         max_size=4,
     ).map(tuple),
     per_step=st.integers(1, 20).map("{}s".format),
@@ -30,6 +32,11 @@ def way(release: Release, seen: Seen, *, is_first: bool = False) -> list[Standin
         places.append(following)
         assert len(places) < 20
     return places
+
+
+@given(releases)
+def test_a_release_is_written_and_read_again(release: Release) -> None:
+    assert Release.model_validate_json(release.model_dump_json()) == release
 
 
 @given(releases)
@@ -148,3 +155,9 @@ def test_a_project_file_that_is_changed_meanwhile_stops_nobody() -> None:
     for standing in (Standing("shadow"), Standing("canary")):
         assert after(standing, Seen(), Release()).state == "champion"
         assert after(standing, WORSE, Release()).state == "rolled_back"
+
+
+@pytest.mark.parametrize("step", [0, 100, 150, {"weight": 100}])
+def test_a_step_that_leaves_nobody_to_compare_with_is_refused(step: object) -> None:
+    with pytest.raises(ValidationError):
+        Release.model_validate({"canary": [10, step]})

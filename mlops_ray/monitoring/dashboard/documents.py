@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+#: Turns of a release that the document tells.
+HISTORY = 50
 NO_TRAFFIC: dict[str, Any] = {
     "traffic": {"requests": {}, "rejected": {}, "invalid": []},
     "rows": 0,
@@ -23,6 +25,15 @@ def overview(releases: Iterable[Mapping[str, Any]], snapshot: Mapping[str, Any] 
     return {"at": datetime.now(UTC).isoformat(), "monitor": snapshot is not None, "models": models}
 
 
+def _challenger(release: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The version that is being released, and of 100 keys how many it answers, or is asked besides."""
+    found = release.get("challenger")
+    if not found:
+        return None
+    told = {key: found[key] for key in ("version", "state", "step", "since")}
+    return told | {key: release[key] for key in ("weight", "shadow", "turn")}
+
+
 def _model(release: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
     champion, previous = release["champion"], release.get("previous") or {}
     told = ("version", "state", "since", "family", "task", "created_at", "metrics", "baselines")
@@ -32,6 +43,8 @@ def _model(release: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, A
         "name": release["model"],
         **{key: champion[key] for key in told},
         "previous": previous.get("version"),
+        "challenger": _challenger(release),
+        "history": release.get("history", [])[-HISTORY:],
         "requests": traffic["requests"],
         "rejected": traffic["rejected"],
         "invalid": [{"column": c, "rule": r, "count": n} for c, r, n in traffic["invalid"]],

@@ -1,0 +1,250 @@
+"""Makes a project's model, its monitor and the gateway run on the connected cluster.
+
+What runs is started anew only where code, resources or settings differ, since a deployment replaces all its
+replicas. Which version answers is no matter of deployment: see `reconciler`.
+"""
+
+import hashlib
+import logging
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+import mlops_ray
+from mlops_ray.config import MICROSECONDS, Policy, Project
+from mlops_ray.errors import ClusterError, PolicyError, StorageError
+from mlops_ray.features.shelves import online_location, shown
+from mlops_ray.monitoring import deltas, monitor
+from mlops_ray.policy import allowed_regions, label_selector
+from mlops_ray.registry import estimator, signing
+from mlops_ray.serving import gateway, reconciler, record, replica
+from mlops_ray.serving.routes import READY
+from mlops_ray.serving.rpc import Listener
+from mlops_ray.storage import Storage, digest
+
+#: What was deployed, by application, with the digest of what it was made of.
+DEPLOYED = "deployed.json"
+#: A replica loads in seconds; a machine that is busy training may take many times that.
+READY_S = 120.0
+POLL_S = 0.1
+ANSWER_S = 2.0
+#: What Serve says of a deployment that is as it should be.
+HEALTHY = "HEALTHY"
+#: The resource that marks the head among a cluster's nodes.
+_HEAD = "node:__internal_head__"
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` did: the service's address, and the applications that it started, if any."""
+
+    url: str
+    started: tuple[str, ...]
+
+
+def deploy(
+    project: Project,
+    storage: Storage,
+    *,
+    http_port: int,
+    host: str = "127.0.0.1",
+    listener: Listener | None = None,
+) -> Deployed:
+    """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
+
+    Starts an application only where its digest of code, resources and settings differs from what runs. The
+    model must have a champion, or a version of it was pushed, which is released first. `listener` is where
+    the gateway speaks gRPC. Raises `ClusterError` where something does not come up, or the first version is
+    refused, `PolicyError` where no place is allowed for all models of the storage.
+    """
+    if project.project not in record.names(storage):
+        raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
+    settle(project, storage)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
+    policies = [source.policy for source in project.sources.values()]
+    regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
+    wanted = _applications(project, storage, label_selector(policies), _selector_of_all(regions), listener)
+    running, known = _running(), _deployed(storage).get("digests", {})
+    changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
+    _run({name: wanted[name] for name in changed})
+    digests = known | {name: app.digest for name, app in wanted.items()}
+    storage.write_json({"cluster": _cluster(), "digests": digests, "regions": regions}, DEPLOYED)
+    url = f"http://{host}:{http_port}"
+    for path in (f"{replica.route(project.project)}/ready", READY):
+        _wait_until_ready(url + path, lambda: _hopeless(storage, project.project))
+    return Deployed(url, tuple(changed))
+
+
+def settle(project: Project, storage: Storage) -> None:
+    """Has the reconciler load and tell as the project file says now; before a version is pushed with it."""
+    settings = record.Settings(
+        tracking_uri(project, storage),
+        online_location(project, storage),
+        tuple(sorted(project.functions)),
+        tuple(sorted(signing.trusted(project, storage))),
+        tuple(sorted(estimator.allowed(project))),
+        tuple(hook.model_dump() for hook in project.release.hooks),
+    )
+    record.settle(storage, project.project, settings)
+
+
+def tracking_uri(project: Project, storage: Storage) -> str:
+    """Where runs and versions are recorded: MLflow's address, by default a file of the storage."""
+    return project.tracking or f"sqlite:///{storage.path('mlflow.db')}"
+
+
+def _hopeless(storage: Storage, name: str) -> str | None:
+    """Why there will be nothing to serve; `None` where there is a version, or one is on its way."""
+    if record.asked(storage, name):
+        return None
+    document = record.read(storage, name) or record.new(name)
+    if document["champion"] or document["challenger"]:
+        return None
+    last = document["history"][-1:] or [{"version": "none", "state": "there", "reason": ""}]
+    return "version {version} is {state}: {reason}".format(**last[0])
+
+
+@dataclass(frozen=True)
+class _Application:
+    route: str | None
+    digest: str
+    build: Callable[[], serve.Application]
+
+
+def _selector_of_all(regions: Mapping[str, list[str] | None]) -> dict[str, str]:
+    """Where the monitor and the gateway may run, which see what is derived from the rows of all models."""
+    bounded = [Policy(allowed_regions=tuple(names)) for names in regions.values() if names is not None]
+    if bounded and not allowed_regions(bounded):
+        raise PolicyError(
+            f"the models {', '.join(sorted(regions))} share this storage, and there is no region in which all"
+            " of them may be; give each border a storage of its own"
+        )
+    return label_selector(bounded)
+
+
+def _applications(
+    project: Project,
+    storage: Storage,
+    selector: dict[str, str],
+    of_all: dict[str, str],
+    listener: Listener | None,
+) -> dict[str, _Application]:
+    """What is to run. The order is that of starting: replicas tell the monitor what they count."""
+    hidden = frozenset(name for source in project.sources.values() for name in source.policy.machine_only)
+    root, name = str(storage.root), project.project
+    # Where callers come in is no matter of a replica.
+    serving = project.serving.model_dump(mode="json", exclude={"listen"})
+    window_s = project.monitoring.window / MICROSECONDS["s"]
+    listens = listener and asdict(listener)
+    return {
+        reconciler.APPLICATION: _Application(
+            None, _digest(root, of_all), lambda: reconciler.deployment(root, of_all)
+        ),
+        deltas.APPLICATION: _Application(
+            None, _digest(root, of_all), lambda: monitor.deployment(root, of_all)
+        ),
+        gateway.APPLICATION: _Application(
+            gateway.ROUTE, _digest(root, of_all, listens), lambda: gateway.deployment(root, of_all, listener)
+        ),
+        name: _Application(
+            replica.route(name),
+            _digest(
+                root,
+                name,
+                serving,
+                window_s,
+                selector,
+                sorted(hidden),
+                shown(project.online or ""),
+                sorted(project.functions),
+                sorted(signing.trusted(project, storage)),
+                sorted(estimator.allowed(project)),
+            ),
+            lambda: replica.deployment(project, storage, selector, hidden),
+        ),
+    }
+
+
+def _run(applications: dict[str, _Application]) -> None:
+    if not applications:
+        return
+    targets = [
+        serve.RunTarget(app.build(), name=name, route_prefix=app.route) for name, app in applications.items()
+    ]
+    try:
+        serve.run_many(targets)
+    except (RuntimeError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"the service does not start: {_why(applications) or error}") from error
+
+
+def _why(applications: Iterable[str]) -> str:
+    """The last lines of what Serve says of deployments that did not come up."""
+    found = serve.status().applications
+    messages = [
+        f"{name}: {deployment.message.strip().splitlines()[-1]}"
+        for name in applications
+        if name in found
+        for deployment in found[name].deployments.values()
+        if deployment.status != HEALTHY and deployment.message.strip()
+    ]
+    return "; ".join(messages)
+
+
+def _running() -> set[str]:
+    applications = serve.status().applications
+    return {name for name, app in applications.items() if app.status == ApplicationStatus.RUNNING}
+
+
+def _digest(*settings: Any) -> str:
+    return digest([code_digest(), *settings])
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """The digest of the package's code: a deployment runs what was there when it started."""
+    digest = hashlib.sha256()
+    folder = Path(mlops_ray.__file__).parent
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.html")]):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _deployed(storage: Storage) -> dict[str, Any]:
+    """The digests of what this cluster runs, and where its models may be; of another cluster nothing."""
+    document = storage.read_json(DEPLOYED) or {}
+    return document if document.get("cluster") == _cluster() else {}
+
+
+def _cluster() -> str:
+    """Identifies the cluster: its head's id is new with every start."""
+    heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]  # type: ignore[no-untyped-call]
+    return str(min(heads, default=""))
+
+
+def _wait_until_ready(url: str, hopeless: Callable[[], str | None]) -> None:
+    """Until HAProxy knows the replicas, and they hold a champion; running they are already."""
+    end = time.monotonic() + READY_S
+    while not _answers(url):
+        if (said := hopeless()) is not None:
+            raise ClusterError(f"nothing goes live: {said}")
+        if time.monotonic() > end:
+            raise ClusterError(f"{url} does not answer after {READY_S:.0f} s; see Serve's log")
+        time.sleep(POLL_S)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ANSWER_S) as reply:  # noqa: S310 - our own http address
+            return bool(reply.status == 200)
+    except (urllib.error.URLError, TimeoutError, ConnectionError):
+        return False

@@ -1,0 +1,411 @@
+"""A challenger beside the champion in one replica: who is answered by whom, and what is counted of both."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlops_ray import keys
+from mlops_ray.config import Batching
+from mlops_ray.data import prediction_log
+from mlops_ray.data.counts import Counts
+from mlops_ray.data.prediction_log import PredictionLog
+from mlops_ray.errors import PackageError
+from mlops_ray.keys import Keyring
+from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
+from mlops_ray.registry.predictor import Answer
+from mlops_ray.serving import contest, record
+from mlops_ray.serving.endpoint import Endpoint
+from mlops_ray.serving.versions import Versions
+from mlops_ray.storage import Storage
+from tests.serving.calls import Answered, call_async, run
+from tests.serving.standin import ROW, StandIn, served
+
+MODEL = "m"
+#: Of answers around 50, which differ by about as much.
+REFERENCE = Counts(
+    served().reference.specs, [np.array([0, 50, 50, 0, 0]), np.array([0, 100, 0, 0])], rows=100
+)
+PATH = f"/v2/models/{MODEL}/invocations"
+KEYS = [f"meter-{number}" for number in range(300)]
+
+
+class Moved(StandIn):
+    """Answers 1,000 more than the champion."""
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer:
+        answer = super().predict(inputs)
+        return replace(answer, values=answer.values + 1_000)
+
+
+class Failing(StandIn):
+    """Breaks at every row but that of its rehearsal."""
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer:
+        if inputs["load"].is_null().all():
+            return super().predict(inputs)
+        raise ZeroDivisionError("secret")
+
+
+class Hanging(StandIn):
+    """Never answers a row until the end, but that of its rehearsal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = threading.Event()
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer:
+        if not inputs["load"].is_null().all():
+            self.end.wait()
+        return super().predict(inputs)
+
+
+class Refusing(StandIn):
+    """Takes every row for a bad one."""
+
+    def predict(self, inputs: pl.DataFrame, /) -> Answer:
+        answer = super().predict(inputs)
+        failed = pl.DataFrame(
+            {
+                "row": range(inputs.height),
+                "column": "load",
+                "rule": "max",
+                "value": "1",
+                "severity": "reject",
+            },
+            schema=answer.failures.schema,
+        )
+        return replace(answer, values=np.full(inputs.height, np.nan), failures=failed)
+
+
+@dataclass
+class Replica:
+    storage: Storage
+    versions: Versions
+    endpoint: Endpoint
+    outbox: Outbox
+    log: PredictionLog
+    keys: dict[str, str]
+
+    def release(self, turn: int, **shares: float) -> None:
+        champion, challenger = ({"version": v, "digest": f"digest {v}"} for v in ("1", "2"))
+        named = {"champion": champion, "challenger": challenger, "turn": turn, **shares}
+        record.write(self.storage, record.new(MODEL) | named)
+
+    def ask(self, many: list[str], *, rest: bool = False, **more: Any) -> list[Answered]:
+        """One request of each key, one after the other in one loop; `rest` waits for the copies."""
+
+        async def all_of() -> list[Answered]:
+            await self.follow()
+            found = [await self.one(key, **more) for key in many]
+            while rest and (going := self.versions.contest) and going._copying:
+                await asyncio.sleep(0)
+            return found
+
+        return run(all_of())
+
+    async def follow(self) -> None:
+        """Does what the release says."""
+        await self.versions.refresh()
+        await self.versions.settled()
+
+    async def one(
+        self, key: str, role: str = "predict", row: dict[str, Any] = ROW, **headers: str
+    ) -> Answered:
+        given = {"x-routing-key": key} | {name.replace("_", "-"): value for name, value in headers.items()}
+        document = {"dataframe_records": [row]}
+        return await call_async(
+            self.endpoint, "POST", PATH, key=self.keys[role], json=document, headers=given
+        )
+
+    def sides(self, turn: int) -> tuple[Side, Side]:
+        return self.outbox.sides(turn)
+
+
+def replica(storage: Storage, challenger: Any, *, p99_ms: float = 60_000.0) -> Replica:
+    """A replica whose challenger is this one, or cannot be loaded, or only after this event."""
+
+    def load(entry: dict[str, Any]) -> Any:
+        if entry["version"] == "2" and isinstance(challenger, threading.Event):
+            challenger.wait()
+        if entry["version"] == "2" and isinstance(challenger, Exception):
+            raise challenger
+        is_one = entry["version"] == "2" and isinstance(challenger, StandIn)
+        one = served(entry["version"], challenger if is_one else StandIn())
+        return replace(one, reference=REFERENCE)
+
+    outbox, log = Outbox(MODEL, source="replica"), PredictionLog(storage, MODEL, "replica")
+    versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
+    made = {role: keys.add(storage, role, role) for role in ("predict", "admin")}
+    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), p99_ms=p99_ms)
+    return Replica(storage, versions, endpoint, outbox, log, made)
+
+
+@pytest.fixture
+def moved(storage: Storage) -> Replica:
+    return replica(storage, Moved())
+
+
+def version(reply: Answered) -> str:
+    assert reply.status == 200
+    return str(reply.json["model_version"])
+
+
+def test_a_key_keeps_its_version_and_more_weight_moves_keys_one_way(moved: Replica) -> None:
+    moved.release(1, weight=20.0)
+    first, again = ([version(reply) for reply in moved.ask(KEYS)] for _ in range(2))
+    assert first == again
+    assert 0.1 < first.count("2") / len(KEYS) < 0.3
+    moved.release(2, weight=60.0)
+    later = [version(reply) for reply in moved.ask(KEYS)]
+    assert all(now >= before for now, before in zip(later, first, strict=True))
+    assert 0.5 < later.count("2") / len(KEYS) < 0.7
+
+
+def test_without_a_key_a_request_goes_by_its_id(moved: Replica) -> None:
+    moved.release(1, weight=50.0)
+
+    async def both() -> list[str]:
+        await moved.follow()
+        path, key, body = PATH, moved.keys["predict"], {"dataframe_records": [ROW]}
+        replies = [
+            await call_async(moved.endpoint, "POST", path, key=key, json=body, headers={"x-request-id": id})
+            for id in [f"id-{number}" for number in range(100)] * 2
+        ]
+        return [version(reply) for reply in replies]
+
+    found = run(both())
+    assert found[:100] == found[100:]
+    assert set(found) == {"1", "2"}
+
+
+def test_both_sides_are_counted_apart_and_answers_in_standard_deviations(moved: Replica) -> None:
+    moved.release(1, weight=50.0)
+    answered = [version(reply) for reply in moved.ask(KEYS)]
+    champion, challenger = moved.sides(1)
+    assert (champion.requests, challenger.requests) == (answered.count("1"), answered.count("2"))
+    assert champion.figures[ERRORS].mean == challenger.figures[ERRORS].mean == 0
+    mean, spread = contest.scale(REFERENCE)
+    assert (mean, spread) == (50.0, 50.0)
+    # The row of all requests is answered 13, and 1,013, which is simply far away.
+    assert champion.figures[OUTPUT].mean == pytest.approx((13 - mean) / spread)
+    assert challenger.figures[OUTPUT].mean == contest.FAR
+
+
+@pytest.mark.parametrize("challenger", [Failing(), Refusing()])
+def test_where_the_challenger_fails_the_champion_answers_and_the_error_counts(
+    storage: Storage, challenger: StandIn
+) -> None:
+    failing = replica(storage, challenger)
+    failing.release(1, weight=50.0)
+    assert {version(reply) for reply in failing.ask(KEYS)} == {"1"}
+    champion, challenged = failing.sides(1)
+    assert champion.figures[ERRORS].mean == 0
+    assert challenged.figures[ERRORS].mean == 1
+    assert challenged.requests > 100
+
+
+def test_a_challenger_that_hangs_is_waited_for_no_longer_than_any_caller_is_made_to(
+    storage: Storage,
+) -> None:
+    challenger = Hanging()
+    hanging = replica(storage, challenger, p99_ms=25.0)
+    hanging.release(1, weight=99.0)
+
+    async def answered() -> set[str]:
+        await hanging.follow()
+        try:
+            return {version(await hanging.one(key)) for key in KEYS[:3]}
+        finally:
+            # The loop does not end before its threads do.
+            challenger.end.set()
+
+    assert run(answered()) == {"1"}
+    assert hanging.sides(1)[1].figures[ERRORS].mean == 1
+
+
+def test_callers_with_little_time_and_rows_of_nothing_tell_nothing_against_the_challenger(
+    moved: Replica,
+) -> None:
+    moved.release(1, weight=50.0)
+    late = moved.ask(KEYS[:20], x_timeout_ms="1")
+    assert {reply.status for reply in late} <= {200, 429, 504}
+
+    async def empty() -> set[int]:
+        key, body = moved.keys["predict"], {"dataframe_records": []}
+        headers = [{"x-routing-key": key} for key in KEYS[:20]]
+        replies = [
+            await call_async(moved.endpoint, "POST", PATH, key=key, json=body, headers=each)
+            for each in headers
+        ]
+        return {reply.status for reply in replies}
+
+    assert run(empty()) == {422}
+    for side in moved.sides(1):
+        assert ERRORS not in side.figures or side.figures[ERRORS].total.sum() == 0
+
+
+def test_while_a_challenger_is_loaded_what_is_live_is_followed(storage: Storage) -> None:
+    is_loaded = threading.Event()
+    slow = replica(storage, is_loaded)
+    slow.release(1, weight=50.0)
+
+    async def switched() -> list[str]:
+        await slow.versions.refresh()
+        document = record.read(storage, MODEL)
+        other = {"version": "3", "digest": "digest 3"}
+        record.write(storage, document | {"champion": other, "previous": document["champion"], "turn": 2})
+        await slow.versions.refresh()
+        followed = [version(await slow.one("meter-1"))]
+        (told,) = record.followers(storage, MODEL)
+        assert "2 digest 2" not in told.loaded
+        is_loaded.set()
+        await slow.versions.settled()
+        (told,) = record.followers(storage, MODEL)
+        return [*followed, *sorted(told.loaded)]
+
+    assert run(switched()) == ["3", "1 digest 1", "2 digest 2", "3 digest 3"]
+
+
+def test_where_the_champion_cannot_be_loaded_others_are(storage: Storage) -> None:
+    """So that a good version can take its place."""
+    broken = replica(storage, Moved())
+
+    def load(entry: dict[str, Any]) -> Any:
+        if entry["version"] == "1":
+            raise PackageError("a file is missing")
+        return served(entry["version"], Moved())
+
+    broken.versions._load = load
+    broken.release(1)
+
+    async def tried() -> None:
+        with pytest.raises(PackageError):
+            await broken.versions.refresh()
+        await broken.versions.settled()
+
+    run(tried())
+    (told,) = record.followers(storage, MODEL)
+    assert told.loaded == ("2 digest 2",)
+
+
+def test_a_row_that_is_bad_for_both_is_refused_and_tells_nothing_against_the_challenger(
+    moved: Replica,
+) -> None:
+    moved.release(1, weight=50.0)
+    assert {reply.status for reply in moved.ask(KEYS, row=ROW | {"load": -1})} == {422}
+    assert moved.sides(1)[0].requests == moved.sides(1)[1].requests == 0
+
+
+def test_what_a_caller_does_wrong_is_nobodys_error(moved: Replica) -> None:
+    moved.release(1, weight=50.0)
+
+    async def wrong() -> int:
+        await moved.follow()
+        reply = await call_async(moved.endpoint, "POST", PATH, key=moved.keys["predict"], body=b"{")
+        return reply.status
+
+    assert run(wrong()) == 400
+    assert moved.sides(1)[0].requests == moved.sides(1)[1].requests == 0
+
+
+def test_an_admin_may_ask_for_a_version_and_nobody_else(moved: Replica) -> None:
+    moved.release(1, weight=0.0, shadow=100.0)
+    (reply,) = moved.ask(["meter-1"], role="admin", x_model_version="2")
+    assert version(reply) == "2"
+    assert [r.status for r in moved.ask(["meter-1"], x_model_version="2")] == [403]
+    assert [r.status for r in moved.ask(["meter-1"], role="admin", x_model_version="9")] == [404]
+
+    async def by_path(role: str) -> int:
+        path = f"/v2/models/{MODEL}/versions/2/invocations"
+        body = {"dataframe_records": [ROW]}
+        return (await call_async(moved.endpoint, "POST", path, key=moved.keys[role], json=body)).status
+
+    assert [run(by_path(role)) for role in ("predict", "admin")] == [403, 200]
+    assert moved.sides(1)[1].requests == 0
+
+
+def test_in_shadow_the_champion_answers_and_pairs_of_answers_are_compared(moved: Replica) -> None:
+    moved.release(1, shadow=100.0)
+    assert {version(reply) for reply in moved.ask(KEYS[:40], rest=True)} == {"1"}
+    champion, challenger = moved.sides(1)
+    assert champion.requests == challenger.requests == 40
+    assert champion.figures[OUTPUT].mean == 0
+    # All rows are the same, and so is what they are moved by.
+    assert challenger.figures[OUTPUT].mean > 5
+    assert challenger.figures[OUTPUT].variance == pytest.approx(0, abs=1e-9)
+    moved.log.flush()
+    routes = prediction_log.read(moved.storage, MODEL).group_by("route", "model_version").len().collect()
+    assert sorted(routes.rows()) == [("champion", "1", 40), ("shadow", "2", 40)]
+
+
+@pytest.mark.parametrize("challenger", [Failing(), Refusing()])
+def test_in_shadow_a_challenger_that_fails_is_counted_and_no_caller_hears_of_it(
+    storage: Storage, challenger: StandIn
+) -> None:
+    failing = replica(storage, challenger)
+    failing.release(1, shadow=100.0)
+    assert {version(reply) for reply in failing.ask(KEYS[:40], rest=True)} == {"1"}
+    champion, challenged = failing.sides(1)
+    assert (champion.figures[ERRORS].mean, challenged.figures[ERRORS].mean) == (0, 1)
+
+
+def test_copies_that_are_too_many_are_dropped_and_nobody_waits(moved: Replica) -> None:
+    moved.release(1, shadow=100.0)
+
+    async def burst() -> int:
+        await moved.follow()
+        replies = await asyncio.gather(*(moved.one(key) for key in KEYS))
+        assert {version(reply) for reply in replies} == {"1"}
+        going = moved.versions.contest
+        assert going is not None
+        return len(going._copies)
+
+    # Some are asked meanwhile.
+    assert contest.MOST_COPIES - contest.TOGETHER <= run(burst()) <= contest.MOST_COPIES
+
+
+def test_latency_is_compared_with_the_champions_p99_once_that_is_known(
+    moved: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contest, "FIRST", 50)
+    moved.release(1, weight=50.0)
+    moved.ask(KEYS[:60])
+    assert SLOW not in moved.sides(1)[1].figures
+    moved.ask(KEYS)
+    # It goes on in the next step.
+    moved.release(2, weight=80.0)
+    moved.ask(KEYS)
+    champion, challenger = moved.sides(2)
+    assert champion.figures[SLOW].count == champion.requests > 0
+    assert challenger.figures[SLOW].count == challenger.requests > 0
+
+
+def test_what_a_replica_holds_is_told_and_what_it_cannot_load_with_the_reason(storage: Storage) -> None:
+    broken = replica(storage, PackageError("a file is missing"))
+    broken.release(3, weight=50.0)
+    assert {version(reply) for reply in broken.ask(KEYS)} == {"1"}
+    (told,) = record.followers(storage, MODEL)
+    assert (told.id, told.turn, told.loaded) == ("replica", 3, ("1 digest 1",))
+    assert told.errors == {"2 digest 2": "a file is missing"}
+    assert told.is_alive
+    broken.versions.close()
+    assert record.followers(storage, MODEL) == []
+
+
+def test_a_challenger_that_becomes_champion_is_a_change_of_reference(moved: Replica) -> None:
+    moved.release(1, weight=50.0)
+    moved.ask(KEYS[:1])
+    held = moved.versions.challenger
+    document = record.read(moved.storage, MODEL)
+    promoted = {"champion": document["challenger"], "previous": document["champion"], "challenger": None}
+    record.write(moved.storage, document | promoted | {"turn": 2, "weight": 0.0})
+    assert {version(reply) for reply in moved.ask(KEYS)} == {"2"}
+    assert moved.versions.champion is held
+    assert moved.versions.contest is None
+    assert sorted(moved.versions.loaded) == ["1", "2"]

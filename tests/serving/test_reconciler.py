@@ -1,0 +1,600 @@
+"""What is pushed is live or safely back, whoever dies; and registry and hooks hear of every turn."""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlops_ray.config import Project
+from mlops_ray.errors import NotFoundError, PackageError, StorageError
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
+from mlops_ray.registry.package import Package
+from mlops_ray.schema import Column, Schema
+from mlops_ray.serving import reconciler, record, release
+from mlops_ray.serving.reconciler import Reconciler
+from mlops_ray.serving.record import Document, Follower, Settings
+from mlops_ray.serving.verify import LOAD_S
+from mlops_ray.storage import Storage
+from tests.serving import packages
+
+NAME = packages.NAME
+STEPS = {"shadow": {"requests": 50, "max_wait": "10m"}, "canary": [10, 50], "per_step": "2m"}
+
+
+@dataclass
+class Registry:
+    """MLflow's part: packages by version, their states, the champion, and all that it was told."""
+
+    packages: dict[int, Package]
+    champion: int | None = None
+    states: dict[int, str] = field(default_factory=dict)
+    is_away: bool = False
+
+    def stored(self, storage: Storage, name: str, version: int, /) -> tuple[Path, str]:
+        if version not in self.packages:
+            raise NotFoundError(f"the registry has no version {version} of {name!r}")
+        return self.packages[version].folder, self.packages[version].digest
+
+    def set_champion(self, name: str, version: int, /) -> None:
+        self.set_state(name, version, "champion")
+        self.champion = version
+
+    def set_state(self, name: str, version: int, state: str, reason: str = "", /) -> None:
+        if self.is_away:
+            raise StorageError("MLflow does not answer")
+        if version not in self.packages:
+            raise NotFoundError("no such version")
+        self.states[version] = state
+
+
+@dataclass
+class Trusting:
+    """Verifies a version in no time."""
+
+    refuses: dict[str, str] = field(default_factory=dict)
+    packages: dict[str, Package] = field(default_factory=dict)
+
+    def verify(
+        self, storage: Storage, model: str, version: str, package: Path, digest: str, settings: Settings
+    ) -> dict[str, Any]:
+        if version in self.refuses:
+            raise PackageError(self.refuses[version])
+        return record.entry(storage, version, self.packages[version])
+
+    def close(self) -> None: ...
+
+
+class AtOnce:
+    """An executor that has done everything before it is asked for it."""
+
+    def submit(self, do: Any, *args: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(do(*args))
+        except Exception as error:  # noqa: BLE001 - handed on, as an executor does
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, **how: Any) -> None: ...
+
+
+@dataclass
+class World:
+    """A storage with two versions of a model, a clock, and a reconciler that may be started anew."""
+
+    storage: Storage
+    project: Project
+    registry: Registry
+    verifier: Trusting
+    now: float = 1_000_000.0
+    reconciler: Reconciler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        aside: Any = AtOnce()
+        self.reconciler = Reconciler(
+            self.storage,
+            lambda _: self.registry,
+            self.verifier,
+            lambda: self.now,
+            _aside=aside,
+            _telling=aside,
+            _calling=aside,
+        )
+
+    def push(self, version: int, **how: Any) -> None:
+        record.ask(self.storage, NAME, "push", version, by="ci", release=how)
+
+    def tick(self, times: int = 1, seconds: float = 2.0) -> Document:
+        for _ in range(times):
+            self.reconciler.tick()
+            self.now += seconds
+        return self.document
+
+    @property
+    def document(self) -> Document:
+        return record.read(self.storage, NAME)
+
+    @property
+    def told(self) -> list[tuple[str, str]]:
+        return [(turn["version"], turn["state"]) for turn in self.document["history"]]
+
+    def holds(self, *keys: str, **more: Any) -> Path:
+        """A replica says what it has in memory, in this file."""
+        follower = Follower(more.pop("id", "replica"), more.pop("turn", 1_000), keys, **more)
+        record.follow(self.storage, NAME, follower)
+        return self.storage.path(record.REPLICAS, NAME, f"{follower.id}.json")
+
+    def count(self, champion: dict[str, float], challenger: dict[str, float], requests: int = 2_000) -> None:
+        """The monitor has heard of so many requests of either side in the present turn."""
+        turn, random = self.document["turn"], np.random.default_rng(5)
+        sides = []
+        for means in (champion, challenger):
+            side = Side(str(turn))
+            for number in range(requests):
+                figures = {name: float(random.random() < means.get(name, 0.01)) for name in (ERRORS, SLOW)}
+                side.add(f"key-{number}", figures | {OUTPUT: random.normal(means.get(OUTPUT, 0.0))})
+            sides.append(side.to_json())
+        self.storage.write_json({"turn": turn, "sides": sides}, "monitor", f"{NAME}.json")
+
+    def key(self, version: int) -> str:
+        return f"{version} {self.registry.packages[version].digest}"
+
+
+def made(storage: Storage, **columns: Any) -> World:
+    project = packages.project(storage.root)
+    found = {v: packages.write(storage.path("artifacts", f"v{v}"), project, float(v)) for v in (1, 2, 3)}
+    record.settle(storage, NAME, Settings("", ""))
+    by_name = {str(version): package for version, package in found.items()}
+    return World(storage, project, Registry(found), Trusting(packages=by_name))
+
+
+@pytest.fixture
+def world(storage: Storage) -> World:
+    return made(storage)
+
+
+@pytest.fixture
+def live(world: World) -> World:
+    """Version 1 is champion, and a replica holds everything that it is asked to."""
+    world.holds(*(world.key(version) for version in (1, 2, 3)))
+    world.push(1)
+    world.tick(6)
+    return world
+
+
+def test_the_first_version_goes_from_verified_to_champion_whatever_the_steps(world: World) -> None:
+    world.push(1, **STEPS)
+    assert world.tick(4)["challenger"]["state"] == "verified"
+    world.holds(world.key(1))
+    document = world.tick(6)
+    assert world.told == [("1", "registered"), ("1", "verified"), ("1", "champion")]
+    assert record.key(document["champion"]) == world.key(1)
+    assert (world.registry.champion, world.registry.states) == (1, {1: "champion"})
+    assert record.asked(world.storage, NAME) == []
+
+
+def test_a_good_version_goes_all_its_steps_and_the_one_before_stays(live: World) -> None:
+    live.push(2, **STEPS)
+    weights = []
+    for _ in range(40):
+        document = live.tick(seconds=30.0)
+        if document["challenger"] is None:
+            break
+        weights.append((document["weight"], document["shadow"]))
+        live.count({}, {})
+    assert sorted(set(weights)) == [(0.0, 0.0), (0.0, 100.0), (10.0, 0.0), (50.0, 0.0)]
+    assert live.told[3:] == [
+        ("2", "registered"), ("2", "verified"), ("2", "shadow"), ("2", "canary"), ("2", "canary"),
+        ("1", "retired"), ("2", "champion"),
+    ]  # fmt: skip
+    assert (document["champion"]["version"], document["previous"]["version"]) == ("2", "1")
+    live.tick(9)
+    assert (live.registry.champion, live.registry.states) == (2, {1: "retired", 2: "champion"})
+
+
+@pytest.mark.parametrize(
+    ("worse", "said"),
+    [
+        ({ERRORS: 0.05}, "errors"),
+        ({SLOW: 0.10}, "latency above the champion's p99"),
+        ({OUTPUT: 1.0}, "answers: moved"),
+    ],
+)
+def test_a_worse_one_goes_back_with_the_evidence_and_the_champion_is_untouched(
+    live: World, worse: dict[str, float], said: str
+) -> None:
+    champion = live.document["champion"]
+    live.push(2, canary=[10])
+    live.tick(3)
+    live.count({}, worse)
+    document = live.tick(2)
+    assert live.told[-1] == ("2", "rolled_back")
+    assert said in document["history"][-1]["reason"]
+    assert (document["champion"], document["challenger"], document["weight"]) == (champion, None, 0.0)
+    live.tick(6)
+    assert (live.registry.champion, live.registry.states[2]) == (1, "rolled_back")
+
+
+def test_what_nobody_asks_is_inconclusive(live: World) -> None:
+    live.push(2, canary=[{"weight": 10, "max_wait": "5m"}])
+    live.tick(10, seconds=60.0)
+    assert live.told[-1] == ("2", "inconclusive")
+    assert "0 of 100 requests" in live.document["history"][-1]["reason"]
+    assert live.document["champion"]["version"] == "1"
+
+
+@pytest.mark.parametrize(
+    "reason", ["it does not answer its own examples", "the process that loaded it died of SIGSEGV"]
+)
+def test_what_is_not_verified_is_refused_with_the_reason(live: World, reason: str) -> None:
+    live.verifier.refuses["2"] = reason
+    live.push(2)
+    live.tick(4)
+    assert live.told[-1] == ("2", "refused")
+    assert live.document["history"][-1]["reason"] == reason
+    assert (live.registry.champion, live.registry.states[2]) == (1, "refused")
+
+
+def test_a_version_that_is_not_there_is_refused(live: World) -> None:
+    live.push(9)
+    live.tick(4)
+    assert live.told[-1] == ("9", "refused")
+    assert "no version 9" in live.document["history"][-1]["reason"]
+    assert live.document["told"] == live.document["turn"]
+
+
+def test_one_that_asks_for_what_callers_do_not_send_is_refused(
+    live: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wider(*asked: Any) -> dict[str, Any]:
+        entry = Trusting.verify(live.verifier, *asked)
+        request = Schema.from_json(entry["request"])
+        return entry | {"request": Schema((*request.columns, Column("cost", "float"))).to_json()}
+
+    monkeypatch.setattr(live.verifier, "verify", wider)
+    live.push(2)
+    live.tick(4)
+    assert live.told[-1] == ("2", "refused")
+    assert live.document["history"][-1]["reason"] == "callers do not send 'cost', which it asks for"
+
+
+def test_no_replica_is_sent_anybody_before_all_of_them_hold_the_version(world: World) -> None:
+    world.push(1)
+    world.holds(world.key(1), world.key(2))
+    world.holds(world.key(1), id="slow")
+    world.tick(3)
+    world.push(2)
+    assert world.tick(5)["challenger"]["state"] == "verified"
+    assert world.document["champion"]["version"] == "1"
+    world.holds(world.key(1), world.key(2), id="slow")
+    assert world.tick()["champion"]["version"] == "2"
+
+
+def test_what_replicas_do_not_load_is_refused_at_once_or_after_a_while(world: World) -> None:
+    world.push(1)
+    world.holds(world.key(1))
+    world.tick(3)
+    world.holds(world.key(1), errors={world.key(2): "no memory"}, turn=5)
+    world.push(2)
+    world.tick(3)
+    assert world.told[-1] == ("2", "refused")
+    assert "a replica cannot load it: no memory" in world.document["history"][-1]["reason"]
+    # It may fare better when it is pushed again.
+    world.push(2)
+    assert world.tick(3)["challenger"]["state"] == "verified"
+    world.now += LOAD_S
+    world.tick()
+    assert world.told[-1] == ("2", "refused")
+    assert "did not load it within 60 s" in world.document["history"][-1]["reason"]
+
+
+def test_where_no_replica_lives_for_long_there_is_nothing_to_lose(world: World) -> None:
+    world.push(1)
+    assert world.tick(5)["challenger"]["state"] == "verified"
+    world.now += LOAD_S
+    assert world.tick()["champion"]["version"] == "1"
+
+
+def test_a_version_that_replicas_die_of_goes_back(live: World) -> None:
+    live.push(2, canary=[10])
+    live.tick(3)
+    assert live.told[-1] == ("2", "canary")
+    for number, state in enumerate(("canary", "rolled_back")):
+        os.utime(live.holds(live.key(1), live.key(2), id=f"died-{number}"), (0, 0))
+        live.tick(2)
+        assert live.told[-1] == ("2", state)
+    assert "2 replicas died while they held it" in live.document["history"][-1]["reason"]
+    assert [follower.id for follower in record.followers(live.storage, NAME)] == ["replica"]
+
+
+def test_a_rollback_brings_the_version_before_back_and_says_who_asked(live: World) -> None:
+    live.push(2)
+    live.tick(3)
+    record.ask(live.storage, NAME, "rollback", by="ann")
+    document = live.tick()
+    assert (document["champion"]["version"], document["previous"]) == ("1", None)
+    assert live.told[-2:] == [("2", "rolled_back"), ("1", "champion")]
+    assert document["history"][-2]["reason"] == "rolled back by ann"
+    live.tick(6)
+    assert (live.registry.champion, live.registry.states) == (1, {1: "champion", 2: "rolled_back"})
+    asked = record.ask(live.storage, NAME, "rollback", by="ann")
+    answer = live.tick()["answers"][asked.id]
+    assert (answer["done"], answer["said"].split(":")[0]) == (False, "there is no version to go back to")
+
+
+def test_a_rollback_of_a_challenger_leaves_the_champion(live: World) -> None:
+    live.push(2, canary=[10])
+    live.tick(3)
+    record.ask(live.storage, NAME, "rollback", by="ann")
+    document = live.tick()
+    assert (document["champion"]["version"], document["challenger"]) == ("1", None)
+    assert live.told[-1] == ("2", "rolled_back")
+
+
+def test_a_person_ends_a_step_and_not_the_verification(live: World) -> None:
+    live.verifier.packages.pop("2")
+    early = record.ask(live.storage, NAME, "promote", 2, by="ann")
+    assert live.tick()["answers"][early.id]["said"] == "version 2 is no challenger; push it first"
+    live.verifier.packages["2"] = live.registry.packages[2]
+    live.push(2, **STEPS)
+    live.tick(1)
+    early = record.ask(live.storage, NAME, "promote", 2, by="ann")
+    assert "nobody can skip that" in live.tick()["answers"][early.id]["said"]
+    live.tick(3)
+    for state in ("canary", "canary", "champion"):
+        record.ask(live.storage, NAME, "promote", 2, by="ann")
+        live.tick()
+        assert live.told[-1] == ("2", state)
+    assert live.document["champion"]["reason"] == "canary ended by ann"
+
+
+def test_a_newer_push_takes_the_place_of_a_challenger(live: World) -> None:
+    live.push(2, canary=[10])
+    live.tick(3)
+    live.push(3)
+    live.tick(4)
+    assert ("2", "inconclusive") in live.told
+    assert live.document["champion"]["version"] == "3"
+
+
+def test_what_is_champion_or_on_its_way_is_not_pushed_twice(live: World) -> None:
+    turn = live.document["turn"]
+    live.push(1)
+    assert live.tick(2)["turn"] == turn
+    live.push(2, canary=[10])
+    turn = live.tick(3)["turn"]
+    live.push(2)
+    assert live.tick(2)["turn"] == turn
+
+
+def test_a_registry_that_is_away_hinders_no_release_and_hears_of_it_later(live: World) -> None:
+    live.registry.is_away = True
+    live.push(2)
+    assert live.tick(4)["champion"]["version"] == "2"
+    assert live.registry.champion == 1
+    live.registry.is_away = False
+    document = live.tick(9, seconds=120.0)
+    assert (live.registry.champion, live.registry.states[1]) == (2, "retired")
+    assert document["told"] == document["turn"]
+
+
+def test_a_registry_that_is_away_at_a_push_refuses_nobody(
+    live: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any) -> Any:
+        raise StorageError("MLflow does not answer")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(live.registry, "stored", away)
+        live.push(2)
+        assert live.tick(4)["challenger"]["state"] == "registered"
+    assert live.tick(8, seconds=30.0)["champion"]["version"] == "2"
+
+
+@pytest.mark.parametrize("version", [0, 10**20, -1])
+def test_a_number_that_no_version_has_is_refused_at_once(live: World, version: int) -> None:
+    asked = record.ask(live.storage, NAME, "push", version, by="ci")
+    assert not live.tick()["answers"][asked.id]["done"]
+
+
+def test_a_service_that_was_down_goes_on_where_it_was(live: World) -> None:
+    """Who was there before has not died of the challenger, and nobody could ask meanwhile."""
+    live.push(2, canary=[{"weight": 10, "max_wait": "5m"}])
+    document = live.tick(4)
+    for number in range(3):
+        os.utime(live.holds(live.key(1), live.key(2), id=f"gone-{number}"), (0, 0))
+    os.utime(live.storage.path(record.FOLDER, record.ALIVE), (1, time.time() - 3_000))
+    live.now += 3_000
+    live.restart()
+    after = live.tick(3)
+    assert after["challenger"]["state"] == "canary"
+    assert after["challenger"]["dead"] == []
+    assert after["challenger"]["at"] == pytest.approx(document["challenger"]["at"] + 3_000, abs=60)
+
+
+def test_one_damaged_release_hinders_no_other(live: World) -> None:
+    live.storage.path(record.FOLDER, "broken.json").write_text("{")
+    live.push(2)
+    live.tick(4)
+    assert live.document["champion"]["version"] == "2"
+
+
+def test_a_wish_that_is_none_is_put_aside(live: World) -> None:
+    path = live.storage.path(record.ASKED, NAME, "1.json")
+    path.write_text(json.dumps({"id": "1", "what": "burn"}))
+    live.storage.path(record.ASKED, NAME, "2.json").write_text("[")
+    live.push(2)
+    live.tick(4)
+    assert live.document["champion"]["version"] == "2"
+    assert [p.suffix for p in sorted(path.parent.iterdir())] == [".damaged", ".damaged"]
+
+
+# ------------------------------------------------------------ whoever dies
+
+
+class Killed(BaseException):
+    """In SIGKILL's place: nothing between catches it."""
+
+
+@dataclass
+class Dying:
+    """Dies before or after the so-manyth time that something is written or told."""
+
+    at: int
+    before: bool
+    count: int = 0
+    has_died: bool = False
+
+    def around(self, do: Any) -> Any:
+        def dying(*args: Any, **named: Any) -> Any:
+            if self.count == self.at and self.before and not self.has_died:
+                self.has_died = True
+                raise Killed
+            done = do(*args, **named)
+            if self.count == self.at and not self.has_died:
+                self.has_died = True
+                raise Killed
+            self.count += 1
+            return done
+
+        return dying
+
+
+def story(world: World) -> Iterator[None]:
+    """A life: two versions live, one back by its errors, one by a person; yields at every tick."""
+    world.push(1, **STEPS)
+    world.holds(*(world.key(version) for version in (1, 2, 3)))
+    yield from [None] * 6
+    world.push(2, canary=[10, 50], per_step="1s")
+    for _ in range(12):
+        yield
+        if (world.document["challenger"] or {}).get("state") == "canary":
+            world.count({}, {})
+    world.push(3, shadow={"requests": 10}, canary=[5])
+    for _ in range(8):
+        yield
+        if (world.document["challenger"] or {}).get("state") == "canary":
+            world.count({}, {ERRORS: 0.2})
+        elif (world.document["challenger"] or {}).get("state") == "shadow":
+            world.count({}, {})
+    record.ask(world.storage, NAME, "rollback", by="ann")
+    yield from [None] * 4
+
+
+def lived(world: World) -> tuple[Any, ...]:
+    """How it ends, with a reconciler that dies once, and another in its place."""
+    for _ in story(world):
+        try:
+            world.tick()
+        except Killed:
+            world.restart()
+            world.tick()
+    document = world.document
+    live = [
+        document[place] and document[place]["version"] for place in ("champion", "previous", "challenger")
+    ]
+    assert record.asked(world.storage, NAME) == []
+    return live, world.told, world.registry.champion, world.registry.states, document["told"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_reconciler_killed_at_any_step_comes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    undisturbed = lived(made(Storage.open(str(tmp_path / "undisturbed"))))
+    assert undisturbed[0] == ["1", None, None]
+    assert [turn for turn in undisturbed[1] if turn[1] in ("champion", "rolled_back")] == [
+        ("1", "champion"), ("2", "champion"), ("3", "rolled_back"), ("2", "rolled_back"), ("1", "champion"),
+    ]  # fmt: skip
+    at = 0
+    while True:
+        world, dying = made(Storage.open(str(tmp_path / f"{before} {at}"))), Dying(at, before)
+        with monkeypatch.context() as patched:
+            patched.setattr(reconciler.record, "write", dying.around(record.write))
+            patched.setattr(reconciler.record, "forget", dying.around(record.forget))
+            patched.setattr(world.registry, "set_state", dying.around(world.registry.set_state))
+            assert lived(world) == undisturbed
+        if not dying.has_died:
+            break
+        at += 1
+    # As often as something was written, or told.
+    assert at > 30
+
+
+def test_one_reconciler_works_and_another_waits_for_its_end(storage: Storage) -> None:
+    mine = reconciler.lock(storage)
+    assert mine is not None
+    assert reconciler.lock(storage) is None
+    mine.close()
+    again = reconciler.lock(storage)
+    assert again is not None
+    again.close()
+
+
+# ------------------------------------------------------------ hooks
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A web server that keeps what is posted to it; at first it fails."""
+    got: list[dict[str, Any]] = []
+    failures = iter([500])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status = next(failures, 200)
+            if status == 200:
+                got.append(json.loads(body))
+            self.send_response(status)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/hook", got
+    server.shutdown()
+    server.server_close()
+
+
+def test_hooks_hear_of_the_states_that_they_ask_for(
+    world: World, receiver: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    address, got = receiver
+    said = tmp_path / "said"
+    command = f"python3 -c \"import os, sys; open('{said}', 'a').write(os.environ['MLOPS_STATE'] + ' ')\""
+    hooks = (
+        {"webhook": address, "command": None, "on": ("champion", "refused")},
+        {"webhook": None, "command": command, "on": ()},
+        {"webhook": None, "command": "/nowhere", "on": ()},
+    )
+    record.settle(world.storage, NAME, Settings("", "", hooks=hooks))
+    world.holds(world.key(1))
+    world.push(1)
+    world.tick(9)
+    assert [(event["version"], event["state"]) for event in got] == [("1", "champion")]
+    assert set(got[0]) >= {"model", "version", "state", "reason", "at", "turn"}
+    assert said.read_text().split() == ["registered", "verified", "champion"]
+
+
+def test_the_release_keeps_a_bounded_history(live: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "ANSWERS", 50)
+    for number in range(release.HISTORY):
+        live.push(2 + number % 2)
+        live.tick(2)
+    assert len(live.document["history"]) == release.HISTORY
+    assert len(live.document["answers"]) == release.ANSWERS
