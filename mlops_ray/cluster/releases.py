@@ -21,6 +21,8 @@ from mlops_ray.storage import Storage
 POLL_S = 0.05
 #: A reconciler that is just restarting is back sooner.
 SILENT_S = 30.0
+#: Replicas follow a release within a fifth of a second, unless they are dying.
+FOLLOW_S = 2 * record.DEAD_S
 #: Where a version stands while a process of its own, and then the replicas, load it.
 LOADING = ("registered", "verified")
 #: Where a version ends that does not go live.
@@ -85,7 +87,7 @@ def rollback(project: Project, storage: Storage) -> dict[str, Any]:
     Raises `UsageError` where there is nothing to go back to.
     """
     asked = record.ask(storage, project.project, "rollback", by=_me())
-    document = _answered(project, storage, asked)
+    document = _followed_by_all(storage, _answered(project, storage, asked))
     gone = [turn for turn in document["history"] if turn["state"] == "rolled_back"][-1:]
     champion = document["champion"]
     return {"version": champion and champion["version"], "rolled_back": gone[0]["version"] if gone else None}
@@ -103,7 +105,7 @@ def followed(
         found = outcome(document, version)
         goes_on = waits or found["state"] in (LOADING if until_loaded else (*LOADING, "shadow", "canary"))
         if not goes_on:
-            return document
+            return _followed_by_all(storage, document)
         seen = (
             (storage.read_json(record.SEEN, f"{name}.json") or {})
             if found["state"] in ("shadow", "canary")
@@ -119,6 +121,17 @@ def followed(
             said = told
         _require_reconciler(storage)
         time.sleep(POLL_S)
+
+
+def _followed_by_all(storage: Storage, document: Document) -> Document:
+    """The release, when every replica that lives follows it; one that is dying holds nobody up for long."""
+    end = time.monotonic() + FOLLOW_S
+    while time.monotonic() < end:
+        alive = [each for each in record.followers(storage, document["model"]) if each.is_alive]
+        if all(each.turn >= document["turn"] for each in alive):
+            break
+        time.sleep(POLL_S)
+    return document
 
 
 def outcome(document: Document, version: int) -> dict[str, Any]:

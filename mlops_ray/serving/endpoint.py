@@ -202,7 +202,7 @@ class Endpoint(Application):
             self._rates.take(caller.name, caller.rate)
 
     def _absent(self, call: Call) -> Reply:
-        if not self._versions.loaded:
+        if self._versions.champion is None:
             return json_reply({"error": "the model is not loaded yet", "id": call.id}, 503)
         raise NotFoundError(
             f"this version of {self._model!r} is not loaded; there is {self._versions.loaded}"

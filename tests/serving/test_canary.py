@@ -398,6 +398,15 @@ def test_what_a_replica_holds_is_told_and_what_it_cannot_load_with_the_reason(st
     assert record.followers(storage, MODEL) == []
 
 
+def test_before_the_first_version_is_champion_requests_are_told_to_wait(moved: Replica) -> None:
+    """Another replica may have followed already."""
+    moved.release(1)
+    document = record.read(moved.storage, MODEL)
+    record.write(moved.storage, document | {"champion": None})
+    assert [reply.status for reply in moved.ask(["meter-1"])] == [503]
+    assert moved.versions.loaded == ["2"]
+
+
 def test_a_challenger_that_becomes_champion_is_a_change_of_reference(moved: Replica) -> None:
     moved.release(1, weight=50.0)
     moved.ask(KEYS[:1])

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlops_ray.cluster import releases
+from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
 from mlops_ray.errors import NotFoundError, PackageError, StorageError
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
@@ -439,6 +441,29 @@ def test_a_wish_that_is_none_is_put_aside(live: World) -> None:
     live.tick(4)
     assert live.document["champion"]["version"] == "2"
     assert [p.suffix for p in sorted(path.parent.iterdir())] == [".damaged", ".damaged"]
+
+
+def test_who_waits_for_an_outcome_waits_until_every_replica_follows(live: World) -> None:
+    stop = threading.Event()
+
+    def follow() -> None:
+        while not stop.wait(0.02):
+            live.tick()
+            if live.document["champion"]["version"] == "2":
+                live.holds(live.key(2), turn=live.document["turn"])
+
+    live.holds(*(live.key(version) for version in (1, 2)), turn=live.document["turn"])
+    working = threading.Thread(target=follow)
+    working.start()
+    try:
+        live.push(2)
+        document = releases.followed(live.storage, NAME, Silent(), 2)
+    finally:
+        stop.set()
+        working.join()
+    (told,) = record.followers(live.storage, NAME)
+    assert document["champion"]["version"] == "2"
+    assert told.turn >= document["turn"]
 
 
 # ------------------------------------------------------------ whoever dies
