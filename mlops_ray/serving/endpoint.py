@@ -92,12 +92,9 @@ class Endpoint(Application):
             return _replied(call, self._other(call, version, action))
         wanted = call.header(VERSION)
         named = wanted if version is None else version
-        live, contest, key = self._versions.find(named), self._versions.contest, ""
-        if named is not None:
-            contest = None
-        elif contest is not None:
-            key = call.header(ROUTING_KEY) or call.id
-            live = contest.picks(key)
+        contest = self._versions.contest if named is None else None
+        key = "" if contest is None else call.header(ROUTING_KEY) or call.id
+        live = self._versions.find(named) if contest is None else contest.picks(key)
         try:
             # A version that is not live is for those alone who release it.
             is_reserved = wanted is not None or self._is_reserved(version)
@@ -109,8 +106,8 @@ class Endpoint(Application):
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             return _counted(live, error_reply(error, call), came_ns)
         asked = _Asked(came_ns, until, place)
-        if contest is not None:
-            return self._contested(call, contest, key, action, asked)
+        if contest is not None and live is not None:
+            return self._contested(call, contest, live, key, action, asked)
         return self._predicted(call, live, action, asked)
 
     def _admitted(self, until: float | None, size: int) -> Place:
@@ -128,9 +125,10 @@ class Endpoint(Application):
             asked.place.leave()
         return _counted(live, reply, asked.came_ns)
 
-    async def _contested(self, call: Call, contest: Contest, key: str, action: str, asked: _Asked) -> Reply:
+    async def _contested(
+        self, call: Call, contest: Contest, live: Live, key: str, action: str, asked: _Asked
+    ) -> Reply:
         """As `_predicted`, by the version of this key; where the challenger fails, by the champion."""
-        live = contest.picks(key)
         try:
             try:
                 body = await self._body(call, asked)

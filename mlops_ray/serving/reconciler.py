@@ -266,6 +266,8 @@ class Reconciler:
 
     def _tell(self, document: Document, work: _Work) -> None:
         """Has the registry, and the hooks, told of the turns that they have not heard of, in their order."""
+        if document["turn"] <= min(document["told"], document["called"]):
+            return
         settings = record.settings(self.storage, document["model"])
         if settings is not None:
             told = partial(self._told, document["model"], settings)
