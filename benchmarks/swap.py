@@ -31,7 +31,7 @@ from benchmarks.report import Claim, finish
 from mlops_ray.cluster import releases
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import load
-from mlops_ray.serving import record
+from mlops_ray.serving import heartbeats
 
 SWAPS, QUICK_SWAPS, SEED = 100, 10, 1
 CALLERS, PAUSE_S = 4, 0.01
@@ -126,12 +126,12 @@ class Killer:
         """Until as many processes answer as before."""
         storage, end = self.service.storage, time.monotonic() + MOST_S
         while time.monotonic() < end:
-            alive = [each for each in record.followers(storage, self.service.name) if each.is_alive]
+            alive = [each for each in heartbeats.followers(storage, self.service.name) if each.is_alive]
             followed = kind == RECONCILER or len(alive) >= count
             if (
                 len(ours.replicas(self.service, kind)) >= count
                 and followed
-                and record.silent_s(storage) < 1.0
+                and heartbeats.silent_s(storage) < 1.0
             ):
                 return
             time.sleep(0.1)

@@ -12,17 +12,15 @@ from typing import Any
 from mlops_ray.cluster.stages import Progress
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, ReleaseError, UsageError
-from mlops_ray.serving import record
+from mlops_ray.serving import heartbeats, record
 from mlops_ray.serving.record import Ask, Document
 from mlops_ray.serving.release import VERSION
 from mlops_ray.storage import Storage
 
 #: How often the release is looked at.
 POLL_S = 0.05
-#: A reconciler that is just restarting is back sooner.
-SILENT_S = 30.0
 #: Replicas follow a release within a fifth of a second, unless they are dying.
-FOLLOW_S = 2 * record.DEAD_S
+FOLLOW_S = 2 * heartbeats.DEAD_S
 #: Where a version stands while a process of its own, and then the replicas, load it.
 LOADING = ("registered", "verified")
 #: Where a version ends that does not go live.
@@ -127,7 +125,7 @@ def _followed_by_all(storage: Storage, document: Document) -> Document:
     """The release, when every replica that lives follows it; one that is dying holds nobody up for long."""
     end = time.monotonic() + FOLLOW_S
     while time.monotonic() < end:
-        alive = [each for each in record.followers(storage, document["model"]) if each.is_alive]
+        alive = [each for each in heartbeats.followers(storage, document["model"]) if each.is_alive]
         if all(each.turn >= document["turn"] for each in alive):
             break
         time.sleep(POLL_S)
@@ -158,8 +156,8 @@ def _answered(project: Project, storage: Storage, asked: Ask) -> Document:
 
 
 def _require_reconciler(storage: Storage) -> None:
-    silent_s = record.silent_s(storage)
-    if silent_s > SILENT_S:
+    silent_s = heartbeats.silent_s(storage)
+    if silent_s > heartbeats.SILENT_S:
         raise ClusterError(
             "no service of this storage takes it up: start one (mlops-ray serve); until then it waits"
         )

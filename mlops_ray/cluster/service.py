@@ -18,6 +18,7 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
+from mlops_ray.serving import heartbeats
 from mlops_ray.storage import Storage
 
 if TYPE_CHECKING:
@@ -384,9 +385,12 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         if model["challenger"]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
+    silent_s = heartbeats.silent_s(storage)
+    quiet = f"nobody has looked for pushes for {silent_s:.0f} s; mlops-ray serve starts who does"
     return {
         "state": "live",
         "model": project.project,
+        "said": quiet if silent_s > heartbeats.SILENT_S else "",
         "url": url,
         "dashboard": f"{url}/dashboard",
         **document,

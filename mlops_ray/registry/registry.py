@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -189,8 +190,10 @@ class Registry:
             self._client.set_model_version_tag(name, str(version), tag, value)
 
     @answering()
-    def package_folder(self, name: str, version: int) -> Path:
+    def package_folder(self, name: str, version: int, into: Path | None = None) -> Path:
         """Where the version's package lies: in the artifact store if that is a local folder, else a copy.
+
+        The copy is made in the folder `into`, by default in one that stays.
 
         Raises `NotFoundError` for a version that does not exist, `PackageError` where its package is gone.
         """
@@ -199,7 +202,10 @@ class Registry:
             raise PackageError(f"the package of {name!r} version {version} is said to lie outside its place")
         try:
             uri = f"{self._client.get_model_version_download_uri(name, str(version))}/{folder}"
-            return Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=self._uri))
+            is_local = urlsplit(uri).scheme in ("", "file")
+            # Of what is local it would make a copy as well.
+            place = None if into is None or is_local else str(into)
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=place, tracking_uri=self._uri))
         except RequestException:
             raise
         except (MlflowException, OSError) as error:
@@ -218,15 +224,19 @@ class Registry:
         digest = self._tags(name, version).get(DIGEST, "")
         if not SHA256.fullmatch(digest):
             raise PackageError(f"the registry knows no digest of {name!r} version {version}")
-        folder = self.package_folder(name, version).resolve()
-        if folder.is_relative_to(storage.root.resolve()):
-            return folder, digest
         # By its digest: a copy of another package is not this one, whatever its number.
         copy = storage.path(*COPIES, f"{name}-{version}-{digest[:12]}")
-        if not copy.exists():
-            with tempfile.TemporaryDirectory(dir=copy.parent, prefix=f".{copy.name}.") as beside:
+        if copy.exists():
+            return copy.resolve(), digest
+        with tempfile.TemporaryDirectory(dir=copy.parent, prefix=f".{copy.name}.") as name_beside:
+            beside = Path(name_beside).resolve()
+            folder = self.package_folder(name, version, beside).resolve()
+            if not folder.is_relative_to(beside):
+                if folder.is_relative_to(storage.root.resolve()):
+                    return folder, digest
                 # A link stays one, which no package may hold.
-                shutil.copytree(folder, Path(beside, "package"), symlinks=True).rename(copy)
+                folder = shutil.copytree(folder, beside / "package", symlinks=True)
+            folder.rename(copy)
         return copy.resolve(), digest
 
     def package(

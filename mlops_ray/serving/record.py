@@ -2,7 +2,7 @@
 
     NAME.json              the release of a model: champion, the one before, challenger, what became of whom
     asked/NAME/ID.json     a push, a promotion, a rollback that nobody has taken up yet
-    replicas/NAME/ID.json  what a replica holds in memory; touched for as long as it lives
+    replicas/NAME/ID.json  what a replica holds in memory (heartbeats.py)
     seen/NAME.json         what the comparison of champion and challenger tells so far
     settings/NAME.json     how the reconciler loads a version of the model, and whom it tells
 
@@ -10,13 +10,10 @@ The reconciler alone replaces a release; replicas poll it, load beside what answ
 Nothing is deployed anew to change a model.
 """
 
-import contextlib
 import logging
-import math
 import os
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,15 +27,13 @@ from mlops_ray.storage import PRIVATE, Storage
 logger = logging.getLogger(__name__)
 
 FOLDER = "release"
-ASKED, REPLICAS, SEEN, SETTINGS = (f"{FOLDER}/{name}" for name in ("asked", "replicas", "seen", "settings"))
+ASKED, SEEN, SETTINGS = (f"{FOLDER}/{name}" for name in ("asked", "seen", "settings"))
 FORMAT_VERSION = 2
 #: What a champion's entry has at least.
 NAMED = ("version",)
 #: How often replicas look at the release. A version is to be live everywhere within 2 s of its push, loading
 #: included, and a rollback within 1.
-POLL_S = 0.2
-#: How often a replica says that it lives, and after which silence it does not.
-ALIVE_S, DEAD_S = 1.0, 6.0
+POLL_S = 0.1
 
 Document = dict[str, Any]
 Wish = Literal["push", "promote", "rollback"]
@@ -198,70 +193,6 @@ def _wish(stem: str, **read: Any) -> Ask:
 def forget(storage: Storage, name: str, id: str) -> None:
     """Takes a wish away that was taken up; safe to repeat."""
     storage.root.joinpath(ASKED, name, f"{id}.json").unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------- who reconciles, and who follows
-
-#: The file that the reconciler touches for as long as it lives.
-ALIVE = ".reconciler"
-
-
-def silent_s(storage: Storage) -> float:
-    """For how long no reconciler has looked at the storage; infinity where none ever has."""
-    found = mark(storage.root.joinpath(FOLDER, ALIVE))
-    return math.inf if found is None else time.time() - found[1] / 1e9
-
-
-@dataclass(frozen=True)
-class Follower:
-    """A replica: the turn of the release that it follows, what it holds by `key`, and what did not load.
-
-    `errors` are sentences by key; `silent_s` is how long ago it said so.
-    """
-
-    id: str
-    turn: int = -1
-    loaded: tuple[str, ...] = ()
-    errors: dict[str, str] | None = None
-    silent_s: float = 0.0
-
-    @property
-    def is_alive(self) -> bool:
-        return self.silent_s < DEAD_S
-
-
-def beat(storage: Storage, name: str, id: str) -> bool:
-    """Says that a replica lives; whether it had said before what it holds."""
-    try:
-        os.utime(storage.root.joinpath(REPLICAS, name, f"{id}.json"))
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def follow(storage: Storage, name: str, follower: Follower) -> None:
-    """Says what a replica holds, in a file that it touches while it lives and removes at its end."""
-    said = {"turn": follower.turn, "loaded": list(follower.loaded), "errors": follower.errors or {}}
-    storage.write_json(said, REPLICAS, name, f"{follower.id}.json")
-
-
-def followers(storage: Storage, name: str) -> list[Follower]:
-    """The replicas of a model that live, or died without a word."""
-    return list(_followers(storage, name))
-
-
-def _followers(storage: Storage, name: str) -> Iterator[Follower]:
-    for path in sorted(storage.root.joinpath(REPLICAS, name).glob("[!.]*.json")):
-        # One that ends takes its file with it.
-        with contextlib.suppress(FileNotFoundError, StorageError, KeyError, TypeError):
-            silent_s = time.time() - path.stat().st_mtime
-            said = storage.read_json(REPLICAS, name, path.name)
-            yield Follower(path.stem, said["turn"], tuple(said["loaded"]), said["errors"], silent_s)
-
-
-def bury(storage: Storage, name: str, id: str) -> None:
-    """Takes away what a replica said that died."""
-    storage.root.joinpath(REPLICAS, name, f"{id}.json").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- how versions are loaded, and who is told

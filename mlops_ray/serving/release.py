@@ -51,9 +51,16 @@ def taken(document: Document, ask: Ask, now: float) -> Document:
 def _pushed(document: Document, ask: Ask, now: float) -> Document:
     if not VERSION.fullmatch(ask.version or ""):
         raise UsageError(f"{ask.version!r} is no version")
-    for place in ("champion", "challenger"):
-        if document[place] is not None and document[place]["version"] == ask.version:
-            return document
+    champion, going = document["champion"], document["challenger"]
+    if champion is not None and champion["version"] == ask.version:
+        return document
+    if going is not None and going["version"] == ask.version:
+        if going["release"] != (ask.release or {}):
+            raise UsageError(
+                f"version {ask.version} goes live already, by the steps that it was pushed with; for others, "
+                "roll it back first"
+            )
+        return document
     if document["challenger"] is not None:
         superseded = Standing("inconclusive", reason=f"version {ask.version} was pushed")
         document = moved(document, superseded, now)

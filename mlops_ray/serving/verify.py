@@ -1,19 +1,12 @@
 """A version is loaded and exercised in a process of its own before any replica touches it.
 
-The process waits with all of its imports done, since these take longer than a model does. What it is given is
-plain JSON on its standard input, and so is its answer; it ends with whoever started it.
+What it is given is plain JSON, and so is its answer.
 """
 
-import contextlib
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +18,7 @@ from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.schema import Schema
 from mlops_ray.serving import record
+from mlops_ray.serving.aside import Aside, DiedError
 from mlops_ray.serving.contest import scale
 from mlops_ray.serving.record import Settings
 from mlops_ray.serving.versions import Live, loader
@@ -32,6 +26,8 @@ from mlops_ray.storage import Storage
 
 #: A model loads in a second; one that takes longer than this holds every replica up that starts.
 LOAD_S = 60.0
+#: What takes longer to import than a version to load, and not every version needs.
+IMPORTED = ("xgboost",)
 #: What a version's figures, its family and its date may be called, and how many figures it may tell.
 NAME, MOST_FIGURES = re.compile(r"[\w.:+@ -]{1,100}"), 100
 #: Types of a request's column that take all that another takes.
@@ -39,12 +35,10 @@ _WIDER = {("int", "float"), ("category", "string"), ("string", "category")}
 
 
 class Verifier:
-    """Verifies one version after another, each in a new process, the next of which waits already."""
+    """Verifies versions, each in a process of its own, several at a time."""
 
     def __init__(self, load_s: float = LOAD_S) -> None:
-        self._load_s = load_s
-        self._one_at_a_time = threading.Lock()
-        self._spare = _process()
+        self._load_s, self._aside = load_s, Aside(__name__, IMPORTED)
 
     def verify(
         self, storage: Storage, model: str, version: str, package: Path, digest: str, settings: Settings
@@ -61,50 +55,19 @@ class Verifier:
             "digest": digest,
             "settings": asdict(settings),
         }
-        with self._one_at_a_time:
-            if self._spare.poll() is not None:
-                # Somebody ended it while it waited.
-                self._spare = _process()
-            process, self._spare = self._spare, _process()
-        with process:
-            try:
-                said, _ = process.communicate(json.dumps(asked) + "\n", timeout=self._load_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise PackageError(f"it was not loaded within {self._load_s:.0f} s") from None
-            except BrokenPipeError:
-                said = ""
         try:
-            found = json.loads(said.splitlines()[-1])
-        except (ValueError, IndexError):
-            raise PackageError(f"the process that loaded it {_died(process.returncode)}") from None
+            found = json.loads(self._aside.ask(json.dumps(asked), self._load_s))
+        except TimeoutError:
+            raise PackageError(f"it was not loaded within {self._load_s:.0f} s") from None
+        except DiedError as error:
+            raise PackageError(f"the process that loaded it {error}") from None
         if "refused" in found:
             raise PackageError(str(found["refused"]))
         return dict(found["entry"])
 
     def close(self) -> None:
         """Ends the process that waits."""
-        with self._one_at_a_time, self._spare:
-            self._spare.kill()
-
-
-def _process() -> subprocess.Popen[str]:
-    # Not the caller's own __main__, which may be anything.
-    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)  # noqa: S603 - our own module
-
-
-def _died(status: int) -> str:
-    """
-    >>> _died(-11), _died(3)
-    ('died of SIGSEGV', 'ended with status 3')
-    """
-    if status >= 0:
-        return f"ended with status {status}"
-    with contextlib.suppress(ValueError):
-        return f"died of {signal.Signals(-status).name}"
-    return f"died of signal {-status}"
+        self._aside.close()
 
 
 def incompatible(champion: Schema, challenger: Schema) -> str | None:
@@ -128,25 +91,16 @@ def incompatible(champion: Schema, challenger: Schema) -> str | None:
     return None
 
 
-def main() -> None:
-    """What the process does: waits for one line, answers it with one, and ends."""
-    # Imported before anybody waits for it.
-    import xgboost  # noqa: F401
-
-    line = sys.stdin.readline()
-    if not line:
-        return
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    # What a package's libraries print is no answer.
-    answer, sys.stdout = sys.stdout, sys.stderr
+def work(asked: str) -> str:
+    """What the process does (see `aside`): the entry of the version that is asked for, or why it has none."""
     found: dict[str, Any]
     try:
-        found = {"entry": _entry(**json.loads(line))}
+        found = {"entry": _entry(**json.loads(asked))}
     except MlopsError as error:
         found = {"refused": str(error)}
     except Exception as error:  # noqa: BLE001 - whatever a package does, it is refused with a word
         found = {"refused": f"it cannot be loaded: {one_line(error)}"}
-    print(json.dumps(found), file=answer, flush=True)
+    return json.dumps(found)
 
 
 def _entry(
@@ -183,10 +137,3 @@ def _require_tellable(entry: dict[str, Any]) -> None:
     for text in (*names, entry["family"], entry["created_at"]):
         if not isinstance(text, str) or not NAME.fullmatch(text):
             raise PackageError(f"it says of itself {text!r:.60}, which is no name")
-
-
-def _end_with_parent(parent: int) -> None:
-    """Ends this process when nobody is there any more who would read the answer."""
-    while os.getppid() == parent:
-        threading.Event().wait(1.0)
-    os._exit(1)

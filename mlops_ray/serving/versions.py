@@ -33,6 +33,7 @@ from mlops_ray.serving import record
 from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
 from mlops_ray.serving.contest import Contest, Pace
+from mlops_ray.serving.heartbeats import ALIVE_S, Following
 from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT, outputs
 from mlops_ray.serving.routing import Split
 from mlops_ray.storage import Storage
@@ -236,6 +237,7 @@ class Versions:
         self._path = storage.path(record.FOLDER, f"{model}.json")
         self._storage, self._model, self._load = storage, model, load
         self._outbox, self._log, self._batching, self._hidden = outbox, log, batching, hidden
+        self._following = Following(storage, model, outbox.source)
         #: What is in memory by `record.key`, and what could not be, with the reason.
         self._held: dict[str, Live] = {}
         self._errors: dict[str, str] = {}
@@ -305,22 +307,20 @@ class Versions:
     async def beat(self) -> None:
         """Says again and again that this replica lives, until cancelled."""
         while True:
-            await asyncio.sleep(record.ALIVE_S)
+            await asyncio.sleep(ALIVE_S)
             try:
-                if not record.beat(self._storage, self._model, self._outbox.source):
+                if not self._following.beat():
                     self._tell()
             except OSError as error:
                 logger.warning("%s: this replica cannot say that it lives (%s)", self._model, error.strerror)
 
     def close(self) -> None:
         """Says that this replica ends, as it should."""
-        record.bury(self._storage, self._model, self._outbox.source)
+        self._following.close()
 
     def _tell(self) -> None:
         """Says what this replica holds."""
-        turn = self._document["turn"]
-        me = record.Follower(self._outbox.source, turn, tuple(self._held), self._errors)
-        record.follow(self._storage, self._model, me)
+        self._following.say(self._document["turn"], tuple(self._held), self._errors)
 
     def _made(self, entry: dict[str, Any], aside: int = 0) -> Live:
         return Live(self._load(entry), self._outbox, self._log, self._batching, self._hidden, aside)

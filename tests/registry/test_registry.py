@@ -1,5 +1,6 @@
 """Versions in MLflow: registered, promoted, read back, and the same to MLflow's own loader and server."""
 
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from mlflow.exceptions import MlflowException
 from requests.exceptions import ConnectionError
 
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError
+from mlops_ray.registry import package as packages
 from mlops_ray.registry import signing
 from mlops_ray.registry.package import TRUSTED_KEYS, Package
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import STATES, Registry
+from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
 from tests.servers import free_port, mlflow_command
@@ -208,6 +211,19 @@ def _raises(error: Exception) -> Any:
         raise error
 
     return fail
+
+
+def test_a_version_is_brought_into_the_storage_once_and_nothing_is_left_elsewhere(
+    registry: Registry, storage: Storage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder, digest = registry.stored(storage, "demo", 1)
+    assert folder.is_relative_to(storage.root.resolve())
+    assert packages.read(folder, digest=digest).name == "demo"
+    assert list(tmp_path.iterdir()) == [storage.root]
+    assert list(folder.parent.iterdir()) == [folder]
+    monkeypatch.setattr(Registry, "package_folder", _raises(AssertionError("it is there already")))
+    assert registry.stored(storage, "demo", 1) == (folder, digest)
 
 
 def test_mlflows_own_server_gives_the_same_answers(local: Registry, package: Package, tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def project(storage: Path, **more: Any) -> Project:
     return Project.model_validate(PROJECT | {"storage": str(storage)} | more)
 
 
-def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package:
+def write(
+    folder: Path, of: Project, factor: float, name: str = NAME, outcome: Outcome | None = None
+) -> Package:
     """A package whose model answers `factor * load`."""
     features = compile_features(of)
     rows = _rows(features)
@@ -67,7 +69,7 @@ def write(folder: Path, of: Project, factor: float, name: str = NAME) -> Package
         encoder=encoder,
         feature_set=features,
         target={"expr": "cost"},
-        outcome=Outcome(),
+        outcome=outcome or Outcome(),
         intervals={},
         origin={},
         metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},

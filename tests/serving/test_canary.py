@@ -19,7 +19,7 @@ from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
 from mlops_ray.registry.predictor import Answer
-from mlops_ray.serving import contest, record
+from mlops_ray.serving import contest, heartbeats, record
 from mlops_ray.serving.endpoint import Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
@@ -262,11 +262,11 @@ def test_while_a_challenger_is_loaded_what_is_live_is_followed(storage: Storage)
         record.write(storage, document | {"champion": other, "previous": document["champion"], "turn": 2})
         await slow.versions.refresh()
         followed = [version(await slow.one("meter-1"))]
-        (told,) = record.followers(storage, MODEL)
+        (told,) = heartbeats.followers(storage, MODEL)
         assert "2 digest 2" not in told.loaded
         is_loaded.set()
         await slow.versions.settled()
-        (told,) = record.followers(storage, MODEL)
+        (told,) = heartbeats.followers(storage, MODEL)
         return [*followed, *sorted(told.loaded)]
 
     assert run(switched()) == ["3", "1 digest 1", "2 digest 2", "3 digest 3"]
@@ -290,7 +290,7 @@ def test_where_the_champion_cannot_be_loaded_others_are(storage: Storage) -> Non
         await broken.versions.settled()
 
     run(tried())
-    (told,) = record.followers(storage, MODEL)
+    (told,) = heartbeats.followers(storage, MODEL)
     assert told.loaded == ("2 digest 2",)
 
 
@@ -390,12 +390,12 @@ def test_what_a_replica_holds_is_told_and_what_it_cannot_load_with_the_reason(st
     broken = replica(storage, PackageError("a file is missing"))
     broken.release(3, weight=50.0)
     assert {version(reply) for reply in broken.ask(KEYS)} == {"1"}
-    (told,) = record.followers(storage, MODEL)
+    (told,) = heartbeats.followers(storage, MODEL)
     assert (told.id, told.turn, told.loaded) == ("replica", 3, ("1 digest 1",))
     assert told.errors == {"2 digest 2": "a file is missing"}
     assert told.is_alive
     broken.versions.close()
-    assert record.followers(storage, MODEL) == []
+    assert heartbeats.followers(storage, MODEL) == []
 
 
 def test_before_the_first_version_is_champion_requests_are_told_to_wait(moved: Replica) -> None:

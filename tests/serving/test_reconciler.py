@@ -1,7 +1,9 @@
 """What is pushed is live or safely back, whoever dies; and registry and hooks hear of every turn."""
 
 import json
+import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -21,9 +23,10 @@ from mlops_ray.errors import NotFoundError, PackageError, StorageError
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column, Schema
-from mlops_ray.serving import reconciler, record, release
-from mlops_ray.serving.reconciler import Reconciler
-from mlops_ray.serving.record import Document, Follower, Settings
+from mlops_ray.serving import heartbeats, reconciler, record, release
+from mlops_ray.serving.heartbeats import Following
+from mlops_ray.serving.reconcile import Reconciler
+from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.verify import LOAD_S
 from mlops_ray.storage import Storage
 from tests.serving import packages
@@ -99,6 +102,7 @@ class World:
     verifier: Trusting
     now: float = 1_000_000.0
     reconciler: Reconciler = field(init=False)
+    replicas: dict[str, Following] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.restart()
@@ -134,9 +138,10 @@ class World:
 
     def holds(self, *keys: str, **more: Any) -> Path:
         """A replica says what it has in memory, in this file."""
-        follower = Follower(more.pop("id", "replica"), more.pop("turn", 1_000), keys, **more)
-        record.follow(self.storage, NAME, follower)
-        return self.storage.path(record.REPLICAS, NAME, f"{follower.id}.json")
+        id = more.pop("id", "replica")
+        self.replicas.setdefault(id, Following(self.storage, NAME, id))
+        self.replicas[id].say(more.get("turn", 1_000), keys, more.get("errors", {}))
+        return self.storage.path(heartbeats.FOLDER, NAME, f"{id}.json")
 
     def count(self, champion: dict[str, float], challenger: dict[str, float], requests: int = 2_000) -> None:
         """The monitor has heard of so many requests of either side in the present turn."""
@@ -318,7 +323,7 @@ def test_a_version_that_replicas_die_of_goes_back(live: World) -> None:
         live.tick(2)
         assert live.told[-1] == ("2", state)
     assert "2 replicas died while they held it" in live.document["history"][-1]["reason"]
-    assert [follower.id for follower in record.followers(live.storage, NAME)] == ["replica"]
+    assert [follower.id for follower in heartbeats.followers(live.storage, NAME)] == ["replica"]
 
 
 def test_a_rollback_brings_the_version_before_back_and_says_who_asked(live: World) -> None:
@@ -381,6 +386,59 @@ def test_what_is_champion_or_on_its_way_is_not_pushed_twice(live: World) -> None
     assert live.tick(2)["turn"] == turn
 
 
+def test_what_goes_live_already_is_not_pushed_by_other_steps(live: World) -> None:
+    live.push(2, canary=[10])
+    live.tick(3)
+    asked = record.ask(live.storage, NAME, "push", 2, by="ci", release={"canary": [50]})
+    answer = live.tick()["answers"][asked.id]
+    assert (answer["done"], "by the steps that it was pushed with" in answer["said"]) == (False, True)
+    assert live.document["weight"] == 10
+
+
+def test_a_version_is_refused_whose_profit_is_too_low_or_not_known_where_the_project_asks_for_it(
+    live: World,
+) -> None:
+    live.push(2, profit_gate="refuse")
+    live.tick(3)
+    assert live.told[-1] == ("2", "refused")
+    assert "nobody here knows it" in live.document["history"][-1]["reason"]
+    live.reconciler.profit = lambda champion, entry: (
+        f"{champion['version']} earns more" if entry["version"] == "2" else None
+    )
+    live.push(2, profit_gate="refuse")
+    live.tick(3)
+    assert live.document["history"][-1]["reason"] == "1 earns more"
+    live.push(2, profit_gate="report")
+    live.push(3, profit_gate="refuse")
+    live.tick(6)
+    assert [turn for turn in live.told if turn[1] == "champion"][-1] == ("3", "champion")
+
+
+def test_the_death_of_a_replica_on_this_machine_is_known_at_once(live: World) -> None:
+    live.holds(live.key(1), id="other")
+    life = live.replicas["other"]._life
+    assert life is not None
+    life.close()
+    assert {one.id: one.is_alive for one in heartbeats.followers(live.storage, NAME)} == {
+        "other": False, "replica": True,
+    }  # fmt: skip
+    live.tick()
+    assert [one.id for one in heartbeats.followers(live.storage, NAME)] == ["replica"]
+    assert list(live.storage.path(heartbeats.FOLDER, NAME, "x").parent.glob(".other*")) == []
+
+
+def test_the_lock_of_a_replica_elsewhere_tells_nothing(live: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(heartbeats, "_machine", lambda: "another")
+        path = live.holds(live.key(1), id="other")
+    life = live.replicas["other"]._life
+    assert life is not None
+    life.close()
+    assert all(one.is_alive for one in heartbeats.followers(live.storage, NAME))
+    os.utime(path, (0, 0))
+    assert [one.is_alive for one in heartbeats.followers(live.storage, NAME)] == [False, True]
+
+
 def test_a_registry_that_is_away_hinders_no_release_and_hears_of_it_later(live: World) -> None:
     live.registry.is_away = True
     live.push(2)
@@ -417,7 +475,7 @@ def test_a_service_that_was_down_goes_on_where_it_was(live: World) -> None:
     document = live.tick(4)
     for number in range(3):
         os.utime(live.holds(live.key(1), live.key(2), id=f"gone-{number}"), (0, 0))
-    os.utime(live.storage.path(record.FOLDER, record.ALIVE), (1, time.time() - 3_000))
+    os.utime(live.storage.path(record.FOLDER, ".reconciler"), (1, time.time() - 3_000))
     live.now += 3_000
     live.restart()
     after = live.tick(3)
@@ -461,7 +519,7 @@ def test_who_waits_for_an_outcome_waits_until_every_replica_follows(live: World)
     finally:
         stop.set()
         working.join()
-    (told,) = record.followers(live.storage, NAME)
+    (told,) = heartbeats.followers(live.storage, NAME)
     assert document["champion"]["version"] == "2"
     assert told.turn >= document["turn"]
 
@@ -469,32 +527,106 @@ def test_who_waits_for_an_outcome_waits_until_every_replica_follows(live: World)
 # ------------------------------------------------------------ whoever dies
 
 
-class Killed(BaseException):
-    """In SIGKILL's place: nothing between catches it."""
+class KilledError(Exception):
+    """The process that reconciled is dead."""
 
 
 @dataclass
 class Dying:
-    """Dies before or after the so-manyth time that something is written or told."""
+    """Kills its process before or after the so-manyth time that something is written or told."""
 
     at: int
     before: bool
     count: int = 0
-    has_died: bool = False
 
     def around(self, do: Any) -> Any:
         def dying(*args: Any, **named: Any) -> Any:
-            if self.count == self.at and self.before and not self.has_died:
-                self.has_died = True
-                raise Killed
+            if self.count == self.at and self.before:
+                os.kill(os.getpid(), signal.SIGKILL)
             done = do(*args, **named)
-            if self.count == self.at and not self.has_died:
-                self.has_died = True
-                raise Killed
+            if self.count == self.at:
+                os.kill(os.getpid(), signal.SIGKILL)
             self.count += 1
             return done
 
         return dying
+
+
+@dataclass
+class OnDisk(Registry):
+    """A registry that outlives who tells it."""
+
+    path: Path = Path()
+
+    def __post_init__(self) -> None:
+        if self.path.exists():
+            kept = json.loads(self.path.read_text())
+            self.champion = kept["champion"]
+            self.states = {int(version): state for version, state in kept["states"].items()}
+
+    def set_champion(self, name: str, version: int, /) -> None:
+        super().set_champion(name, version)
+        self._keep()
+
+    def set_state(self, name: str, version: int, state: str, reason: str = "", /) -> None:
+        super().set_state(name, version, state, reason)
+        self._keep()
+
+    def _keep(self) -> None:
+        self.path.write_text(json.dumps({"champion": self.champion, "states": self.states}))
+
+
+@dataclass
+class Apart(World):
+    """A world whose reconciler is a process, the first of which may die."""
+
+    dying: Dying | None = None
+    has_died: bool = False
+    process: Any = None
+    pipe: Any = None
+
+    def restart(self) -> None:
+        self.pipe, theirs = FORKS.Pipe()
+        dying = None if self.has_died else self.dying
+        registry = OnDisk(self.registry.packages, path=self.storage.path("registry.json"))
+        world = (self.storage, self.project, registry, self.verifier)
+        self.process = FORKS.Process(target=reconciles, args=(world, dying, theirs))
+        self.process.start()
+        theirs.close()
+
+    def tick(self, times: int = 1, seconds: float = 2.0) -> Document:
+        self.pipe.send(self.now)
+        try:
+            self.pipe.recv()
+        except EOFError:
+            self.process.join()
+            assert self.process.exitcode == -signal.SIGKILL
+            self.has_died = True
+            raise KilledError from None
+        self.now += seconds
+        return self.document
+
+    def end(self) -> None:
+        self.pipe.send(None)
+        self.process.join()
+        self.registry = OnDisk(self.registry.packages, path=self.storage.path("registry.json"))
+
+
+def reconciles(world: tuple[Any, ...], dying: Dying | None, pipe: Any) -> None:
+    """What the process does: a turn of work each time that it is told what time it is."""
+    made = World(*world)
+    if dying is not None:
+        for place, name in ((record, "write"), (record, "forget"), (made.registry, "set_state")):
+            setattr(place, name, dying.around(getattr(place, name)))
+    while (now := pipe.recv()) is not None:
+        made.now = now
+        made.reconciler.tick()
+        pipe.send(None)
+
+
+#: Processes are forked from one that has imported this module, and nothing more.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
 
 
 def story(world: World) -> Iterator[None]:
@@ -518,41 +650,38 @@ def story(world: World) -> Iterator[None]:
     yield from [None] * 4
 
 
-def lived(world: World) -> tuple[Any, ...]:
-    """How it ends, with a reconciler that dies once, and another in its place."""
+def lived(folder: Path, dying: Dying | None = None) -> tuple[bool, tuple[Any, ...]]:
+    """Whether a reconciler died, and how it ended with another in its place."""
+    one = made(Storage.open(str(folder)))
+    world = Apart(one.storage, one.project, one.registry, one.verifier, dying=dying)
     for _ in story(world):
         try:
             world.tick()
-        except Killed:
+        except KilledError:
             world.restart()
             world.tick()
+    world.end()
     document = world.document
     live = [
         document[place] and document[place]["version"] for place in ("champion", "previous", "challenger")
     ]
     assert record.asked(world.storage, NAME) == []
-    return live, world.told, world.registry.champion, world.registry.states, document["told"]
+    told = world.told, world.registry.champion, world.registry.states, document["told"]
+    return world.has_died, (live, *told)
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_reconciler_killed_at_any_step_comes_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
-) -> None:
-    undisturbed = lived(made(Storage.open(str(tmp_path / "undisturbed"))))
+def test_a_reconciler_killed_at_any_step_comes_to_the_same_end(tmp_path: Path, before: bool) -> None:
+    has_died, undisturbed = lived(tmp_path / "undisturbed")
+    assert not has_died
     assert undisturbed[0] == ["1", None, None]
     assert [turn for turn in undisturbed[1] if turn[1] in ("champion", "rolled_back")] == [
         ("1", "champion"), ("2", "champion"), ("3", "rolled_back"), ("2", "rolled_back"), ("1", "champion"),
     ]  # fmt: skip
-    at = 0
-    while True:
-        world, dying = made(Storage.open(str(tmp_path / f"{before} {at}"))), Dying(at, before)
-        with monkeypatch.context() as patched:
-            patched.setattr(reconciler.record, "write", dying.around(record.write))
-            patched.setattr(reconciler.record, "forget", dying.around(record.forget))
-            patched.setattr(world.registry, "set_state", dying.around(world.registry.set_state))
-            assert lived(world) == undisturbed
-        if not dying.has_died:
-            break
+    at, has_died = 0, True
+    while has_died:
+        has_died, end = lived(tmp_path / str(at), Dying(at, before))
+        assert end == undisturbed
         at += 1
     # As often as something was written, or told.
     assert at > 30

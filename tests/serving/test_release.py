@@ -1,5 +1,6 @@
 """What is live is a document; what runs is started only when it differs."""
 
+import contextlib
 import threading
 import time
 import urllib.request
@@ -19,13 +20,15 @@ from mlops_ray.cluster import local, releases
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project, Release
-from mlops_ray.errors import ReleaseError, StorageError, UsageError
+from mlops_ray.errors import ReleaseError, ServiceError, StorageError, UsageError
+from mlops_ray.registry.outcome import Called, Outcome
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
 from tests.serving import packages
 
+CRASHING = "tests.serving.hostile.crash_when_large"
 ROW = {"site": "a", "time": "2016-11-02T10:00:00Z", "load": 3.0}
 #: A promotion is to be live everywhere within two seconds; a busy machine gets more.
 LIVE_S = 30.0
@@ -91,6 +94,11 @@ def metrics(url: str, key: str) -> str:
         return str(reply.read().decode())
 
 
+def states(live: "Live") -> dict[int, str]:
+    """What the registry says of each version."""
+    return {each["version"]: each["state"] for each in live.registry.versions(packages.NAME)}
+
+
 def eventually(condition: object) -> None:
     end = time.monotonic() + LIVE_S
     while not condition():  # type: ignore[operator]
@@ -99,7 +107,7 @@ def eventually(condition: object) -> None:
 
 @dataclass(frozen=True)
 class Live:
-    """A service whose registry holds three versions, of which the first was pushed."""
+    """A service whose registry holds four versions: the first was pushed, the last crashes at some rows."""
 
     project: Project
     storage: Storage
@@ -124,12 +132,16 @@ def live(storage: Storage, http_port: int) -> Iterator[Live]:
 
     from mlops_ray.serving import deploy
 
-    project = packages.project(storage.root)
+    postprocess = {"postprocess": {"function": CRASHING}}
+    project = packages.project(storage.root, serving=packages.PROJECT["serving"] | postprocess)  # type: ignore[operator]
     uri = deploy.tracking_uri(project, storage)
     experiment = tracking.prepare(uri, packages.NAME, str(storage.root / "artifacts"))
     registry = Registry(uri)
-    for version in (1, 2, 3):
-        package = packages.write(storage.path("made", f"v{version}"), project, float(version))
+    for version in (1, 2, 3, 4):
+        outcome = Outcome(function=Called.now(CRASHING)) if version == 4 else None
+        package = packages.write(
+            storage.path("made", f"v{version}"), project, float(version), outcome=outcome
+        )
         with tracking.open_run(uri, experiment, packages.NAME) as run:
             assert registry.register(package, run_id=run.id) == version
     releases.push(project, storage, 1)
@@ -156,9 +168,8 @@ def test_what_is_pushed_is_live_without_a_deployment_and_goes_back_at_once(live:
     assert releases.rollback(live.project, live.storage) == {"version": "1", "rolled_back": "2"}
     eventually(lambda: live.answer == ("1", 1.0))
     eventually(lambda: live.registry.champion(packages.NAME) == 1)
-    states = {version["version"]: version["state"] for version in live.registry.versions(packages.NAME)}
-    eventually(lambda: live.registry.versions(packages.NAME)[1]["state"] == "rolled_back")
-    assert states[3] == "registered"
+    eventually(lambda: states(live)[2] == "rolled_back")
+    assert states(live)[3] == "registered"
 
     with pytest.raises(ReleaseError, match="version 9 is refused: the registry has no version 9"):
         live.push(9)
@@ -205,3 +216,29 @@ def kill_reconciler_in_canary(storage: Storage, cluster: LocalCluster) -> None:
                     return
         threading.Event().wait(0.05)
     raise AssertionError("there was no canary, or no reconciler to kill in it")
+
+
+def test_a_challenger_that_crashes_at_some_rows_takes_two_replicas_with_it_and_is_sent_back(
+    live: Live,
+) -> None:
+    stop = threading.Event()
+    asking = threading.Thread(target=ask_now_and_then_too_much, args=(live, stop))
+    asking.start()
+    try:
+        with pytest.raises(ReleaseError, match="rolled back: 2 replicas died while they held it"):
+            live.push(4, canary=[50], per_step="60s")
+    finally:
+        stop.set()
+        asking.join()
+    eventually(lambda: live.answer == ("1", 1.0))
+
+
+def ask_now_and_then_too_much(live: Live, stop: threading.Event) -> None:
+    """Requests of ever new keys, of which one in twenty is for more than any example was."""
+    random = np.random.default_rng(1)
+    with contextlib.closing(Client(live.url, packages.NAME, live.key)) as client:
+        while not stop.is_set():
+            load = 900.0 if random.random() < 0.05 else random.normal(50, 10)
+            with contextlib.suppress(ServiceError):
+                # A replica that dies takes its callers' answers with it.
+                client.predict([ROW | {"load": load}])

@@ -124,13 +124,35 @@ def test_a_package_outside_the_storage_is_refused(
 
 
 def test_the_process_that_waits_ends_with_whoever_started_it() -> None:
-    code = f"from {Verifier.__module__} import Verifier; print(Verifier()._spare.pid, flush=True); input()"
+    code = f"from {Verifier.__module__} import Verifier; print(Verifier()._aside.pid, flush=True); input()"
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as parent:
         assert parent.stdout is not None
         waiting = psutil.Process(int(parent.stdout.readline()))
         parent.kill()
     assert psutil.wait_procs([waiting], timeout=60)[1] == []
+
+
+def test_where_the_process_that_waits_was_killed_another_verifies(storage: Storage) -> None:
+    verifier, package = Verifier(), written(storage)
+    try:
+        psutil.Process(verifier._aside.pid).kill()
+        assert verified(verifier, storage, package)["version"] == "2"
+    finally:
+        verifier.close()
+
+
+def test_a_verification_ends_with_whoever_asked_for_it(storage: Storage) -> None:
+    code = "from mlops_ray.serving.aside import Aside; Aside('tests.serving.hostile').ask('', 600)"
+    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+        working: list[psutil.Process] = []
+        while not any(one.status() == psutil.STATUS_SLEEPING for one in working):
+            assert parent.poll() is None
+            below = psutil.Process(parent.pid).children(recursive=True)
+            # One waits, one watches, one works.
+            working = below if len(below) == 3 else []
+        parent.kill()
+    assert psutil.wait_procs(working, timeout=60)[1] == []
 
 
 def test_callers_of_the_champion_can_go_on_with_what_asks_for_no_more() -> None:

@@ -1,0 +1,321 @@
+"""Makes what replicas serve equal to what was pushed: verifies, compares, and tells others.
+
+It holds nothing that is not on disk. What it does next follows from a model's release (release.py), which it
+writes before anything else; registry and hooks are told afterwards, again and again until they have heard.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlops_ray.config import Release
+from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line
+from mlops_ray.monitoring.sides import Verdict, judge
+from mlops_ray.monitoring.state import counted
+from mlops_ray.schema import Schema
+from mlops_ray.serving import heartbeats, hooks, record, release, steps
+from mlops_ray.serving.heartbeats import Follower
+from mlops_ray.serving.record import Document, Settings
+from mlops_ray.serving.steps import Seen, Standing
+from mlops_ray.serving.verify import LOAD_S, Verifier, incompatible
+from mlops_ray.storage import Storage
+
+#: Where the monitor keeps what replicas count.
+MONITOR = "monitor"
+#: How often the comparison is looked at.
+JUDGE_S = 1.0
+#: Replicas that die while they hold a challenger may do so by chance once.
+MOST_DEATHS = 1
+#: Pauses between two tries to reach a registry that does not answer.
+LEAST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
+
+logger = logging.getLogger(__name__)
+
+
+class Registry(Protocol):
+    """What is asked of a registry (registry.Registry)."""
+
+    def stored(self, storage: Storage, name: str, version: int, /) -> tuple[Path, str]: ...
+
+    def set_champion(self, name: str, version: int, /) -> None: ...
+
+    def set_state(self, name: str, version: int, state: str, reason: str = "", /) -> None: ...
+
+
+#: Why a challenger's profit, by the champion's entry and its own, is too low; `None` where it is not.
+Profit = Callable[[Document, Document], str | None]
+
+
+@dataclass
+class _Telling:
+    """The telling of somebody, a turn at a time; where that fails it is tried again, less and less often."""
+
+    going: Future[int] | None = None
+    again_at: float = 0.0
+    pause_s: float = LEAST_PAUSE_S
+
+    def failed(self, now: float) -> None:
+        self.again_at, self.pause_s = now + self.pause_s, min(2 * self.pause_s, MOST_PAUSE_S)
+
+
+@dataclass
+class _Work:
+    """What goes on for a model beside its release."""
+
+    verifying: Future[dict[str, Any]] | None = None
+    #: The turn whose challenger is verified.
+    turn: int = -1
+    #: A store or a registry that is away refuses nobody.
+    verify: _Telling = field(default_factory=_Telling)
+    told: _Telling = field(default_factory=_Telling)
+    called: _Telling = field(default_factory=_Telling)
+    #: In which turn, and since when, replicas are waited for.
+    waited_from: tuple[int, float] | None = None
+    judged_at: float = 0.0
+
+
+@dataclass
+class Reconciler:
+    """`tick` does what there is to do for every model of a storage, and never waits for anybody."""
+
+    storage: Storage
+    registry: Callable[[str], Registry]
+    verifier: Verifier
+    clock: Callable[[], float] = time.time
+    profit: Profit | None = None
+    _work: dict[str, _Work] = field(default_factory=dict)
+    #: Verifications wait for no hook, and no registry for either.
+    _aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "verifies"))
+    _telling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "tells"))
+    _calling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "calls"))
+    _absent_s: float | None = None
+
+    def tick(self) -> None:
+        """Once for every model; what is wrong with one hinders no other."""
+        if self._absent_s is None:
+            # When a service has been down, who was there before has not died of anything.
+            silent_s = heartbeats.silent_s(self.storage)
+            self._absent_s = silent_s if heartbeats.DEAD_S < silent_s < math.inf else 0.0
+        self._reconcile_all()
+        self._absent_s = 0.0
+        heartbeats.reconciles(self.storage)
+
+    def _reconcile_all(self) -> None:
+        for name in record.names(self.storage):
+            try:
+                self._reconcile(name, self._work.setdefault(name, _Work()))
+            except Exception:
+                logger.exception("the release of %s does not go on", name)
+
+    def close(self) -> None:
+        """Ends what goes on beside; it is begun again by the next one."""
+        for executor in (self._aside, self._telling, self._calling):
+            executor.shutdown(wait=False, cancel_futures=True)
+        self.verifier.close()
+
+    def _reconcile(self, name: str, work: _Work) -> None:
+        document = record.read(self.storage, name) or record.new(name)
+        if self._absent_s and document["challenger"] is not None:
+            document = self._write(document, release.delayed(document, self._absent_s))
+        for ask in record.asked(self.storage, name, tidy=True):
+            document = self._write(document, release.taken(document, ask, self.clock()))
+            record.forget(self.storage, name, ask.id)
+        replicas = heartbeats.followers(self.storage, name)
+        document = self._buried(document, [each for each in replicas if not each.is_alive])
+        alive = [each for each in replicas if each.is_alive]
+        at = release.standing(document)
+        if at is not None and at.state == "registered":
+            document = self._write(document, self._verified(document, work))
+        elif at is not None:
+            document = self._write(document, self._stepped(document, at, alive, work))
+        self._tell(document, work)
+
+    def _write(self, before: Document, document: Document) -> Document:
+        return document if document == before else record.write(self.storage, document)
+
+    # ------------------------------------------------------------ verification
+
+    def _verified(self, document: Document, work: _Work) -> Document:
+        """Begins the verification of the challenger, or takes up what came of it."""
+        name, challenger, now = document["model"], document["challenger"], self.clock()
+        if work.turn == document["turn"] and work.verifying is None and now < work.verify.again_at:
+            return document
+        if work.verifying is None or work.turn != document["turn"]:
+            work.turn = document["turn"]
+            work.verifying = self._aside.submit(
+                self._verify, name, challenger["version"], document["champion"], release.settings(document)
+            )
+        if not work.verifying.done():
+            return document
+        found, work.verifying = work.verifying, None
+        try:
+            return release.verified(document, found.result(), now)
+        except StorageError as error:
+            logger.warning("version %s of %s cannot be verified yet: %s", challenger["version"], name, error)
+            work.verify.failed(now)
+            return document
+        except MlopsError as error:
+            return release.moved(document, Standing("refused", reason=str(error)), now)
+        except Exception as error:  # whatever it was, the champion goes on
+            logger.exception("version %s of %s cannot be verified", challenger["version"], name)
+            return release.moved(document, Standing("refused", reason=one_line(error)), now)
+
+    def _verify(self, name: str, version: str, champion: Document | None, how: Release) -> Document:
+        """The entry of a registered version; raises `MlopsError` where it must not be served."""
+        settings = self._settings(name)
+        folder, digest = self.registry(settings.tracking).stored(self.storage, name, int(version))
+        entry = self.verifier.verify(self.storage, name, version, folder, digest, settings)
+        if champion is not None:
+            told = incompatible(Schema.from_json(champion["request"]), Schema.from_json(entry["request"]))
+            if told is not None:
+                raise PackageError(told)
+            if lost := sorted({*champion["outputs"]} - {*entry["outputs"]}):
+                raise PackageError(f"callers read {lost[0]!r}, which it does not answer")
+            if how.profit_gate == "refuse" and (told := self._unprofitable(champion, entry)) is not None:
+                raise PackageError(told)
+        return entry
+
+    def _unprofitable(self, champion: Document, entry: Document) -> str | None:
+        if self.profit is None:
+            return "its profit is to be known (release.profit_gate: refuse), and nobody here knows it"
+        return self.profit(champion, entry)
+
+    def _settings(self, name: str) -> Settings:
+        found = record.settings(self.storage, name)
+        if found is None:
+            raise PackageError(f"{name!r} is not deployed here: mlops-ray serve")
+        return found
+
+    # ------------------------------------------------------------ steps
+
+    def _stepped(self, document: Document, at: Standing, alive: Sequence[Follower], work: _Work) -> Document:
+        """The challenger's next place, where it is time for it."""
+        name, challenger, now = document["model"], document["challenger"], self.clock()
+        if trouble := _trouble(document["challenger"], alive):
+            state: steps.State = "refused" if at.state == "verified" else "rolled_back"
+            return release.moved(document, Standing(state, reason=trouble), now)
+        is_first = document["champion"] is None
+        if at.state == "verified" and not _is_held(document["challenger"], alive):
+            return self._waited(document, alive, work)
+        if at.state != "verified" and now - work.judged_at < JUDGE_S:
+            return document
+        settings, work.judged_at = release.settings(document), now
+        verdict, requests = self._judged(document, settings.effect)
+        seen = Seen(now - challenger["at"], requests, verdict.worse, verdict.is_told)
+        if at.state != "verified":
+            told = {"turn": document["turn"], "requests": requests, "said": verdict.said}
+            self.storage.write_json(told, record.SEEN, f"{name}.json")
+        following = steps.after(at, seen, settings, is_first=is_first)
+        if following == at:
+            return document
+        return release.moved(document, following, now, verdict.evidence)
+
+    def _waited(self, document: Document, alive: Sequence[Follower], work: _Work) -> Document:
+        """For as long as replicas may take to load a version, nothing happens."""
+        now, turn = self.clock(), document["turn"]
+        if work.waited_from is None or work.waited_from[0] != turn:
+            work.waited_from = turn, now
+        if now - work.waited_from[1] < LOAD_S:
+            return document
+        if not alive:
+            # Nobody serves, and there is nothing to lose: as where the champion cannot be loaded any more.
+            following = steps.after(Standing("verified"), Seen(), release.settings(document), is_first=True)
+            return release.moved(document, following, now)
+        reason = f"the replicas did not load it within {LOAD_S:.0f} s"
+        return release.moved(document, Standing("refused", reason=reason), now)
+
+    def _judged(self, document: Document, allowed_output: float) -> tuple[Verdict, int]:
+        """What is known of the present step, and of how many requests of the challenger."""
+        before = document["challenger"]["evidence"]
+        state = self.storage.read_json(MONITOR, f"{document['model']}.json") or {}
+        turn, sides = counted(state)
+        if sides is None or turn != document["turn"]:
+            return Verdict((), False, before), 0
+        verdict = judge(*sides, allowed_output=allowed_output, before=before)
+        return verdict, sides[1].requests
+
+    def _buried(self, document: Document, dead: Sequence[Follower]) -> Document:
+        """What dead replicas said is taken away; that they held the challenger is told against it."""
+        challenger = document["challenger"]
+        key = record.key(challenger) if challenger and "digest" in challenger else ""
+        held = set() if self._absent_s else {each.id for each in dead if key in each.loaded}
+        if challenger and held - {*challenger["dead"]}:
+            known = sorted({*challenger["dead"], *held})
+            document = self._write(document, document | {"challenger": challenger | {"dead": known}})
+        for follower in dead:
+            heartbeats.bury(self.storage, document["model"], follower.id)
+        return document
+
+    # ------------------------------------------------------------ registry and hooks
+
+    def _tell(self, document: Document, work: _Work) -> None:
+        """Has the registry, and the hooks, told of the turns that they have not heard of, in their order."""
+        if document["turn"] <= min(document["told"], document["called"]):
+            return
+        settings = record.settings(self.storage, document["model"])
+        if settings is not None:
+            told = partial(self._told, document["model"], settings)
+            document = self._told_of(document, "told", work.told, self._telling, told)
+            called = partial(self._called, document["model"], settings)
+            self._told_of(document, "called", work.called, self._calling, called)
+
+    def _told_of(
+        self,
+        document: Document,
+        place: str,
+        telling: _Telling,
+        executor: ThreadPoolExecutor,
+        tell: Callable[[dict[str, Any]], int],
+    ) -> Document:
+        """Takes up what came of the last telling, or begins the next; `place` holds the last turn told."""
+        now = self.clock()
+        if telling.going is not None and telling.going.done():
+            going, telling.going = telling.going, None
+            try:
+                document = self._write(document, document | {place: going.result()})
+                telling.pause_s = LEAST_PAUSE_S
+            except Exception as error:  # noqa: BLE001 - the registry waits, the release does not
+                logger.warning("the registry of %s is not told yet: %s", document["model"], one_line(error))
+                telling.failed(now)
+        news = [turn for turn in document["history"] if turn["turn"] > document[place]]
+        if news and telling.going is None and now >= telling.again_at:
+            telling.going = executor.submit(tell, news[0])
+        return document
+
+    def _told(self, name: str, settings: Settings, turn: dict[str, Any]) -> int:
+        registry, version = self.registry(settings.tracking), int(turn["version"])
+        try:
+            if turn["state"] == "champion":
+                registry.set_champion(name, version)
+            else:
+                registry.set_state(name, version, turn["state"], turn["reason"])
+        except NotFoundError:
+            logger.warning("%s has no version %d that could be told %s", name, version, turn["state"])
+        return int(turn["turn"])
+
+    def _called(self, name: str, settings: Settings, turn: dict[str, Any]) -> int:
+        hooks.call(settings.hooks, {"model": name, **turn})
+        return int(turn["turn"])
+
+
+def _is_held(challenger: dict[str, Any], alive: Sequence[Follower]) -> bool:
+    """Whether every replica that lives has the challenger in memory, and there is one."""
+    key = record.key(challenger)
+    return bool(alive) and all(key in each.loaded for each in alive)
+
+
+def _trouble(challenger: dict[str, Any], alive: Sequence[Follower]) -> str | None:
+    """What replicas tell against the challenger, whatever its answers."""
+    for follower in alive:
+        # What one said of an earlier push of this version counts no more.
+        said = follower.errors.get(record.key(challenger))
+        if said and follower.turn > challenger["turn"]:
+            return f"a replica cannot load it: {said}"
+    deaths = len(challenger["dead"])
+    return f"{deaths} replicas died while they held it" if deaths > MOST_DEATHS else None
