@@ -66,7 +66,8 @@ class Client:
     def __post_init__(self) -> None:
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise ValueError(f"an address is http://HOST:PORT, not {parts.scheme}://{parts.hostname or ''}…")
+            # What is before an @ is a password.
+            raise ValueError(f"an address is http://HOST:PORT, not {self.url.rpartition('@')[2]!r:.80}")
         self._host, self._port, self._secure = parts.hostname, parts.port, parts.scheme == "https"
         self._base = parts.path.rstrip("/")
 
@@ -74,14 +75,14 @@ class Client:
     def path(self) -> str:
         return f"{self._base}/v2/models/{urllib.parse.quote(self.model, safe='')}"
 
-    def predict(self, rows: Rows, *, version: str | None = None) -> Answers:
+    def predict(self, rows: Rows, *, version: str | int | None = None) -> Answers:
         """The answers to rows: mappings, a pandas or a Polars frame; instants carry an offset, or are UTC.
 
-        Raises the `RequestError` of what is wrong with them, with row and column in its sentence, and
-        `ServiceError` where nobody answers in time.
+        Raises `TypeError` for what is no rows, the `RequestError` of what is wrong with them, with row and
+        column in its sentence, and `ServiceError` where nobody answers in time.
         """
         body = orjson.dumps({"inputs": columns(rows)}, option=orjson.OPT_SERIALIZE_NUMPY)
-        named = "" if version is None else f"/versions/{urllib.parse.quote(version, safe='')}"
+        named = "" if version is None else f"/versions/{urllib.parse.quote(str(version), safe='')}"
         said = self._ask("POST", f"{self.path}{named}/invocations", body)
         return Answers(
             np.array(said["predictions"], np.float64),
@@ -160,10 +161,14 @@ def columns(rows: Rows) -> dict[str, list[Any]]:
     >>> columns([{"site": "a", "load": 1.0}, {"site": "b", "load": None}])
     {'site': ['a', 'b'], 'load': [1.0, None]}
     """
+    if hasattr(rows, "collect"):
+        rows = rows.collect()
     if hasattr(rows, "get_columns"):
         return {str(column.name): _plain(column.to_list()) for column in rows.get_columns()}
     if hasattr(rows, "columns"):
         return {str(name): _plain(rows[name].tolist()) for name in rows.columns}
+    if isinstance(rows, Mapping | str) or not all(isinstance(row, Mapping) for row in rows):
+        raise TypeError("rows are a list of mappings, one for each row, or a frame of pandas or Polars")
     names = {name: None for row in rows for name in row}
     return {name: _plain([row.get(name) for row in rows]) for name in names}
 

@@ -178,6 +178,18 @@ def test_nobody_there_is_said_in_a_sentence(server: Server) -> None:
         away.predict(ROWS)
 
 
+@pytest.mark.parametrize("rows", [ROWS[0], "rows", ["row"], [1]])
+def test_what_is_no_rows_is_said_in_a_sentence(rows: Any, server: Server) -> None:
+    with pytest.raises(TypeError, match="rows are a list of mappings"):
+        Client(server.url, "m").predict(rows)
+    assert server.seen == []
+
+
+def test_a_version_may_be_a_number_and_a_frame_lazy(server: Server) -> None:
+    Client(server.url, "m").predict(pl.DataFrame(ROWS).lazy(), version=3)
+    assert server.seen[0]["path"] == "/v2/models/m/versions/3/invocations"
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://bob:hunter2@host", "http://"])
 def test_an_address_that_is_none_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(ValueError, match="an address is http://HOST:PORT") as error:

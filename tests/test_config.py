@@ -7,8 +7,10 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from mlops_ray import config
+from mlops_ray.config.project import Postprocess
 from mlops_ray.errors import ConfigError
 
 from .conftest import EXAMPLE
@@ -227,3 +229,9 @@ def test_a_file_of_a_package_is_found_without_importing_it(
     assert found == str(tmp_path / "costly_to_import" / "data" / "x.csv")
     with pytest.raises(ConfigError, match=r"called 'costly' \(package://costly/x.csv\); install it first"):
         config.resolve("package://costly/x.csv", Path())
+
+
+def test_bounds_that_leave_nothing_between_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"clip is \[least, most\], and 1 is not below 0"):
+        Postprocess(clip=(1, 0))
+    assert Postprocess(clip=(None, 0)).clip == (None, 0)

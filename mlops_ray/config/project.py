@@ -314,6 +314,13 @@ class Postprocess(Model):
     """What no and yes are called, e.g. [stays, goes]; of a classification."""
 
     @model_validator(mode="after")
+    def _are_bounds(self) -> Self:
+        low, high = self.clip or (None, None)
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"clip is [least, most], and {low:g} is not below {high:g}")
+        return self
+
+    @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.labels is not None and (not all(self.labels) or len(set(self.labels)) < 2):
             raise ValueError("labels are two names that differ, for no and for yes, e.g. [stays, goes]")

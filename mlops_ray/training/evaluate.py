@@ -220,7 +220,9 @@ def gate(report: Report, config: Gate, metric: metrics.Metric) -> list[str]:
         if ("champion" if name == CHAMPION else "naive") not in config.better_than:
             continue
         own, rival = report.beside[name][metric.name], theirs[metric.name]
-        if not metric.is_better(own, rival, config.by):
+        # Without a margin, who is as good as the champion may take its place; a guess is no model.
+        is_guess = name != CHAMPION and own == rival
+        if is_guess or not metric.is_better(own, rival, config.by):
             called = "the champion" if name == CHAMPION else f"the naive forecast {name!r}"
             reasons.append(
                 f"the winner's {metric.name} {own:.4g} is not {config.by:.1%} {way} that of {called}, "

@@ -41,6 +41,8 @@ from mlops_ray.training.splits import Rows, Split
 from mlops_ray.training.task import Task
 from mlops_ray.training.trial import RETRIES, Fold, Setting, Trainable, device, told
 
+logger = logging.getLogger(__name__)
+
 #: Rows of the positive class that a sample must have.
 FEWEST = 20
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
@@ -78,6 +80,7 @@ def run(
     stays until `forget`.
     """
     spaces, request, encoded = _spaces(task), resources(task, label_selector), encode_folds(task)
+    _tell_of_waiting(request, label_selector)
     if not resume:
         forget(folder)
     journal = Journal.open(folder, fingerprint(task, encoded), start, resume=resume)
@@ -246,11 +249,25 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
     return cpus
 
 
+def _tell_of_waiting(request: Mapping[str, float], label_selector: Mapping[str, str]) -> None:
+    """Says what trials wait for, where they have to: Ray itself says nothing."""
+    if not any(_fits(request, node) for node in _free(label_selector)):
+        logger.warning(
+            "trials wait until a node has %s free (training.search.resources); services and other runs hold "
+            "the rest (serving.resources)",
+            " and ".join(f"{count:g} {what}" for what, count in request.items()),
+        )
+
+
 def free_cpus(label_selector: Mapping[str, str]) -> int:
     """The most CPUs that no one holds on a node that lives and has the labels; at least one."""
+    return max(1, int(max((node.get("CPU", 0.0) for node in _free(label_selector)), default=1.0)))
+
+
+def _free(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:
+    """What no one holds of each node that lives and has the labels."""
     free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    nodes = (free.get(node["NodeID"], {}) for node in _living(label_selector))
-    return max(1, int(max((node.get("CPU", 0.0) for node in nodes), default=1.0)))
+    return [free.get(node["NodeID"], {}) for node in _living(label_selector)]
 
 
 def _nodes(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:

@@ -73,7 +73,7 @@ def _report(own: float, name: str = "mae", **rivals: float) -> Report:
 
 
 def _gate(report: Report, metric: str = "mae", **config: Any) -> list[str]:
-    return evaluate.gate(report, Gate(by=0.02, **config), metrics.METRICS[metric])
+    return evaluate.gate(report, Gate(**{"by": 0.02} | config), metrics.METRICS[metric])
 
 
 def test_the_gate_wants_the_margin_over_every_rival() -> None:
@@ -86,6 +86,11 @@ def test_the_gate_wants_the_margin_over_every_rival() -> None:
     ]
     assert _gate(_report(0.5, no_change=1.0, champion=0.1), better_than=("naive",)) == []
     assert _gate(_report(float("nan"), no_change=1.0))
+
+
+def test_who_is_as_good_as_a_guess_is_refused_without_a_margin_too() -> None:
+    assert _gate(_report(1.0, no_change=1.0), by=0.0)
+    assert _gate(_report(0.99, no_change=1.0, champion=0.99), by=0.0) == []
 
 
 def test_where_more_is_better_the_margin_is_of_what_is_missing() -> None:

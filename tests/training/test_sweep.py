@@ -95,6 +95,15 @@ def test_where_values_are_hidden_an_error_is_told_without_its_words(
         sweep.fit(made, "logistic", {"C": -1.0}, label_selector={})
 
 
+@pytest.mark.parametrize(("free", "is_told"), [(0.0, True), (1.0, False)])
+def test_a_sweep_that_has_to_wait_for_what_others_hold_says_so(
+    free: float, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sweep, "_free", lambda _: [{"CPU": free}])
+    sweep._tell_of_waiting({"CPU": 1.0}, {})
+    assert ("wait until a node has 1 CPU free" in caplog.text) == is_told
+
+
 def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: object) -> None:
     assert sweep.free_cpus({"region": "nowhere"}) == 1
     assert 1 <= sweep.free_cpus({}) <= 2
