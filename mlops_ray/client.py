@@ -161,8 +161,10 @@ def columns(rows: Rows) -> dict[str, list[Any]]:
     >>> columns([{"site": "a", "load": 1.0}, {"site": "b", "load": None}])
     {'site': ['a', 'b'], 'load': [1.0, None]}
     """
-    if hasattr(rows, "collect"):
-        rows = rows.collect()
+    if hasattr(rows, "sink_parquet"):
+        # A lazy frame of Polars.
+        frame: Any = rows
+        rows = frame.collect()
     if hasattr(rows, "get_columns"):
         return {str(column.name): _plain(column.to_list()) for column in rows.get_columns()}
     if hasattr(rows, "columns"):

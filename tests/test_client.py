@@ -187,6 +187,7 @@ def test_what_is_no_rows_is_said_in_a_sentence(rows: Any, server: Server) -> Non
 
 def test_a_version_may_be_a_number_and_a_frame_lazy(server: Server) -> None:
     Client(server.url, "m").predict(pl.DataFrame(ROWS).lazy(), version=3)
+    assert columns(pd.DataFrame({"collect": [1.0]})) == {"collect": [1.0]}
     assert server.seen[0]["path"] == "/v2/models/m/versions/3/invocations"
 
 

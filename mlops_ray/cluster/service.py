@@ -385,7 +385,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         if model["challenger"]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
-    silent_s = heartbeats.silent_s(storage)
+    silent_s = min(heartbeats.silent_s(storage), time.time())
     quiet = f"nobody has looked for pushes for {silent_s:.0f} s; mlops-ray serve starts who does"
     return {
         "state": "live",

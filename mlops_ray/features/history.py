@@ -201,9 +201,15 @@ class History:
     def _create(self, source: Source) -> DeltaTable:
         """The table, still empty: two writers that both began it would not notice each other."""
         schema = Schema.from_arrow(empty(self.view, source).to_arrow().schema)
-        return DeltaTable.create(
-            self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
-        )
+        try:
+            return DeltaTable.create(
+                self.folder, schema, mode="ignore", partition_by=[BUCKET], name=self.view.source
+            )
+        except DeltaError:
+            # Of two that make it at the same moment one is told of a conflict.
+            if (made := self._table()) is None:
+                raise
+            return made
 
     @property
     def inputs(self) -> dict[str, int]:

@@ -236,7 +236,12 @@ class Registry:
                     return folder, digest
                 # A link stays one, which no package may hold.
                 folder = shutil.copytree(folder, beside / "package", symlinks=True)
-            folder.rename(copy)
+            try:
+                folder.rename(copy)
+            except OSError as error:
+                # Another has brought it meanwhile.
+                if not copy.exists():
+                    raise StorageError(f"cannot keep a copy at {copy}: {error.strerror}") from error
         return copy.resolve(), digest
 
     def package(

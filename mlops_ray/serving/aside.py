@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -58,10 +59,10 @@ class Aside:
 
         Raises `DiedError` where that died, `TimeoutError` where it took too long and was ended.
         """
-        status, said = self._ask(asked, within_s)
-        if not status and self._has_ended():
+        process, status, said = self._ask(asked, within_s)
+        if not status and _has_ended(process):
             # It took what was asked with it.
-            status, said = self._ask(asked, within_s)
+            _, status, said = self._ask(asked, within_s)
         if not status:
             raise DiedError("was ended")
         if int(status) != 0:
@@ -73,25 +74,20 @@ class Aside:
         with self._lock:
             self._end()
 
-    def _ask(self, asked: str, within_s: float) -> tuple[bytes, bytes]:
-        """The exit status and what was answered; both empty where nobody told."""
+    def _ask(self, asked: str, within_s: float) -> tuple[subprocess.Popen[bytes], bytes, bytes]:
+        """Who was asked, the exit status and what was answered; both empty where nobody told."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                self._hand(theirs)
+                process = self._hand(theirs)
             ours.settimeout(within_s)
             with contextlib.suppress(ConnectionError), ours.makefile("rwb") as file:
                 file.write(asked.encode() + b"\n")
                 file.flush()
-                return file.readline(), file.read()
-        return b"", b""
+                return process, file.readline(), file.read()
+        return process, b"", b""
 
-    def _has_ended(self) -> bool:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(END_S)
-        return self._process.returncode is not None
-
-    def _hand(self, end: socket.socket) -> None:
+    def _hand(self, end: socket.socket) -> subprocess.Popen[bytes]:
         with self._lock:
             try:
                 socket.send_fds(self._control, [b"."], [end.fileno()])
@@ -99,6 +95,7 @@ class Aside:
                 self._end()
                 self._start()
                 socket.send_fds(self._control, [b"."], [end.fileno()])
+            return self._process
 
     def _start(self) -> None:
         self._control, theirs = socket.socketpair()
@@ -118,6 +115,12 @@ class Aside:
         self._control.close()
         self._process.kill()
         self._process.wait()
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(END_S)
+    return process.returncode is not None
 
 
 def wait(control: int, work: Callable[[str], str]) -> None:
@@ -155,6 +158,8 @@ def _watch(asks: socket.socket, end: socket.socket, work: Callable[[str], str]) 
             answer.seek(0)
             with contextlib.suppress(ConnectionError):
                 end.sendall(f"{status}\n".encode() + answer.read())
+    except Exception:  # noqa: BLE001 - nobody is there to catch it
+        traceback.print_exc()
     finally:
         os._exit(0)
 
@@ -166,5 +171,7 @@ def _work(work: Callable[[str], str], asked: str, answer: int) -> NoReturn:
         os.dup2(2, 1)
         os.write(answer, work(asked).encode())
         status = 0
+    except BaseException:  # noqa: BLE001 - as above
+        traceback.print_exc()
     finally:
         os._exit(status)

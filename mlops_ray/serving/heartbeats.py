@@ -36,7 +36,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 class Follower:
     """A replica: the turn of the release that it follows, what it holds by `record.key`, what did not load.
 
-    `errors` are sentences by key.
+    `errors` are sentences by key; `silent_s` is how long ago it last said that it lives.
     """
 
     id: str
@@ -44,6 +44,7 @@ class Follower:
     loaded: tuple[str, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)
     is_alive: bool = True
+    silent_s: float = 0.0
 
 
 class Following:
@@ -52,9 +53,12 @@ class Following:
     def __init__(self, storage: Storage, model: str, id: str) -> None:
         self._storage, self._folder, self._id = storage, f"{FOLDER}/{model}", id
         self._life: IO[bytes] | None = None
+        self._has_ended = False
 
     def say(self, turn: int, loaded: Sequence[str], errors: Mapping[str, str]) -> None:
-        """Says what the replica holds."""
+        """Says what the replica holds; nothing after its end, whatever is still being loaded."""
+        if self._has_ended:
+            return
         if self._life is None:
             self._life = _locked(self._storage.path(self._folder, _life(self._id)))
         machine = None if self._life is None else _machine()
@@ -71,6 +75,7 @@ class Following:
 
     def close(self) -> None:
         """Says that the replica ends, as it should."""
+        self._has_ended = True
         _remove(self._storage.root / self._folder, self._id)
         if self._life is not None:
             self._life.close()
@@ -84,10 +89,11 @@ def followers(storage: Storage, model: str) -> list[Follower]:
 def _read(storage: Storage, folder: str) -> Iterator[Follower]:
     for path in sorted(storage.root.joinpath(folder).glob("[!.]*.json")):
         # One that ends takes its file with it.
-        with contextlib.suppress(FileNotFoundError, StorageError, KeyError, TypeError):
+        with contextlib.suppress(FileNotFoundError, StorageError, AttributeError, KeyError, TypeError):
             said = storage.read_json(folder, path.name)
-            is_alive = time.time() - path.stat().st_mtime < DEAD_S and not _has_died(path, said)
-            yield Follower(path.stem, said["turn"], tuple(said["loaded"]), said["errors"], is_alive)
+            silent_s = time.time() - path.stat().st_mtime
+            is_alive = silent_s < DEAD_S and not _has_died(path, said)
+            yield Follower(path.stem, said["turn"], tuple(said["loaded"]), said["errors"], is_alive, silent_s)
 
 
 def bury(storage: Storage, model: str, id: str) -> None:
@@ -96,7 +102,8 @@ def bury(storage: Storage, model: str, id: str) -> None:
 
 
 def _remove(folder: Path, id: str) -> None:
-    for name in (f"{id}.json", _life(id)):
+    # What is left of half of it is found again by the other half.
+    for name in (_life(id), f"{id}.json"):
         folder.joinpath(name).unlink(missing_ok=True)
 
 
@@ -125,7 +132,8 @@ def _has_died(path: Path, said: Mapping[str, object]) -> bool:
     except OSError:
         # It is held; or gone, with a replica that ends.
         return False
-    return True
+    # One that ended just now has taken it away before.
+    return path.exists()
 
 
 def reconciles(storage: Storage) -> None:

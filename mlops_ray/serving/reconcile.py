@@ -32,6 +32,8 @@ MONITOR = "monitor"
 JUDGE_S = 1.0
 #: Replicas that die while they hold a challenger may do so by chance once.
 MOST_DEATHS = 1
+#: A worker whose node has died ends within a second, each at a moment of its own.
+CERTAIN_S = 3.0
 #: Pauses between two tries to reach a registry that does not answer.
 LEAST_PAUSE_S, MOST_PAUSE_S = 1.0, 60.0
 
@@ -127,7 +129,9 @@ class Reconciler:
             document = self._write(document, release.taken(document, ask, self.clock()))
             record.forget(self.storage, name, ask.id)
         replicas = heartbeats.followers(self.storage, name)
-        document = self._buried(document, [each for each in replicas if not each.is_alive])
+        # Who dies with a whole node is no witness: the one that reconciles is to outlive them.
+        dead = [each for each in replicas if not each.is_alive and each.silent_s > CERTAIN_S]
+        document = self._buried(document, dead)
         alive = [each for each in replicas if each.is_alive]
         at = release.standing(document)
         if at is not None and at.state == "registered":
@@ -148,9 +152,7 @@ class Reconciler:
             return document
         if work.verifying is None or work.turn != document["turn"]:
             work.turn = document["turn"]
-            work.verifying = self._aside.submit(
-                self._verify, name, challenger["version"], document["champion"], release.settings(document)
-            )
+            work.verifying = self._aside.submit(self._verify, name, document["champion"], challenger)
         if not work.verifying.done():
             return document
         found, work.verifying = work.verifying, None
@@ -166,8 +168,9 @@ class Reconciler:
             logger.exception("version %s of %s cannot be verified", challenger["version"], name)
             return release.moved(document, Standing("refused", reason=one_line(error)), now)
 
-    def _verify(self, name: str, version: str, champion: Document | None, how: Release) -> Document:
-        """The entry of a registered version; raises `MlopsError` where it must not be served."""
+    def _verify(self, name: str, champion: Document | None, challenger: Document) -> Document:
+        """The entry of a registered version; raises where it must not be served."""
+        version, how = challenger["version"], Release.model_validate(challenger["release"])
         settings = self._settings(name)
         folder, digest = self.registry(settings.tracking).stored(self.storage, name, int(version))
         entry = self.verifier.verify(self.storage, name, version, folder, digest, settings)

@@ -23,7 +23,7 @@ from mlops_ray.errors import NotFoundError, PackageError, StorageError
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column, Schema
-from mlops_ray.serving import heartbeats, reconciler, record, release
+from mlops_ray.serving import heartbeats, reconcile, reconciler, record, release
 from mlops_ray.serving.heartbeats import Following
 from mlops_ray.serving.reconcile import Reconciler
 from mlops_ray.serving.record import Document, Settings
@@ -422,9 +422,42 @@ def test_the_death_of_a_replica_on_this_machine_is_known_at_once(live: World) ->
     assert {one.id: one.is_alive for one in heartbeats.followers(live.storage, NAME)} == {
         "other": False, "replica": True,
     }  # fmt: skip
+    os.utime(live.storage.path(heartbeats.FOLDER, NAME, "other.json"), (0, 0))
     live.tick()
     assert [one.id for one in heartbeats.followers(live.storage, NAME)] == ["replica"]
     assert list(live.storage.path(heartbeats.FOLDER, NAME, "x").parent.glob(".other*")) == []
+
+
+def test_who_dies_just_now_is_no_witness_yet(live: World) -> None:
+    """A node that dies takes all with it, not at one moment; who reconciles is to outlive them."""
+    live.push(2, canary=[10])
+    live.tick(3)
+    for number in range(3):
+        live.holds(live.key(1), live.key(2), id=f"died-{number}")
+        life = live.replicas[f"died-{number}"]._life
+        assert life is not None
+        life.close()
+    live.tick(2)
+    assert live.told[-1] == ("2", "canary")
+    for number in range(3):
+        path = live.storage.path(heartbeats.FOLDER, NAME, f"died-{number}.json")
+        os.utime(path, (1, time.time() - reconcile.CERTAIN_S - 0.1))
+    live.tick(2)
+    assert live.told[-1] == ("2", "rolled_back")
+
+
+def test_a_replica_that_has_ended_says_nothing_more(live: World) -> None:
+    live.replicas["replica"].close()
+    live.replicas["replica"].say(9, [live.key(2)], {})
+    assert heartbeats.followers(live.storage, NAME) == []
+
+
+def test_a_push_by_steps_that_are_none_is_refused(live: World) -> None:
+    """Of another release of this software, for instance."""
+    live.push(2, canary=[10], colour="blue")
+    live.tick(3)
+    assert live.told[-1] == ("2", "refused")
+    assert "colour" in live.document["history"][-1]["reason"]
 
 
 def test_the_lock_of_a_replica_elsewhere_tells_nothing(live: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,11 +623,13 @@ class Apart(World):
         dying = None if self.has_died else self.dying
         registry = OnDisk(self.registry.packages, path=self.storage.path("registry.json"))
         world = (self.storage, self.project, registry, self.verifier)
-        self.process = FORKS.Process(target=reconciles, args=(world, dying, theirs))
+        self.process = FORKS.Process(target=reconciles, args=(world, dying, theirs), daemon=True)
         self.process.start()
         theirs.close()
 
     def tick(self, times: int = 1, seconds: float = 2.0) -> Document:
+        # Replicas outlive who reconciles.
+        assert all(replica.beat() for replica in self.replicas.values())
         self.pipe.send(self.now)
         try:
             self.pipe.recv()

@@ -20,7 +20,7 @@ from mlops_ray.cluster import local, releases
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project, Release
-from mlops_ray.errors import ReleaseError, ServiceError, StorageError, UsageError
+from mlops_ray.errors import MlopsError, ReleaseError, StorageError, UsageError
 from mlops_ray.registry.outcome import Called, Outcome
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import record
@@ -226,7 +226,7 @@ def test_a_challenger_that_crashes_at_some_rows_takes_two_replicas_with_it_and_i
     asking.start()
     try:
         with pytest.raises(ReleaseError, match="rolled back: 2 replicas died while they held it"):
-            live.push(4, canary=[50], per_step="60s")
+            live.push(4, canary=[50], per_step="60s", effect=1e6)
     finally:
         stop.set()
         asking.join()
@@ -239,6 +239,6 @@ def ask_now_and_then_too_much(live: Live, stop: threading.Event) -> None:
     with contextlib.closing(Client(live.url, packages.NAME, live.key)) as client:
         while not stop.is_set():
             load = 900.0 if random.random() < 0.05 else random.normal(50, 10)
-            with contextlib.suppress(ServiceError):
+            with contextlib.suppress(MlopsError):
                 # A replica that dies takes its callers' answers with it.
                 client.predict([ROW | {"load": load}])
