@@ -6,8 +6,9 @@ may run; so that a border, once declared, holds for reading, training and servin
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
+from typing import Any
 
 import polars as pl
 
@@ -30,6 +31,15 @@ def label_selector(policies: Iterable[Policy]) -> dict[str, str]:
     """
     regions = allowed_regions(policies)
     return {} if regions is None else {REGION: f"in({','.join(regions)})"}
+
+
+def placed(selector: Mapping[str, str], **resources: float) -> dict[str, Any]:
+    """What Ray is asked for an actor of these resources that may run only on nodes with the labels.
+
+    >>> placed({"region": "in(eu-de)"}, num_cpus=0)
+    {'num_cpus': 0, 'label_selector': {'region': 'in(eu-de)'}}
+    """
+    return resources | ({"label_selector": dict(selector)} if selector else {})
 
 
 def allowed_regions(policies: Iterable[Policy]) -> list[str] | None:

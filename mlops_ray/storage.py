@@ -5,13 +5,14 @@ and never a mixture.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -71,6 +72,22 @@ class Storage:
         """Replaces the document as a whole."""
         with replacing(self.path(*parts), mode=mode) as file:
             file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+
+def locked(path: Path) -> IO[str] | None:
+    """The file, locked for as long as it is open; `None` where another has it.
+
+    Raises `OSError` where the file system knows no locks.
+    """
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return file
 
 
 def digest(document: Any) -> str:

@@ -385,12 +385,11 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         if model["challenger"]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
-    silent_s = min(heartbeats.silent_s(storage), time.time())
-    quiet = f"nobody has looked for pushes for {silent_s:.0f} s; mlops-ray serve starts who does"
+    is_quiet = heartbeats.silent_s(storage) > heartbeats.SILENT_S
     return {
         "state": "live",
         "model": project.project,
-        "said": quiet if silent_s > heartbeats.SILENT_S else "",
+        "said": "nobody looks for pushes; mlops-ray serve starts who does" if is_quiet else "",
         "url": url,
         "dashboard": f"{url}/dashboard",
         **document,

@@ -16,6 +16,7 @@ from mlops_ray.errors import MlopsError, one_line
 from mlops_ray.monitoring.deltas import DEPLOYMENT
 from mlops_ray.monitoring.report import report
 from mlops_ray.monitoring.state import ModelState
+from mlops_ray.policy import placed
 from mlops_ray.storage import Storage
 
 FOLDER = "monitor"
@@ -72,14 +73,10 @@ class Monitor:
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
     """The monitor's application; it has no route, and one replica, which merges for all."""
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        **({"label_selector": label_selector} if label_selector else {}),
-    }
     watcher = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=1,
-        ray_actor_options=options,
+        ray_actor_options=placed(label_selector, num_cpus=0),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},

@@ -11,6 +11,7 @@ from ray.serve.exceptions import RayServeException
 
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
+from mlops_ray.policy import placed
 from mlops_ray.serving import direct, record, rpc
 from mlops_ray.serving.asgi import App
 from mlops_ray.serving.documents import show
@@ -102,14 +103,10 @@ def deployment(
     storage_root: str, label_selector: dict[str, str], listener: rpc.Listener | None = None
 ) -> serve.Application:
     """The gateway's application, to be run at `ROUTE`; without a listener it speaks no gRPC."""
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        **({"label_selector": label_selector} if label_selector else {}),
-    }
     gateway = serve.deployment(
         name="Gateway",
         num_replicas=1,
-        ray_actor_options=options,
+        ray_actor_options=placed(label_selector, num_cpus=0),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},

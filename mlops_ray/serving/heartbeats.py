@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from mlops_ray.errors import StorageError
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, locked
 
 FOLDER = "release/replicas"
 #: How often a replica says that it lives, and after which silence it does not.
@@ -52,7 +52,7 @@ class Following:
 
     def __init__(self, storage: Storage, model: str, id: str) -> None:
         self._storage, self._folder, self._id = storage, f"{FOLDER}/{model}", id
-        self._life: IO[bytes] | None = None
+        self._life: IO[str] | None = None
         self._has_ended = False
 
     def say(self, turn: int, loaded: Sequence[str], errors: Mapping[str, str]) -> None:
@@ -60,7 +60,9 @@ class Following:
         if self._has_ended:
             return
         if self._life is None:
-            self._life = _locked(self._storage.path(self._folder, _life(self._id)))
+            # Some file systems know no locks.
+            with contextlib.suppress(OSError):
+                self._life = locked(self._storage.path(self._folder, _life(self._id)))
         machine = None if self._life is None else _machine()
         said = {"turn": turn, "loaded": list(loaded), "errors": dict(errors), "machine": machine}
         self._storage.write_json(said, self._folder, f"{self._id}.json")
@@ -109,17 +111,6 @@ def _remove(folder: Path, id: str) -> None:
 
 def _life(id: str) -> str:
     return f".{id}.alive"
-
-
-def _locked(path: Path) -> IO[bytes] | None:
-    """The file, locked; `None` where the file system knows no locks."""
-    file = path.open("wb")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
 
 
 def _has_died(path: Path, said: Mapping[str, object]) -> bool:

@@ -3,17 +3,17 @@
 Of several such processes one works, and the others wait for its end.
 """
 
-import fcntl
 import threading
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO
 
 from ray import serve
 
+from mlops_ray.policy import placed
 from mlops_ray.serving import record
 from mlops_ray.serving.reconcile import Reconciler, Registry
 from mlops_ray.serving.verify import Verifier
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, locked
 
 #: The Serve application and its deployment, and how soon a dead one is noticed.
 APPLICATION, HEALTH_CHECK_S = "reconciler", 1.0
@@ -61,14 +61,10 @@ def _registry(tracking: str) -> Registry:
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
     """The reconciler's application; it has no route, and one replica."""
-    options: dict[str, Any] = {
-        "num_cpus": 0,
-        **({"label_selector": label_selector} if label_selector else {}),
-    }
     reconciling = serve.deployment(
         name="Reconciler",
         num_replicas=1,
-        ray_actor_options=options,
+        ray_actor_options=placed(label_selector, num_cpus=0),
         health_check_period_s=HEALTH_CHECK_S,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
     )(Reconciling)
@@ -77,10 +73,4 @@ def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Appli
 
 def lock(storage: Storage) -> IO[str] | None:
     """The right to reconcile a storage, for as long as the file is open; `None` where another has it."""
-    file = storage.path(record.FOLDER, LOCK).open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
+    return locked(storage.path(record.FOLDER, LOCK))

@@ -19,6 +19,7 @@ from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.policy import placed
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import autoscaling, direct
 from mlops_ray.serving.asgi import App
@@ -156,11 +157,7 @@ def deployment(
 ) -> serve.Application:
     """The model's application, to be run at `route(NAME)`; nobody may see values of `hidden` columns."""
     serving = project.serving
-    options: dict[str, Any] = {
-        "num_cpus": serving.resources.cpu,
-        "num_gpus": serving.resources.gpu,
-        **({"label_selector": label_selector} if label_selector else {}),
-    }
+    options = placed(label_selector, num_cpus=serving.resources.cpu, num_gpus=serving.resources.gpu)
     replica = serve.deployment(
         name=project.project,
         ray_actor_options=options,

@@ -183,27 +183,37 @@ def test_a_canary_in_the_service_ends_by_what_was_seen_even_if_the_reconciler_is
     live: Live, ray_cluster: LocalCluster
 ) -> None:
     """Version 3 answers far from what version 1 does; half of the keys ask it until that is found."""
-    stop = threading.Event()
-    asking = threading.Thread(target=ask, args=(live, stop))
-    asking.start()
     pool = ThreadPoolExecutor(1)
-    killed = pool.submit(kill_reconciler_in_canary, live.storage, ray_cluster)
-    try:
+    with asked(live):
+        killed = pool.submit(kill_reconciler_in_canary, live.storage, ray_cluster)
         with pytest.raises(ReleaseError, match="version 3 is rolled back: answers: moved by"):
             live.push(3, canary=[50], per_step="60s", effect=0.5)
-    finally:
-        stop.set()
-        asking.join()
     killed.result()
     pool.shutdown()
     eventually(lambda: live.answer == ("1", 1.0))
 
 
-def ask(live: Live, stop: threading.Event) -> None:
-    """Requests of ever new keys, with rows as the version was trained on."""
-    random, client = np.random.default_rng(1), Client(live.url, packages.NAME, live.key)
-    while not stop.is_set():
-        client.predict([ROW | {"load": random.normal(50, 10)}])
+@contextlib.contextmanager
+def asked(live: Live, *, large: float = 0.0) -> Iterator[None]:
+    """Requests of ever new keys meanwhile, of which this share is for more than any example was."""
+    stop = threading.Event()
+    asking = threading.Thread(target=ask, args=(live, stop, large))
+    asking.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        asking.join()
+
+
+def ask(live: Live, stop: threading.Event, large: float) -> None:
+    random = np.random.default_rng(1)
+    with contextlib.closing(Client(live.url, packages.NAME, live.key)) as client:
+        while not stop.is_set():
+            load = 900.0 if random.random() < large else random.normal(50, 10)
+            # A replica that dies of a large one takes its callers' answers with it.
+            with contextlib.suppress(MlopsError) if large else contextlib.nullcontext():
+                client.predict([ROW | {"load": load}])
 
 
 def kill_reconciler_in_canary(storage: Storage, cluster: LocalCluster) -> None:
@@ -221,24 +231,7 @@ def kill_reconciler_in_canary(storage: Storage, cluster: LocalCluster) -> None:
 def test_a_challenger_that_crashes_at_some_rows_takes_two_replicas_with_it_and_is_sent_back(
     live: Live,
 ) -> None:
-    stop = threading.Event()
-    asking = threading.Thread(target=ask_now_and_then_too_much, args=(live, stop))
-    asking.start()
-    try:
-        with pytest.raises(ReleaseError, match="rolled back: 2 replicas died while they held it"):
-            live.push(4, canary=[50], per_step="60s", effect=1e6)
-    finally:
-        stop.set()
-        asking.join()
+    died = "rolled back: 2 replicas died while they held it"
+    with asked(live, large=0.05), pytest.raises(ReleaseError, match=died):
+        live.push(4, canary=[50], per_step="60s", effect=1e6)
     eventually(lambda: live.answer == ("1", 1.0))
-
-
-def ask_now_and_then_too_much(live: Live, stop: threading.Event) -> None:
-    """Requests of ever new keys, of which one in twenty is for more than any example was."""
-    random = np.random.default_rng(1)
-    with contextlib.closing(Client(live.url, packages.NAME, live.key)) as client:
-        while not stop.is_set():
-            load = 900.0 if random.random() < 0.05 else random.normal(50, 10)
-            with contextlib.suppress(MlopsError):
-                # A replica that dies takes its callers' answers with it.
-                client.predict([ROW | {"load": load}])
