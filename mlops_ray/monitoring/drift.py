@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.special import gammaincc
 
 from mlops_ray.data.counts import Counts, CountSpec
+from mlops_ray.monitoring import tails
 
 #: A window says nothing about a column before so many rows.
 MIN_ROWS = 50
@@ -25,6 +26,8 @@ TOO_THIN = f"no category expects {MIN_EXPECTED:.0f} rows yet"
 EFFECT_FLOOR = 0.02
 #: Family-wise chance of calling drift in one look where there is none.
 ALPHA = 1e-4
+#: The χ² tail is not so many times too light: above so many times the level nothing is called drift.
+TRUSTED = 100.0
 
 Numbers = npt.NDArray[np.float64]
 
@@ -52,23 +55,29 @@ class Drift:
     drifted: bool = False
 
 
-def compare(reference: Counts, current: Counts, clock: Collection[str] = ()) -> list[Drift]:
+def compare(
+    reference: Counts, current: Counts, clock: Collection[str] = (), alpha: float = ALPHA
+) -> list[Drift]:
     """The drift of each column that both have with the same cells, in the reference's order.
 
     `clock` are columns that only tell the time: they differ with the hour the window was open, and are not
-    tested.
+    tested. Of looks without drift at most the share `alpha` calls any.
     """
     known = dict(zip(current.specs, current.cells, strict=True))
+    # As much as the least p-value may be to be told.
+    share = alpha / max(1, len(reference.specs))
     found = [
-        _untested(spec, cells, known[spec], clock) or column_drift(spec, cells, known[spec])
+        _untested(spec, cells, known[spec], clock) or column_drift(spec, cells, known[spec], share)
         for spec, cells in zip(reference.specs, reference.cells, strict=True)
         if spec in known
     ]
-    return _judged(found)
+    return _judged(found, alpha)
 
 
-def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64]) -> Drift:
-    """The statistics of one column, not yet adjusted for the others."""
+def column_drift(
+    spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64], alpha: float
+) -> Drift:
+    """The statistics of one column, not yet adjusted for the others; `p` is right where it is near `alpha`."""
     ordered = spec.kind == "numeric"
     ours, theirs = fold(reference.astype(float), current.astype(float), ordered=ordered)
     statistic, degrees = g_test(ours, theirs)
@@ -76,13 +85,16 @@ def column_drift(spec: CountSpec, reference: npt.NDArray[np.int64], current: npt
         return Drift(spec.name, int(current.sum()), int(reference.sum()), untested=TOO_THIN)
     index = psi(ours, theirs)
     bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
+    p = float(gammaincc(degrees / 2, statistic / 2)) if degrees else 1.0
+    if p < TRUSTED * alpha and index - bias > EFFECT_FLOOR:
+        p = tails.p_value(ours, theirs, statistic, below=alpha)
     return Drift(
         column=spec.name,
         rows=int(current.sum()),
         reference_rows=int(reference.sum()),
         g=statistic,
         degrees=degrees,
-        p=float(gammaincc(degrees / 2, statistic / 2)) if degrees else 1.0,
+        p=p,
         psi=index,
         psi_corrected=index - bias,
         js=jensen_shannon(ours, theirs),
@@ -183,13 +195,13 @@ def _untested(
     return None
 
 
-def _judged(found: list[Drift]) -> list[Drift]:
+def _judged(found: list[Drift], alpha: float) -> list[Drift]:
     adjusted = iter(holm([drift.p for drift in found if drift.p is not None]))
-    return [_judge(drift, next(adjusted)) if drift.p is not None else drift for drift in found]
+    return [_judge(drift, next(adjusted), alpha) if drift.p is not None else drift for drift in found]
 
 
-def _judge(drift: Drift, p_holm: float) -> Drift:
-    drifted = p_holm < ALPHA and (drift.psi_corrected or 0.0) > EFFECT_FLOOR
+def _judge(drift: Drift, p_holm: float, alpha: float) -> Drift:
+    drifted = p_holm <= alpha and (drift.psi_corrected or 0.0) > EFFECT_FLOOR
     return Drift(**{**vars(drift), "p_holm": p_holm, "drifted": drifted})
 
 
