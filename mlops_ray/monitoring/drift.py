@@ -54,6 +54,11 @@ class Drift:
     js: float | None = None
     drifted: bool = False
 
+    @property
+    def differs(self) -> bool:
+        """Whether the difference would be large enough to matter, were it none of chance."""
+        return (self.psi_corrected or 0.0) > EFFECT_FLOOR
+
 
 def compare(
     reference: Counts, current: Counts, clock: Collection[str] = (), alpha: float = ALPHA
@@ -77,7 +82,7 @@ def compare(
 def column_drift(
     spec: CountSpec, reference: npt.NDArray[np.int64], current: npt.NDArray[np.int64], alpha: float
 ) -> Drift:
-    """The statistics of one column, not yet adjusted for the others; `p` is right where it is near `alpha`."""
+    """The statistics of one column, not yet adjusted for others; `p` is right where it is near `alpha`."""
     ordered = spec.kind == "numeric"
     ours, theirs = fold(reference.astype(float), current.astype(float), ordered=ordered)
     statistic, degrees = g_test(ours, theirs)
@@ -201,7 +206,7 @@ def _judged(found: list[Drift], alpha: float) -> list[Drift]:
 
 
 def _judge(drift: Drift, p_holm: float, alpha: float) -> Drift:
-    drifted = p_holm <= alpha and (drift.psi_corrected or 0.0) > EFFECT_FLOOR
+    drifted = p_holm <= alpha and drift.differs
     return Drift(**{**vars(drift), "p_holm": p_holm, "drifted": drifted})
 
 

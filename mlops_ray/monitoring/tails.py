@@ -21,8 +21,8 @@ Numbers = npt.NDArray[np.float64]
 def p_value(reference: Numbers, current: Numbers, statistic: float, *, below: float) -> float:
     """A p-value of the G statistic of two samples, by cell, that is never too small.
 
-    It is precise where it is near `below`: one that is far smaller may be told as `below` / 2. The same counts
-    give the same value.
+    It is precise where it is near `below`: one that is far smaller may be told as `below` / 2. The same
+    counts give the same value. Where the bound decides, draws would have: it is far above the truth.
     """
     bound = most(statistic, len(reference))
     return bound if bound <= below else drawn(reference, current, statistic, below=below)
@@ -32,8 +32,8 @@ def most(statistic: float, cells: int) -> float:
     """The most that the probability of such a G can be, for samples of any size.
 
     Half of G is at most the sum of both samples' n · D(observed ‖ true), and of each of them the mean of
-    exp(t · n · D) is at most (1 - t)^(1 - cells), t in [0, 1) (Agrawal 2020, Finite-sample concentration of the
-    multinomial in relative entropy, IEEE Transactions on Information Theory 66). With the best t that is a bound.
+    exp(t · n · D) is at most (1 - t)^(1 - cells), t in [0, 1) (Agrawal 2020, Finite-sample concentration of
+    the multinomial in relative entropy, IEEE Trans. Information Theory 66). With the best t that is a bound.
 
     >>> most(160.0, 20) < 1e-5 < most(140.0, 20)
     True
