@@ -1,9 +1,9 @@
 """Alarms within a budget: what a look may spend, when an episode opens, and when it is over.
 
-The budget is an expected number: of a model that does not drift at most so many false episodes in a period. A
-look that comes so long after the last one spends that share of it, whatever it finds; all tests of the look
-share what it spends (`drift.holm`). So the expected number of looks that find what is not there is at most the
-budget, however the looks depend on each other, and an episode opens with a look.
+The budget is an expected number: of a model that does not drift at most so many false episodes in a period.
+A look that comes so long after the last one spends that share of it, whatever it finds; all tests of the look
+share what it spends (`drift.holm`). So the expected number of looks that find what is not there is at most
+the budget, however the looks depend on each other, and an episode opens with a look.
 """
 
 from collections.abc import Iterable
@@ -84,8 +84,7 @@ class Alarms:
     @property
     def open(self) -> Episode | None:
         """The episode that goes on."""
-        last = self.episodes[-1:] or [None]
-        return last[0] if last[0] is not None and last[0].resolved is None else None
+        return next((last for last in self.episodes[-1:] if last.resolved is None), None)
 
     def share(self, now: float, budget: Budget) -> float:
         """What a look may spend now."""
