@@ -42,6 +42,8 @@ rules_app = typer.Typer(no_args_is_help=True, help="Rules that rows keep.")
 app.add_typer(rules_app, name="rules")
 dataset_app = typer.Typer(no_args_is_help=True, help="Training sets.")
 app.add_typer(dataset_app, name="dataset")
+labels_app = typer.Typer(no_args_is_help=True, help="What came true.")
+app.add_typer(labels_app, name="labels")
 #: Characters of a line where nobody is there to see it wrap.
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -369,6 +371,18 @@ def dataset_rebuild(
 
 
 @app.callback(invoke_without_command=True)
+@labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
+def labels_load(
+    truth: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with a column `label`.")],
+    file: ProjectFile,
+    as_json: Json = False,
+) -> None:
+    """Take in what came true, by `request_id` (and `row`), or by the request's columns."""
+    from mlops_ray.cluster import truths
+
+    _show(truths.load(*_open(file), truth), as_json, _print_fields)
+
+
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:

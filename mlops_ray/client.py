@@ -91,6 +91,15 @@ class Client:
             str(said["id"]),
         )
 
+    def label(self, rows: Rows) -> int:
+        """Tells what came true, and returns how many labels were taken; the key is one of the role `label`.
+
+        Each row has a `label`, and says what it is of: a `request_id` (`Answers.id`), of several rows with
+        their `row` from 0, or columns of the request. Raises as `predict` does.
+        """
+        body = orjson.dumps({"labels": columns(rows)}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return int(self._ask("POST", f"{self.path}/labels", body)["labels"])
+
     def metadata(self) -> dict[str, Any]:
         """The versions that answer, and what a row holds."""
         return self._ask("GET", self.path)

@@ -25,11 +25,12 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import FeatureStore
+from mlops_ray.registry import metrics
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import deploy, record
 from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage, replacing
-from mlops_ray.training import families, metrics, own, tracking
+from mlops_ray.training import families, own, tracking
 
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"

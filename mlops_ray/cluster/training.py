@@ -13,12 +13,15 @@ import polars as pl
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.data import counts
+from mlops_ray.data.counts import Counts
 from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
+from mlops_ray.monitoring import performance
 from mlops_ray.monitoring.deltas import PREDICTION
+from mlops_ray.monitoring.performance import Expected
 from mlops_ray.policy import label_selector
 from mlops_ray.registry import estimator, package, signing
 from mlops_ray.registry.models import Values
@@ -269,10 +272,10 @@ class Trainer:
         self, task: Task, fitted: Fitted, report: Report, training_set: TrainingSet, cpus: int
     ) -> Package:
         known = task.frame[task.test.train].select(self.features.names)
-        known = known.with_columns(pl.Series(PREDICTION, fitted.predict(known)))
         # Cells of a column are made of its values.
         shown = (column for column in self.features.columns if not column.hidden)
-        columns = (*shown, Column(PREDICTION, "float"))
+        counted = counts.reference(known, tuple(shown), task.training.search.seed)
+        expected, errors = self._expected(task, fitted)
         return package.write(
             self.storage.path("artifacts", "packages", self.project.project),
             name=self.project.project,
@@ -289,9 +292,31 @@ class Trainer:
             intervals=report.intervals,
             origin=_origin(task, cpus),
             training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
-            reference=counts.reference(known, columns, task.training.search.seed).to_json(),
+            reference=counted.beside(self._answered(task, fitted)).to_json(),
+            expected=expected.to_json(),
+            errors=errors,
             created_at=datetime.now(UTC),
             sign=signing.own_key(self.project, self.storage),
+        )
+
+    def _answered(self, task: Task, fitted: Fitted) -> Counts:
+        """The counts of answers to rows that the model did not learn from: those it did look too sure."""
+        answers = pl.DataFrame({PREDICTION: fitted.predict(task.frame[task.test.held_out])})
+        return counts.reference(answers, [Column(PREDICTION, "float")], task.training.search.seed)
+
+    def _expected(self, task: Task, fitted: Fitted) -> tuple[Expected, dict[str, bytes]]:
+        """What the labelled rows of the test say of the model's quality."""
+        rows = task.test.held_out
+        frame = task.frame[rows]
+        return performance.expect(
+            task.kind,
+            task.training.metric,
+            task.labels[rows],
+            fitted.predict(frame),
+            task.blocks(rows),
+            threshold=fitted.outcome.threshold,
+            matrix=fitted.encoder.transform(frame),
+            seed=task.training.search.seed,
         )
 
     def reproduce(self, version: int) -> dict[str, Any]:

@@ -108,6 +108,15 @@ class Counts:
     def empty(cls, specs: Sequence[CountSpec]) -> Self:
         return cls(tuple(specs), [np.zeros(len(spec.labels), np.int64) for spec in specs])
 
+    @property
+    def by_name(self) -> dict[str, tuple[CountSpec, Cells]]:
+        """How each column is counted, and its counts."""
+        return {spec.name: (spec, cells) for spec, cells in zip(self.specs, self.cells, strict=True)}
+
+    def beside(self, other: Self) -> Self:
+        """The columns of both; the rows are those of the first."""
+        return type(self)((*self.specs, *other.specs), [*self.cells, *other.cells], self.rows)
+
     def update(self, frame: pl.DataFrame) -> None:
         """Adds the rows of `frame`, which has every counted column."""
         self.add({spec.name: frame[spec.name] for spec in self.specs}, frame.height)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -46,6 +47,18 @@ COMPACT, REPLACES = "compact-", "replaces"
 MOST_JOINED_BYTES = 64 * 2**20
 #: In which columns of the request, and features that are not such columns, stand.
 ASKED, FEATURE = "request.", "feature."
+
+#: What is written of every row, beside what was asked.
+ABOUT = {
+    "at": INSTANT,
+    "request_id": pl.String(),
+    "row": pl.Int32(),
+    "model_version": pl.String(),
+    "route": pl.String(),
+    "latency_us": pl.Int64(),
+    "watermark": INSTANT,
+    "prediction": pl.Float64(),
+}
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +289,29 @@ def read(storage: Storage, model: str) -> pl.LazyFrame:
     if not found:
         raise FileNotFoundError(f"nothing was predicted by {model!r} yet")
     return pl.concat([pl.scan_parquet(path) for path in found], how="diagonal_relaxed")
+
+
+def between(
+    storage: Storage, model: str, since: float, until: float, *, machine: bool = False
+) -> pl.LazyFrame:
+    """The rows answered from `since` up to before `until` (seconds since the epoch), shadow copies left out.
+
+    With those columns that only machines may read, where so asked. No rows where nothing was written.
+    """
+    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
+    days = [f"date={end:%Y-%m-%d}" for end in (ends[0] - timedelta(days=1), ends[1])]
+    shown, hidden = (
+        [path for path in files(storage, model, machine=each) if days[0] <= path.parent.name <= days[1]]
+        for each in (False, True)
+    )
+    if not shown:
+        return pl.LazyFrame(schema=ABOUT)
+    rows = pl.concat([pl.scan_parquet(path) for path in shown], how="diagonal_relaxed")
+    rows = rows.filter(pl.col("at") >= ends[0], pl.col("at") < ends[1], pl.col("route") != "shadow")
+    if machine and hidden:
+        apart = pl.concat([pl.scan_parquet(path) for path in hidden], how="diagonal_relaxed")
+        rows = rows.join(apart, on=["request_id", "row"], how="left", maintain_order="left")
+    return rows
 
 
 def compact(storage: Storage, model: str, *, older_than_s: float = 3600.0) -> int:

@@ -1,29 +1,33 @@
 """Alarms within a budget: what a look may spend, when an episode opens, and when it is over.
 
 The budget is an expected number: of a model that does not drift at most so many false episodes in a period.
-A look that comes so long after the last one spends that share of it, whatever it finds; all tests of the look
-share what it spends (`drift.holm`). So the expected number of looks that find what is not there is at most
-the budget, however the looks depend on each other, and an episode opens with a look.
+A look that comes so long after the last one spends that share of it, whatever it finds; all that it asks
+shares what it spends (`holm`). So the expected number of looks that find what is not there is at most the
+budget, however the looks depend on each other, and an episode opens with a look.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Self
 
-from mlops_ray.monitoring.drift import Drift
+from mlops_ray.monitoring.several import benjamini_hochberg, holm
 
 #: An episode is over after so many looks in a row in which nothing differs, at this level.
 QUIET, QUIET_LEVEL = 2, 0.05
-#: Looks and episodes that are kept to be read back.
-MOST_LOOKS, MOST_EPISODES = 5_000, 500
+#: What is listed in an alarm beside what was found: as much as one in ten of it may be chance.
+LISTED = 0.1
+#: Episodes that are kept to be read back.
+MOST_EPISODES = 500
+
+Kind = Literal["data", "input", "prediction", "joint", "performance"]
 
 
 @dataclass(frozen=True)
 class Budget:
     """At most `most` false episodes are expected in `per_s` seconds."""
 
-    most: float
-    per_s: float
+    most: float = 1.0
+    per_s: float = 90 * 86_400.0
 
     def share(self, seconds: float) -> float:
         """The probability that a look may spend that comes so long after the last one.
@@ -35,33 +39,67 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """What a look asked about a column, or about a metric, and the answer.
+
+    `p` is how likely chance alone makes what was seen, `p_holm` the same, adjusted for all that the look
+    asked. `matters` says whether it would be large enough to matter, `harm` orders what was found.
+    """
+
+    about: str
+    kind: Kind
+    p: float
+    matters: bool
+    evidence: str = ""
+    harm: float = 0.0
+    p_holm: float = 1.0
+
+
+@dataclass(frozen=True)
 class Look:
-    """What was tested at a time, and what it spent: columns with their p-values, adjusted for each other."""
+    """What was asked at a time, what it spent, and what of it was `found`; `listed` is likely besides."""
 
     at: float
     spent: float
-    tests: tuple[tuple[str, float], ...]
+    findings: tuple[Finding, ...]
     found: tuple[str, ...] = ()
+    listed: tuple[str, ...] = ()
 
-    def to_json(self) -> list[Any]:
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing differs; a look that asked nothing tells nothing."""
+        return bool(self.findings) and not any(
+            finding.matters and finding.p_holm <= QUIET_LEVEL for finding in self.findings
+        )
+
+    def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
-        return [self.at, self.spent, [list(test) for test in self.tests], list(self.found)]
+        return asdict(self)
 
     @classmethod
-    def from_json(cls, data: list[Any]) -> Self:
+    def from_json(cls, data: dict[str, Any]) -> Self:
         """The look that `to_json` wrote."""
-        at, spent, tests, found = data
-        return cls(at, spent, tuple((name, p) for name, p in tests), tuple(found))
+        findings = tuple(Finding(**finding) for finding in data["findings"])
+        return cls(data["at"], data["spent"], findings, tuple(data["found"]), tuple(data["listed"]))
 
 
 @dataclass
 class Episode:
-    """What goes on from `opened` until `resolved`: the columns that were found, with when they were first."""
+    """What goes on from `opened` until `resolved`: what was found, when it was first, as it was last seen.
+
+    `found` maps what a finding is about to `{"since", "kind", "evidence", "harm"}`.
+    """
 
     opened: float
-    columns: dict[str, float] = field(default_factory=dict)
+    version: str
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
     resolved: float | None = None
     quiet: int = 0
+
+    @property
+    def ranked(self) -> list[tuple[str, dict[str, Any]]]:
+        """What was found: faults of the data first, then by likely harm."""
+        return sorted(self.found.items(), key=lambda item: (item[1]["kind"] != "data", -item[1]["harm"]))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -75,10 +113,9 @@ class Episode:
 
 @dataclass
 class Alarms:
-    """The looks at one version and the episodes that came of them, oldest first; at most one is open."""
+    """The episodes of a model, oldest first, of which at most one is open; `looked_at` is the last look."""
 
-    since: float
-    looks: list[Look] = field(default_factory=list)
+    looked_at: float
     episodes: list[Episode] = field(default_factory=list)
 
     @property
@@ -88,35 +125,59 @@ class Alarms:
 
     def share(self, now: float, budget: Budget) -> float:
         """What a look may spend now."""
-        return budget.share(now - (self.looks[-1].at if self.looks else self.since))
+        return budget.share(now - self.looked_at)
 
-    def look(self, now: float, spent: float, drifts: Iterable[Drift]) -> Episode | None:
-        """Takes in what a look found; the episode that it opened, if it did."""
-        tested = [drift for drift in drifts if drift.p_holm is not None]
-        found = [drift.column for drift in tested if drift.drifted]
-        tests = tuple((drift.column, drift.p_holm or 0.0) for drift in tested)
-        self.looks = [*self.looks, Look(now, spent, tests, tuple(found))][-MOST_LOOKS:]
+    def take(self, look: Look, version: str) -> Episode | None:
+        """Takes in a look at the live version; the episode that it opened, if it did.
+
+        An episode ends with the version that it was about.
+        """
+        self.looked_at = look.at
         going = self.open
+        if going is not None and going.version != version:
+            going.resolved, going = look.at, None
+        opened = None
         if going is None:
-            if not found:
+            if not look.found:
                 return None
-            self.episodes = [*self.episodes, Episode(now, dict.fromkeys(found, now))][-MOST_EPISODES:]
-            return self.episodes[-1]
-        going.columns = dict.fromkeys(found, now) | going.columns
-        differs = any(drift.differs and (drift.p_holm or 0.0) <= QUIET_LEVEL for drift in tested)
-        # A look that tested nothing tells nothing.
-        going.quiet = 0 if differs else going.quiet + bool(tested)
+            going = opened = Episode(look.at, version)
+            self.episodes = [*self.episodes, going][-MOST_EPISODES:]
+        for finding in look.findings:
+            if finding.about in look.found or (finding.about in going.found and finding.matters):
+                since = going.found.get(finding.about, {"since": look.at})["since"]
+                going.found[finding.about] = {
+                    "since": since,
+                    "kind": finding.kind,
+                    "evidence": finding.evidence,
+                    "harm": finding.harm,
+                }
+        going.quiet = going.quiet + 1 if look.is_quiet else 0 if look.findings else going.quiet
         if going.quiet >= QUIET:
-            going.resolved = now
-        return None
+            going.resolved = look.at
+        return opened
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
-        looks, episodes = ([each.to_json() for each in many] for many in (self.looks, self.episodes))
-        return {"since": self.since, "looks": looks, "episodes": episodes}
+        return {"looked_at": self.looked_at, "episodes": [each.to_json() for each in self.episodes]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The alarms that `to_json` wrote."""
-        looks = [Look.from_json(look) for look in data["looks"]]
-        return cls(data["since"], looks, [Episode.from_json(episode) for episode in data["episodes"]])
+        return cls(data["looked_at"], [Episode.from_json(episode) for episode in data["episodes"]])
+
+
+def look(at: float, spent: float, findings: Iterable[Finding]) -> Look:
+    """The look that asked these, and what it found for what it may spend."""
+    asked = list(findings)
+    p_values = [finding.p for finding in asked]
+    judged = tuple(
+        Finding(**{**vars(finding), "p_holm": p_holm})
+        for finding, p_holm in zip(asked, holm(p_values), strict=True)
+    )
+    found = tuple(finding.about for finding in judged if finding.matters and finding.p_holm <= spent)
+    likely = [
+        finding.about
+        for finding, q in zip(asked, benjamini_hochberg(p_values), strict=True)
+        if finding.matters and q <= LISTED and finding.about not in found
+    ]
+    return Look(at, spent, judged, found, tuple(likely))

@@ -14,6 +14,7 @@ import polars as pl
 
 from mlops_ray.data.counts import Counts, CountSpec, Traffic
 from mlops_ray.data.rows import Values
+from mlops_ray.monitoring.alarms import Budget
 from mlops_ray.monitoring.sides import Side
 from mlops_ray.registry.predictor import Amounts
 
@@ -77,13 +78,14 @@ class Tally:
 
 @dataclass
 class Outbox:
-    """What a replica has to tell about a model, which is watched in windows of `window_s`.
+    """What a replica has to tell about a model, which is watched in windows of `window_s`, within a budget.
 
     `source` names the replica for as long as it lives.
     """
 
     model: str
     window_s: float = 86_400.0
+    budget: Budget = field(default_factory=Budget)
     source: str = field(default_factory=lambda: uuid.uuid4().hex)
     _tallies: dict[str, Tally] = field(default_factory=dict)
     _sides: dict[int, tuple[Side, Side]] = field(default_factory=dict)
@@ -110,6 +112,7 @@ class Outbox:
             sides = [[turn, *(side.to_json() for side in pair)] for turn, pair in self._sides.items()]
             self._tallies, self._sides = {}, {}
             head: dict[str, Any] = {"model": self.model, "window_s": self.window_s}
+            head |= {"false_alarms": [self.budget.most, self.budget.per_s]}
             head |= {"source": self.source, "sequence": self._sequence}
             self._sent = {**head, "versions": versions, "sides": sides}
         return self._sent

@@ -13,17 +13,20 @@ from ray import serve
 
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.monitoring import looks
 from mlops_ray.monitoring.deltas import DEPLOYMENT
+from mlops_ray.monitoring.journal import FOLDER
 from mlops_ray.monitoring.report import report
 from mlops_ray.monitoring.state import ModelState
 from mlops_ray.policy import placed
 from mlops_ray.storage import Storage
 
-FOLDER = "monitor"
 #: Every replica has at most one delta on its way, every page one question.
 MAX_ONGOING_REQUESTS = 1_000
 #: How soon a dead monitor is noticed and started anew.
 HEALTH_CHECK_S = 1.0
+#: How often is looked for windows to close.
+TEND_S = 5.0
 #: How often the files of the prediction logs are joined.
 COMPACT_S = 3600.0
 
@@ -40,18 +43,18 @@ class Monitor:
         self._one_at_a_time = asyncio.Lock()
         self._compacted_at = time.monotonic()
         self._compacting: asyncio.Task[None] | None = None
+        # Serve constructs within its loop.
+        self._tending = asyncio.get_running_loop().create_task(self._tend())
 
     async def record(self, delta: dict[str, Any]) -> int:
         """Stores a delta (`deltas.Outbox.delta`), acknowledges its number; the same again is harmless."""
         async with self._one_at_a_time:
             state = self._models.setdefault(delta["model"], ModelState(delta["model"]))
-            if state.receive(delta, time.time(), delta["window_s"]):
+            # What comes after a window's time counts in the next.
+            await self._close(state)
+            if state.receive(delta, time.time()):
                 self._unsaved.add(state.model)
-            if state.model in self._unsaved:
-                await asyncio.to_thread(
-                    self._storage.write_json, state.to_json(), FOLDER, f"{state.model}.json"
-                )
-                self._unsaved.discard(state.model)
+            await self._save(state)
         if time.monotonic() - self._compacted_at > COMPACT_S:
             self._compacted_at = time.monotonic()
             self._compacting = asyncio.create_task(self._compact())
@@ -61,6 +64,32 @@ class Monitor:
         """The document of `report`, for each model by its name."""
         async with self._one_at_a_time:
             return {name: report(self._storage, state) for name, state in self._models.items()}
+
+    async def _tend(self) -> None:
+        """Closes windows whose time is over also while nobody asks for predictions."""
+        while True:
+            await asyncio.sleep(TEND_S)
+            for state in list(self._models.values()):
+                try:
+                    async with self._one_at_a_time:
+                        await self._close(state)
+                        await self._save(state)
+                except Exception as error:  # noqa: BLE001 - the next turn tries again
+                    logger.error("the windows of %s do not close (%s)", state.model, one_line(error))
+
+    async def _close(self, state: ModelState) -> None:
+        """Closes the windows whose time is over, and looks at them; what fails is looked at again."""
+        now = time.time()
+        state.close(now)
+        while state.unseen and now - (state.unseen[0][1].until or now) >= looks.SETTLED_S:
+            self._unsaved.add(state.model)
+            await asyncio.to_thread(looks.look_at, self._storage, state, *state.unseen[0])
+            state.unseen.pop(0)
+
+    async def _save(self, state: ModelState) -> None:
+        if state.model in self._unsaved:
+            await asyncio.to_thread(self._storage.write_json, state.to_json(), FOLDER, f"{state.model}.json")
+            self._unsaved.discard(state.model)
 
     async def _compact(self) -> None:
         """Joins the small files of the prediction logs."""

@@ -1,47 +1,39 @@
 """What the counts of a model amount to: a document of traffic, invalid values and drift by version."""
 
 from dataclasses import asdict
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from mlops_ray.data import prediction_log
-from mlops_ray.data.counts import Counts
-from mlops_ray.errors import MlopsError
+from mlops_ray.data.counts import Cells, CountSpec
+from mlops_ray.monitoring import looks
+from mlops_ray.monitoring.attribution import sight
 from mlops_ray.monitoring.drift import Drift, compare
+from mlops_ray.monitoring.looks import Release
 from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
 from mlops_ray.storage import Storage
 
-#: Where the release of a model says which package a version is (written by serving.record).
-RELEASES = "release"
-
 
 def report(storage: Storage, state: ModelState) -> dict[str, Any]:
-    """`{"versions": {version: …}, "lost": …}`; drift is there where the version's reference is at hand.
+    """`{"versions": {version: …}, "lost": …, "alarms": […], "watched": {…}}`.
 
-    `lost` are rows that were answered and will not be found in the prediction log.
+    Drift is there where the version's reference is at hand. `lost` are rows that were answered and will not
+    be found in the prediction log; `alarms` are the episodes, the newest first; `watched` says in which
+    windows (seconds), and how many false alarms may be in how many seconds.
     """
-    entries = releases(storage, state.model)
+    known = looks.releases(storage, state.model)
     return {
         "versions": {
-            version: _version(watched, storage, entries.get(version))
-            for version, watched in state.versions.items()
+            version: _version(watched, known.get(version)) for version, watched in state.versions.items()
         },
         "lost": prediction_log.lost(storage, state.model),
+        "alarms": looks.episodes(state),
+        "watched": {"window_s": state.window_s, "false_alarms": [state.budget.most, state.budget.per_s]},
     }
 
 
-def releases(storage: Storage, model: str) -> dict[str, dict[str, Any]]:
-    """The entries of the release document by version: champion, and the one before it."""
-    document = storage.read_json(RELEASES, f"{model}.json") or {}
-    entries = [document.get(place) for place in ("champion", "previous", "challenger")]
-    return {entry["version"]: entry for entry in entries if entry}
-
-
-def _version(watched: Watched, storage: Storage, entry: dict[str, Any] | None) -> dict[str, Any]:
+def _version(watched: Watched, release: Release | None) -> dict[str, Any]:
     window = watched.judged()
     return {
         "traffic": watched.traffic.to_json(),
@@ -49,7 +41,7 @@ def _version(watched: Watched, storage: Storage, entry: dict[str, Any] | None) -
         "latency": _latency(watched),
         "minutes": [_minute(minute) for minute in watched.minutes.values()],
         "window": {"since": window.since, "until": window.until, "rows": window.counts.rows},
-        "drift": _drift(storage, entry, window) if entry else [],
+        "drift": _drift(release, window) if release else [],
     }
 
 
@@ -64,34 +56,24 @@ def _minute(minute: Minute) -> dict[str, Any]:
     return {"at": minute.at, **counts, "p99_us": minute.request_us.quantile(0.99)}
 
 
-def _drift(storage: Storage, entry: dict[str, Any], window: Window) -> list[dict[str, Any]]:
-    try:
-        reference = _reference(storage.root / entry["package"] / "reference.json")
-    except (OSError, MlopsError, ValueError, KeyError):
-        return []
+def _drift(release: Release, window: Window) -> list[dict[str, Any]]:
+    ours, theirs = release.reference.by_name, window.counts.by_name
     return [
-        _column(drift, reference, window.counts)
-        for drift in compare(reference, window.counts, entry["clock"])
+        _column(drift, *ours[drift.column], theirs[drift.column][1])
+        for drift in compare(release.reference, window.counts, release.clock, exactly=False)
     ]
 
 
-@lru_cache(maxsize=8)
-def _reference(path: Path) -> Counts:
-    """A package never changes, so its reference is read once."""
-    return Counts.from_json(orjson.loads(path.read_bytes()))
-
-
-def _column(drift: Drift, reference: Counts, current: Counts) -> dict[str, Any]:
-    spec = next(spec for spec in reference.specs if spec.name == drift.column)
+def _column(drift: Drift, spec: CountSpec, reference: Cells, current: Cells) -> dict[str, Any]:
     return asdict(drift) | {
         "kind": spec.kind,
         "labels": spec.labels,
-        "reference": _shares(reference, drift.column),
-        "current": _shares(current, drift.column),
+        "evidence": sight(spec, reference, current).evidence if drift.drifted else "",
+        "reference": _shares(reference),
+        "current": _shares(current),
     }
 
 
-def _shares(counts: Counts, column: str) -> list[float]:
-    cells = next(c for spec, c in zip(counts.specs, counts.cells, strict=True) if spec.name == column)
+def _shares(cells: Cells) -> list[float]:
     shares: list[float] = np.round(cells / max(1, cells.sum()), 6).tolist()
     return shares

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from mlops_ray.data.counts import REQUEST_US, Counts, Histogram, Traffic
+from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.deltas import Tally
 from mlops_ray.monitoring.drift import MIN_ROWS
 from mlops_ray.monitoring.sides import Side
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: Minutes of traffic that the page draws.
 MINUTES = 120
 #: Versions of one model whose counts are kept: the newest that had traffic.
@@ -86,17 +87,22 @@ class Watched:
     rows: int = 0
     minutes: OrderedDict[int, Minute] = field(default_factory=OrderedDict)
 
-    def add(self, tally: Tally, now: float, window_s: float) -> None:
-        """Adds a tally; a window closes after its time and at least `MIN_ROWS` rows, and keeps its cells."""
+    def add(self, tally: Tally, now: float) -> None:
+        """Adds a tally; one of other cells begins a window of its own."""
         self.traffic.merge(tally.traffic)
         self._minute(now).add(tally.traffic)
-        if now - self.window.since >= window_s and self.window.counts.rows >= MIN_ROWS:
-            self.window.until, self.last = now, self.window
-            self.window = Window(now, Counts.empty(self.window.counts.specs))
         if self.window.counts.specs != tally.counts.specs:
             self.window, self.last = Window(now, Counts.empty(tally.counts.specs)), None
         self.window.counts.merge(tally.counts)
         self.rows += tally.counts.rows
+
+    def close(self, now: float, window_s: float) -> Window | None:
+        """The window that has closed now: after its time, and with at least `MIN_ROWS` rows."""
+        if now - self.window.since < window_s or self.window.counts.rows < MIN_ROWS:
+            return None
+        self.window.until, self.last = now, self.window
+        self.window = Window(now, Counts.empty(self.window.counts.specs))
+        return self.last
 
     def judged(self) -> Window:
         """The window that says something: the open one from `MIN_ROWS` rows on, before that the last."""
@@ -136,7 +142,9 @@ class Watched:
 class ModelState:
     """All that is known of a model; `sources` are the senders: last number and when it came.
 
-    `sides` are those of champion and challenger in the latest turn of a release that was heard of.
+    `sides` are those of champion and challenger in the latest turn of a release that was heard of. `window_s`
+    and `budget` are what the latest delta said; `alarms` begin with the first. `unseen` are windows that have
+    closed, by version, and were not looked at yet.
     """
 
     model: str
@@ -144,24 +152,35 @@ class ModelState:
     sources: dict[str, tuple[int, float]] = field(default_factory=dict)
     turn: int = -1
     sides: tuple[Side, Side] | None = None
+    window_s: float = 86_400.0
+    budget: Budget = field(default_factory=Budget)
+    alarms: Alarms | None = None
+    unseen: list[tuple[str, Window]] = field(default_factory=list)
 
-    def receive(self, delta: dict[str, Any], now: float, window_s: float) -> bool:
+    def receive(self, delta: dict[str, Any], now: float) -> bool:
         """Adds a replica's delta, unless it came before; whether it was new."""
+        self.window_s, self.budget = delta["window_s"], Budget(*delta["false_alarms"])
+        self.alarms = self.alarms or Alarms(now)
         source, sequence = delta["source"], delta["sequence"]
         new: bool = sequence > self.sources.get(source, (0, now))[0]
         self.sources[source] = (max(sequence, self.sources.get(source, (0, now))[0]), now)
         if new:
             for version, tally in delta["versions"].items():
-                self._add(version, Tally.from_json(tally), now, window_s)
+                self._add(version, Tally.from_json(tally), now)
             for turn, *sides in delta.get("sides", ()):
                 self._compare(turn, *map(Side.from_json, sides))
         self.sources = {s: seen for s, seen in self.sources.items() if now - seen[1] < FORGET_SOURCE_S}
         return new
 
-    def _add(self, version: str, tally: Tally, now: float, window_s: float) -> None:
+    def close(self, now: float) -> None:
+        """Closes the windows whose time is over."""
+        closed = [(version, watched.close(now, self.window_s)) for version, watched in self.versions.items()]
+        self.unseen += [(version, window) for version, window in closed if window is not None]
+
+    def _add(self, version: str, tally: Tally, now: float) -> None:
         if version not in self.versions:
             self.versions[version] = Watched(Traffic(), Window(now, Counts.empty(tally.counts.specs)))
-        self.versions[version].add(tally, now, window_s)
+        self.versions[version].add(tally, now)
         self.versions.move_to_end(version)
         while len(self.versions) > MAX_VERSIONS:
             self.versions.popitem(last=False)
@@ -180,7 +199,11 @@ class ModelState:
         sources = {source: list(seen) for source, seen in self.sources.items()}
         head = {"format": FORMAT_VERSION, "model": self.model, "sources": sources}
         sides = None if self.sides is None else [side.to_json() for side in self.sides]
-        return {**head, "versions": versions, "turn": self.turn, "sides": sides}
+        watch = {"window_s": self.window_s, "false_alarms": [self.budget.most, self.budget.per_s]}
+        alarms = self.alarms and self.alarms.to_json()
+        unseen = [[version, window.to_json()] for version, window in self.unseen]
+        rest = {"turn": self.turn, "sides": sides, **watch, "alarms": alarms, "unseen": unseen}
+        return {**head, "versions": versions, **rest}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -188,7 +211,13 @@ class ModelState:
         versions = OrderedDict((version, Watched.from_json(watched)) for version, watched in data["versions"])
         sources = {s: (seen[0], seen[1]) for s, seen in data["sources"].items()}
         turn, sides = counted(data)
-        return cls(data["model"], versions, sources, turn, sides)
+        state = cls(data["model"], versions, sources, turn, sides)
+        # Not in what version 1 of the format wrote.
+        if data.get("alarms"):
+            state.window_s, state.budget = data["window_s"], Budget(*data["false_alarms"])
+            state.alarms = Alarms.from_json(data["alarms"])
+            state.unseen = [(version, Window.from_json(window)) for version, window in data["unseen"]]
+        return state
 
 
 def counted(data: dict[str, Any]) -> tuple[int, tuple[Side, Side] | None]:

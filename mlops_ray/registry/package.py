@@ -5,6 +5,8 @@
     package.json    name, family, parameters, features, outcome, metrics, origin
     encoder.json    how features become the model's matrix
     reference.json  counts of the training rows' columns (data.counts), for the monitor
+    expected.json   what the labelled rows of the test say of the model's quality (monitoring.performance)
+    errors-*.ubj    of a regression: models of its errors, by metric
     examples.json   made-up rows of features with their answers
     one model file  of a kind in `models.KINDS`
 
@@ -43,11 +45,12 @@ from mlops_ray.registry.signing import Trusted
 FORMAT_VERSION = 3
 DIGESTS, PACKAGE, ENCODER = "digests.json", "package.json", "encoder.json"
 REFERENCE, EXAMPLES, SIGNATURE = "reference.json", "examples.json", "signature.json"
+EXPECTED, ERRORS = "expected.json", "errors-{}.ubj"
 #: What a package has at most, looked at before anything is read. Digests and signature are parsed before
 #: anything vouches for them: six names and digests are under 1 kB.
 MOST_FILES, MOST_BYTES = 16, 2 * 2**30
 MOST_BYTES_OF = {DIGESTS: 65_536, SIGNATURE: 4_096} | dict.fromkeys(
-    (PACKAGE, ENCODER, REFERENCE, EXAMPLES), 64 * 2**20
+    (PACKAGE, ENCODER, REFERENCE, EXAMPLES, EXPECTED), 64 * 2**20
 )
 #: Where MLflow serves a package: public keys, types in models, and functions, that are trusted, by commas.
 TRUSTED_KEYS, TRUSTED_TYPES = "MLOPS_TRUSTED_KEYS", "MLOPS_TRUSTED_TYPES"
@@ -132,6 +135,16 @@ class Package:
         return dict(self.document(REFERENCE))
 
     @property
+    def expected(self) -> dict[str, Any] | None:
+        """What `monitoring.performance.Expected.from_json` reads; `None` in packages made before it was."""
+        return dict(self.document(EXPECTED)) if EXPECTED in self.files else None
+
+    def errors(self, metric: str) -> bytes | None:
+        """The model of its errors by which a metric is estimated, where there is one."""
+        name = ERRORS.format(metric)
+        return self.contents(name) if name in self.files else None
+
+    @property
     def examples(self) -> tuple[pl.DataFrame, list[float]]:
         """Made-up rows of the feature columns, and their answers before post-processing."""
         read = self.document(EXAMPLES)
@@ -171,14 +184,18 @@ def write(
     reference: Mapping[str, Any],
     created_at: datetime,
     sign: Ed25519PrivateKey | None = None,
+    expected: Mapping[str, Any] | None = None,
+    errors: Mapping[str, bytes] | None = None,
 ) -> Package:
     """Writes the folder, whole or not at all, replaces one that is there, and returns what `read` finds.
 
     `intervals` are those of the metrics; `origin` is what `reproduce` needs beside the training set;
-    `training_set` is the manifest of the training set; `reference` the JSON of its columns' counts; `target`
-    a description of what is predicted; `created_at` stands in the package as given. The examples are made
-    from the declared columns and the encoder's categories, never copied from rows. `sign` is the key to sign
-    with. Raises `PackageError` for a model of a kind that nobody could read again.
+    `training_set` is the manifest of the training set; `reference` the JSON of its columns' counts,
+    `expected` that of its quality, `errors` the models of its errors by metric; `target` a description of
+    what is predicted; `created_at` stands in the package as given. The examples are made from the declared
+    columns and the encoder's categories, never copied from rows. `sign` is the key to sign with.
+
+    Raises `PackageError` for a model of a kind that nobody could read again.
     """
     if model.kind not in models.KINDS:
         raise PackageError(f"a model of the kind {model.kind!r} cannot be packed: nobody could read it again")
@@ -207,6 +224,8 @@ def write(
         REFERENCE: _dump(dict(reference)),
         EXAMPLES: _dump({"rows": rows, "answers": answers.tolist()}),
         model.file: model.to_bytes(),
+        **({EXPECTED: _dump(dict(expected))} if expected is not None else {}),
+        **{ERRORS.format(metric): data for metric, data in (errors or {}).items()},
     }
     contents[DIGESTS] = _dump(
         {"format": FORMAT_VERSION, "files": {file: _sha256(data) for file, data in sorted(contents.items())}}

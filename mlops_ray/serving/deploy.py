@@ -20,7 +20,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 import mlops_ray
-from mlops_ray.config import MICROSECONDS, Policy, Project
+from mlops_ray.config import Policy, Project
 from mlops_ray.errors import ClusterError, PolicyError, StorageError
 from mlops_ray.features.shelves import online_location, shown
 from mlops_ray.monitoring import deltas, monitor
@@ -144,7 +144,7 @@ def _applications(
     root, name = str(storage.root), project.project
     # Where callers come in is no matter of a replica.
     serving = project.serving.model_dump(mode="json", exclude={"listen"})
-    window_s = project.monitoring.window / MICROSECONDS["s"]
+    watched = replica.watched(project)
     listens = listener and asdict(listener)
     return {
         reconciler.APPLICATION: _Application(
@@ -162,7 +162,7 @@ def _applications(
                 root,
                 name,
                 serving,
-                window_s,
+                watched,
                 selector,
                 sorted(hidden),
                 shown(project.online or ""),

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops_ray.data import labels
 from mlops_ray.data.rows import Rows
 from mlops_ray.errors import (
     CallerGoneError,
+    DataError,
     DeadlineError,
     InvalidRowError,
     NotFoundError,
@@ -24,7 +26,7 @@ from mlops_ray.errors import (
 from mlops_ray.keys import Caller, Keyring, Role
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.models import Values
-from mlops_ray.serving import protocol
+from mlops_ray.serving import protocol, truth
 from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Place, Rates, deadline
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
@@ -32,12 +34,13 @@ from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, Contest, Copy, Tried
 from mlops_ray.serving.refusals import invalid, refuse_rejected
 from mlops_ray.serving.versions import CHALLENGER, CHAMPION, Live, Versions
+from mlops_ray.storage import Storage
 
 PREFIX = "/v2/models"
 #: Requests of one key are answered by one version; an admin may ask for a version.
 ROUTING_KEY, VERSION = "x-routing-key", "x-model-version"
 PLATFORM = "mlops_ray"
-INFER, INVOCATIONS, READY, METADATA = "/infer", "/invocations", "/ready", ""
+INFER, INVOCATIONS, LABELS, READY, METADATA = "/infer", "/invocations", "/labels", "/ready", ""
 #: How long a body may take to come.
 BODY_S = 10.0
 #: Bodies that are read at once, in the loop.
@@ -67,12 +70,13 @@ class Endpoint(Application):
         versions: Versions,
         keyring: Keyring,
         hidden: frozenset[str],
+        storage: Storage,
         *,
         p99_ms: float = 50.0,
         explains: bool = False,
         cpus: float = 1.0,
     ) -> None:
-        self._model, self._versions = model, versions
+        self._model, self._versions, self._storage = model, versions, storage
         self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
         self._patience_s = PATIENCE * p99_ms / 1000
@@ -187,12 +191,35 @@ class Endpoint(Application):
             if live is None and version is not None and self._versions.loaded:
                 raise NotFoundError("this version is not there")
             return json_reply({"live": True, "ready": live is not None}, 200 if live else 503)
+        if action == LABELS:
+            self._authorize(call, "label")
+            call.allow("POST")
+            call.limit(protocol.MAX_BODY_BYTES)
+            return self._absent(call) if live is None else await self._take_labels(call, live)
         roles: tuple[Role, ...] = ("predict", "read") if action == METADATA else ("predict",)
         self._authorize(call, *(("admin",) if self._is_reserved(version) else roles))
         if action != METADATA:
             raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
         call.allow("GET")
         return self._absent(call) if live is None else json_reply(self._metadata(live))
+
+    async def _take_labels(self, call: Call, live: Live) -> Reply:
+        """Stores what came true; it is on disk when the caller hears how many were taken."""
+        async with asyncio.timeout(BODY_S):
+            body = await call.body(protocol.MAX_BODY_BYTES)
+        taken = await asyncio.to_thread(self._store_labels, body, call.header("content-type") or "", live)
+        return json_reply({"labels": taken, "id": call.id})
+
+    def _store_labels(self, body: bytes, content_type: str, live: Live) -> int:
+        served = live.served
+        task = "regression" if served.threshold is None else "classification"
+        rows = truth.decode(body, content_type)
+        shown = [column for column in served.request.columns if column.name not in self._hidden]
+        try:
+            parsed = labels.parse(rows, shown, task, served.labels)
+        except DataError as error:
+            raise InvalidRowError(str(error)) from None
+        return labels.write(self._storage, self._model, parsed)
 
     def _authorize(self, call: Call, *roles: Role) -> None:
         caller = authorize(self._keyring, call, *roles)

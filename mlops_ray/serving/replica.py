@@ -18,6 +18,7 @@ from mlops_ray.data.prediction_log import FLUSH_S, PredictionLog
 from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
+from mlops_ray.monitoring.alarms import Budget
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.policy import placed
 from mlops_ray.registry import estimator, signing
@@ -60,7 +61,7 @@ class Replica:
         functions: list[str],
         trusted: list[str],
         types: list[str],
-        window_s: float,
+        watched: tuple[float, float, float],
     ) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start.
 
@@ -68,7 +69,8 @@ class Replica:
         """
         storage, names = Storage.open(storage_root), frozenset(hidden)
         settings = Serving.model_validate(serving)
-        self._outbox = Outbox(model, window_s)
+        window_s, *false_alarms = watched
+        self._outbox = Outbox(model, window_s, Budget(*false_alarms))
         self._log = PredictionLog(storage, model, self._outbox.source)
         load = loader(storage, online, frozenset(functions), frozenset(trusted), frozenset(types), names)
         self._versions = Versions(storage, model, load, self._outbox, self._log, settings.batching, names)
@@ -77,6 +79,7 @@ class Replica:
             self._versions,
             Keyring(storage),
             names,
+            storage,
             p99_ms=settings.slo.p99_ms,
             explains=settings.explain == "on_request",
             cpus=settings.resources.cpu,
@@ -179,8 +182,15 @@ def deployment(
         sorted(project.functions),
         sorted(signing.trusted(project, storage)),
         sorted(estimator.allowed(project)),
-        project.monitoring.window / MICROSECONDS["s"],
+        watched(project),
     )
+
+
+def watched(project: Project) -> tuple[float, float, float]:
+    """The seconds of a window, and the false alarms that may be, in so many seconds."""
+    monitoring, second = project.monitoring, MICROSECONDS["s"]
+    allowed = monitoring.false_alarms
+    return monitoring.window / second, allowed.max, allowed.per / second
 
 
 def route(model: str) -> str:

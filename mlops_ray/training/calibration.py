@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from mlops_ray.config import Threshold, ThresholdFor
+from mlops_ray.registry import metrics
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.outcome import Calibrator
 from mlops_ray.registry.probability import probability
-from mlops_ray.training import metrics
 from mlops_ray.training.families import Sample
 
 #: Logits at which Platt's curve is kept, as a line between points: its error is below 0.1 % of a probability.

@@ -13,9 +13,9 @@ from markupsafe import Markup
 
 from mlops_ray import pictures
 from mlops_ray.pages import Block, Kind, Section, Table, cut, number, page, plain, share, when
+from mlops_ray.registry.metrics import Metric
 from mlops_ray.training.diagnosis import Diagnosis
 from mlops_ray.training.evaluate import Report
-from mlops_ray.training.metrics import Metric
 
 #: Features in a picture, the most important; segments and features that are named, the worst.
 MOST_DRAWN, MOST_NAMED = 20, 3

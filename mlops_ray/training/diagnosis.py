@@ -12,10 +12,10 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.instants import from_micros
+from mlops_ray.registry import bootstrap
+from mlops_ray.registry.bootstrap import Blocks
+from mlops_ray.registry.metrics import Function, Metric, average
 from mlops_ray.registry.models import Values
-from mlops_ray.training import bootstrap
-from mlops_ray.training.bootstrap import Blocks
-from mlops_ray.training.metrics import Function, Metric, average
 from mlops_ray.training.splits import Instants, Rows
 
 logger = logging.getLogger(__name__)

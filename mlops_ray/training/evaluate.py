@@ -12,11 +12,12 @@ import polars as pl
 
 from mlops_ray.config import Gate
 from mlops_ray.features.definitions import LABEL
+from mlops_ray.registry import bootstrap, metrics
+from mlops_ray.registry.bootstrap import Interval
 from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Model, Values
 from mlops_ray.registry.outcome import Outcome
-from mlops_ray.training import bootstrap, calibration, metrics
-from mlops_ray.training.bootstrap import Interval
+from mlops_ray.training import calibration
 from mlops_ray.training.calibration import Predicted
 from mlops_ray.training.diagnosis import Learned, learning
 from mlops_ray.training.families import Device, Family, How, Sample

@@ -530,7 +530,7 @@ def _network_classifier(arguments: Params) -> Any:
     """
     from sklearn.neural_network import MLPClassifier
 
-    from mlops_ray.training.metrics import log_loss
+    from mlops_ray.registry.metrics import log_loss
 
     class Network(MLPClassifier):  # type: ignore[misc]
         def _score(self, x: Matrix, y: Values, sample_weight: Values | None = None) -> float:

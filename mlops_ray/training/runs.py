@@ -7,10 +7,10 @@ from mlops_ray import pictures
 from mlops_ray.config import Project
 from mlops_ray.errors import UsageError
 from mlops_ray.pages import Block, Section, Table, cut, number, page, when
+from mlops_ray.registry.metrics import METRICS
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import tracking
 from mlops_ray.training.leaderboard import PLACES
-from mlops_ray.training.metrics import METRICS
 from mlops_ray.training.tracking import COLUMNS, DATASET, METRIC, MOST_COLUMNS, STATE, TARGET, TASK, Recorded
 
 #: What it counts for likeness that columns, target and metric agree; only the same data are wholly alike.

@@ -10,14 +10,15 @@ import polars as pl
 from mlops_ray.config import ClassWeights, Imbalance, Postprocess, Threshold, Training
 from mlops_ray.errors import TrainingError
 from mlops_ray.features.definitions import LABEL
+from mlops_ray.registry import metrics
+from mlops_ray.registry.bootstrap import Blocks
 from mlops_ray.registry.encoder import Encoder, Style
+from mlops_ray.registry.metrics import Metric
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.outcome import Called, Outcome, Transform
 from mlops_ray.schema import INSTANT, Column
-from mlops_ray.training import families, metrics, splits
-from mlops_ray.training.bootstrap import Blocks
+from mlops_ray.training import families, splits
 from mlops_ray.training.families import Family, Sample, TaskKind
-from mlops_ray.training.metrics import Metric
 from mlops_ray.training.splits import Instants, Plan, Rows, Split
 
 #: What a transform does to a label, and from which one on it can.

@@ -16,10 +16,10 @@ from ray import tune
 from ray.tune.result import DONE
 
 from mlops_ray.errors import first_line
+from mlops_ray.registry import metrics
 from mlops_ray.registry.encoder import Matrix, Style
 from mlops_ray.registry.models import Model, Values
 from mlops_ray.registry.outcome import Outcome
-from mlops_ray.training import metrics
 from mlops_ray.training.calibration import unweighted
 from mlops_ray.training.families import Device, Family, How, Params, Sample, TaskKind
 from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, PREDICT_US, SCORE, SECONDS, mean

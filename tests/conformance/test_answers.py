@@ -85,7 +85,10 @@ def test_mlflow_s_loader_and_our_replica_answer_alike_together_and_one_by_one(
     )
     versions.load()
     key = keys.add(storage, name, "predict")
-    app, path = Endpoint(name, versions, Keyring(storage), frozenset()), f"/v2/models/{name}/invocations"
+    app, path = (
+        Endpoint(name, versions, Keyring(storage), frozenset(), storage),
+        f"/v2/models/{name}/invocations",
+    )
     together = _answers(app, path, key, asked)
     alone = [_answers(app, path, key, asked[at]) for at in range(asked.height)]
     assert together == {said: [value for one in alone for value in one[said]] for said in together}

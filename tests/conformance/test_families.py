@@ -20,13 +20,13 @@ import pytest
 
 from mlops_ray.config import OwnFamily
 from mlops_ray.errors import TrainingError
-from mlops_ray.registry import models
+from mlops_ray.registry import metrics, models
 from mlops_ray.registry.boosters import MOST_CODES
 from mlops_ray.registry.encoder import Encoder, Matrix
+from mlops_ray.registry.metrics import Metric
 from mlops_ray.registry.models import Model, Values
-from mlops_ray.training import boost, families, metrics
+from mlops_ray.training import boost, families
 from mlops_ray.training.families import EXTRAS, FAMILIES, LOG_LOSS, RIDGE, Family, How, Sample, TaskKind
-from mlops_ray.training.metrics import Metric
 from tests.registry.made import COLUMNS, rows
 
 #: Processor seconds that the default parameters may take on 6,000 rows of four features.

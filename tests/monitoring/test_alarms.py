@@ -5,61 +5,94 @@ import json
 import numpy as np
 import pytest
 
-from mlops_ray.monitoring.alarms import QUIET, Alarms, Budget
-from mlops_ray.monitoring.drift import Drift
+from mlops_ray.monitoring import alarms
+from mlops_ray.monitoring.alarms import QUIET, Alarms, Budget, Finding
 
 DAY = 86_400.0
 BUDGET = Budget(1.0, 90 * DAY)
 
 
-def drift(column: str, p_holm: float, *, drifted: bool = False) -> Drift:
-    return Drift(column, 500, 10_000, p=p_holm, p_holm=p_holm, psi_corrected=0.2, drifted=drifted)
+def asked(about: str, p: float, *, matters: bool = True, harm: float = 0.0, kind: str = "input") -> Finding:
+    return Finding(about, kind, p, matters, f"{about} differs", harm)  # type: ignore[arg-type]
+
+
+def looked(state: Alarms, at: float, *findings: Finding, version: str = "1") -> alarms.Episode | None:
+    return state.take(alarms.look(at, 0.01, findings), version)
+
+
+SAME, MOVED = asked("x", 0.8), asked("x", 1e-6)
 
 
 def test_looks_of_any_rhythm_spend_the_same_in_a_period() -> None:
     for looks in (90, 2_160, 7):
-        alarms, spent = Alarms(0.0), 0.0
+        state, spent = Alarms(0.0), 0.0
         for at in np.linspace(0, 90 * DAY, looks + 1)[1:]:
-            share = alarms.share(at, BUDGET)
-            alarms.look(at, share, [])
+            share = state.share(at, BUDGET)
+            state.take(alarms.look(at, share, []), "1")
             spent += share
         assert spent == pytest.approx(1.0)
-        assert sum(look.spent for look in alarms.looks) == pytest.approx(1.0)
+
+
+def test_all_that_a_look_asks_shares_what_it_spends() -> None:
+    assert alarms.look(0.0, 0.01, [asked("x", 0.004)]).found == ("x",)
+    assert alarms.look(0.0, 0.01, [asked("x", 0.004), asked("y", 0.9), asked("z", 0.9)]).found == ()
+    # What is too small to matter is found by nobody, and costs its share all the same.
+    assert alarms.look(0.0, 0.01, [asked("x", 0.004), *[asked("y", 0.9, matters=False)] * 2]).found == ()
+    assert alarms.look(0.0, 0.01, [asked("x", 1e-9, matters=False)]).found == ()
+
+
+def test_beside_what_was_found_stands_what_is_likely() -> None:
+    look = alarms.look(0.0, 1e-4, [asked("x", 1e-9), asked("y", 0.01), asked("z", 0.6)])
+    assert (look.found, look.listed) == (("x",), ("y",))
 
 
 def test_one_episode_is_open_at_a_time_and_gathers_what_is_found() -> None:
-    alarms = Alarms(0.0)
-    assert alarms.look(DAY, 0.01, [drift("x", 1.0), drift("y", 0.5)]) is None
-    opened = alarms.look(2 * DAY, 0.01, [drift("x", 1e-6, drifted=True), drift("y", 0.5)])
-    assert opened is alarms.open
-    assert (
-        alarms.look(3 * DAY, 0.01, [drift("x", 1e-6, drifted=True), drift("y", 1e-5, drifted=True)]) is None
+    state = Alarms(0.0)
+    assert looked(state, DAY, SAME) is None
+    opened = looked(state, 2 * DAY, MOVED, asked("y", 0.5))
+    assert opened is state.open
+    assert looked(state, 3 * DAY, MOVED, asked("y", 1e-5)) is None
+    assert opened is not None
+    assert {about: what["since"] for about, what in opened.found.items()} == {"x": 2 * DAY, "y": 3 * DAY}
+    assert len(state.episodes) == 1
+
+
+def test_faults_of_the_data_are_told_first_then_the_likelier_harm() -> None:
+    state = Alarms(0.0)
+    opened = looked(
+        state, DAY, asked("a", 1e-6, harm=0.1), asked("b", 1e-6, harm=0.5), asked("c", 1e-6, kind="data")
     )
     assert opened is not None
-    assert opened.columns == {"x": 2 * DAY, "y": 3 * DAY}
-    assert len(alarms.episodes) == 1
+    assert [about for about, _ in opened.ranked] == ["c", "b", "a"]
 
 
 def test_an_episode_is_over_when_nothing_has_differed_for_a_while_and_another_may_open() -> None:
-    alarms, same = Alarms(0.0), [drift("x", 0.8)]
-    alarms.look(DAY, 0.01, [drift("x", 1e-6, drifted=True)])
-    alarms.look(2 * DAY, 0.01, same)
+    state = Alarms(0.0)
+    looked(state, DAY, MOVED)
+    looked(state, 2 * DAY, SAME)
     # Not enough for an alarm, and more than nothing.
-    alarms.look(3 * DAY, 0.01, [drift("x", 0.01)])
+    looked(state, 3 * DAY, asked("x", 0.03))
     for number in range(QUIET):
-        assert alarms.open is not None
+        assert state.open is not None
         # What was not looked at is not over.
-        alarms.look((4 + number) * DAY, 0.01, [])
-        assert alarms.open is not None
-        alarms.look((4.5 + number) * DAY, 0.01, same)
-    assert alarms.open is None
-    assert alarms.episodes[0].resolved == (3.5 + QUIET) * DAY
-    assert alarms.look(9 * DAY, 0.01, [drift("x", 1e-6, drifted=True)]) is alarms.episodes[1]
+        looked(state, (4 + number) * DAY)
+        assert state.open is not None
+        looked(state, (4.5 + number) * DAY, SAME)
+    assert state.open is None
+    assert state.episodes[0].resolved == (3.5 + QUIET) * DAY
+    assert looked(state, 9 * DAY, MOVED) is state.episodes[1]
 
 
-def test_what_was_tested_and_spent_can_be_read_back() -> None:
-    alarms = Alarms(0.0)
-    alarms.look(DAY, 0.01, [drift("x", 1e-6, drifted=True), drift("y", 0.5)])
-    again = Alarms.from_json(json.loads(json.dumps(alarms.to_json())))
-    assert again == alarms
-    assert (again.looks[0].tests, again.looks[0].found) == ((("x", 1e-6), ("y", 0.5)), ("x",))
+def test_an_episode_ends_with_the_version_that_it_is_about() -> None:
+    state = Alarms(0.0)
+    looked(state, DAY, MOVED)
+    assert looked(state, 2 * DAY, SAME, version="2") is None
+    assert (state.open, state.episodes[0].resolved) == (None, 2 * DAY)
+
+
+def test_looks_and_episodes_can_be_read_back() -> None:
+    state = Alarms(0.0)
+    looked(state, DAY, MOVED, asked("y", 0.5))
+    assert Alarms.from_json(json.loads(json.dumps(state.to_json()))) == state
+    look = alarms.look(DAY, 0.01, [MOVED, asked("y", 0.5)])
+    assert alarms.Look.from_json(json.loads(json.dumps(look.to_json()))) == look

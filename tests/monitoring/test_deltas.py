@@ -55,7 +55,7 @@ class ReplicasAndMonitor(RuleBasedStateMachine):
         delta = over_the_wire(self.outboxes[replica].delta())
         if delta is None:
             return
-        self.monitor.receive(delta, 0.0, DAY_S)
+        self.monitor.receive(delta, 0.0)
         if fate != "killed before it is stored":
             self.disk = over_the_wire(self.monitor.to_json())
         if "killed" in fate:
@@ -72,7 +72,7 @@ class ReplicasAndMonitor(RuleBasedStateMachine):
         for outbox in self.outboxes:
             for _ in range(2):
                 if (delta := outbox.delta()) is not None:
-                    self.monitor.receive(over_the_wire(delta), 0.0, DAY_S)
+                    self.monitor.receive(over_the_wire(delta), 0.0)
                     outbox.acknowledge(delta["sequence"])
         assert {v: w.rows for v, w in self.monitor.versions.items()} == dict(self.answered)
         assert all(w.window.counts.rows == w.rows for w in self.monitor.versions.values())
@@ -114,7 +114,8 @@ def test_a_replica_keeps_few_uncounted_rows() -> None:
 def told(state: ModelState, rows: int, now: float, version: str = "1") -> None:
     outbox = Outbox("m")
     answer(outbox, version, rows)
-    assert state.receive(over_the_wire(outbox.delta()), now, DAY_S)
+    state.close(now)
+    assert state.receive(over_the_wire(outbox.delta()), now)
 
 
 def test_sides_of_a_turn_are_counted_once_and_those_of_an_earlier_turn_no_more() -> None:
@@ -126,7 +127,7 @@ def test_sides_of_a_turn_are_counted_once_and_those_of_an_earlier_turn_no_more()
                 side.add(f"key-{number}", {ERRORS: 1.0})
         delta = over_the_wire(outbox.delta())
         for _ in range(2):
-            state.receive(delta, 0.0, DAY_S)
+            state.receive(delta, 0.0)
         outbox.acknowledge(delta["sequence"])
 
     compared(3, 5)

@@ -81,7 +81,7 @@ def service(
     return Service(
         name,
         storage,
-        Endpoint(name, versions, Keyring(storage), hidden, p99_ms=PATIENT_MS, explains=True),
+        Endpoint(name, versions, Keyring(storage), hidden, storage, p99_ms=PATIENT_MS, explains=True),
         Routes(storage, _snapshot),
         {role: keys.add(storage, role, role) for role in ROLES},
         Predictor.load(packed.folder, None, trusted=frozenset({PUBLIC})),

@@ -142,7 +142,7 @@ def replica(storage: Storage, challenger: Any, *, p99_ms: float = 60_000.0) -> R
     outbox, log = Outbox(MODEL, source="replica"), PredictionLog(storage, MODEL, "replica")
     versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
     made = {role: keys.add(storage, role, role) for role in ("predict", "admin")}
-    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), p99_ms=p99_ms)
+    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), storage, p99_ms=p99_ms)
     return Replica(storage, versions, endpoint, outbox, log, made)
 
 

@@ -71,7 +71,9 @@ def empty(storage: Storage) -> Service:
     outbox, log = Outbox(MODEL), PredictionLog(storage, MODEL, "replica")
     versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
     made = {role: keys.add(storage, role, role) for role in ("predict", "label", "read", "admin")}
-    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), p99_ms=PATIENT_MS, explains=True)
+    endpoint = Endpoint(
+        MODEL, versions, Keyring(storage), frozenset(), storage, p99_ms=PATIENT_MS, explains=True
+    )
     return Service(storage, versions, outbox, log, endpoint, made)
 
 

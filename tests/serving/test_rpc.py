@@ -63,7 +63,9 @@ class Service:
         )
         self.keyring = Keyring(storage)
         # A slow machine is no overload.
-        self.endpoint = Endpoint(MODEL, versions, self.keyring, frozenset(), p99_ms=60_000.0, explains=True)
+        self.endpoint = Endpoint(
+            MODEL, versions, self.keyring, frozenset(), storage, p99_ms=60_000.0, explains=True
+        )
         self.routes = Routes(storage, nobody)
         self.keys = {role: keys.add(storage, role, role) for role in ("predict", "label", "read")}
         self.asked: list[tuple[str, dict[str, str], bytes]] = []

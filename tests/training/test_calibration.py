@@ -8,7 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mlops_ray.config import Threshold
-from mlops_ray.training import calibration, metrics
+from mlops_ray.registry import metrics
+from mlops_ray.training import calibration
 from mlops_ray.training.calibration import Predicted
 from mlops_ray.training.families import Sample
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from mlops_ray.registry import metrics
 from mlops_ray.schema import INSTANT
-from mlops_ray.training import diagnosis, metrics
+from mlops_ray.training import diagnosis
 from mlops_ray.training.diagnosis import HeldOut, diagnose
 
 N = 1500

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlops_ray.registry.metrics import mae
 from mlops_ray.training import distributed, evaluate, sweep
 from mlops_ray.training.families import Sample
 from mlops_ray.training.leaderboard import Trial
-from mlops_ray.training.metrics import mae
 from tests.training.made import task
 
 BEST = Trial("0000", "xgboost", {"n_estimators": 30, "max_depth": 6}, 0.1, (0.1,), 1.0, "complete")

@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from mlops_ray.config import Gate, Postprocess
-from mlops_ray.training import evaluate, metrics
+from mlops_ray.registry import metrics
+from mlops_ray.training import evaluate
 from mlops_ray.training.evaluate import Report
 from tests.training.made import DAY, classification, frame, task
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as peer
 
 from mlops_ray.errors import TrainingError
-from mlops_ray.training import metrics
+from mlops_ray.registry import metrics
 
 PEERS: dict[str, Callable[..., float]] = {
     "mae": peer.mean_absolute_error,

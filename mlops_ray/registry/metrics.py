@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from mlops_ray.errors import TrainingError, did_you_mean
 from mlops_ray.registry.models import Values
-from mlops_ray.training.families import TaskKind
+from mlops_ray.registry.outcome import TaskKind
 
 #: Metrics of decisions, which take a threshold: it is chosen after the search.
 DECISIONS = ("accuracy", "precision", "recall", "f1")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlops_ray.training import bootstrap
+from mlops_ray.registry import bootstrap
 
 
 def _mean(values: np.ndarray) -> bootstrap.Interval:

@@ -1,0 +1,40 @@
+"""Labels that come as a file: the command `labels load`."""
+
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mlops_ray.config import Project
+from mlops_ray.data import labels
+from mlops_ray.errors import DataError, ReleaseError
+from mlops_ray.registry import package as packages
+from mlops_ray.serving import record
+from mlops_ray.storage import Storage
+
+
+def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
+    """Takes in the labels of a Parquet or CSV file: `{"labels": …, "by": […]}`.
+
+    Raises `DataError` for a file that is none, or that holds what is no label, and `ReleaseError` where no
+    model is live whose requests they could be of.
+    """
+    champion = record.read(storage, project.project)["champion"]
+    if champion is None:
+        raise ReleaseError(f"no version of {project.project!r} is live yet; labels are of its predictions")
+    package = packages.read(storage.root / champion["package"], digest=champion["digest"])
+    hidden = {name for source in project.sources.values() for name in source.policy.machine_only}
+    shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
+    try:
+        read = pl.read_parquet if file.suffix == ".parquet" else _read_csv
+        parsed = labels.parse(read(file), shown, package.task, package.outcome.labels)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError(f"cannot be read: {error}", file=str(file)) from error
+    except DataError as error:
+        raise DataError(str(error), file=str(file)) from None
+    taken = labels.write(storage, project.project, parsed)
+    return {"labels": taken, "by": [name for name in parsed.columns if name != labels.LABEL]}
+
+
+def _read_csv(file: Path) -> pl.DataFrame:
+    return pl.read_csv(file, infer_schema=False)

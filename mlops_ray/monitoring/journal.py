@@ -1,0 +1,47 @@
+"""What the monitor has seen, for good: a line for each window that closed, and for each look.
+
+    monitor/MODEL/windows.jsonl   version, since, until, counts
+    monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns
+
+One process writes. A line that was begun and not ended is no line; one that was written twice, since the
+writer died before it had saved that it was, counts once.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from mlops_ray.storage import Storage
+
+FOLDER = "monitor"
+WINDOWS, LOOKS = "windows.jsonl", "looks.jsonl"
+
+
+def append(storage: Storage, model: str, file: str, entry: dict[str, Any]) -> None:
+    """Adds a line, which is on disk when this returns."""
+    with storage.path(FOLDER, model, file).open("ab") as lines:
+        # After a line without an end, that of a writer that was killed, begins a new one.
+        lines.write((b"\n" if lines.tell() else b"") + orjson.dumps(entry, option=orjson.OPT_SERIALIZE_NUMPY))
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def read(storage: Storage, model: str, file: str) -> list[dict[str, Any]]:
+    """The entries, oldest first."""
+    found = {(entry["version"], entry["since"]): entry for entry in _lines(storage, model, file)}
+    return list(found.values())
+
+
+def _lines(storage: Storage, model: str, file: str) -> Iterator[dict[str, Any]]:
+    path = storage.root / FOLDER / model / file
+    if not path.exists():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                entry = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+            yield entry

@@ -1,0 +1,195 @@
+"""A look at a window that has closed: its counts, its rows, and the labels that have come, beside what the
+version's package refers to.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from mlops_ray.data import labels, prediction_log
+from mlops_ray.data.counts import Counts
+from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
+from mlops_ray.errors import MlopsError
+from mlops_ray.monitoring import alarms, attribution, journal, performance
+from mlops_ray.monitoring.alarms import Episode, Finding
+from mlops_ray.monitoring.drift import Drift, compare
+from mlops_ray.monitoring.performance import Expected
+from mlops_ray.monitoring.state import ModelState, Window
+from mlops_ray.registry import package as packages
+from mlops_ray.registry.booster import Booster
+from mlops_ray.registry.models import Values
+from mlops_ray.registry.package import Package
+from mlops_ray.schema import DTYPES
+from mlops_ray.storage import Storage
+
+#: Where the release of a model says which package a version is (written by serving.record).
+RELEASES = "release"
+#: How long after its end a window is looked at: its last rows are in the log by then.
+SETTLED_S = 2 * FLUSH_S
+#: How far back a prediction may lie whose label comes.
+LABELS_REACH_S = 60 * 86_400.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """A version as the release document has it: whether it is live, and its package."""
+
+    version: str
+    is_champion: bool
+    clock: frozenset[str]
+    package: Package
+    reference: Counts
+    #: What its labelled rows say; `None` in a package that was made before they did.
+    expected: Expected | None
+
+
+def look_at(storage: Storage, state: ModelState, version: str, window: Window) -> Episode | None:
+    """Looks at a closed window and writes down what was seen; the episode that it opened, if it did.
+
+    The windows of a version that is not live are kept, and open nothing: its release judges it.
+    """
+    entry: dict[str, Any] = {"version": version, "since": window.since, "until": window.until}
+    journal.append(storage, state.model, journal.WINDOWS, entry | {"counts": window.counts.to_json()})
+    release = releases(storage, state.model).get(version)
+    if release is None or not release.is_champion or state.alarms is None or window.until is None:
+        return None
+    share = state.alarms.share(window.until, state.budget)
+    drifts = compare(release.reference, window.counts, release.clock, share)
+    rows = _rows(storage, state.model, release, window)
+    known = (state.alarms.looked_at, window.until)
+    quality, about_quality = _quality(storage, state.model, release, rows, known)
+    asked = findings(release.reference, window.counts, drifts, rows) + about_quality
+    look = alarms.look(window.until, share, asked)
+    columns = {drift.column: drift.psi_corrected for drift in drifts}
+    entry |= {"rows": window.counts.rows, "columns": columns, "quality": quality}
+    journal.append(storage, state.model, journal.LOOKS, entry | look.to_json())
+    return state.alarms.take(look, version)
+
+
+def _rows(storage: Storage, model: str, release: Release, window: Window) -> pl.DataFrame:
+    """Rows of the window that the log has, at most `performance.MOST_ROWS`, evenly spread."""
+    until = window.since if window.until is None else window.until
+    log = prediction_log.between(storage, model, window.since, until, machine=True)
+    rows = log.filter(pl.col("model_version") == release.version).collect()
+    return rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
+
+
+def findings(reference: Counts, current: Counts, drifts: list[Drift], rows: pl.DataFrame) -> list[Finding]:
+    """The columns that were tested, each with what its difference looks like; `rows` are of the window."""
+    ours, theirs = reference.by_name, current.by_name
+    return [
+        attribution.finding(drift, *ours[drift.column], theirs[drift.column][1], _amounts(rows, drift.column))
+        for drift in drifts
+        if drift.untested is None
+    ]
+
+
+def _amounts(rows: pl.DataFrame, name: str) -> Values | None:
+    """The values of a feature in the log, where they are numbers."""
+    found = [
+        p + name for p in (FEATURE, ASKED) if p + name in rows.columns and rows[p + name].dtype.is_numeric()
+    ]
+    return rows[found[0]].cast(pl.Float64).fill_null(float("nan")).to_numpy() if found else None
+
+
+def _quality(
+    storage: Storage, model: str, release: Release, rows: pl.DataFrame, known: tuple[float, float]
+) -> tuple[dict[str, Any], list[Finding]]:
+    """The metrics of rows by estimate, those of labels that came between two instants, and what is worse."""
+    expected = release.expected
+    if expected is None:
+        return {}, []
+    estimated, number = _estimate(release, expected, rows)
+    reach = prediction_log.between(storage, model, known[1] - LABELS_REACH_S, known[1])
+    came = labels.read(storage, model, known[0])
+    of_version = pl.col("model_version") == release.version
+    true = labels.labelled(reach.filter(of_version).collect(), came) if came else None
+    measured = {} if true is None or true.is_empty() else measure(expected, true)
+    labelled = 0 if true is None else true.height
+    told = {
+        "estimated": estimated,
+        "rows": number,
+        "realised": measured,
+        "labelled": labelled,
+        "reference": {
+            how: {name: figure.value for name, figure in figures.items()}
+            for how, figures in (("estimated", expected.estimated), ("realised", expected.measured))
+        },
+    }
+    asked = performance.findings(expected, estimated, number)
+    return told, asked + performance.realised(expected, measured, labelled)
+
+
+def measure(expected: Expected, labelled: pl.DataFrame) -> dict[str, float]:
+    """The metrics of predictions that have their labels."""
+    return expected.measure(labelled[labels.LABEL].to_numpy(), labelled["prediction"].to_numpy())
+
+
+def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> tuple[dict[str, float], int]:
+    """The metrics that these rows of the log will have, and of how many rows."""
+    if rows.is_empty():
+        return {}, 0
+    answers = rows["prediction"].to_numpy()
+    errors = {}
+    if expected.task == "regression":
+        matrix = release.package.encoder.transform(features(release.package, rows))
+        inputs = performance.error_inputs(matrix, answers)
+        for metric in expected.estimated:
+            model = release.package.errors(metric)
+            if model is not None:
+                errors[metric] = Booster(model).predict(inputs).astype(np.float64)
+    return expected.estimate(answers, errors), rows.height
+
+
+def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
+    """The model's features as the log has them; those that it lacks are null."""
+    columns = []
+    for column in package.feature_set.columns:
+        name = next((p + column.name for p in (FEATURE, ASKED) if p + column.name in rows.columns), None)
+        dtype = DTYPES[column.type]
+        value = pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)
+        columns.append(value.alias(column.name))
+    return rows.select(columns)
+
+
+def releases(storage: Storage, model: str) -> dict[str, Release]:
+    """By version: the champion, the one before it and a challenger, as far as their packages can be read."""
+    document = storage.read_json(RELEASES, f"{model}.json") or {}
+    found = {}
+    for place in ("challenger", "previous", "champion"):
+        entry = document.get(place)
+        if entry:
+            try:
+                known = _known(storage.root / entry["package"], entry["digest"])
+            except (OSError, MlopsError, ValueError, KeyError):
+                continue
+            version, clock = entry["version"], frozenset(entry["clock"])
+            found[version] = Release(version, place == "champion", clock, *known)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _known(folder: Path, digest: str) -> tuple[Package, Counts, Expected | None]:
+    """A package never changes, so it is read once; a replica, which answers by it, looks who signed it."""
+    package = packages.read(folder, digest=digest)
+    expected = package.expected
+    known = None if expected is None else Expected.from_json(expected)
+    return package, Counts.from_json(package.reference), known
+
+
+def episodes(state: ModelState) -> list[dict[str, Any]]:
+    """What people read of the episodes, the newest first; what was found stands in the order of its harm."""
+    found = state.alarms.episodes if state.alarms else []
+    return [
+        {
+            "version": episode.version,
+            "opened": episode.opened,
+            "resolved": episode.resolved,
+            "found": [{"about": about, **what} for about, what in episode.ranked],
+        }
+        for episode in reversed(found)
+    ]

@@ -1,0 +1,64 @@
+"""The body of a request that tells what came true, as rows."""
+
+from typing import Any
+
+import orjson
+import polars as pl
+
+from mlops_ray.errors import InvalidRowError, RequestError, TooLargeError, UnsupportedMediaTypeError
+
+JSON, CSV = "application/json", "text/csv"
+#: Labels that one request may bring.
+MOST_LABELS = 100_000
+
+
+def decode(body: bytes, content_type: str) -> pl.DataFrame:
+    """`{"labels": [{…}, …]}`, `{"labels": {"column": […], …}}`, or CSV with a header.
+
+    Raises the `RequestError` of what is wrong with it.
+    """
+    kind = content_type.partition(";")[0].strip().lower() or JSON
+    try:
+        if kind == CSV:
+            return _limited(pl.read_csv(body, infer_schema=False))
+        if kind != JSON:
+            raise UnsupportedMediaTypeError(f"labels come as {JSON} or {CSV}, not as {kind[:60]!r}")
+        found = orjson.loads(body)
+        return _limited(_frame(found["labels"] if isinstance(found, dict) else None))
+    except orjson.JSONDecodeError as error:
+        raise RequestError(f"the body is no JSON: {error}") from None
+    except (KeyError, TypeError, ValueError, pl.exceptions.PolarsError):
+        raise RequestError(
+            'labels are {"labels": [{"request_id": …, "label": …}, …]}, or a list for each column, or CSV'
+        ) from None
+
+
+def _frame(given: Any) -> pl.DataFrame:
+    """Columns of text, numbers or booleans alone; a column of several kinds is text."""
+    if isinstance(given, dict):
+        columns = given
+        if not columns or len({len(values) for values in columns.values()}) != 1:
+            raise ValueError
+    else:
+        if not isinstance(given, list) or not given or not all(isinstance(row, dict) for row in given):
+            raise ValueError
+        columns = {name: [row.get(name) for row in given] for name in given[0]}
+    return pl.DataFrame([_series(str(name), list(values)) for name, values in columns.items()])
+
+
+def _series(name: str, values: list[Any]) -> pl.Series:
+    for at, value in enumerate(values):
+        if not isinstance(value, str | int | float | bool | None):
+            raise InvalidRowError("is no plain value", row=at, column=name)
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {int, float}:
+        return pl.Series(name, values, dtype=pl.Float64 if float in kinds else pl.Int64)
+    if kinds == {bool}:
+        return pl.Series(name, values, dtype=pl.Boolean)
+    return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+
+
+def _limited(rows: pl.DataFrame) -> pl.DataFrame:
+    if rows.height > MOST_LABELS:
+        raise TooLargeError(f"{rows.height} labels; at most {MOST_LABELS} at once")
+    return rows

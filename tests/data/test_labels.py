@@ -1,0 +1,105 @@
+"""Labels find their rows, count once, and say what is wrong with them."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mlops_ray.data import labels
+from mlops_ray.errors import DataError
+from mlops_ray.schema import INSTANT, Column
+from mlops_ray.storage import Storage
+
+COLUMNS = (Column("site", "category"), Column("time", "datetime"), Column("load", "float"))
+T = datetime(2026, 11, 1, 12, tzinfo=UTC)
+PREDICTIONS = pl.DataFrame(
+    {
+        "request_id": ["a", "a", "b"],
+        "row": pl.Series([0, 1, 0], dtype=pl.Int32),
+        "prediction": [1.0, 2.0, 3.0],
+        "request.site": ["north", "south", "north"],
+        "request.time": pl.Series([T, T, T + timedelta(hours=1)], dtype=INSTANT),
+    }
+)
+
+
+def stored(tmp_path: Path, *rows: dict[str, list]) -> list[pl.DataFrame]:  # type: ignore[type-arg]
+    storage = Storage.open(str(tmp_path))
+    for each in rows:
+        labels.write(storage, "m", labels.parse(pl.DataFrame(each), COLUMNS, "regression"))
+    return labels.read(storage, "m")
+
+
+def found(tmp_path: Path, *rows: dict[str, list]) -> list[tuple]:  # type: ignore[type-arg]
+    joined = labels.labelled(PREDICTIONS, stored(tmp_path, *rows))
+    return joined.select("request_id", "row", "label").sort("request_id", "row").rows()
+
+
+def test_labels_by_request_find_their_rows(tmp_path: Path) -> None:
+    by: dict[str, list] = {"request_id": ["a", "b", "nobody"], "row": [1, 0, 0]}  # type: ignore[type-arg]
+    by["label"] = [2.5, 3.5, 9.0]
+    assert found(tmp_path, by) == [("a", 1, 2.5), ("b", 0, 3.5)]
+
+
+def test_a_request_of_one_row_needs_no_row(tmp_path: Path) -> None:
+    assert found(tmp_path, {"request_id": ["b"], "label": [1.5]}) == [("b", 0, 1.5)]
+
+
+def test_labels_by_entity_and_time_find_their_rows(tmp_path: Path) -> None:
+    by = {"site": ["north", "south"], "time": ["2026-11-01T12:00:00Z", "2026-11-01T13:00:00+01:00"]}
+    assert found(tmp_path, by | {"label": [0.5, 0.7]}) == [("a", 0, 0.5), ("a", 1, 0.7)]
+
+
+def test_a_label_that_comes_again_counts_once_and_the_earlier_is_kept(tmp_path: Path) -> None:
+    first, later = {"request_id": ["b"], "label": [1.0]}, {"request_id": ["b"], "label": [2.0]}
+    by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
+    assert found(tmp_path, first, later, later) == [("b", 0, 2.0)]
+    assert found(tmp_path, by_entity) == [("b", 0, 3.0)]
+    assert sum(frame.height for frame in labels.read(Storage.open(str(tmp_path)), "m")) == 4
+
+
+def test_only_labels_that_came_after_an_instant_are_read(tmp_path: Path) -> None:
+    stored(tmp_path, {"request_id": ["b"], "label": [1.0]})
+    storage = Storage.open(str(tmp_path))
+    (frame,) = labels.read(storage, "m")
+    at = frame[labels.KNOWN_AT][0].timestamp()
+    assert labels.read(storage, "m", at - 1)[0].height == 1
+    assert all(frame.is_empty() for frame in labels.read(storage, "m", at + 1))
+
+
+def test_labels_are_for_no_eyes_but_ours(tmp_path: Path) -> None:
+    stored(tmp_path, {"request_id": ["b"], "label": [1.0]})
+    (path,) = tmp_path.glob("labels/m/date=*/*.parquet")
+    assert path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "values"),
+    [
+        ([True, False], None, [1.0, 0.0]),
+        (["Yes", "no"], None, [1.0, 0.0]),
+        ([1.0, 0.0], None, [1.0, 0.0]),
+        (["goes", "stays"], ("stays", "goes"), [1.0, 0.0]),
+    ],
+)
+def test_yes_and_no_are_read_as_they_are_called(
+    given: list[object], names: tuple[str, str] | None, values: list[float]
+) -> None:
+    rows = pl.DataFrame({"request_id": ["a", "b"], "label": given})
+    assert labels.parse(rows, COLUMNS, "classification", names)["label"].to_list() == values
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"request_id": ["a"]}, "need a column 'label'"),
+        ({"label": [1.0]}, "need the column 'request_id', or columns of the request: 'site', 'time', 'load'"),
+        ({"request_id": ["a", "b"], "label": ["1", "much"]}, "row 2 of the labels: 'much' is not a number"),
+        ({"request_id": ["a", None], "label": [1.0, 2.0]}, "row 2 of the labels has no usable 'request_id'"),
+        ({"site": ["a"], "time": ["soon"], "label": [1.0]}, "row 1 of the labels has no usable 'time'"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_row(rows: dict[str, list], said: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(DataError, match=said):
+        labels.parse(pl.DataFrame(rows), COLUMNS, "regression")

@@ -1,0 +1,122 @@
+"""Quality is estimated well where only inputs moved, measured where labels came, and judged by chance."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
+
+from mlops_ray.monitoring import performance
+from mlops_ray.monitoring.performance import Expected
+from mlops_ray.registry.booster import Booster
+
+RANDOM = np.random.default_rng(11)
+
+
+def classified(rows: int, at: float = 0.0, flip: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and answers; a model that is too sure, and of whose rows some share has changed its meaning."""
+    x = RANDOM.normal(at, 1.5, rows)
+    chance = expit(x)
+    labels = (RANDOM.random(rows) < np.where(RANDOM.random(rows) < flip, 1 - chance, chance)).astype(float)
+    return labels, expit(2 * x)
+
+
+def regressed(rows: int, at: float = 0.0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, answers, and the one feature, with which the noise grows."""
+    x = RANDOM.uniform(at, at + 2, rows)
+    return 3 * x + RANDOM.normal(0, 0.2 + x, rows) * noise, 3 * x, x[:, None].astype(np.float32)
+
+
+LABELS, ANSWERS = classified(20_000)
+CLASSES, NO_MODELS = performance.expect(
+    "classification", "roc_auc", LABELS, ANSWERS, np.arange(20_000), threshold=0.5
+)
+TRUE, SAID, MATRIX = regressed(20_000)
+NUMBERS, MODELS = performance.expect("regression", "mae", TRUE, SAID, np.arange(20_000), matrix=MATRIX)
+
+
+def errors_of(matrix: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
+    inputs = performance.error_inputs(matrix, answers)
+    return {metric: Booster(model).predict(inputs).astype(float) for metric, model in MODELS.items()}
+
+
+@pytest.mark.parametrize("at", [0.0, 0.8, -1.2])
+def test_a_classification_whose_inputs_moved_is_estimated_as_it_is(at: float) -> None:
+    labels, answers = classified(20_000, at)
+    estimated = CLASSES.estimate(answers, {})
+    says_yes = answers >= 0.5
+    true = {
+        "roc_auc": roc_auc_score(labels, answers),
+        "accuracy": accuracy_score(labels, says_yes),
+        "f1": f1_score(labels, says_yes),
+        "log_loss": log_loss(labels, answers),
+    }
+    for metric, value in true.items():
+        assert estimated[metric] == pytest.approx(value, abs=0.02), metric
+
+
+def test_estimates_are_the_mean_of_what_the_chances_would_come_to() -> None:
+    chances, answers = RANDOM.random(400), np.sort(RANDOM.random(400))[::-1]
+    known = Expected("classification", "roc_auc", {}, {}, None, 0.5)
+    estimated = performance._by_chance(chances, answers, 0.5)
+    drawn = [known.measure((RANDOM.random(400) < chances).astype(float), answers) for _ in range(2_000)]
+    for metric in ("accuracy", "brier", "roc_auc", "average_precision", "f1"):
+        assert estimated[metric] == pytest.approx(np.mean([each[metric] for each in drawn]), abs=0.006), (
+            metric
+        )
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5])
+def test_a_regression_whose_inputs_moved_is_estimated_as_it_is(at: float) -> None:
+    true, said, matrix = regressed(10_000, at)
+    inside = matrix[:, 0] <= 2.0
+    true, said, matrix = true[inside], said[inside], matrix[inside]
+    estimated = NUMBERS.estimate(said, errors_of(matrix, said))
+    assert estimated["mae"] == pytest.approx(np.abs(true - said).mean(), rel=0.05)
+
+
+def test_the_reference_is_estimated_by_models_that_have_not_seen_it() -> None:
+    assert NUMBERS.estimated["mae"].value == pytest.approx(NUMBERS.measured["mae"].value, rel=0.02)
+    assert CLASSES.estimated["roc_auc"].value == pytest.approx(CLASSES.measured["roc_auc"].value, abs=0.005)
+
+
+def test_what_the_same_inputs_mean_now_is_seen_by_labels_alone() -> None:
+    labels, answers = classified(2_000, flip=0.2)
+    estimated, measured = CLASSES.estimate(answers, {}), CLASSES.measure(labels, answers)
+    assert performance.findings(CLASSES, estimated, 2_000)[0].p > 0.001
+    (found,) = performance.realised(CLASSES, measured, 2_000)
+    assert (found.about, found.kind, found.matters) == ("realised roc_auc", "performance", True)
+    assert found.p < 1e-6
+    assert "2,000 rows" in found.evidence
+
+
+@pytest.mark.parametrize("rows", [100, 1_000])
+def test_quiet_windows_are_called_worse_as_often_as_said(rows: int) -> None:
+    called = {0.01: 0, 0.1: 0}
+    for _ in range(1_000):
+        measured = CLASSES.measure(*classified(rows))
+        (found,) = performance.realised(CLASSES, measured, rows)
+        for level in called:
+            called[level] += found.p <= level
+    assert called[0.1] <= 150
+    assert called[0.01] <= 30
+
+
+def test_a_single_bad_window_of_a_regression_is_found() -> None:
+    true, said, matrix = regressed(500, noise=1.5)
+    (found,) = performance.realised(NUMBERS, NUMBERS.measure(true, said), 500)
+    assert found.p < 1e-6
+    assert found.matters
+    assert performance.findings(NUMBERS, NUMBERS.estimate(said, errors_of(matrix, said)), 500)[0].p > 0.001
+
+
+def test_what_too_few_blocks_say_calls_nothing() -> None:
+    known, _ = performance.expect("regression", "mae", TRUE, SAID, np.zeros(20_000, np.int64), matrix=MATRIX)
+    assert performance.realised(known, {"mae": 100.0}, 500)[0].p == 1.0
+
+
+def test_what_is_known_travels_as_json() -> None:
+    for known in (CLASSES, NUMBERS):
+        assert Expected.from_json(json.loads(json.dumps(known.to_json()))) == known
+    assert NO_MODELS == {}
