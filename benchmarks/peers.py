@@ -49,6 +49,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "numpy==2.4.6",
         "pandas==2.3.3",
     ),
+    "evidently": ("evidently==0.7.23", "pandas==2.3.3", "numpy==2.2.6"),
+    "nannyml": ("nannyml==0.13.1",),
     "feast": (
         "feast[duckdb]==0.67.0",
         "ibis-framework[duckdb]==12.0.0",
@@ -64,6 +66,7 @@ QUIET = {
     "FEAST_USAGE": "False",
     "BENTOML_DO_NOT_TRACK": "True",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "NML_DISABLE_USAGE_LOGGING": "1",
 }
 #: Enough of what a failed script said to see the exception.
 TAIL_CHARACTERS = 4000

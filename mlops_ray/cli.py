@@ -370,7 +370,6 @@ def dataset_rebuild(
     _show_set(rebuild(manifest, functions), as_json)
 
 
-@app.callback(invoke_without_command=True)
 @labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
 def labels_load(
     truth: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with a column `label`.")],
@@ -383,6 +382,7 @@ def labels_load(
     _show(truths.load(*_open(file), truth), as_json, _print_fields)
 
 
+@app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:

@@ -19,7 +19,7 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     Raises `DataError` for a file that is none, or that holds what is no label, and `ReleaseError` where no
     model is live whose requests they could be of.
     """
-    champion = record.read(storage, project.project)["champion"]
+    champion = record.read(storage, project.project).get("champion")
     if champion is None:
         raise ReleaseError(f"no version of {project.project!r} is live yet; labels are of its predictions")
     package = packages.read(storage.root / champion["package"], digest=champion["digest"])

@@ -41,7 +41,7 @@ def parse(
     if "request_id" in rows.columns:
         keys = list(BY_REQUEST)
         rows = rows if "row" in rows.columns else rows.with_columns(row=pl.lit(0))
-        typed = [rows["request_id"].cast(pl.String), rows["row"].cast(pl.Int32, strict=False)]
+        typed = [rows["request_id"].cast(pl.String), _whole(rows["row"])]
     elif keys:
         typed = [_typed(rows[name], known[name]) for name in keys]
     else:
@@ -96,6 +96,12 @@ def labelled(predictions: pl.DataFrame, labels: Sequence[pl.DataFrame]) -> pl.Da
     # Named in two ways, a row has two labels.
     both = pl.concat(found).sort(KNOWN_AT, maintain_order=True)
     return both.unique(BY_REQUEST, keep="last", maintain_order=True)
+
+
+def _whole(values: pl.Series) -> pl.Series:
+    """Numbers of rows, null where one is none."""
+    numbers = values.cast(pl.Float64, strict=False)
+    return numbers.cast(pl.Int32, strict=False).set(numbers != numbers.floor(), None)
 
 
 def _typed(values: pl.Series, column: Column) -> pl.Series:

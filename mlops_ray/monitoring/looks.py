@@ -2,6 +2,7 @@
 version's package refers to.
 """
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
-from mlops_ray.errors import MlopsError
+from mlops_ray.errors import MlopsError, one_line
 from mlops_ray.monitoring import alarms, attribution, journal, performance
 from mlops_ray.monitoring.alarms import Episode, Finding
 from mlops_ray.monitoring.drift import Drift, compare
@@ -32,6 +33,8 @@ RELEASES = "release"
 SETTLED_S = 2 * FLUSH_S
 #: How far back a prediction may lie whose label comes.
 LABELS_REACH_S = 60 * 86_400.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,12 @@ def _quality(
     expected = release.expected
     if expected is None:
         return {}, []
-    estimated, number = _estimate(release, expected, rows)
+    try:
+        estimated, number = _estimate(release, expected, rows)
+    except (MlopsError, ValueError, pl.exceptions.PolarsError) as error:
+        # What can be known of the rest is not held up.
+        logger.error("the quality of %s is not estimated (%s)", model, one_line(error))
+        estimated, number = {}, 0
     reach = prediction_log.between(storage, model, known[1] - LABELS_REACH_S, known[1])
     came = labels.read(storage, model, known[0])
     of_version = pl.col("model_version") == release.version

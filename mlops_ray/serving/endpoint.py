@@ -191,7 +191,7 @@ class Endpoint(Application):
             if live is None and version is not None and self._versions.loaded:
                 raise NotFoundError("this version is not there")
             return json_reply({"live": True, "ready": live is not None}, 200 if live else 503)
-        if action == LABELS:
+        if action == LABELS and version is None:
             self._authorize(call, "label")
             call.allow("POST")
             call.limit(protocol.MAX_BODY_BYTES)

@@ -42,7 +42,8 @@ def _frame(given: Any) -> pl.DataFrame:
     else:
         if not isinstance(given, list) or not given or not all(isinstance(row, dict) for row in given):
             raise ValueError
-        columns = {name: [row.get(name) for row in given] for name in given[0]}
+        names = {name: None for row in given for name in row}
+        columns = {name: [row.get(name) for row in given] for name in names}
     return pl.DataFrame([_series(str(name), list(values)) for name, values in columns.items()])
 
 

@@ -52,9 +52,9 @@ def project(storage: Path, **more: Any) -> Project:
 
 
 def write(
-    folder: Path, of: Project, factor: float, name: str = NAME, outcome: Outcome | None = None
+    folder: Path, of: Project, factor: float, name: str = NAME, outcome: Outcome | None = None, **more: Any
 ) -> Package:
-    """A package whose model answers `factor * load`."""
+    """A package whose model answers `factor * load`; `more` is for `package.write`."""
     features = compile_features(of)
     rows = _rows(features)
     encoder = Encoder.fit(rows, features.columns, style="one_hot")
@@ -80,6 +80,7 @@ def write(
         ).to_json(),
         created_at=datetime(2026, 11, 1, tzinfo=UTC),
         sign=signing.own_key(of, Storage.open(of.storage)),
+        **more,
     )
 
 

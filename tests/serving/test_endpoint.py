@@ -11,7 +11,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
-from mlops_ray.data import prediction_log
+from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
@@ -533,3 +533,69 @@ def test_a_text_that_is_no_name_any_more_is_a_422(service: Service, rows: int) -
         422,
         "row 0, column 'site': has 10001 characters; at most 10000 are read",
     )
+
+
+def stored(service: Service) -> list[dict[str, Any]]:
+    return [row for frame in labels.read(service.storage, MODEL) for row in frame.drop("known_at").to_dicts()]
+
+
+def test_labels_are_on_disk_when_they_are_answered(service: Service) -> None:
+    given = [{"request_id": "id-1", "label": 12.5}, {"request_id": "id-2", "row": None, "label": 3}]
+    refused = service.call("POST", "/labels", "label", json={"labels": given})
+    assert (refused.status, refused.json["error"]) == (422, "row 1 of the labels has no usable 'row'")
+    given[1]["row"], given[0]["row"] = 1, 0
+    for body in ({"labels": given}, {"labels": {name: [row[name] for row in given] for name in given[0]}}):
+        reply = service.call("POST", "/labels", "label", json=body)
+        assert (reply.status, reply.json["labels"]) == (200, 2)
+    assert stored(service) == 2 * [
+        {"request_id": "id-1", "row": 0, "label": 12.5},
+        {"request_id": "id-2", "row": 1, "label": 3.0},
+    ]
+
+
+def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) -> None:
+    name = next(iter(ROW))
+    body = f"{name},label\n{ROW[name]},4.5\n".encode()
+    reply = service.call("POST", "/labels", "label", body=body, headers={"content-type": "text/csv"})
+    assert (reply.status, reply.json["labels"]) == (200, 1)
+    assert [(row[name], row["label"]) for row in stored(service)] == [(ROW[name], 4.5)]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"[]", 400),
+        (b'{"labels": []}', 400),
+        (b'{"labels": 7}', 400),
+        (b'{"labels": [7]}', 400),
+        (b'{"labels": [{"request_id": "a"}]}', 422),
+        (b'{"labels": [{"label": 1}]}', 422),
+        (b'{"labels": [{"request_id": "a", "label": "much"}]}', 422),
+        (b'{"labels": [{"request_id": ["a"], "label": 1}]}', 422),
+        (b'{"labels": {"request_id": ["a", "b"], "label": [1]}}', 400),
+        (b'{"labels": {"request_id": 7, "label": 1}}', 400),
+        (b'{"labels": [{"request_id": "a", "label": 1e999}]}', 400),
+        (b'{"labels": [{"request_id": "a", "row": 99999999999999, "label": 1}]}', 422),
+        (b'{"labels": [{"request_id": "a", "row": 1.5, "label": 1}]}', 422),
+    ],
+)
+def test_what_is_no_label_is_refused_and_stores_nothing(service: Service, body: bytes, status: int) -> None:
+    reply = service.call("POST", "/labels", "label", body=body, headers={"content-type": "application/json"})
+    assert reply.status == status
+    assert stored(service) == []
+
+
+@pytest.mark.parametrize(("role", "status"), [("predict", 403), ("read", 403), (None, 401), ("admin", 200)])
+def test_labels_need_their_own_role(service: Service, role: str | None, status: int) -> None:
+    reply = service.call("POST", "/labels", role, json={"labels": [{"request_id": "a", "label": 1}]})
+    assert reply.status == status
+
+
+def test_labels_cannot_be_named_by_what_nobody_may_see(service: Service) -> None:
+    name = next(iter(ROW))
+    service.endpoint._hidden = frozenset({name})
+    reply = service.call("POST", "/labels", "label", json={"labels": [{name: ROW[name], "label": 1}]})
+    assert reply.status == 422
+    assert repr(name) not in reply.json["error"]
+    assert stored(service) == []

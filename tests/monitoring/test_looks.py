@@ -1,0 +1,210 @@
+"""A window that has closed is looked at once; what differs opens an episode, and can be read back."""
+
+import asyncio
+import itertools
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from mlops_ray.data import labels, prediction_log
+from mlops_ray.data.counts import Counts
+from mlops_ray.monitoring import journal, looks, monitor, performance
+from mlops_ray.monitoring.alarms import Alarms, Budget
+from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.monitoring.monitor import Monitor
+from mlops_ray.monitoring.state import ModelState, Window
+from mlops_ray.registry.predictor import Predictor
+from mlops_ray.schema import INSTANT
+from mlops_ray.storage import Storage
+from tests.serving import packages
+
+DAY = 86_400.0
+#: Midnight in UTC.
+NOW = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
+RANDOM = np.random.default_rng(5)
+NUMBERS = itertools.count()
+
+
+@dataclass
+class Live:
+    """A model that answers `load`, of whose labels it knows that they lie 2 around it."""
+
+    storage: Storage
+    predictor: Predictor
+    state: ModelState
+
+    def window(self, at: float, amounts: np.ndarray, version: str = "1") -> Window:
+        """A day whose rows had these amounts, as the counts and the log have it."""
+        rows = frame(amounts)
+        counts = Counts.empty(
+            looks._known(self.predictor.package.folder, self.predictor.package.digest)[1].specs
+        )
+        counts.update(rows)
+        count = len(amounts)
+        log = pl.DataFrame(
+            {
+                "at": pl.Series(((at + DAY * np.arange(count) / count) * 1e6).astype(np.int64)).cast(INSTANT),
+                "request_id": [f"r{next(NUMBERS)}" for _ in range(count)],
+                "row": pl.Series(np.zeros(count), dtype=pl.Int32),
+                "model_version": [version] * count,
+                "route": ["champion"] * count,
+                "latency_us": [100] * count,
+                "prediction": rows["prediction"],
+                "request.load": rows["amount"],
+                "feature.amount": rows["amount"],
+                "feature.hour": rows["hour"],
+            }
+        )
+        date = datetime.fromtimestamp(at, UTC).strftime("date=%Y-%m-%d")
+        path = self.storage.path(prediction_log.FOLDER, packages.NAME, date, f"{next(NUMBERS)}.parquet")
+        log.write_parquet(path)
+        return Window(at, counts, at + DAY)
+
+    def look(self, day: int, amounts: np.ndarray, version: str = "1") -> Any:
+        return looks.look_at(
+            self.storage, self.state, version, self.window(NOW + day * DAY, amounts, version)
+        )
+
+
+def frame(amounts: np.ndarray) -> pl.DataFrame:
+    hours = np.arange(len(amounts)) % 24
+    return pl.DataFrame({"amount": amounts, "hour": hours, "prediction": amounts})
+
+
+def normal(rows: int = 500, mean: float = 50.0) -> np.ndarray:
+    return RANDOM.normal(mean, 10, rows)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Live:
+    storage, project = Storage.open(str(tmp_path)), packages.project(tmp_path)
+    answers = normal(4_000)
+    plain = packages.write(storage.path("packages", "plain"), project, 1.0)
+    expected, errors = performance.expect(
+        "regression",
+        "mae",
+        answers + RANDOM.normal(0, 2, 4_000),
+        answers,
+        np.arange(4_000),
+        matrix=plain.encoder.transform(frame(answers)),
+    )
+    packed = packages.write(
+        storage.path("packages", "one"), project, 1.0, expected=expected.to_json(), errors=errors
+    )
+    packages.crown(storage, packages.NAME, 1, packed)
+    predictor = Predictor.load(packed.folder, None)
+    return Live(storage, predictor, ModelState(packages.NAME, alarms=Alarms(NOW)))
+
+
+def read(live: Live, file: str) -> list[dict[str, Any]]:
+    return journal.read(live.storage, packages.NAME, file)
+
+
+def test_a_quiet_window_opens_nothing_and_can_be_read_back(live: Live) -> None:
+    assert live.look(0, normal()) is None
+    (look,), (window,) = read(live, journal.LOOKS), read(live, journal.WINDOWS)
+    assert (look["found"], look["rows"], look["spent"]) == ([], 500, pytest.approx(1 / 90))
+    assert {finding["about"] for finding in look["findings"]} >= {"amount", "prediction", "estimated mae"}
+    assert look["quality"]["estimated"]["mae"] == pytest.approx(1.6, abs=0.2)
+    assert Counts.from_json(window["counts"]).rows == 500
+
+
+def test_a_window_that_moved_opens_an_episode_that_says_what_moved(live: Live) -> None:
+    opened = live.look(0, normal(mean=65))
+    assert opened is not None
+    about = dict(opened.ranked)
+    assert about["amount"]["kind"] == "input"
+    assert "amount is larger" in about["amount"]["evidence"]
+    assert about["prediction"]["kind"] == "prediction"
+    assert live.look(1, normal(mean=65)) is None
+    assert [live.look(day, normal()) for day in (2, 3)] == [None, None]
+    (episode,) = looks.episodes(live.state)
+    assert (episode["opened"], episode["resolved"]) == (NOW + DAY, NOW + 4 * DAY)
+
+
+def test_another_unit_is_seen_by_the_rows(live: Live) -> None:
+    opened = live.look(0, normal() / 60)
+    assert opened is not None
+    assert opened.found["amount"]["kind"] == "data"
+    assert "times 0.01667" in opened.found["amount"]["evidence"]
+
+
+def test_labels_that_show_a_worse_model_open_an_episode(live: Live) -> None:
+    live.look(0, normal())
+    rows = prediction_log.read(live.storage, packages.NAME).collect()
+    truth = rows["prediction"] + pl.Series(RANDOM.normal(0, 4, rows.height))
+    labels.write(
+        live.storage,
+        packages.NAME,
+        pl.DataFrame({"request_id": rows["request_id"], "row": rows["row"], "label": truth}),
+    )
+    opened = live.look(1, normal())
+    assert opened is not None
+    assert list(opened.found) == ["realised mae"]
+    assert opened.found["realised mae"]["kind"] == "performance"
+    look = read(live, journal.LOOKS)[-1]
+    assert look["quality"]["labelled"] == 500
+    assert look["quality"]["realised"]["mae"] == pytest.approx(3.2, abs=0.4)
+    # A label is judged once.
+    live.state.alarms.looked_at = labels.read(live.storage, packages.NAME)[0]["known_at"].max().timestamp()  # type: ignore[union-attr]
+    live.look(2, normal())
+    assert read(live, journal.LOOKS)[-1]["quality"]["labelled"] == 0
+
+
+def test_a_version_that_is_not_live_opens_nothing(live: Live) -> None:
+    assert live.look(0, normal(mean=65), version="2") is None
+    assert len(read(live, journal.WINDOWS)) == 1
+    assert read(live, journal.LOOKS) == []
+
+
+def test_a_line_that_was_begun_is_none_and_one_written_twice_counts_once(live: Live) -> None:
+    live.look(0, normal())
+    path = live.storage.path(journal.FOLDER, packages.NAME, journal.LOOKS)
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n" + whole[:50])
+    live.look(0, normal())
+    live.look(1, normal())
+    assert [look["since"] for look in read(live, journal.LOOKS)] == [NOW, NOW + DAY]
+
+
+def test_a_window_that_could_not_be_looked_at_is_looked_at_again(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by another process: what is to be looked at lies on disk."""
+    clock = [NOW]
+    monkeypatch.setattr(monitor.time, "time", lambda: clock[0])
+    seen: list[float] = []
+
+    def look_at(storage: Storage, state: ModelState, version: str, window: Window) -> None:
+        seen.append(window.since)
+        if len(seen) == 1:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(looks, "look_at", look_at)
+
+    async def lives() -> None:
+        outbox = Outbox(packages.NAME, DAY, Budget())
+        watcher = Monitor(str(live.storage.root))
+        known = looks._known(live.predictor.package.folder, live.predictor.package.digest)[1]
+        for at in (0.0, DAY, DAY + looks.SETTLED_S):
+            clock[0] = NOW + at
+            outbox.tally("1", known.specs).observe(frame(normal(60)).drop("prediction"), normal(60))
+            delta = outbox.delta()
+            assert delta is not None
+            delta = json.loads(json.dumps(delta))
+            try:
+                await watcher.record(delta)
+                outbox.acknowledge(delta["sequence"])
+            except OSError:
+                watcher = Monitor(str(live.storage.root))
+        await watcher.record(delta)
+        assert not watcher._models[packages.NAME].unseen
+
+    asyncio.run(lives())
+    assert seen == [NOW, NOW]
