@@ -18,7 +18,7 @@ from mlops_ray.monitoring.several import holm
 
 #: A window says nothing about a column before so many rows.
 MIN_ROWS = 50
-#: Cells that expect fewer rows than this fold into one: below it the χ² tail is not to be trusted
+#: Cells that expect fewer rows than this fold into one: below it the χ² tail is hardly a guess
 #: (Cochran 1954, Biometrics 10, 417-451).
 MIN_EXPECTED = 5.0
 #: Why a column is untested whose every cell is too small: all would be one.
@@ -118,13 +118,13 @@ def column_drift(
 
 
 def fold(reference: Numbers, current: Numbers, *, ordered: bool) -> tuple[Numbers, Numbers]:
-    """The same counts in fewer cells, of which all but one expect `MIN_EXPECTED` rows in the smaller sample.
+    """The same counts in fewer cells, of which all but three expect `MIN_EXPECTED` rows in the smaller sample.
 
     Neighbours join where cells are `ordered`, but for the last, *missing*, which has none; elsewhere all
-    small cells become one.
+    small cells become one, but for the last two, *other* and *missing*: in a crowd a new category is not seen.
 
-    >>> fold(np.array([97.0, 2.0, 1.0, 900.0]), np.array([8.0, 2.0, 0.0, 90.0]), ordered=False)
-    (array([ 97., 900.,   3.]), array([ 8., 90.,  2.]))
+    >>> fold(np.array([97.0, 2.0, 1.0, 900.0, 0, 0]), np.array([8.0, 2.0, 0.0, 90.0, 5, 0]), ordered=False)
+    (array([ 97., 900.,   3.,   0.]), array([ 8., 90.,  2.,  5.]))
     >>> fold(np.array([0.0, 40.0, 40.0, 1.0, 0.0]), np.array([0.0, 4.0, 4.0, 7.0, 0.0]), ordered=True)
     (array([40., 41.]), array([ 4., 11.]))
     """
@@ -141,6 +141,7 @@ def fold(reference: Numbers, current: Numbers, *, ordered: bool) -> tuple[Number
 def _small_ones(expected: Numbers) -> npt.NDArray[np.int64]:
     """The group of each cell: its own, or that of all small ones."""
     kept = expected >= MIN_EXPECTED
+    kept[-2:] = True
     return np.where(kept, np.cumsum(kept) - 1, kept.sum())
 
 
