@@ -2,10 +2,10 @@
 
 Every quarter has a reference of its own, half of which makes the cells and half of which is counted, as in
 `data.counts.reference`; its windows are drawn from the same distribution, multinomially, so that thousands of
-quarters run. They are judged by the service's own rules: the G test with exact tails, a share of the budget
-for each look, Holm over the columns, episodes that open once and end. The arithmetic of many windows at a time
-is compared with `drift.compare` on some of them. Beside it stand the usual defaults. `--quick` takes 40 quarters
-of a few cells, and claims nothing that needs more.
+quarters run. They are judged by the service's own rules: the G test with exact tails, a share of the
+budget for each look, Holm over the columns, episodes that open once and end. The arithmetic of many windows
+at a time is compared with `drift.compare` on some of them. Beside it stand the usual defaults. `--quick`
+takes 40 quarters of a few cells, and claims nothing that needs more.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def judge(column: Shape, windows: Whole, below: float, floor: float = drift.EFFE
     ratio = np.log(np.where(some, share, 1) / np.where(some, before, 1))
     index = ((share - before) * ratio).sum(axis=1) - (cells - 1) * (1 / rows + 1 / total)
     matters = index > floor
-    for at in np.flatnonzero((p < drift.TRUSTED * below) & matters):
+    for at in np.flatnonzero((p <= below) & matters):
         kept = some[at]
         p[at] = tails.p_value(ours[at, kept], theirs[at, kept], float(g[at]), below=below)
     return Judged(p, matters)

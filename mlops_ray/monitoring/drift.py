@@ -27,9 +27,6 @@ TOO_THIN = f"no category expects {MIN_EXPECTED:.0f} rows yet"
 EFFECT_FLOOR = 0.02
 #: Family-wise chance of calling drift in one look where there is none.
 ALPHA = 1e-4
-#: A χ² p-value of more than so many times the level is believed: the tail of G is rather heavier than that of
-#: χ², so that little is missed, and a p-value that is too large calls nothing.
-TRUSTED = 2.0
 
 Numbers = npt.NDArray[np.float64]
 
@@ -102,7 +99,8 @@ def column_drift(
     index = psi(ours, theirs)
     bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
     p = float(gammaincc(degrees / 2, statistic / 2)) if degrees else 1.0
-    if p < TRUSTED * alpha and index - bias > EFFECT_FLOOR:
+    # The tail of G is rather heavier than that of χ², so that little is missed where that calls nothing.
+    if p <= alpha and index - bias > EFFECT_FLOOR:
         p = tails.p_value(ours, theirs, statistic, below=alpha)
     return Drift(
         column=spec.name,
@@ -118,10 +116,10 @@ def column_drift(
 
 
 def fold(reference: Numbers, current: Numbers, *, ordered: bool) -> tuple[Numbers, Numbers]:
-    """The same counts in fewer cells, of which all but three expect `MIN_EXPECTED` rows in the smaller sample.
+    """The same counts in fewer cells; all but three expect `MIN_EXPECTED` rows in the smaller sample.
 
     Neighbours join where cells are `ordered`, but for the last, *missing*, which has none; elsewhere all
-    small cells become one, but for the last two, *other* and *missing*: in a crowd a new category is not seen.
+    small cells become one, but for the last two, *other* and *missing*: nobody sees a new one in a crowd.
 
     >>> fold(np.array([97.0, 2.0, 1.0, 900.0, 0, 0]), np.array([8.0, 2.0, 0.0, 90.0, 5, 0]), ordered=False)
     (array([ 97., 900.,   3.,   0.]), array([ 8., 90.,  2.,  5.]))

@@ -80,7 +80,7 @@ def test_psi_is_its_formula_and_symmetric(table: tuple[np.ndarray, np.ndarray]) 
 
 
 @given(tables, st.booleans())
-def test_folding_keeps_every_row_and_leaves_at_most_one_small_cell(
+def test_folding_keeps_every_row_and_leaves_few_small_cells(
     table: tuple[np.ndarray, np.ndarray], ordered: bool
 ) -> None:
     ours, theirs = table
