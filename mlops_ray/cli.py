@@ -655,9 +655,17 @@ def _print_status(found: dict[str, Any]) -> None:
                 "requests": f"{json.dumps(model['requests'])} by status, {model['rows']} rows",
                 "invalid": f"{sum(value['count'] for value in model['invalid'])} values",
                 "drift": ", ".join(drifted) or "none found",
+                "alarm": _alarm(model["alarms"]),
                 **_released(model),
             }
         )
+
+
+def _alarm(episodes: list[dict[str, Any]]) -> str:
+    """What the alarm that goes on is about, the worst first."""
+    if not episodes or episodes[0]["resolved"] is not None:
+        return "none"
+    return "; ".join(found["evidence"] for found in episodes[0]["found"])
 
 
 def _released(model: dict[str, Any]) -> dict[str, str]:

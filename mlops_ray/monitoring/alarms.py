@@ -16,6 +16,8 @@ from mlops_ray.monitoring.several import benjamini_hochberg, holm
 QUIET, QUIET_LEVEL = 2, 0.05
 #: What is listed in an alarm beside what was found: as much as one in ten of it may be chance.
 LISTED = 0.1
+#: What chance makes oftener than so is no evidence, however much of the budget is left.
+MOST_SHARE = 0.05
 #: Episodes that are kept to be read back.
 MOST_EPISODES = 500
 
@@ -30,12 +32,12 @@ class Budget:
     per_s: float = 90 * 86_400.0
 
     def share(self, seconds: float) -> float:
-        """The probability that a look may spend that comes so long after the last one.
+        """The probability that a look may spend that comes so long after the last one, at most `MOST_SHARE`.
 
         >>> Budget(1.0, 90 * 86_400).share(86_400) == 1 / 90
         True
         """
-        return min(1.0, self.most * max(seconds, 0.0) / self.per_s)
+        return min(MOST_SHARE, self.most * max(seconds, 0.0) / self.per_s)
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,15 @@ def look_at(storage: Storage, state: ModelState, version: str, window: Window) -
     columns = {drift.column: drift.psi_corrected for drift in drifts}
     entry |= {"rows": window.counts.rows, "columns": columns, "quality": quality}
     journal.append(storage, state.model, journal.LOOKS, entry | look.to_json())
-    return state.alarms.take(look, version)
+    state.quality = quality and {"version": version, "until": window.until, **quality}
+    going = state.alarms.open
+    opened = state.alarms.take(look, version)
+    if opened is not None:
+        said = "; ".join(what["evidence"] for _, what in opened.ranked)
+        logger.warning("alarm: %s, version %s: %s", state.model, version, said)
+    if going is not None and going.resolved is not None:
+        logger.warning("resolved: the alarm of %s, version %s", state.model, going.version)
+    return opened
 
 
 def _rows(storage: Storage, model: str, release: Release, window: Window) -> pl.DataFrame:

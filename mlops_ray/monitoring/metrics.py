@@ -1,13 +1,15 @@
 """The monitor's counts as Prometheus metrics, by the names that interfaces.md fixes."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mlops_ray.data.counts import BATCH_ROWS, REQUEST_US
+from mlops_ray.monitoring.alarms import Kind
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MICROSECONDS = 1e6
@@ -40,6 +42,9 @@ class _Snapshot(Collector):
         yield self._invalid()
         yield self._drift()
         yield self._lost()
+        yield self._alarms()
+        for how in ("estimated", "realised"):
+            yield self._quality(how)
 
     def _requests(self) -> Metric:
         family = CounterMetricFamily(
@@ -81,6 +86,25 @@ class _Snapshot(Collector):
         )
         for model, document in self._models.items():
             family.add_metric([model], document["lost"])
+        return family
+
+    def _alarms(self) -> Metric:
+        """What the open episode of a model found, by kind; 0 where none is open."""
+        family = GaugeMetricFamily("mlops_alarm", "Findings of the open alarm", labels=["model", "kind"])
+        for model, document in self._models.items():
+            going = [episode for episode in document["alarms"][:1] if episode["resolved"] is None]
+            found = Counter(what["kind"] for episode in going for what in episode["found"])
+            for kind in get_args(Kind):
+                family.add_metric([model, kind], found[kind])
+        return family
+
+    def _quality(self, how: str) -> Metric:
+        """The metrics of the live version in the last window that closed."""
+        text = f"{how.capitalize()} quality of the live version"
+        family = GaugeMetricFamily(f"mlops_{how}_metric", text, labels=["model", "metric"])
+        for model, document in self._models.items():
+            for metric, value in document["quality"].get(how, {}).items():
+                family.add_metric([model, metric], value)
         return family
 
     def _drift(self) -> Metric:

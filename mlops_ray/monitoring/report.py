@@ -20,7 +20,8 @@ def report(storage: Storage, state: ModelState) -> dict[str, Any]:
 
     Drift is there where the version's reference is at hand. `lost` are rows that were answered and will not
     be found in the prediction log; `alarms` are the episodes, the newest first; `watched` says in which
-    windows (seconds), and how many false alarms may be in how many seconds.
+    windows (seconds), and how many false alarms may be in how many seconds; `quality` is what the last look
+    said of the live version's, by estimate and by labels.
     """
     known = looks.releases(storage, state.model)
     return {
@@ -29,6 +30,7 @@ def report(storage: Storage, state: ModelState) -> dict[str, Any]:
         },
         "lost": prediction_log.lost(storage, state.model),
         "alarms": looks.episodes(state),
+        "quality": state.quality,
         "watched": {"window_s": state.window_s, "false_alarms": [state.budget.most, state.budget.per_s]},
     }
 

@@ -144,7 +144,8 @@ class ModelState:
 
     `sides` are those of champion and challenger in the latest turn of a release that was heard of. `window_s`
     and `budget` are what the latest delta said; `alarms` begin with the first. `unseen` are windows that have
-    closed, by version, and were not looked at yet.
+    closed, by version, and were not looked at yet. `quality` is what the last look said of the live version's
+    quality.
     """
 
     model: str
@@ -156,6 +157,7 @@ class ModelState:
     budget: Budget = field(default_factory=Budget)
     alarms: Alarms | None = None
     unseen: list[tuple[str, Window]] = field(default_factory=list)
+    quality: dict[str, Any] = field(default_factory=dict)
 
     def receive(self, delta: dict[str, Any], now: float) -> bool:
         """Adds a replica's delta, unless it came before; whether it was new."""
@@ -202,7 +204,14 @@ class ModelState:
         watch = {"window_s": self.window_s, "false_alarms": [self.budget.most, self.budget.per_s]}
         alarms = self.alarms and self.alarms.to_json()
         unseen = [[version, window.to_json()] for version, window in self.unseen]
-        rest = {"turn": self.turn, "sides": sides, **watch, "alarms": alarms, "unseen": unseen}
+        rest = {
+            "turn": self.turn,
+            "sides": sides,
+            **watch,
+            "alarms": alarms,
+            "unseen": unseen,
+            "quality": self.quality,
+        }
         return {**head, "versions": versions, **rest}
 
     @classmethod
@@ -216,6 +225,7 @@ class ModelState:
         if data.get("alarms"):
             state.window_s, state.budget = data["window_s"], Budget(*data["false_alarms"])
             state.alarms = Alarms.from_json(data["alarms"])
+            state.quality = data["quality"]
             state.unseen = [(version, Window.from_json(window)) for version, window in data["unseen"]]
         return state
 

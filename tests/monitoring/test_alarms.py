@@ -24,13 +24,17 @@ SAME, MOVED = asked("x", 0.8), asked("x", 1e-6)
 
 
 def test_looks_of_any_rhythm_spend_the_same_in_a_period() -> None:
-    for looks in (90, 2_160, 7):
+    for looks in (90, 2_160, 30):
         state, spent = Alarms(0.0), 0.0
         for at in np.linspace(0, 90 * DAY, looks + 1)[1:]:
             share = state.share(at, BUDGET)
             state.take(alarms.look(at, share, []), "1")
             spent += share
         assert spent == pytest.approx(1.0)
+
+
+def test_what_chance_makes_often_is_no_alarm_however_long_the_window() -> None:
+    assert Alarms(0.0).share(45 * DAY, BUDGET) == alarms.MOST_SHARE
 
 
 def test_all_that_a_look_asks_shares_what_it_spends() -> None:

@@ -90,7 +90,8 @@ def test_folding_keeps_every_row_and_leaves_few_small_cells(
     assert [cells.sum() for cells in folded] == [ours.sum(), theirs.sum()]
     both = folded[0] + folded[1]
     expected = both * min(ours.sum(), theirs.sum()) / both.sum()
-    assert (expected < MIN_EXPECTED).sum() <= 1
+    # The rest of the small ones, *missing*, and of categories *other*.
+    assert (expected < MIN_EXPECTED).sum() <= (1 if ordered else 3)
     assert (both > 0).all()
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
-from mlops_ray.monitoring import journal, looks, monitor, performance
+from mlops_ray.monitoring import journal, looks, monitor, performance, report
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.deltas import Outbox
+from mlops_ray.monitoring.metrics import metrics_text
 from mlops_ray.monitoring.monitor import Monitor
 from mlops_ray.monitoring.state import ModelState, Window
 from mlops_ray.registry.predictor import Predictor
@@ -208,3 +209,24 @@ def test_a_window_that_could_not_be_looked_at_is_looked_at_again(
 
     asyncio.run(lives())
     assert seen == [NOW, NOW]
+
+
+def test_what_a_look_said_is_told_to_people_and_to_prometheus(
+    live: Live, caplog: pytest.LogCaptureFixture
+) -> None:
+    live.look(0, normal(mean=65))
+    assert "alarm: rows, version 1: amount is larger" in caplog.text
+    told = report.report(live.storage, live.state)
+    assert told["alarms"][0]["found"][0]["about"] in ("amount", "prediction")
+    text = metrics_text({packages.NAME: told}, {packages.NAME: "1"}).decode()
+    assert 'mlops_alarm{kind="input",model="rows"} 1.0' in text
+    assert 'mlops_alarm{kind="data",model="rows"} 0.0' in text
+    assert 'mlops_estimated_metric{metric="mae",model="rows"}' in text
+    caplog.clear()
+    for day in (1, 2):
+        live.look(day, normal())
+    assert "resolved: the alarm of rows" in caplog.text
+    told = report.report(live.storage, live.state)
+    assert 'mlops_alarm{kind="input",model="rows"} 0.0' in metrics_text({packages.NAME: told}, {}).decode()
+    again = ModelState.from_json(json.loads(json.dumps(live.state.to_json())))
+    assert report.report(live.storage, again) == told

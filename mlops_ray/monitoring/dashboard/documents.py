@@ -48,5 +48,8 @@ def _model(release: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, A
         "requests": traffic["requests"],
         "rejected": traffic["rejected"],
         "invalid": [{"column": c, "rule": r, "count": n} for c, r, n in traffic["invalid"]],
+        "alarms": report.get("alarms", []),
+        "quality": report.get("quality", {}),
+        "watched": report.get("watched"),
         **{key: watched[key] for key in ("rows", "latency", "minutes", "window", "drift")},
     }
