@@ -50,7 +50,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "pandas==2.3.3",
     ),
     "evidently": ("evidently==0.7.23", "pandas==2.3.3", "numpy==2.2.6"),
-    "nannyml": ("nannyml==0.13.1",),
+    "nannyml": ("nannyml==0.13.1", "statsmodels==0.15.0"),
     "feast": (
         "feast[duckdb]==0.67.0",
         "ibis-framework[duckdb]==12.0.0",

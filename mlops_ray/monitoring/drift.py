@@ -100,7 +100,7 @@ def column_drift(
     bias = (len(ours) - 1) * (1 / theirs.sum() + 1 / ours.sum())
     p = float(gammaincc(degrees / 2, statistic / 2)) if degrees else 1.0
     # The tail of G is rather heavier than that of χ², so that little is missed where that calls nothing.
-    if p <= alpha and index - bias > EFFECT_FLOOR:
+    if alpha > 0 and p <= alpha and index - bias > EFFECT_FLOOR:
         p = tails.p_value(ours, theirs, statistic, below=alpha)
     return Drift(
         column=spec.name,

@@ -211,6 +211,34 @@ def test_a_window_that_could_not_be_looked_at_is_looked_at_again(
     assert seen == [NOW, NOW]
 
 
+def test_the_open_window_is_shown_however_far_it_has_moved(live: Live) -> None:
+    live.state.receive(
+        {
+            "source": "r",
+            "sequence": 1,
+            "window_s": DAY,
+            "false_alarms": [1.0, 90 * DAY],
+            "versions": {"1": tally(live, np.full(5_000, 1e6))},
+        },
+        NOW,
+    )
+    (column,) = [
+        column
+        for column in report.report(live.storage, live.state)["versions"]["1"]["drift"]
+        if column["column"] == "amount"
+    ]
+    assert column["drifted"]
+    assert column["p"] == 0.0
+    assert "another unit?" in column["evidence"]
+
+
+def tally(live: Live, amounts: np.ndarray) -> dict[str, Any]:
+    known = looks._known(live.predictor.package.folder, live.predictor.package.digest)[1]
+    made = Outbox(packages.NAME).tally("1", known.specs)
+    made.observe(frame(amounts).drop("prediction"), amounts)
+    return json.loads(json.dumps(made.to_json()))  # type: ignore[no-any-return]
+
+
 def test_what_a_look_said_is_told_to_people_and_to_prometheus(
     live: Live, caplog: pytest.LogCaptureFixture
 ) -> None:

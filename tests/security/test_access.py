@@ -35,6 +35,7 @@ OF_MODEL = {
         "": ("GET", {"predict", "read"}),
         "/infer": ("POST", {"predict"}),
         "/invocations": ("POST", {"predict"}),
+        "/labels": ("POST" if not version else None, {"label"} if not version else {"predict"}),
         "/nothing": (None, {"predict"}),
     }.items()
 }
@@ -54,8 +55,13 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Service:
 
 
 def ask(guarded: Service, verb: str, path: str, caller: str | None) -> Answered:
-    body = {"inputs": TENSORS} if path.endswith("infer") else {"dataframe_records": [ROW]}
-    return call(guarded, verb, path, key=guarded.keys[caller] if caller else None, json=body)
+    return call(guarded, verb, path, key=guarded.keys[caller] if caller else None, json=body(path))
+
+
+def body(path: str) -> dict[str, Any]:
+    if path.endswith("/labels"):
+        return {"labels": [{"request_id": "a", "label": 1}]}
+    return {"inputs": TENSORS} if path.endswith("infer") else {"dataframe_records": [ROW]}
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -114,7 +120,7 @@ ODD = [
         f"{BASE}{rest}"
         for rest in (
             *("/", "//infer", "/infer/", "/INFER", "%2Finfer", "/%69nfer", "/infer;x=1", "/infer%3Fx"),
-            *("/infer%00", "/infer\x7f", "/labels", "/../demo-regression/infer", f"{BASE}/infer"),
+            *("/infer%00", "/infer\x7f", "/labels/", "/../demo-regression/infer", f"{BASE}/infer"),
             *("/versions", "/versions/", "/versions/1/", "/versions/1/versions/1/infer"),
             *("/versions/..%2F1/infer", "/ready/", "/ready/../infer", "/versions/1/ready/../infer"),
             *("/ready%2F..%2Finfer", "/versions/1%2Finfer", "/versions//infer", "/versions/2/infer"),
@@ -141,11 +147,10 @@ FOREIGN: list[Any] = [
 
 @pytest.mark.parametrize("path", FOREIGN)
 def test_a_replica_s_port_answers_for_its_model_alone(guarded: Service, path: str) -> None:
-    body = {"inputs": TENSORS} if path.endswith("infer") else {"dataframe_records": [ROW]}
     for verb in VERBS:
         for caller in CALLERS:
             key = guarded.keys[caller] if caller else None
-            reply = call(guarded.endpoint, verb, path, key=key, json=body)
+            reply = call(guarded.endpoint, verb, path, key=key, json=body(path))
             assert reply.status in (401, 403, 404), (verb, caller, reply)
 
 
