@@ -68,7 +68,7 @@ def car_loans(folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
                 "estimated": round(estimated["roc_auc"], 4),
                 "realised": round(measured["roc_auc"], 4),
                 "beyond_3_sd": bool(abs(estimated["roc_auc"] - middle) > 3 * spread),
-                "by_budget": bool(found.matters and found.p <= 1 / 90),
+                "by_budget": bool(found.matters and found.p <= alarms.MOST_SHARE),
             }
         )
     error = float(np.mean([abs(row["estimated"] - row["realised"]) for row in rows]))

@@ -24,7 +24,7 @@ from scipy.special import gammaincc, xlogy
 from benchmarks.report import Claim, finish
 from mlops_ray.data.counts import BINS, Counts, CountSpec
 from mlops_ray.monitoring import alarms, drift, tails
-from mlops_ray.monitoring.alarms import Alarms, Finding
+from mlops_ray.monitoring.alarms import Alarms, Budget, Finding
 
 QUARTERS, QUICK_QUARTERS = 1_000, 40
 ROWS = (50, 200, 1_000, 10_000)
@@ -173,7 +173,7 @@ def episodes(cell: Cell, seed: int) -> int:
     """The false episodes of one quarter."""
     random = np.random.default_rng(seed)
     columns = [shape(random, cell.kind, cell.reference) for _ in range(cell.columns)]
-    share = 1 / cell.looks
+    share = Budget(1.0, cell.looks).share(1.0)
     judged = [
         judge(each, random.multinomial(cell.rows, each.chances, size=cell.looks), share / cell.columns)
         for each in columns
@@ -247,7 +247,7 @@ def found_within(rows: int, shift: float | str, runs: int) -> list[float]:
     or lacks values in one row of twenty, or is one of categories of which one is new.
     """
     random = np.random.default_rng(3)
-    below = 1 / 90 / 5
+    below = Budget(1.0, 90).share(1.0) / 5
     first = []
     for _ in range(runs):
         column = shape(random, "long tail" if shift == "new category" else "numeric", 100_000)

@@ -7,6 +7,7 @@ has a `label` and `known_at`, when it came. One that comes again counts once: th
 is kept.
 """
 
+import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED
 from mlops_ray.errors import DataError
-from mlops_ray.instants import from_micros
+from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
@@ -65,14 +66,14 @@ def write(storage: Storage, model: str, labels: pl.DataFrame) -> int:
     return labels.height
 
 
-def read(storage: Storage, model: str, known_after: float = 0.0) -> list[pl.DataFrame]:
-    """The labels that came after an instant (seconds since the epoch), by the way they name their rows."""
+def read(storage: Storage, model: str, after: float = 0.0, until: float = math.inf) -> list[pl.DataFrame]:
+    """The labels that came between two instants (seconds since the epoch), by how they name their rows."""
     found: dict[tuple[str, ...], list[pl.DataFrame]] = {}
-    after = from_micros(int(known_after * 1e6))
+    ends = [from_micros(int(after * 1e6)), LATEST if until == math.inf else from_micros(int(until * 1e6))]
     for path in sorted((storage.root / FOLDER / model).glob("date=*/[!.]*.parquet")):
-        if path.parent.name < f"date={after:%Y-%m-%d}":
+        if path.parent.name < f"date={ends[0]:%Y-%m-%d}":
             continue
-        frame = pl.read_parquet(path).filter(pl.col(KNOWN_AT) > after)
+        frame = pl.read_parquet(path).filter(pl.col(KNOWN_AT) > ends[0], pl.col(KNOWN_AT) <= ends[1])
         found.setdefault(tuple(sorted(set(frame.columns) - {LABEL, KNOWN_AT})), []).append(frame)
     return [pl.concat(frames, how="diagonal_relaxed") for frames in found.values()]
 

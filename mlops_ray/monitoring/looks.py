@@ -121,7 +121,7 @@ def _quality(
         logger.error("the quality of %s is not estimated (%s)", model, one_line(error))
         estimated, number = {}, 0
     reach = prediction_log.between(storage, model, known[1] - LABELS_REACH_S, known[1])
-    came = labels.read(storage, model, known[0])
+    came = labels.read(storage, model, *known)
     of_version = pl.col("model_version") == release.version
     true = labels.labelled(reach.filter(of_version).collect(), came) if came else None
     measured = {} if true is None or true.is_empty() else measure(expected, true)

@@ -30,7 +30,7 @@ def test_looks_of_any_rhythm_spend_the_same_in_a_period() -> None:
             share = state.share(at, BUDGET)
             state.take(alarms.look(at, share, []), "1")
             spent += share
-        assert spent == pytest.approx(1.0)
+        assert spent == pytest.approx(alarms.SPENT)
 
 
 def test_what_chance_makes_often_is_no_alarm_however_long_the_window() -> None:
