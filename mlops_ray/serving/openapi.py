@@ -65,6 +65,7 @@ def openapi(releases: Iterable[Mapping[str, Any]]) -> Json:
         outputs = champion.get("outputs", [OUTPUT])
         schemas[f"{model}.Infer"] = _infer_body(request, outputs)
         schemas[f"{model}.Invocations"] = _table_body(request)
+        schemas[f"{model}.Labels"] = _labels_body(champion.get("task", "regression"))
         paths |= _model_paths(model)
     parts = {"schemas": schemas, "headers": _HEADERS, "parameters": _PARAMETERS}
     return {
@@ -90,6 +91,7 @@ def _model_paths(model: str) -> Json:
         "/invocations": {"post": _predicting("Predict (MLflow's forms)", forms, {JSON: "Predictions"})},
     }
     live = {f"/v2/models/{model}{action}": item for action, item in actions.items()}
+    live[f"/v2/models/{model}/labels"] = {"post": _labelling(f"{model}.Labels")}
     return live | {
         f"/v2/models/{model}/versions/{{version}}{action}": {"parameters": [_VERSION], **item}
         for action, item in actions.items()
@@ -135,6 +137,14 @@ def _table_body(request: Schema) -> Json:
     return body | {"oneOf": [{"required": [form]} for form in forms]}
 
 
+def _labels_body(task: str) -> Json:
+    """Labels by request; columns of the request stand for it where it was asked by entity and time."""
+    label: Json = {"enum": [0, 1, True, False]} if task == "classification" else {"type": "number"}
+    row = {"type": "integer", "minimum": 0, "maximum": MAX_ROWS}
+    label_of = _object(request_id={"type": "string"}, row=row, label=label)
+    return _object(labels=_list(label_of, minItems=1))
+
+
 def _value(column: Column, request: Schema) -> Json:
     """What a column's value may be; of a hidden one, and where a value is only flagged, its type alone."""
     value = dict(_JSON_TYPES[column.type])
@@ -159,6 +169,16 @@ def _predicting(summary: str, sent: dict[str, str], replies: dict[str, str], *mo
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in names],
         "requestBody": {"required": True, "content": _content(sent)},
         "responses": {"200": _response("Answered", replies), **_errors(_PREDICTING)},
+    }
+
+
+def _labelling(body: str) -> Json:
+    return {
+        "summary": "Tell what came true",
+        "description": "Needs a key of role: label",
+        "parameters": [{"$ref": "#/components/parameters/RequestId"}],
+        "requestBody": {"required": True, "content": _content({JSON: body})},
+        "responses": {"200": _response("Taken", {JSON: "Labelled"}), **_errors(_PREDICTING)},
     }
 
 
@@ -235,6 +255,7 @@ _SCHEMAS: Json = {
     "Error": _object("id", error=_TEXT, id=_TEXT),
     "Health": _object(live=_FLAG, ready=_FLAG),
     "Server": _object(name=_TEXT, version=_TEXT, extensions=_list(_TEXT)),
+    "Labelled": _object(labels=_COUNT, id=_TEXT),
     "Models": _object(models=_list(_object(name=_TEXT, version=_TEXT, state=_TEXT))),
     "Page": {"type": "object"},
     "Model": _object(

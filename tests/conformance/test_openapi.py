@@ -51,14 +51,13 @@ def page(url: str, session: requests.Session) -> Any:
     return session.get(f"{url}/openapi.json").json()
 
 
+ACTIONS = (("get", ""), ("get", "/ready"), ("post", "/infer"), ("post", "/invocations"))
 OPERATIONS = [
     *(("get", path) for path in ("/v2", "/v2/health/live", "/v2/health/ready", "/v2/models")),
     *(("get", path) for path in ("/openapi.json", "/metrics")),
-    *(
-        (method, f"/v2/models/demo-classification{version}{action}")
-        for version in ("", "/versions/{version}")
-        for method, action in (("get", ""), ("get", "/ready"), ("post", "/infer"), ("post", "/invocations"))
-    ),
+    *((method, f"/v2/models/demo-classification{action}") for method, action in ACTIONS),
+    ("post", "/v2/models/demo-classification/labels"),
+    *((method, f"/v2/models/demo-classification/versions/{{version}}{action}") for method, action in ACTIONS),
 ]
 
 

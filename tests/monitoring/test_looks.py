@@ -129,6 +129,16 @@ def test_a_window_that_moved_opens_an_episode_that_says_what_moved(live: Live) -
     assert (episode["opened"], episode["resolved"]) == (NOW + DAY, NOW + 4 * DAY)
 
 
+def test_entities_in_the_course_of_time_open_no_alarm_for_the_time_of_day(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(looks.Release, "has_seasons", True)
+    assert live.look(0, normal(mean=65)) is None
+    opened = live.look(1, normal() / 60)
+    assert opened is not None
+    assert [what["kind"] for what in opened.found.values()] == ["data", "data"]
+
+
 def test_another_unit_is_seen_by_the_rows(live: Live) -> None:
     opened = live.look(0, normal() / 60)
     assert opened is not None

@@ -48,7 +48,7 @@ class Gateway:
     async def _snapshot(self) -> dict[str, Any]:
         if self.fails:
             raise TimeoutError
-        return {"m": {"versions": {"3": REPORT}, "lost": 7}}
+        return {"m": {"versions": {"3": REPORT}, "lost": 7, "alarms": [], "quality": {}}}
 
     def call(self, method: str, path: str, role: str | None = None, **more: Any) -> Answered:
         return call(self.routes, method, path, key=self.keys.get(role or ""), **more)
