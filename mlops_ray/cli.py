@@ -26,7 +26,7 @@ from mlops_ray.config import Project
 from mlops_ray.errors import DataError, MlopsError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.pages import plain
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, replacing
 
 if TYPE_CHECKING:
     from mlops_ray.cluster.intake import Intake
@@ -42,6 +42,8 @@ rules_app = typer.Typer(no_args_is_help=True, help="Rules that rows keep.")
 app.add_typer(rules_app, name="rules")
 dataset_app = typer.Typer(no_args_is_help=True, help="Training sets.")
 app.add_typer(dataset_app, name="dataset")
+monitor_app = typer.Typer(no_args_is_help=True, help="What the monitor saw.")
+app.add_typer(monitor_app, name="monitor")
 labels_app = typer.Typer(no_args_is_help=True, help="What came true.")
 app.add_typer(labels_app, name="labels")
 #: Characters of a line where nobody is there to see it wrap.
@@ -370,6 +372,27 @@ def dataset_rebuild(
     _show_set(rebuild(manifest, functions), as_json)
 
 
+@monitor_app.command("report", epilog="Example: mlops-ray monitor report configs/factory_load.yaml")
+def monitor_report(
+    file: ProjectFile,
+    begin: Annotated[
+        str | None, typer.Option("--from", help="An instant; default: the first window.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="An instant; default: the last window.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Alarms, quality and drift of a period, as one page."""
+    from mlops_ray.monitoring import period
+
+    project, storage = _open(file)
+    found = period.document(storage, project.project, _instant(begin, "--from"), _instant(end, "--to"))
+    with replacing(storage.path("reports", f"monitor-{project.project}.html")) as made:
+        made.write_text(period.html(found), encoding="utf-8")
+    _show(found, as_json, _print_period)
+    if not as_json:
+        _print_pages(storage, "monitor", [project.project])
+
+
 @labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
 def labels_load(
     truth: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with a column `label`.")],
@@ -428,21 +451,21 @@ def _store(file: Path) -> "FeatureStore":
     return FeatureStore(*_open(file))
 
 
-def _instant(text: str | None) -> datetime | None:
+def _instant(text: str | None, option: str = "--as-known-at") -> datetime | None:
     if text is None:
         return None
     try:
         instant = datetime.fromisoformat(text)
     except ValueError:
-        raise UsageError(f"--as-known-at: {text!r} is no instant; write e.g. 2026-11-01T00:00Z") from None
+        raise UsageError(f"{option}: {text!r} is no instant; write e.g. 2026-11-01T00:00Z") from None
     if instant.tzinfo is None:
         # A date alone begins somewhere too.
         whole = text if "T" in text or " " in text else f"{instant.date()}T00:00"
-        raise UsageError(f"--as-known-at: {text!r} carries no offset; write e.g. {whole}Z for UTC")
+        raise UsageError(f"{option}: {text!r} carries no offset; write e.g. {whole}Z for UTC")
     try:
         return instant.astimezone(UTC)
     except OverflowError:
-        raise UsageError(f"--as-known-at: {text!r} lies outside the calendar") from None
+        raise UsageError(f"{option}: {text!r} lies outside the calendar") from None
 
 
 class _Terminal:
@@ -659,6 +682,18 @@ def _print_status(found: dict[str, Any]) -> None:
                 **_released(model),
             }
         )
+
+
+def _print_period(found: dict[str, Any]) -> None:
+    going = sum(alarm["resolved"] is None for alarm in found["alarms"])
+    _print_fields(
+        {
+            "period": f"{found['from']} to {found['to']}",
+            "windows": f"{len(found['looks']):,}, {found['rows']:,} rows",
+            "alarms": f"{len(found['alarms']):,}, of which {going} go on",
+            "spent": f"{found['spent']:.3g} false alarms to be expected, at most",
+        }
+    )
 
 
 def _alarm(episodes: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,8 @@ import pytest
 
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
-from mlops_ray.monitoring import journal, looks, monitor, performance, report
+from mlops_ray.errors import DataError
+from mlops_ray.monitoring import journal, looks, monitor, performance, period, report
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.metrics import metrics_text
@@ -247,6 +249,31 @@ def tally(live: Live, amounts: np.ndarray) -> dict[str, Any]:
     made = Outbox(packages.NAME).tally("1", known.specs)
     made.observe(frame(amounts).drop("prediction"), amounts)
     return json.loads(json.dumps(made.to_json()))  # type: ignore[no-any-return]
+
+
+def test_a_period_is_one_page_with_its_alarms_quality_and_drift(live: Live) -> None:
+    for day, amounts in enumerate((normal(), normal(mean=65), normal(), normal(), normal())):
+        live.look(day, amounts)
+    live.storage.write_json(live.state.to_json(), journal.FOLDER, f"{packages.NAME}.json")
+    begin, end = (datetime.fromtimestamp(NOW + days * DAY + 1, UTC) for days in (1, 3))
+    found = period.document(live.storage, packages.NAME, begin, end)
+    assert [look["until"] for look in found["looks"]] == [
+        "2026-11-03T00:00:00+00:00",
+        "2026-11-04T00:00:00+00:00",
+    ]
+    assert (found["rows"], found["spent"]) == (1_000, pytest.approx(0.02))
+    assert [alarm["resolved"] for alarm in found["alarms"]] == ["2026-11-05T00:00:00+00:00"]
+    assert [psi > 0.1 for _, psi in found["columns"]["amount"]] == [True, False]
+    text = period.html(found)
+    assert "amount is larger" in text
+    assert text.count("<svg") == 3
+    assert not re.findall(r"(?:src|href)=", text)
+    assert period.html(json.loads(json.dumps(found))) == text
+    # Over before it began.
+    later = period.document(live.storage, packages.NAME, datetime.fromtimestamp(NOW + 4.5 * DAY, UTC), None)
+    assert later["alarms"] == []
+    with pytest.raises(DataError, match="no window of 'rows' was looked at then"):
+        period.document(live.storage, packages.NAME, None, datetime.fromtimestamp(NOW, UTC))
 
 
 def test_what_a_look_said_is_told_to_people_and_to_prometheus(

@@ -1,0 +1,174 @@
+"""What the monitor saw in a period, as a document and as a page with pictures."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from mlops_ray import pictures
+from mlops_ray.errors import DataError
+from mlops_ray.monitoring import journal, looks
+from mlops_ray.monitoring.drift import EFFECT_FLOOR
+from mlops_ray.monitoring.state import ModelState
+from mlops_ray.pages import Block, Kind, Section, Table, lasting, number, page, when
+from mlops_ray.storage import Storage
+
+#: Looks that the page lists, the newest; the document has all.
+MOST_LOOKS = 200
+#: What an alarm is about, in words.
+KINDS = {
+    "data": "fault of the data",
+    "input": "inputs moved",
+    "prediction": "predictions moved",
+    "joint": "rows moved",
+    "performance": "performance",
+}
+
+Document = dict[str, Any]
+
+
+def document(storage: Storage, model: str, begin: datetime | None, end: datetime | None) -> Document:
+    """The looks at windows that ended in [begin, end), and the episodes that went on then.
+
+    `{"model", "from", "to", "rows", "spent", "looks": […], "alarms": […], "columns": {name: [[at, psi], …]},
+    "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}}`; times are ISO 8601.
+    Raises `DataError` where nothing was looked at then.
+    """
+    first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, float("inf"))))
+    seen = [look for look in journal.read(storage, model, journal.LOOKS) if first <= look["until"] < last]
+    if not seen:
+        raise DataError(
+            f"no window of {model!r} was looked at then; one closes after monitoring.window and 50 rows"
+        )
+    stored = storage.read_json(journal.FOLDER, f"{model}.json")
+    episodes = looks.episodes(ModelState.from_json(stored)) if stored else []
+    return {
+        "model": model,
+        "from": _iso(begin.timestamp() if begin else seen[0]["since"]),
+        "to": _iso(end.timestamp() if end else seen[-1]["until"]),
+        "rows": sum(look["rows"] for look in seen),
+        "spent": sum(look["spent"] for look in seen),
+        "looks": [look | {key: _iso(look[key]) for key in ("since", "until", "at")} for look in seen],
+        "alarms": [_told(each) for each in episodes if _overlaps(each, first, last)],
+        "columns": _columns(seen),
+        "quality": _quality(seen),
+    }
+
+
+def html(found: Document) -> str:
+    """The page of a document: whole in one file, and the same for the same document."""
+    alarms = found["alarms"]
+    findings = [
+        {"severity": "problem" if alarm["resolved"] is None else "warning", "said": what["evidence"]}
+        for alarm in alarms
+        for what in alarm["found"]
+    ]
+    tiles = [
+        ("Windows", f"{len(found['looks']):,}", f"{found['rows']:,} rows"),
+        ("Alarms", f"{len(alarms):,}", f"{sum(alarm['resolved'] is None for alarm in alarms)} go on"),
+        ("Spent", number(found["spent"], 3), "false alarms to be expected, at most"),
+    ]
+    sections = [
+        Section("The period", [Block(tiles=tiles, wide=True)]),
+        Section("Alarms", [_alarm(alarm) for alarm in alarms]),
+        Section("Quality", list(_qualities(found["quality"])), cards=True),
+        Section(
+            "Drift by column",
+            list(_drifts(found["columns"])),
+            "PSI less its bias, window by window; the dashed line is where a difference matters.",
+            cards=True,
+        ),
+        Section(
+            "Looks", [_looks(found["looks"])], "All that was asked, and what it spent; the newest first."
+        ),
+    ]
+    subtitle = f"{when(found['from'])} to {when(found['to'])}"
+    return page(f"Monitoring of {found['model']}", subtitle, findings, sections)
+
+
+def _overlaps(episode: Document, first: float, last: float) -> bool:
+    return bool(episode["opened"] < last and (episode["resolved"] or float("inf")) >= first)
+
+
+def _told(episode: Document) -> Document:
+    resolved = episode["resolved"]
+    found = [what | {"since": _iso(what["since"])} for what in episode["found"]]
+    ends = {"opened": _iso(episode["opened"]), "resolved": None if resolved is None else _iso(resolved)}
+    return episode | ends | {"found": found}
+
+
+def _columns(seen: Sequence[Document]) -> dict[str, list[tuple[str, float]]]:
+    columns: dict[str, list[tuple[str, float]]] = {}
+    for look in seen:
+        for name, psi in look["columns"].items():
+            if psi is not None:
+                columns.setdefault(name, []).append((_iso(look["until"]), psi))
+    return columns
+
+
+def _quality(seen: Sequence[Document]) -> dict[str, Document]:
+    found: dict[str, Document] = {}
+    for look, how in itertools.product(seen, ("estimated", "realised")):
+        quality = look["quality"]
+        for metric, value in quality.get(how, {}).items():
+            reference = quality["reference"]["realised"].get(metric)
+            entry = found.setdefault(metric, {"reference": reference, "estimated": [], "realised": []})
+            entry[how].append((_iso(look["until"]), value))
+    return found
+
+
+def _alarm(alarm: Document) -> Block:
+    going = alarm["resolved"] is None
+    chip: tuple[Kind, str] = ("problem", "goes on") if going else ("ok", "over")
+    end = "now" if going else when(alarm["resolved"])
+    rows = [
+        (KINDS.get(what["kind"], what["kind"]), what["about"], what["evidence"], when(what["since"]))
+        for what in alarm["found"]
+    ]
+    return Block(
+        f"Version {alarm['version']}, {when(alarm['opened'])} to {end}",
+        [chip],
+        table=Table(("Kind", "About", "What was seen", "Since"), rows),
+        wide=True,
+    )
+
+
+def _qualities(quality: dict[str, Document]) -> Iterator[Block]:
+    for metric, found in quality.items():
+        drawn = {how: found[how] for how in ("estimated", "realised") if found[how]}
+        value = found["reference"]
+        dashed = () if value is None else ("test part", value, value)
+        yield Block(
+            metric.replace("_", " "), picture=pictures.lines(metric, drawn, ("window's end", metric), dashed)
+        )
+
+
+def _drifts(columns: dict[str, list[tuple[str, float]]]) -> Iterator[Block]:
+    floor = ("matters", EFFECT_FLOOR, EFFECT_FLOOR)
+    for name, line in columns.items():
+        yield Block(name, picture=pictures.lines(name, {"": line}, ("window's end", "PSI"), floor))
+
+
+def _looks(seen: Sequence[Document]) -> Block:
+    rows = [
+        (
+            when(look["until"]),
+            lasting(
+                (
+                    datetime.fromisoformat(look["until"]) - datetime.fromisoformat(look["since"])
+                ).total_seconds()
+            ),
+            look["version"],
+            f"{look['rows']:,}",
+            number(look["spent"], 3),
+            f"{len(look['findings']):,}",
+            ", ".join(look["found"]) or "–",
+        )
+        for look in reversed(seen[-MOST_LOOKS:])
+    ]
+    head = ("Window's end", "Lasted", "Version", "Rows", "Spent", "Asked", "Found")
+    return Block(table=Table(head, rows, frozenset({3, 4, 5})), wide=True)
+
+
+def _iso(second: float) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat(timespec="seconds")
