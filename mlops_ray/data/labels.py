@@ -78,24 +78,28 @@ def read(storage: Storage, model: str, after: float = 0.0, until: float = math.i
     return [pl.concat(frames, how="diagonal_relaxed") for frames in found.values()]
 
 
-def labelled(predictions: pl.DataFrame, labels: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """The predictions (of `prediction_log`) that have a label, with `label` and `known_at`, the latest's."""
-    found = []
+def labelled(predictions: pl.LazyFrame, labels: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of `prediction_log` that have a label: which, `prediction`, and the latest `label`, `known_at`.
+
+    Only what a label is of is read of the others.
+    """
+    schema = predictions.collect_schema()
+    told = [*BY_REQUEST, "prediction"]
+    found = [
+        pl.DataFrame(schema={name: schema[name] for name in told} | {LABEL: pl.Float64, KNOWN_AT: INSTANT})
+    ]
     for frame in labels:
         keys = [name for name in frame.columns if name not in (LABEL, KNOWN_AT)]
         theirs = keys if "request_id" in keys else [ASKED + key for key in keys]
-        if not set(theirs) <= set(predictions.columns):
+        if not set(theirs) <= set(schema):
             continue
         latest = frame.sort(KNOWN_AT, maintain_order=True).unique(keys, keep="last", maintain_order=True)
         latest = latest.rename(dict(zip(keys, theirs, strict=True)))
-        latest = latest.cast({name: predictions.schema[name] for name in theirs})
-        found.append(predictions.join(latest, on=theirs, how="inner", maintain_order="left"))
-    if not found:
-        return predictions.clear().with_columns(
-            pl.lit(None, pl.Float64).alias(LABEL), pl.lit(None, INSTANT).alias(KNOWN_AT)
-        )
+        latest = latest.cast({name: schema[name] for name in theirs})
+        asked = predictions.select({*told, *theirs}).join(latest.lazy(), on=theirs, how="inner")
+        found.append(asked.select(*told, LABEL, KNOWN_AT).collect(engine="streaming"))
     # Named in two ways, a row has two labels.
-    both = pl.concat(found).sort(KNOWN_AT, maintain_order=True)
+    both = pl.concat(found).sort(KNOWN_AT, *BY_REQUEST, maintain_order=True)
     return both.unique(BY_REQUEST, keep="last", maintain_order=True)
 
 

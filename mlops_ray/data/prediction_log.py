@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -291,27 +291,46 @@ def read(storage: Storage, model: str) -> pl.LazyFrame:
     return pl.concat([pl.scan_parquet(path) for path in found], how="diagonal_relaxed")
 
 
-def between(
-    storage: Storage, model: str, since: float, until: float, *, machine: bool = False
-) -> pl.LazyFrame:
-    """The rows answered from `since` up to before `until` (seconds since the epoch), shadow copies left out.
+def between(storage: Storage, model: str, version: str, since: float, until: float) -> pl.LazyFrame:
+    """What a version answered from `since` up to before `until` (seconds since the epoch).
 
-    With those columns that only machines may read, where so asked. No rows where nothing was written.
+    Shadow copies, which nobody was told, are left out. No rows where nothing was written.
     """
     ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    days = [f"date={end:%Y-%m-%d}" for end in (ends[0] - timedelta(days=1), ends[1])]
-    shown, hidden = (
-        [path for path in files(storage, model, machine=each) if days[0] <= path.parent.name <= days[1]]
-        for each in (False, True)
-    )
-    if not shown:
+    found = _of_days(files(storage, model), *ends)
+    if not found:
         return pl.LazyFrame(schema=ABOUT)
-    rows = pl.concat([pl.scan_parquet(path) for path in shown], how="diagonal_relaxed")
-    rows = rows.filter(pl.col("at") >= ends[0], pl.col("at") < ends[1], pl.col("route") != "shadow")
-    if machine and hidden:
-        apart = pl.concat([pl.scan_parquet(path) for path in hidden], how="diagonal_relaxed")
-        rows = rows.join(apart, on=["request_id", "row"], how="left", maintain_order="left")
-    return rows
+    return pl.concat([pl.scan_parquet(path) for path in found], how="diagonal_relaxed").filter(
+        pl.col("at") >= ends[0],
+        pl.col("at") < ends[1],
+        pl.col("model_version") == version,
+        pl.col("route") != "shadow",
+    )
+
+
+def sample(storage: Storage, model: str, version: str, since: float, until: float, most: int) -> pl.DataFrame:
+    """At most about so many rows of `between`, evenly spread, with what only machines may read of them."""
+    log = between(storage, model, version, since, until)
+    number = log.select(pl.len()).collect(engine="streaming").item()
+    rows = log.gather_every(max(1, number // most)).collect(engine="streaming")
+    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
+    hidden = _of_days(files(storage, model, machine=True), *ends)
+    if not hidden or rows.is_empty():
+        return rows
+    apart = pl.concat([pl.scan_parquet(path) for path in hidden], how="diagonal_relaxed")
+    keys = ["request_id", "row"]
+    return rows.join(
+        apart.join(rows.lazy().select(keys), on=keys, how="semi").collect(engine="streaming"),
+        on=keys,
+        how="left",
+        maintain_order="left",
+    )
+
+
+def _of_days(paths: list[Path], since: datetime, until: datetime) -> list[Path]:
+    """Files whose rows may be of this time; a request that begins before midnight may be written after it."""
+    first, last = (f"date={day:%Y-%m-%d}" for day in (since - timedelta(days=1), until))
+    return [path for path in paths if first <= path.parent.name <= last]
 
 
 def compact(storage: Storage, model: str, *, older_than_s: float = 3600.0) -> int:

@@ -67,7 +67,8 @@ def look_at(storage: Storage, state: ModelState, version: str, window: Window) -
         return None
     share = state.alarms.share(window.until, state.budget)
     drifts = compare(release.reference, window.counts, release.clock, share)
-    rows = _rows(storage, state.model, release, window)
+    ends = (window.since, window.until)
+    rows = prediction_log.sample(storage, state.model, version, *ends, performance.MOST_ROWS)
     known = (state.alarms.looked_at, window.until)
     quality, about_quality = _quality(storage, state.model, release, rows, known)
     asked = findings(release.reference, window.counts, drifts, rows)
@@ -88,14 +89,6 @@ def look_at(storage: Storage, state: ModelState, version: str, window: Window) -
     if going is not None and going.resolved is not None:
         logger.warning("resolved: the alarm of %s, version %s", state.model, going.version)
     return opened
-
-
-def _rows(storage: Storage, model: str, release: Release, window: Window) -> pl.DataFrame:
-    """Rows of the window that the log has, at most `performance.MOST_ROWS`, evenly spread."""
-    until = window.since if window.until is None else window.until
-    log = prediction_log.between(storage, model, window.since, until, machine=True)
-    rows = log.filter(pl.col("model_version") == release.version).collect()
-    return rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
 
 
 def findings(reference: Counts, current: Counts, drifts: list[Drift], rows: pl.DataFrame) -> list[Finding]:
@@ -129,10 +122,9 @@ def _quality(
         # What can be known of the rest is not held up.
         logger.error("the quality of %s is not estimated (%s)", model, one_line(error))
         estimated, number = {}, 0
-    reach = prediction_log.between(storage, model, known[1] - LABELS_REACH_S, known[1])
+    reach = prediction_log.between(storage, model, release.version, known[1] - LABELS_REACH_S, known[1])
     came = labels.read(storage, model, *known)
-    of_version = pl.col("model_version") == release.version
-    true = labels.labelled(reach.filter(of_version).collect(), came) if came else None
+    true = labels.labelled(reach, came) if came else None
     measured = {} if true is None or true.is_empty() else measure(expected, true)
     labelled = 0 if true is None else true.height
     told = {

@@ -32,7 +32,7 @@ def stored(tmp_path: Path, *rows: dict[str, list]) -> list[pl.DataFrame]:  # typ
 
 
 def found(tmp_path: Path, *rows: dict[str, list]) -> list[tuple]:  # type: ignore[type-arg]
-    joined = labels.labelled(PREDICTIONS, stored(tmp_path, *rows))
+    joined = labels.labelled(PREDICTIONS.lazy(), stored(tmp_path, *rows))
     return joined.select("request_id", "row", "label").sort("request_id", "row").rows()
 
 
