@@ -7,16 +7,18 @@ has a `label` and `known_at`, when it came. One that comes again counts once: th
 is kept.
 """
 
+import logging
 import math
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, one_line
 from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column
 from mlops_ray.storage import PRIVATE, Storage, replacing
@@ -24,8 +26,15 @@ from mlops_ray.storage import PRIVATE, Storage, replacing
 FOLDER = "labels"
 LABEL, KNOWN_AT = "label", "known_at"
 BY_REQUEST = ("request_id", "row")
+#: Where a row stands among those that are looked at.
+AT = "at_row"
+#: Errors are squared, and sums of them must stay numbers.
+MOST_LABEL = 1e100
 #: Words for yes and no, beside the names that a project gives them.
-WORDS = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
+WORDS: dict[str, float] = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
+
+
+logger = logging.getLogger(__name__)
 
 
 def parse(
@@ -37,12 +46,18 @@ def parse(
     """
     if LABEL not in rows.columns:
         raise DataError(f"labels need a column {LABEL!r}; there are {', '.join(rows.columns) or 'none'}")
-    known = {column.name: column for column in columns}
+    # An amount names nothing: measured again, it is another.
+    known = {c.name: c for c in columns if c.type != "float" and c.name not in (LABEL, KNOWN_AT)}
     keys = [name for name in rows.columns if name in known]
+    times = [name for name, column in known.items() if column.type == "datetime"]
     if "request_id" in rows.columns:
         keys = list(BY_REQUEST)
         rows = rows if "row" in rows.columns else rows.with_columns(row=pl.lit(0))
-        typed = [rows["request_id"].cast(pl.String), _whole(rows["row"])]
+        typed = [rows["request_id"].cast(pl.String), _whole(rows["row"], pl.Int32())]
+    elif keys and times and not set(keys) & set(times):
+        raise DataError(
+            f"labels by {', '.join(map(repr, keys))} need {times[0]!r} too: of which time they are"
+        )
     elif keys:
         typed = [_typed(rows[name], known[name]) for name in keys]
     else:
@@ -66,47 +81,89 @@ def write(storage: Storage, model: str, labels: pl.DataFrame) -> int:
     return labels.height
 
 
-def read(storage: Storage, model: str, after: float = 0.0, until: float = math.inf) -> list[pl.DataFrame]:
-    """The labels that came between two instants (seconds since the epoch), by how they name their rows."""
-    found: dict[tuple[str, ...], list[pl.DataFrame]] = {}
-    ends = [from_micros(int(after * 1e6)), LATEST if until == math.inf else from_micros(int(until * 1e6))]
-    for path in sorted((storage.root / FOLDER / model).glob("date=*/[!.]*.parquet")):
-        if path.parent.name < f"date={ends[0]:%Y-%m-%d}":
+def new(storage: Storage, model: str, after: float = 0.0, until: float = math.inf) -> list[pl.DataFrame]:
+    """The labels that came in (after, until], seconds since the epoch, by how they name their rows.
+
+    Those are left out whose row had one before: a label that comes again counts once.
+    """
+    first, last = (
+        from_micros(int(after * 1e6)),
+        LATEST if until == math.inf else from_micros(int(until * 1e6)),
+    )
+    known_at = pl.col(KNOWN_AT)
+    found = []
+    for keys, files in _files(storage, model, last).items():
+        scan = pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed")
+        came = scan.filter(known_at > first, known_at <= last)
+        before = scan.filter(known_at <= first).select(keys)
+        found.append(came.join(before, on=keys, how="anti").collect(engine="streaming"))
+    return [frame for frame in found if frame.height]
+
+
+def _files(storage: Storage, model: str, last: datetime) -> dict[tuple[str, ...], list[Path]]:
+    """The files of labels that came by then, by how they name their rows; what is none is told of."""
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for date in sorted((storage.root / FOLDER / model).glob("date=*")):
+        if date.name <= f"date={last:%Y-%m-%d}":
+            for path in sorted(date.glob("[!.]*.parquet")):
+                try:
+                    keys = sorted(set(pl.read_parquet_schema(path)) - {LABEL, KNOWN_AT})
+                except (OSError, pl.exceptions.PolarsError) as error:
+                    logger.error("labels in %s cannot be read: %s", path, one_line(error))
+                    continue
+                found.setdefault(tuple(keys), []).append(path)
+    return found
+
+
+def compact(storage: Storage, model: str) -> int:
+    """Makes one file of each past day's, and returns how many are gone.
+
+    A kill in between leaves labels twice, and a label that comes again counts once.
+    """
+    gone = 0
+    for date in sorted((storage.root / FOLDER / model).glob("date=*")):
+        if date.name >= f"date={datetime.now(UTC):%Y-%m-%d}":
             continue
-        frame = pl.read_parquet(path).filter(pl.col(KNOWN_AT) > ends[0], pl.col(KNOWN_AT) <= ends[1])
-        found.setdefault(tuple(sorted(set(frame.columns) - {LABEL, KNOWN_AT})), []).append(frame)
-    return [pl.concat(frames, how="diagonal_relaxed") for frames in found.values()]
+        by_keys: dict[tuple[str, ...], list[Path]] = {}
+        for path in sorted(date.glob("[!.]*.parquet")):
+            by_keys.setdefault(tuple(sorted(pl.read_parquet_schema(path))), []).append(path)
+        for paths in by_keys.values():
+            if len(paths) > 1:
+                joined = pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed")
+                with replacing(date / f"compact-{time.time_ns()}.parquet", mode=PRIVATE) as file:
+                    joined.write_parquet(file)
+                for path in paths:
+                    path.unlink()
+                gone += len(paths)
+    return gone
 
 
 def labelled(predictions: pl.LazyFrame, labels: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """The rows of `prediction_log` that have a label: which, `prediction`, and the latest `label`, `known_at`.
+    """The rows of `prediction_log` that have a label: which, `prediction`, the latest `label` and `known_at`.
 
     Only what a label is of is read of the others.
     """
+    predictions = predictions.with_row_index(AT)
     schema = predictions.collect_schema()
-    told = [*BY_REQUEST, "prediction"]
-    found = [
-        pl.DataFrame(schema={name: schema[name] for name in told} | {LABEL: pl.Float64, KNOWN_AT: INSTANT})
-    ]
+    told = [AT, *BY_REQUEST, "prediction"]
+    empty = {name: schema[name] for name in told} | {LABEL: pl.Float64(), KNOWN_AT: INSTANT}
+    found = [pl.DataFrame(schema=empty)]
     for frame in labels:
         keys = [name for name in frame.columns if name not in (LABEL, KNOWN_AT)]
-        theirs = keys if "request_id" in keys else [ASKED + key for key in keys]
+        by_request = "request_id" in keys
+        theirs = keys if by_request else [ASKED + key for key in keys]
         if not set(theirs) <= set(schema):
             continue
         latest = frame.sort(KNOWN_AT, maintain_order=True).unique(keys, keep="last", maintain_order=True)
         latest = latest.rename(dict(zip(keys, theirs, strict=True)))
         latest = latest.cast({name: schema[name] for name in theirs})
         asked = predictions.select({*told, *theirs}).join(latest.lazy(), on=theirs, how="inner")
-        found.append(asked.select(*told, LABEL, KNOWN_AT).collect(engine="streaming"))
+        rows = asked.select(*told, LABEL, KNOWN_AT).collect(engine="streaming")
+        # Callers name requests: of two that have one name nobody knows which is which.
+        found.append(rows.unique(BY_REQUEST, keep="none") if by_request else rows)
     # Named in two ways, a row has two labels.
-    both = pl.concat(found).sort(KNOWN_AT, *BY_REQUEST, maintain_order=True)
-    return both.unique(BY_REQUEST, keep="last", maintain_order=True)
-
-
-def _whole(values: pl.Series) -> pl.Series:
-    """Numbers of rows, null where one is none."""
-    numbers = values.cast(pl.Float64, strict=False)
-    return numbers.cast(pl.Int32, strict=False).set(numbers != numbers.floor(), None)
+    both = pl.concat(found).sort(KNOWN_AT, AT, maintain_order=True)
+    return both.unique(AT, keep="last", maintain_order=True).drop(AT)
 
 
 def _typed(values: pl.Series, column: Column) -> pl.Series:
@@ -114,7 +171,18 @@ def _typed(values: pl.Series, column: Column) -> pl.Series:
         if values.dtype == pl.String:
             return values.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
         return values.cast(INSTANT)
+    if column.type == "bool":
+        words = values.cast(pl.String).str.to_lowercase().replace_strict(WORDS, default=None)
+        return words.cast(pl.Boolean).alias(values.name)
+    if column.type == "int":
+        return _whole(values, pl.Int64())
     return values.cast(DTYPES[column.type], strict=False)
+
+
+def _whole(values: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """Whole numbers, null where one is none."""
+    numbers = values.cast(pl.Float64, strict=False)
+    return values.cast(dtype, strict=False).set(numbers != numbers.floor(), None)
 
 
 def _require(values: pl.Series) -> None:
@@ -133,7 +201,7 @@ def _values(given: pl.Series, task: str, names: tuple[str, str] | None) -> pl.Se
     else:
         values = given.cast(pl.Float64, strict=False)
     values = values.alias(LABEL)
-    bad = values.is_null() | values.is_nan() | values.is_infinite()
+    bad = values.is_null() | values.is_nan() | (values.abs() > MOST_LABEL)
     if bad.any():
         at = int(bad.arg_max() or 0)
         wanted = "yes or no" if task == "classification" else "a number"

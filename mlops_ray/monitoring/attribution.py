@@ -37,24 +37,38 @@ CONVERSIONS = (
 )
 #: How near quantiles must be, as a share of what they span, and of how many values they are.
 NEAR, FEWEST = 0.05, 200
+#: Factors that quantiles of few values do not tell from a column that has grown.
+MILD = 3.0
 
 Shares = npt.NDArray[np.float64]
 
 
 class Sight(NamedTuple):
-    """What a column's difference is, and the sentence that says so."""
+    """What a column's difference is, the sentence that says so, and whether a calendar could make it."""
 
     kind: Kind
     evidence: str
+    is_timely: bool = True
 
 
 def finding(
-    drift: Drift, spec: CountSpec, reference: Cells, current: Cells, values: Values | None = None
+    drift: Drift,
+    spec: CountSpec,
+    reference: Cells,
+    current: Cells,
+    values: Values | None = None,
+    *,
+    has_seasons: bool = False,
 ) -> Finding:
-    """A tested column as an answer to "does it differ?", with a sentence where it does."""
+    """A tested column as an answer to "does it differ?", with a sentence where it does.
+
+    Where the rows have seasons, what a calendar could make is no answer.
+    """
     if not drift.differs:
         return Finding(drift.column, "input", drift.p or 0.0, matters=False, harm=drift.psi or 0.0)
-    kind, evidence = sight(spec, reference, current, values)
+    kind, evidence, is_timely = sight(spec, reference, current, values)
+    if has_seasons and is_timely:
+        return Finding(drift.column, kind, 1.0, matters=False, harm=drift.psi or 0.0)
     if spec.name == PREDICTION and kind == "input":
         kind = "prediction"
     return Finding(drift.column, kind, drift.p or 0.0, drift.differs, evidence, drift.psi or 0.0)
@@ -65,7 +79,7 @@ def sight(spec: CountSpec, reference: Cells, current: Cells, values: Values | No
 
     >>> site = CountSpec("site", "categorical", categories=("a", "b"))
     >>> sight(site, np.array([500, 500, 0, 0]), np.array([40, 40, 0, 20]))
-    Sight(kind='data', evidence='20 % of site are missing, 0 % in the reference')
+    Sight(kind='data', evidence='20 % of site are missing, 0 % in the reference', is_timely=False)
     """
     ours, theirs = _shares(reference), _shares(current)
     if _of_difference(ours, theirs)[-1] > MOST_OF_IT and theirs[-1] > ours[-1]:
@@ -75,30 +89,32 @@ def sight(spec: CountSpec, reference: Cells, current: Cells, values: Values | No
         )
     if spec.kind == "categorical":
         return _categories(spec, ours, theirs)
-    return (None if values is None else _by_values(spec, values)) or _numbers(spec, ours, theirs)
+    return (None if values is None else _by_values(spec, ours, values)) or _numbers(spec, ours, theirs)
 
 
-def _by_values(spec: CountSpec, values: Values) -> Sight | None:
+def _by_values(spec: CountSpec, ours: Shares, values: Values) -> Sight | None:
     """What the values of a column of numbers show that its cells do not."""
     known = values[np.isfinite(values)]
     if len(known):
         found, times = np.unique(known, return_counts=True)
         share, at = times.max() / len(known), found[times.argmax()]
-        if share > ONE_CELL and not (spec.edges and spec.edges[0] == spec.edges[-1] == at):
+        if share > ONE_CELL and ours[int(spec.count(found[[times.argmax()]]).argmax())] < SCATTERED:
             return Sight("data", f"it stands still: {_percent(share)} of {spec.name} are {at:.4g}")
     unit = _conversion(spec, known)
     if unit is None:
         return None
     factor, shift = unit
     added = f" and {shift:g}" if shift else ""
-    return Sight("data", f"{spec.name} is as it was, times {factor:.4g}{added}: another unit?")
+    return Sight(
+        "data", f"{spec.name} is as it was, times {factor:.4g}{added}: another unit?", is_timely=False
+    )
 
 
 def _categories(spec: CountSpec, ours: Shares, theirs: Shares) -> Sight:
     name, other = spec.name, len(spec.categories)
     if _of_difference(ours, theirs)[other] > MOST_OF_IT and theirs[other] > ours[other]:
         said = f"{_percent(theirs[other])} of {name} are of categories that the reference hardly has"
-        return Sight("data", f"{said} ({_percent(ours[other])})")
+        return Sight("data", f"{said} ({_percent(ours[other])})", is_timely=False)
     largest = int(np.argmax(theirs))
     if theirs[largest] > ONE_CELL and ours[largest] < SCATTERED:
         return Sight("data", _still(spec, largest, ours, theirs))
@@ -133,7 +149,9 @@ def _conversion(spec: CountSpec, known: Values) -> tuple[float, float] | None:
     spread = before[-1] - before[0]
     slope, _ = np.polyfit(before, now, 1)
     for factor, shift in CONVERSIONS:
-        if abs(slope / factor - 1) < NEAR and np.abs((now - shift) / factor - before).max() < NEAR * spread:
+        # A column may become half as large again of itself, hardly a hundredth.
+        near = NEAR if 1 / MILD < factor < MILD else max(NEAR, 2 / len(known) ** 0.5)
+        if abs(slope / factor - 1) < near and np.abs((now - shift) / factor - before).max() < near * spread:
             return factor, shift
     return None
 

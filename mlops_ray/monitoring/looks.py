@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -16,10 +16,10 @@ from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
 from mlops_ray.monitoring import alarms, attribution, journal, performance
-from mlops_ray.monitoring.alarms import Episode, Finding
+from mlops_ray.monitoring.alarms import Episode, Finding, Look
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
-from mlops_ray.monitoring.state import ModelState, Window
+from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.booster import Booster
 from mlops_ray.registry.models import Values
@@ -55,47 +55,67 @@ class Release:
         return bool(self.package.feature_set.tables)
 
 
-def look_at(storage: Storage, state: ModelState, version: str, window: Window) -> Episode | None:
-    """Looks at a closed window and writes down what was seen; the episode that it opened, if it did.
+class Seen(NamedTuple):
+    """What a look at a window of the live version found, the PSI of each column, and the quality."""
 
-    The windows of a version that is not live are kept, and open nothing: its release judges it.
+    look: Look
+    columns: dict[str, float | None]
+    quality: dict[str, Any]
+
+
+def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
+    """Looks at a closed window; `None` of a version that is not live, which its release judges.
+
+    It changes nothing, and what it costs is bounded by columns, by `performance.MOST_ROWS`, and by labels.
     """
-    entry: dict[str, Any] = {"version": version, "since": window.since, "until": window.until}
-    journal.append(storage, state.model, journal.WINDOWS, entry | {"counts": window.counts.to_json()})
-    release = releases(storage, state.model).get(version)
-    if release is None or not release.is_champion or state.alarms is None or window.until is None:
+    release = releases(storage, of.model).get(window.version)
+    if release is None or not release.is_champion:
         return None
-    share = state.alarms.share(window.until, state.budget)
+    share = of.budget.share(window.until - of.looked_at)
     drifts = compare(release.reference, window.counts, release.clock, share)
     ends = (window.since, window.until)
-    rows = prediction_log.sample(storage, state.model, version, *ends, performance.MOST_ROWS)
-    known = (state.alarms.looked_at, window.until)
-    quality, about_quality = _quality(storage, state.model, release, rows, known)
-    asked = findings(release.reference, window.counts, drifts, rows)
-    if release.has_seasons:
-        # A night is not a year: how such rows differ from all of training tells the time, but for faults.
-        asked = [finding for finding in asked if finding.kind == "data"]
-    asked += about_quality
-    look = alarms.look(window.until, share, asked)
+    rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
+    quality, asked = _quality(storage, of.model, release, rows, (of.looked_at, window.until))
+    asked = findings(release, window.counts, drifts, rows) + asked
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    entry |= {"rows": window.counts.rows, "columns": columns, "quality": quality}
-    journal.append(storage, state.model, journal.LOOKS, entry | look.to_json())
-    state.quality = quality and {"version": version, "until": window.until, **quality}
-    going = state.alarms.open
-    opened = state.alarms.take(look, version)
+    return Seen(alarms.look(window.until, share, asked), columns, quality)
+
+
+def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | None) -> Episode | None:
+    """Writes down a window and what was seen of it, and takes it in; the episode that it opened, if any."""
+    model, version = state.model, window.version
+    entry: dict[str, Any] = {"version": version, "since": window.since, "until": window.until}
+    journal.append(storage, model, journal.WINDOWS, entry | {"counts": window.counts.to_json()})
+    going = state.alarms.open if state.alarms else None
+    opened = None
+    if seen is not None and state.alarms is not None:
+        entry |= {"rows": window.counts.rows, "columns": seen.columns, "quality": seen.quality}
+        journal.append(storage, model, journal.LOOKS, entry | seen.look.to_json())
+        state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
+        opened = state.alarms.take(seen.look, version)
+    state.unseen = [other for other in state.unseen if other is not window]
     if opened is not None:
         said = "; ".join(what["evidence"] for _, what in opened.ranked)
-        logger.warning("alarm: %s, version %s: %s", state.model, version, said)
+        logger.warning("alarm: %s, version %s: %s", model, version, said)
     if going is not None and going.resolved is not None:
-        logger.warning("resolved: the alarm of %s, version %s", state.model, going.version)
+        logger.warning("resolved: the alarm of %s, version %s", model, going.version)
     return opened
 
 
-def findings(reference: Counts, current: Counts, drifts: list[Drift], rows: pl.DataFrame) -> list[Finding]:
-    """The columns that were tested, each with what its difference looks like; `rows` are of the window."""
-    ours, theirs = reference.by_name, current.by_name
+def findings(release: Release, current: Counts, drifts: list[Drift], rows: pl.DataFrame) -> list[Finding]:
+    """The columns that were tested, each with what its difference looks like; `rows` are of the window.
+
+    Of rows in the course of time only what no calendar makes is found: a night is not a year.
+    """
+    ours, theirs = release.reference.by_name, current.by_name
     return [
-        attribution.finding(drift, *ours[drift.column], theirs[drift.column][1], _amounts(rows, drift.column))
+        attribution.finding(
+            drift,
+            *ours[drift.column],
+            theirs[drift.column][1],
+            _amounts(rows, drift.column),
+            has_seasons=release.has_seasons,
+        )
         for drift in drifts
         if drift.untested is None
     ]
@@ -116,17 +136,15 @@ def _quality(
     expected = release.expected
     if expected is None:
         return {}, []
+    estimated, number, measured, labelled = {}, 0, {}, 0
     try:
-        estimated, number = _estimate(release, expected, rows)
-    except (MlopsError, ValueError, pl.exceptions.PolarsError) as error:
+        estimated, number = _estimate(release, expected, rows), rows.height
+        reach = prediction_log.between(storage, model, release.version, known[1] - LABELS_REACH_S, known[1])
+        true = labels.labelled(reach, labels.new(storage, model, *known))
+        measured, labelled = measure(expected, true), true.height
+    except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("the quality of %s is not estimated (%s)", model, one_line(error))
-        estimated, number = {}, 0
-    reach = prediction_log.between(storage, model, release.version, known[1] - LABELS_REACH_S, known[1])
-    came = labels.read(storage, model, *known)
-    true = labels.labelled(reach, came) if came else None
-    measured = {} if true is None or true.is_empty() else measure(expected, true)
-    labelled = 0 if true is None else true.height
+        logger.error("the quality of %s is not known (%s)", model, one_line(error))
     told = {
         "estimated": estimated,
         "rows": number,
@@ -142,14 +160,16 @@ def _quality(
 
 
 def measure(expected: Expected, labelled: pl.DataFrame) -> dict[str, float]:
-    """The metrics of predictions that have their labels."""
+    """The metrics of predictions that have their labels; those left out that these rows do not tell."""
+    if labelled.is_empty():
+        return {}
     return expected.measure(labelled[labels.LABEL].to_numpy(), labelled["prediction"].to_numpy())
 
 
-def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> tuple[dict[str, float], int]:
-    """The metrics that these rows of the log will have, and of how many rows."""
+def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> dict[str, float]:
+    """The metrics that these rows of the log will have."""
     if rows.is_empty():
-        return {}, 0
+        return {}
     answers = rows["prediction"].to_numpy()
     errors = {}
     if expected.task == "regression":
@@ -159,7 +179,7 @@ def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> tuple
             model = release.package.errors(metric)
             if model is not None:
                 errors[metric] = Booster(model).predict(inputs).astype(np.float64)
-    return expected.estimate(answers, errors), rows.height
+    return expected.estimate(answers, errors)
 
 
 def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:

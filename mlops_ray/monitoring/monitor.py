@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from ray import serve
 
-from mlops_ray.data import prediction_log
+from mlops_ray.data import labels, prediction_log
 from mlops_ray.errors import MlopsError, one_line
 from mlops_ray.monitoring import looks
 from mlops_ray.monitoring.deltas import DEPLOYMENT
@@ -27,6 +27,8 @@ MAX_ONGOING_REQUESTS = 1_000
 HEALTH_CHECK_S = 1.0
 #: How often is looked for windows to close.
 TEND_S = 5.0
+#: How often a look is tried that fails.
+MOST_TRIES = 5
 #: How often the files of the prediction logs are joined.
 COMPACT_S = 3600.0
 
@@ -50,8 +52,6 @@ class Monitor:
         """Stores a delta (`deltas.Outbox.delta`), acknowledges its number; the same again is harmless."""
         async with self._one_at_a_time:
             state = self._models.setdefault(delta["model"], ModelState(delta["model"]))
-            # What comes after a window's time counts in the next.
-            await self._close(state)
             if state.receive(delta, time.time()):
                 self._unsaved.add(state.model)
             await self._save(state)
@@ -66,25 +66,36 @@ class Monitor:
             return {name: report(self._storage, state) for name, state in self._models.items()}
 
     async def _tend(self) -> None:
-        """Closes windows whose time is over also while nobody asks for predictions."""
+        """Closes windows also while nobody asks for predictions, and looks at those that have closed."""
         while True:
             await asyncio.sleep(TEND_S)
             for state in list(self._models.values()):
                 try:
-                    async with self._one_at_a_time:
-                        await self._close(state)
-                        await self._save(state)
+                    await self._look(state)
                 except Exception as error:  # noqa: BLE001 - the next turn tries again
-                    logger.error("the windows of %s do not close (%s)", state.model, one_line(error))
+                    logger.error("the windows of %s are not looked at (%s)", state.model, one_line(error))
 
-    async def _close(self, state: ModelState) -> None:
-        """Closes the windows whose time is over, and looks at them; what fails is looked at again."""
-        now = time.time()
-        state.close(now)
-        while state.unseen and now - (state.unseen[0][1].until or now) >= looks.SETTLED_S:
-            self._unsaved.add(state.model)
-            await asyncio.to_thread(looks.look_at, self._storage, state, *state.unseen[0])
-            state.unseen.pop(0)
+    async def _look(self, state: ModelState) -> None:
+        """Looks at what has closed, one window after another; counts come in meanwhile.
+
+        Those of a process that dies before it has saved are looked at again.
+        """
+        async with self._one_at_a_time:
+            state.close(time.time())
+            due = [window for window in state.unseen if time.time() - window.until >= looks.SETTLED_S]
+        for window in due:
+            try:
+                seen = await asyncio.to_thread(looks.see, self._storage, state.outlook, window)
+            except Exception as error:  # noqa: BLE001 - one window that cannot be looked at holds up no other
+                logger.error("a window of %s cannot be looked at (%s)", state.model, one_line(error))
+                window.tries += 1
+                if window.tries < MOST_TRIES:
+                    continue
+                seen = None
+            async with self._one_at_a_time:
+                await asyncio.to_thread(looks.settle, self._storage, state, window, seen)
+                self._unsaved.add(state.model)
+                await self._save(state)
 
     async def _save(self, state: ModelState) -> None:
         if state.model in self._unsaved:
@@ -92,12 +103,13 @@ class Monitor:
             self._unsaved.discard(state.model)
 
     async def _compact(self) -> None:
-        """Joins the small files of the prediction logs."""
+        """Joins the small files of the prediction logs and of the labels."""
         for name in list(self._models):
             try:
                 await asyncio.to_thread(prediction_log.compact, self._storage, name)
+                await asyncio.to_thread(labels.compact, self._storage, name)
             except (OSError, pl.exceptions.PolarsError) as error:
-                logger.error("the prediction log of %s stays in small files: %s", name, one_line(error))
+                logger.error("the log and the labels of %s stay in small files: %s", name, one_line(error))
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

@@ -23,6 +23,8 @@ from mlops_ray.registry.outcome import Calibrator, TaskKind
 
 #: A loss (what a metric is short of the best) matters that has grown by so much of itself.
 FLOOR = 0.05
+#: Beyond this nothing is worse; JSON must hold it.
+MOST_HARM = 1e9
 #: Half the width of an interval that covers 95 %, in standard deviations.
 HALF_WIDTH = 1.96
 #: Rows of a window that are looked at, and of the reference that errors are learned from; evenly spread.
@@ -51,8 +53,14 @@ class Figure:
     freedom: int
 
     def deviation_of(self, rows: int) -> float:
-        """How much the metric varies over so many rows."""
-        return float(self.deviation * np.sqrt(self.rows / rows))
+        """How much the metric varies over so many rows, which may all be of one block.
+
+        However many rows a day has, it is one day.
+        """
+        of_a_block = self.rows / (self.freedom + 1)
+        return float(
+            self.deviation * np.sqrt(self.rows / (min(rows, of_a_block) if of_a_block > 1 else rows))
+        )
 
     def worse(self, metric: str, value: float, rows: int) -> float:
         """How likely chance alone makes the metric of so many rows as bad as this; 1.0 where nobody knows."""
@@ -80,13 +88,13 @@ class Expected:
     def estimate(self, answers: Values, errors: Mapping[str, Values]) -> dict[str, float]:
         """The metrics of rows without labels; `errors` are those that the model of errors expects of them."""
         if self.task == "regression":
-            return {metric: _of_rows(metric, expected) for metric, expected in errors.items()}
+            return _finite({metric: _of_rows(metric, expected) for metric, expected in errors.items()})
         chances = answers if self.calibrator is None else self.calibrator(answers)
-        return _by_chance(chances, answers, self.threshold)
+        return _finite(_by_chance(chances, answers, self.threshold))
 
     def measure(self, labels: Values, answers: Values) -> dict[str, float]:
-        """The metrics of labelled rows."""
-        return _scores(self.task, labels, answers, self.threshold, np.ones(len(labels)))
+        """The metrics of labelled rows; those left out that these rows do not tell."""
+        return _finite(_scores(self.task, labels, answers, self.threshold, np.ones(len(labels))))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -102,7 +110,8 @@ class Expected:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `to_json` wrote."""
         measured, estimated = (
-            {name: Figure(*figure) for name, figure in data[key].items()} for key in ("measured", "estimated")
+            {name: _figure(*figure) for name, figure in data[key].items()}
+            for key in ("measured", "estimated")
         )
         line = data["calibrator"]
         calibrator = line and Calibrator(tuple(line["said"]), tuple(line["meant"]))
@@ -172,9 +181,18 @@ def _finding(
     before, now = _loss(metric, figure.value), _loss(metric, value)
     said = f"the {how} {metric} of {rows:,} rows is {value:.4g}, in the reference {figure.value:.4g}"
     matters = bool(now > before * (1 + FLOOR))
-    harm = (now - before) / max(before, 1e-12)
+    harm = min((now - before) / max(before, 1e-12), MOST_HARM)
     p = figure.worse(metric, value, rows)
     return [Finding(f"{how} {metric}", "performance", p, matters, said, harm)]
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def _figure(value: float, deviation: float | None, rows: int, freedom: int) -> Figure:
+    """What JSON, which knows no NaN, has of one."""
+    return Figure(value, float("nan") if deviation is None else deviation, rows, freedom)
 
 
 def _loss(metric: str, value: float) -> float:

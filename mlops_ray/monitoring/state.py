@@ -4,9 +4,10 @@ Plain state: deltas in, documents out, the time as an argument. Memory grows wit
 bounded, never with rows.
 """
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from mlops_ray.data.counts import REQUEST_US, Counts, Histogram, Traffic
 from mlops_ray.monitoring.alarms import Alarms, Budget
@@ -40,6 +41,35 @@ class Window:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The window that `to_json` wrote."""
         return cls(data["since"], Counts.from_json(data["counts"]), data["until"])
+
+
+@dataclass
+class Closed:
+    """A window of a version that has closed, and how often a look at it has failed."""
+
+    version: str
+    since: float
+    until: float
+    counts: Counts
+    tries: int = 0
+
+    def to_json(self) -> list[Any]:
+        """Plain data that `from_json` reads again."""
+        return [self.version, self.since, self.until, self.counts.to_json(), self.tries]
+
+    @classmethod
+    def from_json(cls, data: list[Any]) -> Self:
+        """The window that `to_json` wrote."""
+        version, since, until, counts, tries = data
+        return cls(version, since, until, Counts.from_json(counts), tries)
+
+
+class Outlook(NamedTuple):
+    """What a look has to know of a model: its budget, and when it was looked at last."""
+
+    model: str
+    budget: Budget
+    looked_at: float
 
 
 @dataclass
@@ -156,13 +186,15 @@ class ModelState:
     window_s: float = 86_400.0
     budget: Budget = field(default_factory=Budget)
     alarms: Alarms | None = None
-    unseen: list[tuple[str, Window]] = field(default_factory=list)
+    unseen: list[Closed] = field(default_factory=list)
     quality: dict[str, Any] = field(default_factory=dict)
 
     def receive(self, delta: dict[str, Any], now: float) -> bool:
-        """Adds a replica's delta, unless it came before; whether it was new."""
+        """Closes windows, adds a replica's delta, unless it came before; whether it was new."""
         self.window_s, self.budget = delta["window_s"], Budget(*delta["false_alarms"])
         self.alarms = self.alarms or Alarms(now)
+        # What comes after a window's time counts in the next.
+        self.close(now)
         source, sequence = delta["source"], delta["sequence"]
         new: bool = sequence > self.sources.get(source, (0, now))[0]
         self.sources[source] = (max(sequence, self.sources.get(source, (0, now))[0]), now)
@@ -174,10 +206,18 @@ class ModelState:
         self.sources = {s: seen for s, seen in self.sources.items() if now - seen[1] < FORGET_SOURCE_S}
         return new
 
+    @property
+    def outlook(self) -> Outlook:
+        return Outlook(self.model, self.budget, self.alarms.looked_at if self.alarms else math.inf)
+
     def close(self, now: float) -> None:
-        """Closes the windows whose time is over."""
-        closed = [(version, watched.close(now, self.window_s)) for version, watched in self.versions.items()]
-        self.unseen += [(version, window) for version, window in closed if window is not None]
+        """Closes the windows whose time is over, once a delta has said how long that is."""
+        if self.alarms is None:
+            return
+        for version, watched in self.versions.items():
+            window = watched.close(now, self.window_s)
+            if window is not None:
+                self.unseen.append(Closed(version, window.since, now, window.counts))
 
     def _add(self, version: str, tally: Tally, now: float) -> None:
         if version not in self.versions:
@@ -203,7 +243,7 @@ class ModelState:
         sides = None if self.sides is None else [side.to_json() for side in self.sides]
         watch = {"window_s": self.window_s, "false_alarms": [self.budget.most, self.budget.per_s]}
         alarms = self.alarms and self.alarms.to_json()
-        unseen = [[version, window.to_json()] for version, window in self.unseen]
+        unseen = [window.to_json() for window in self.unseen]
         rest = {
             "turn": self.turn,
             "sides": sides,
@@ -226,7 +266,7 @@ class ModelState:
             state.window_s, state.budget = data["window_s"], Budget(*data["false_alarms"])
             state.alarms = Alarms.from_json(data["alarms"])
             state.quality = data["quality"]
-            state.unseen = [(version, Window.from_json(window)) for version, window in data["unseen"]]
+            state.unseen = [Closed.from_json(window) for window in data["unseen"]]
         return state
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import polars as pl
 
 from mlops_ray.data import labels
 from mlops_ray.data.rows import Rows
@@ -205,9 +206,13 @@ class Endpoint(Application):
 
     async def _take_labels(self, call: Call, live: Live) -> Reply:
         """Stores what came true; it is on disk when the caller hears how many were taken."""
-        async with asyncio.timeout(BODY_S):
-            body = await call.body(protocol.MAX_BODY_BYTES)
-        taken = await asyncio.to_thread(self._store_labels, body, call.header("content-type") or "", live)
+        try:
+            body = await self._arrived(call, BODY_S)
+        except TimeoutError:
+            raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
+        # As long as others are to be answered: one at a time, in a thread.
+        async with self._one_large:
+            taken = await asyncio.to_thread(self._store_labels, body, call.header("content-type") or "", live)
         return json_reply({"labels": taken, "id": call.id})
 
     def _store_labels(self, body: bytes, content_type: str, live: Live) -> int:
@@ -219,6 +224,8 @@ class Endpoint(Application):
             parsed = labels.parse(rows, shown, task, served.labels)
         except DataError as error:
             raise InvalidRowError(str(error)) from None
+        except pl.exceptions.PolarsError:
+            raise InvalidRowError("a column of the labels is not of the request's type") from None
         return labels.write(self._storage, self._model, parsed)
 
     def _authorize(self, call: Call, *roles: Role) -> None:
@@ -304,23 +311,28 @@ class Endpoint(Application):
             )
         if call.is_whole:
             return await call.body(protocol.MAX_BODY_BYTES)
-        if self._bodies >= MOST_BODIES:
-            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
         left_s = BODY_S if asked.until is None else asked.until - self.admission.clock()
         # Who sends slowly is in nobody's way.
         asked.place.leave()
-        self._bodies += 1
         try:
-            async with asyncio.timeout(min(left_s, BODY_S)):
-                body = await call.body(protocol.MAX_BODY_BYTES)
+            body = await self._arrived(call, min(left_s, BODY_S))
         except TimeoutError:
             if left_s < BODY_S:
                 raise DeadlineError("the body had not come before the deadline") from None
             raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
-        finally:
-            self._bodies -= 1
         asked.place.enter()
         return body
+
+    async def _arrived(self, call: Call, within_s: float) -> bytes:
+        """A body that is on its way, with few others at a time; raises `TimeoutError` where it stays away."""
+        if self._bodies >= MOST_BODIES:
+            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
+        self._bodies += 1
+        try:
+            async with asyncio.timeout(within_s):
+                return await call.body(protocol.MAX_BODY_BYTES)
+        finally:
+            self._bodies -= 1
 
     async def _explained(
         self, call: Call, live: Live, part: Part, until: float | None

@@ -10,6 +10,7 @@ from mlops_ray.errors import InvalidRowError, RequestError, TooLargeError, Unsup
 JSON, CSV = "application/json", "text/csv"
 #: Labels that one request may bring.
 MOST_LABELS = 100_000
+MOST_COLUMNS = 100
 
 
 def decode(body: bytes, content_type: str) -> pl.DataFrame:
@@ -40,9 +41,13 @@ def _frame(given: Any) -> pl.DataFrame:
         if not columns or len({len(values) for values in columns.values()}) != 1:
             raise ValueError
     else:
+        if isinstance(given, list) and len(given) > MOST_LABELS:
+            raise TooLargeError(f"{len(given)} labels; at most {MOST_LABELS} at once")
         if not isinstance(given, list) or not given or not all(isinstance(row, dict) for row in given):
             raise ValueError
         names = {name: None for row in given for name in row}
+        if len(names) > MOST_COLUMNS:
+            raise RequestError(f"labels have {len(names)} columns; at most {MOST_COLUMNS}")
         columns = {name: [row.get(name) for row in given] for name in names}
     return pl.DataFrame([_series(str(name), list(values)) for name, values in columns.items()])
 

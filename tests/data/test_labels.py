@@ -28,7 +28,7 @@ def stored(tmp_path: Path, *rows: dict[str, list]) -> list[pl.DataFrame]:  # typ
     storage = Storage.open(str(tmp_path))
     for each in rows:
         labels.write(storage, "m", labels.parse(pl.DataFrame(each), COLUMNS, "regression"))
-    return labels.read(storage, "m")
+    return labels.new(storage, "m")
 
 
 def found(tmp_path: Path, *rows: dict[str, list]) -> list[tuple]:  # type: ignore[type-arg]
@@ -56,16 +56,48 @@ def test_a_label_that_comes_again_counts_once_and_the_earlier_is_kept(tmp_path: 
     by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
     assert found(tmp_path, first, later, later) == [("b", 0, 2.0)]
     assert found(tmp_path, by_entity) == [("b", 0, 3.0)]
-    assert sum(frame.height for frame in labels.read(Storage.open(str(tmp_path)), "m")) == 4
+    assert sum(frame.height for frame in labels.new(Storage.open(str(tmp_path)), "m")) == 4
 
 
 def test_only_labels_that_came_after_an_instant_are_read(tmp_path: Path) -> None:
     stored(tmp_path, {"request_id": ["b"], "label": [1.0]})
     storage = Storage.open(str(tmp_path))
-    (frame,) = labels.read(storage, "m")
+    (frame,) = labels.new(storage, "m")
     at = frame[labels.KNOWN_AT][0].timestamp()
-    assert labels.read(storage, "m", at - 1)[0].height == 1
-    assert all(frame.is_empty() for frame in labels.read(storage, "m", at + 1))
+    assert labels.new(storage, "m", at - 1)[0].height == 1
+    assert labels.new(storage, "m", at + 1) == []
+
+
+def test_a_label_that_came_before_is_not_new(tmp_path: Path) -> None:
+    stored(tmp_path, {"request_id": ["b"], "label": [1.0]})
+    storage = Storage.open(str(tmp_path))
+    at = labels.new(storage, "m")[0][labels.KNOWN_AT][0].timestamp()
+    stored(tmp_path, {"request_id": ["b", "a"], "label": [2.0, 3.0]})
+    (frame,) = labels.new(storage, "m", at)
+    assert frame["request_id"].to_list() == ["a"]
+
+
+def test_two_requests_of_one_name_have_no_label_by_it(tmp_path: Path) -> None:
+    twice = pl.concat([PREDICTIONS, PREDICTIONS])
+    assert labels.labelled(twice.lazy(), stored(tmp_path, {"request_id": ["b"], "label": [1.0]})).is_empty()
+    by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
+    folder = tmp_path / "other"
+    assert labels.labelled(twice.lazy(), stored(folder, by_entity))["label"].to_list() == [3.0, 3.0]
+
+
+def test_a_day_that_has_passed_becomes_one_file_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels.time, "time", lambda: T.timestamp())
+    by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
+    one, two = ({"request_id": [name], "label": [1.0]} for name in "ab")
+    before = stored(tmp_path, one, two, by_entity)
+    storage = Storage.open(str(tmp_path))
+    assert labels.compact(storage, "m") == 2
+    assert len(list(tmp_path.glob("labels/m/date=*/*.parquet"))) == 2
+    after = labels.new(storage, "m")
+    assert sorted(frame.height for frame in after) == sorted(frame.height for frame in before) == [1, 2]
+    assert labels.compact(storage, "m") == 0
 
 
 def test_labels_are_for_no_eyes_but_ours(tmp_path: Path) -> None:
@@ -94,9 +126,15 @@ def test_yes_and_no_are_read_as_they_are_called(
     ("rows", "said"),
     [
         ({"request_id": ["a"]}, "need a column 'label'"),
-        ({"label": [1.0]}, "need the column 'request_id', or columns of the request: 'site', 'time', 'load'"),
+        ({"label": [1.0]}, "need the column 'request_id', or columns of the request: 'site', 'time'"),
         ({"request_id": ["a", "b"], "label": ["1", "much"]}, "row 2 of the labels: 'much' is not a number"),
         ({"request_id": ["a", None], "label": [1.0, 2.0]}, "row 2 of the labels has no usable 'request_id'"),
+        ({"site": ["a"], "label": [1.0]}, "labels by 'site' need 'time' too"),
+        ({"request_id": ["a"], "label": [1e300]}, "row 1 of the labels: 1e\\+300 is not a number"),
+        (
+            {"load": [1.0], "label": [1.0]},
+            "need the column 'request_id', or columns of the request: 'site', 'time'",
+        ),
         ({"site": ["a"], "time": ["soon"], "label": [1.0]}, "row 1 of the labels has no usable 'time'"),
     ],
 )

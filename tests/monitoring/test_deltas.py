@@ -114,7 +114,6 @@ def test_a_replica_keeps_few_uncounted_rows() -> None:
 def told(state: ModelState, rows: int, now: float, version: str = "1") -> None:
     outbox = Outbox("m")
     answer(outbox, version, rows)
-    state.close(now)
     assert state.receive(over_the_wire(outbox.delta()), now)
 
 

@@ -17,11 +17,11 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring import journal, looks, monitor, performance, period, report
-from mlops_ray.monitoring.alarms import Alarms, Budget
+from mlops_ray.monitoring.alarms import Alarms
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.metrics import metrics_text
 from mlops_ray.monitoring.monitor import Monitor
-from mlops_ray.monitoring.state import ModelState, Window
+from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import Storage
@@ -42,7 +42,7 @@ class Live:
     predictor: Predictor
     state: ModelState
 
-    def window(self, at: float, amounts: np.ndarray, version: str = "1") -> Window:
+    def window(self, at: float, amounts: np.ndarray, version: str = "1") -> Closed:
         """A day whose rows had these amounts, as the counts and the log have it."""
         rows = frame(amounts)
         counts = Counts.empty(
@@ -67,11 +67,12 @@ class Live:
         date = datetime.fromtimestamp(at, UTC).strftime("date=%Y-%m-%d")
         path = self.storage.path(prediction_log.FOLDER, packages.NAME, date, f"{next(NUMBERS)}.parquet")
         log.write_parquet(path)
-        return Window(at, counts, at + DAY)
+        return Closed(version, at, at + DAY, counts)
 
     def look(self, day: int, amounts: np.ndarray, version: str = "1") -> Any:
-        return looks.look_at(
-            self.storage, self.state, version, self.window(NOW + day * DAY, amounts, version)
+        window = self.window(NOW + day * DAY, amounts, version)
+        return looks.settle(
+            self.storage, self.state, window, looks.see(self.storage, self.state.outlook, window)
         )
 
 
@@ -136,9 +137,15 @@ def test_entities_in_the_course_of_time_open_no_alarm_for_the_time_of_day(
 ) -> None:
     monkeypatch.setattr(looks.Release, "has_seasons", True)
     assert live.look(0, normal(mean=65)) is None
-    opened = live.look(1, normal() / 60)
+    # Nor does a night, in which a column stands still.
+    assert live.look(1, np.full(500, 50.0)) is None
+    opened = live.look(2, normal() / 60)
     assert opened is not None
-    assert [what["kind"] for what in opened.found.values()] == ["data", "data"]
+    assert {about: what["kind"] for about, what in opened.found.items()} == {"amount": "data"}
+    for day in (3, 4):
+        live.look(day, normal(mean=65))
+    assert live.state.alarms is not None
+    assert live.state.alarms.open is None
 
 
 def test_another_unit_is_seen_by_the_rows(live: Live) -> None:
@@ -186,54 +193,83 @@ def test_a_line_that_was_begun_is_none_and_one_written_twice_counts_once(live: L
     assert [look["since"] for look in read(live, journal.LOOKS)] == [NOW, NOW + DAY]
 
 
-def test_a_window_that_could_not_be_looked_at_is_looked_at_again(
+def observed(live: Live, at: float, sequence: int, rows: int = 60) -> dict[str, Any]:
+    return {
+        "model": packages.NAME,
+        "source": "r",
+        "sequence": sequence,
+        "window_s": DAY,
+        "false_alarms": [1.0, 90 * DAY],
+        "versions": {"1": tally(live, normal(rows))},
+    }
+
+
+def test_a_window_that_cannot_be_looked_at_holds_up_no_counts_and_is_given_up_in_the_end(
     live: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also by another process: what is to be looked at lies on disk."""
+    """What is still to be looked at lies on disk, also for another process."""
     clock = [NOW]
     monkeypatch.setattr(monitor.time, "time", lambda: clock[0])
-    seen: list[float] = []
+    tries: list[float] = []
 
-    def look_at(storage: Storage, state: ModelState, version: str, window: Window) -> None:
-        seen.append(window.since)
-        if len(seen) == 1:
-            raise OSError("no space left")
+    def see(storage: Storage, of: Outlook, window: Closed) -> None:
+        tries.append(window.since)
+        raise OSError("no space left")
 
-    monkeypatch.setattr(looks, "look_at", look_at)
+    monkeypatch.setattr(looks, "see", see)
 
     async def lives() -> None:
-        outbox = Outbox(packages.NAME, DAY, Budget())
         watcher = Monitor(str(live.storage.root))
-        known = looks._known(live.predictor.package.folder, live.predictor.package.digest)[1]
-        for at in (0.0, DAY, DAY + looks.SETTLED_S):
+        for sequence, at in enumerate((0.0, DAY, DAY + looks.SETTLED_S), 1):
             clock[0] = NOW + at
-            outbox.tally("1", known.specs).observe(frame(normal(60)).drop("prediction"), normal(60))
-            delta = outbox.delta()
-            assert delta is not None
-            delta = json.loads(json.dumps(delta))
-            try:
-                await watcher.record(delta)
-                outbox.acknowledge(delta["sequence"])
-            except OSError:
-                watcher = Monitor(str(live.storage.root))
-        await watcher.record(delta)
-        assert not watcher._models[packages.NAME].unseen
+            await watcher.record(observed(live, at, sequence))
+            await watcher._look(watcher._models[packages.NAME])
+        watcher = Monitor(str(live.storage.root))
+        state = watcher._models[packages.NAME]
+        assert len(state.unseen) == 1
+        while state.unseen:
+            await watcher._look(state)
+        assert state.versions["1"].rows == 180
 
     asyncio.run(lives())
-    assert seen == [NOW, NOW]
+    assert tries == [NOW] * (monitor.MOST_TRIES + 1)
+    assert [window["since"] for window in read(live, journal.WINDOWS)] == [NOW]
+    assert read(live, journal.LOOKS) == []
+
+
+def test_the_monitor_looks_by_itself_once_the_log_is_written(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [NOW]
+    monkeypatch.setattr(monitor.time, "time", lambda: clock[0])
+
+    async def lives() -> None:
+        watcher = Monitor(str(live.storage.root))
+        await watcher.record(observed(live, 0.0, 1))
+        for at in (DAY - 1, DAY, DAY + looks.SETTLED_S - 1, DAY + looks.SETTLED_S):
+            assert read(live, journal.LOOKS) == []
+            clock[0] = NOW + at
+            await watcher._look(watcher._models[packages.NAME])
+
+    asyncio.run(lives())
+    (look,) = read(live, journal.LOOKS)
+    assert (look["since"], look["until"], look["rows"]) == (NOW, NOW + DAY, 60)
+    assert on_disk(live).alarms.looked_at == NOW + DAY  # type: ignore[union-attr]
+
+
+def on_disk(live: Live) -> ModelState:
+    return ModelState.from_json(live.storage.read_json(journal.FOLDER, f"{packages.NAME}.json"))
+
+
+def test_labels_that_cannot_be_read_hold_up_nothing(live: Live) -> None:
+    path = live.storage.path(labels.FOLDER, packages.NAME, "date=2026-11-01", "broken.parquet")
+    path.write_bytes(b"")
+    live.look(0, normal())
+    assert read(live, journal.LOOKS)[0]["quality"]["estimated"]["mae"] == pytest.approx(1.6, abs=0.2)
 
 
 def test_the_open_window_is_shown_however_far_it_has_moved(live: Live) -> None:
-    live.state.receive(
-        {
-            "source": "r",
-            "sequence": 1,
-            "window_s": DAY,
-            "false_alarms": [1.0, 90 * DAY],
-            "versions": {"1": tally(live, np.full(5_000, 1e6))},
-        },
-        NOW,
-    )
+    live.state.receive(observed(live, NOW, 1) | {"versions": {"1": tally(live, np.full(5_000, 1e6))}}, NOW)
     (column,) = [
         column
         for column in report.report(live.storage, live.state)["versions"]["1"]["drift"]

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import orjson
 import pytest
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
@@ -113,7 +114,35 @@ def test_a_single_bad_window_of_a_regression_is_found() -> None:
 
 def test_what_too_few_blocks_say_calls_nothing() -> None:
     known, _ = performance.expect("regression", "mae", TRUE, SAID, np.zeros(20_000, np.int64), matrix=MATRIX)
-    assert performance.realised(known, {"mae": 100.0}, 500)[0].p == 1.0
+    for told in (known, Expected.from_json(orjson.loads(orjson.dumps(known.to_json())))):
+        assert performance.realised(told, {"mae": 100.0}, 500)[0].p == 1.0
+
+
+def test_a_day_is_one_day_however_many_rows_it_has() -> None:
+    """Errors of one day have something in common; a window of one day varies as days do."""
+    called = 0
+    for _ in range(200):
+        days = np.repeat(RANDOM.normal(0, 1, 30), 168)
+        errors = np.exp(0.3 * days) * RANDOM.normal(0, 1, len(days))
+        known, _ = performance.expect(
+            "regression", "mae", errors, np.zeros(len(days)), np.arange(len(days)) // 168
+        )
+        window = np.exp(0.3 * RANDOM.normal()) * RANDOM.normal(0, 1, 5_000)
+        (found,) = performance.realised(known, known.measure(window, np.zeros(5_000)), 5_000)
+        called += found.p <= 0.01
+    assert called <= 10
+
+
+def test_labels_of_one_class_tell_what_they_tell_and_no_more() -> None:
+    measured = CLASSES.measure(np.ones(5), np.linspace(0.2, 0.9, 5))
+    assert "roc_auc" not in measured
+    assert "accuracy" in measured
+    assert performance.realised(CLASSES, measured, 5) == []
+
+
+def test_what_is_beyond_all_measure_is_still_a_number() -> None:
+    (found,) = performance.realised(NUMBERS, {"mae": 1e300}, 1)
+    assert orjson.loads(orjson.dumps(found.harm)) == performance.MOST_HARM
 
 
 def test_what_is_known_travels_as_json() -> None:

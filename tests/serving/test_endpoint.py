@@ -536,7 +536,7 @@ def test_a_text_that_is_no_name_any_more_is_a_422(service: Service, rows: int) -
 
 
 def stored(service: Service) -> list[dict[str, Any]]:
-    return [row for frame in labels.read(service.storage, MODEL) for row in frame.drop("known_at").to_dicts()]
+    return [row for frame in labels.new(service.storage, MODEL) for row in frame.drop("known_at").to_dicts()]
 
 
 def test_labels_are_on_disk_when_they_are_answered(service: Service) -> None:
@@ -555,7 +555,7 @@ def test_labels_are_on_disk_when_they_are_answered(service: Service) -> None:
 
 def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) -> None:
     name = next(iter(ROW))
-    body = f"{name},label\n{ROW[name]},4.5\n".encode()
+    body = f"{name},time,label\n{ROW[name]},2016-11-01T00:00:00Z,4.5\n".encode()
     reply = service.call("POST", "/labels", "label", body=body, headers={"content-type": "text/csv"})
     assert (reply.status, reply.json["labels"]) == (200, 1)
     assert [(row[name], row["label"]) for row in stored(service)] == [(ROW[name], 4.5)]
@@ -576,6 +576,11 @@ def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) 
         (b'{"labels": {"request_id": ["a", "b"], "label": [1]}}', 400),
         (b'{"labels": {"request_id": 7, "label": 1}}', 400),
         (b'{"labels": [{"request_id": "a", "label": 1e999}]}', 400),
+        (b'{"labels": [{"request_id": "a", "label": 1e300}]}', 422),
+        (b'{"labels": [' + b",".join(b'{"a%d": 1}' % at for at in range(200)) + b"]}", 400),
+        (b'{"labels": [' + b",".join([b'{"label": 1}'] * 100_001) + b"]}", 413),
+        (b'{"labels": [{"open": "perhaps", "time": "2016-11-01T00:00:00Z", "label": 1}]}', 422),
+        (b'{"labels": [{"n": 1.9, "time": "2016-11-01T00:00:00Z", "label": 1}]}', 422),
         (b'{"labels": [{"request_id": "a", "row": 99999999999999, "label": 1}]}', 422),
         (b'{"labels": [{"request_id": "a", "row": 1.5, "label": 1}]}', 422),
     ],
