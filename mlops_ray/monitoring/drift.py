@@ -122,7 +122,7 @@ def fold(reference: Numbers, current: Numbers, *, ordered: bool) -> tuple[Number
     small cells become one, but for the last two, *other* and *missing*: nobody sees a new one in a crowd.
 
     >>> fold(np.array([97.0, 2.0, 1.0, 900.0, 0, 0]), np.array([8.0, 2.0, 0.0, 90.0, 5, 0]), ordered=False)
-    (array([ 97., 900.,   3.,   0.]), array([ 8., 90.,  2.,  5.]))
+    (array([ 97., 900.,   0.,   3.]), array([ 8., 90.,  5.,  2.]))
     >>> fold(np.array([0.0, 40.0, 40.0, 1.0, 0.0]), np.array([0.0, 4.0, 4.0, 7.0, 0.0]), ordered=True)
     (array([40., 41.]), array([ 4., 11.]))
     """
