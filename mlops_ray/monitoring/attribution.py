@@ -83,10 +83,8 @@ def sight(spec: CountSpec, reference: Cells, current: Cells, values: Values | No
     """
     ours, theirs = _shares(reference), _shares(current)
     if _of_difference(ours, theirs)[-1] > MOST_OF_IT and theirs[-1] > ours[-1]:
-        return Sight(
-            "data",
-            f"{_percent(theirs[-1])} of {spec.name} are missing, {_percent(ours[-1])} in the reference",
-        )
+        said = f"{_percent(theirs[-1])} of {spec.name} are missing, {_percent(ours[-1])} in the reference"
+        return Sight("data", said, is_timely=False)
     if spec.kind == "categorical":
         return _categories(spec, ours, theirs)
     return (None if values is None else _by_values(spec, ours, values)) or _numbers(spec, ours, theirs)

@@ -77,8 +77,8 @@ class Live:
 
 
 def frame(amounts: np.ndarray) -> pl.DataFrame:
-    hours = np.arange(len(amounts)) % 24
-    return pl.DataFrame({"amount": amounts, "hour": hours, "prediction": amounts})
+    hours, answers = np.arange(len(amounts)) % 24, np.where(np.isnan(amounts), 50.0, amounts)
+    return pl.DataFrame({"amount": amounts, "hour": hours, "prediction": answers})
 
 
 def normal(rows: int = 500, mean: float = 50.0) -> np.ndarray:
@@ -146,6 +146,10 @@ def test_entities_in_the_course_of_time_open_no_alarm_for_the_time_of_day(
         live.look(day, normal(mean=65))
     assert live.state.alarms is not None
     assert live.state.alarms.open is None
+    # What lacks values lacks them at any hour.
+    opened = live.look(5, np.where(np.arange(500) % 4 == 0, np.nan, normal()))
+    assert opened is not None
+    assert "of amount are missing" in opened.found["amount"]["evidence"]
 
 
 def test_another_unit_is_seen_by_the_rows(live: Live) -> None:
