@@ -17,7 +17,7 @@ import polars as pl
 from benchmarks import peers
 from benchmarks.report import Claim, finish
 from mlops_ray.data import counts
-from mlops_ray.monitoring import alarms, looks, performance
+from mlops_ray.monitoring import alarms, attribution, performance
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.drift import compare
 from mlops_ray.monitoring.performance import Expected
@@ -102,7 +102,11 @@ def census(folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
         share = state.share(until, budget)
         counted = counts.Counts.empty(ours.specs)
         counted.update(window)
-        asked = looks.findings(ours, counted, compare(ours, counted, alpha=share), window)
+        asked = [
+            attribution.finding(drift, *ours.by_name[drift.column], counted.by_name[drift.column][1])
+            for drift in compare(ours, counted, alpha=share)
+            if drift.untested is None
+        ]
         said, true = (window[name].cast(pl.Float64).to_numpy() for name in (probability, label))
         estimated = expected.estimate(said, {})
         asked += performance.findings(expected, estimated, len(said))
