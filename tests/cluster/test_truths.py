@@ -1,0 +1,71 @@
+"""Labels from a file are taken in whole, or refused with the row that is wrong."""
+
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from mlops_ray.cluster import truths
+from mlops_ray.data import labels
+from mlops_ray.errors import DataError, ReleaseError
+from mlops_ray.storage import Storage
+from tests.serving import packages
+
+CSV = "site,time,label\na,2026-11-01T12:00:00Z,1.5\nb,2026-11-01T13:00:00+01:00,2\n"
+
+
+def load(tmp_path: Path, name: str, content: str | None = CSV, **more: object) -> dict[str, object]:
+    project, file = packages.project(tmp_path / "storage", **more), tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    return truths.load(project, Storage.open(project.storage), file)
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Path:
+    project = packages.project(tmp_path / "storage")
+    storage = Storage.open(project.storage)
+    packed = packages.write(storage.path("packages", "one"), project, 2.0)
+    packages.crown(storage, packages.NAME, 1, packed)
+    return tmp_path
+
+
+def stored(folder: Path) -> list[tuple[object, ...]]:
+    found = labels.new(Storage.open(str(folder / "storage")), packages.NAME)
+    return [row for frame in found for row in frame.select("site", "label").rows()]
+
+
+def test_csv_and_parquet_are_taken_in_alike(live: Path) -> None:
+    assert load(live, "truth.csv") == {"labels": 2, "by": ["site", "time"]}
+    pl.read_csv(CSV.encode(), infer_schema=False).write_parquet(live / "truth.parquet")
+    assert load(live, "truth.parquet", None)["labels"] == 2
+    assert stored(live) == 2 * [("a", 1.5), ("b", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("truth.csv", CSV.replace("1.5", "much"), "truth.csv: row 1 of the labels: 'much' is not a number"),
+        ("truth.csv", "a\n", "truth.csv: labels need a column 'label'; there are a"),
+        ("truth.csv", "", "truth.csv: cannot be read"),
+        ("truth.parquet", CSV, "truth.parquet: cannot be read"),
+        ("none.csv", None, "none.csv: cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_file_and_stores_nothing(
+    live: Path, name: str, content: str | None, said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        load(live, name, content)
+    assert stored(live) == []
+
+
+def test_labels_of_a_model_that_never_answered_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ReleaseError, match="no version of 'rows' is live yet"):
+        load(tmp_path, "truth.csv")
+
+
+def test_labels_are_not_named_by_what_nobody_may_see(live: Path) -> None:
+    source = packages.PROJECT["sources"]["table"] | {"policy": {"machine_only": ["site"]}}  # type: ignore[index]
+    with pytest.raises(DataError, match="need the column 'request_id', or columns of the request: 'time'"):
+        load(live, "truth.csv", CSV.replace("time", "when"), sources={"table": source})
