@@ -99,7 +99,7 @@ def census(folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
     state = Alarms(0.0)
     for number, window in enumerate(_months(later), 1):
         until = number * MONTH_S
-        share = state.share(until, budget)
+        share = budget.share(until - state.looked_at)
         counted = counts.Counts.empty(ours.specs)
         counted.update(window)
         asked = [

@@ -13,7 +13,6 @@ import polars as pl
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.data import counts
-from mlops_ray.data.counts import Counts
 from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
@@ -275,7 +274,13 @@ class Trainer:
         # Cells of a column are made of its values.
         shown = (column for column in self.features.columns if not column.hidden)
         counted = counts.reference(known, tuple(shown), task.training.search.seed)
-        expected, errors = self._expected(task, fitted)
+        held_out = task.frame[task.test.held_out]
+        answers = fitted.predict(held_out)
+        expected, errors = self._expected(task, fitted, held_out, answers)
+        # Answers to rows that the model learned from would look too sure.
+        answered = counts.reference(
+            pl.DataFrame({PREDICTION: answers}), [Column(PREDICTION, "float")], task.training.search.seed
+        )
         return package.write(
             self.storage.path("artifacts", "packages", self.project.project),
             name=self.project.project,
@@ -292,30 +297,26 @@ class Trainer:
             intervals=report.intervals,
             origin=_origin(task, cpus),
             training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
-            reference=counted.beside(self._answered(task, fitted)).to_json(),
+            reference=counted.beside(answered).to_json(),
             expected=expected.to_json(),
             errors=errors,
             created_at=datetime.now(UTC),
             sign=signing.own_key(self.project, self.storage),
         )
 
-    def _answered(self, task: Task, fitted: Fitted) -> Counts:
-        """The counts of answers to rows that the model did not learn from: those it did look too sure."""
-        answers = pl.DataFrame({PREDICTION: fitted.predict(task.frame[task.test.held_out])})
-        return counts.reference(answers, [Column(PREDICTION, "float")], task.training.search.seed)
-
-    def _expected(self, task: Task, fitted: Fitted) -> tuple[Expected, dict[str, bytes]]:
+    def _expected(
+        self, task: Task, fitted: Fitted, held_out: pl.DataFrame, answers: Values
+    ) -> tuple[Expected, dict[str, bytes]]:
         """What the labelled rows of the test say of the model's quality."""
         rows = task.test.held_out
-        frame = task.frame[rows]
         return performance.expect(
             task.kind,
             task.training.metric,
             task.labels[rows],
-            fitted.predict(frame),
+            answers,
             task.blocks(rows),
             threshold=fitted.outcome.threshold,
-            matrix=fitted.encoder.transform(frame),
+            matrix=fitted.encoder.transform(held_out),
             seed=task.training.search.seed,
         )
 

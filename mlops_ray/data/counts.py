@@ -74,27 +74,21 @@ class CountSpec:
 
     def _count_numbers(self, numbers: Numbers) -> Cells:
         counted = np.zeros(self._size, np.int64)
-        ends = len(self._ends)
         for at in range(0, len(numbers), SORTED_TOGETHER):
             # To sort some values and look for the ends among them is faster than the other way round.
             some = np.sort(numbers[at : at + SORTED_TOGETHER])
             # NaN is sorted behind all numbers, infinity included.
             below = np.searchsorted(some, self._limits, side="right")
-            counted[: ends + 1] += np.diff(below, prepend=0)
+            counted[: len(below)] += np.diff(below, prepend=0)
             counted[-1] += len(some) - below[-1]
         return counted
 
     @cached_property
-    def _ends(self) -> Numbers:
-        """The edges; for the first, which is of the cell above it, the number before it."""
+    def _limits(self) -> Numbers:
+        """The upper end of each cell of numbers; the first edge itself is of the cell above it."""
         ends = np.array(self.edges, np.float64)
         ends[:1] = np.nextafter(ends[:1], -np.inf)
-        return ends
-
-    @cached_property
-    def _limits(self) -> Numbers:
-        """The upper end of each cell of numbers."""
-        return np.append(self._ends, np.inf)
+        return np.append(ends, np.inf)
 
     @cached_property
     def _size(self) -> int:

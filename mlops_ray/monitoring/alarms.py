@@ -128,10 +128,6 @@ class Alarms:
         """The episode that goes on."""
         return next((last for last in self.episodes[-1:] if last.resolved is None), None)
 
-    def share(self, now: float, budget: Budget) -> float:
-        """What a look may spend now."""
-        return budget.share(now - self.looked_at)
-
     def take(self, look: Look, version: str) -> Episode | None:
         """Takes in a look at the live version; the episode that it opened, if it did.
 

@@ -27,14 +27,14 @@ def test_looks_of_any_rhythm_spend_the_same_in_a_period() -> None:
     for looks in (90, 2_160, 30):
         state, spent = Alarms(0.0), 0.0
         for at in np.linspace(0, 90 * DAY, looks + 1)[1:]:
-            share = state.share(at, BUDGET)
+            share = BUDGET.share(at - state.looked_at)
             state.take(alarms.look(at, share, []), "1")
             spent += share
         assert spent == pytest.approx(alarms.SPENT)
 
 
 def test_what_chance_makes_often_is_no_alarm_however_long_the_window() -> None:
-    assert Alarms(0.0).share(45 * DAY, BUDGET) == alarms.MOST_SHARE
+    assert BUDGET.share(45 * DAY) == alarms.MOST_SHARE
 
 
 def test_all_that_a_look_asks_shares_what_it_spends() -> None:
