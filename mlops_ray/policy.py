@@ -92,3 +92,8 @@ def _masked(name: str, how: str, key: bytes) -> pl.Expr:
     return text.map_elements(
         lambda value: blake2b(value.encode(), key=key, digest_size=6).hexdigest(), return_dtype=pl.String
     ).alias(name)
+
+
+def machine_only(policies: Iterable[Policy]) -> frozenset[str]:
+    """The columns that only machines may read, by any of the policies."""
+    return frozenset(name for policy in policies for name in policy.machine_only)

@@ -11,7 +11,7 @@ from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import StorageError
 from mlops_ray.features.shelves import online_location
-from mlops_ray.policy import label_selector, require_here
+from mlops_ray.policy import label_selector, machine_only, require_here
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import record, score
 from mlops_ray.serving.score import Job, Scoring
@@ -45,7 +45,7 @@ def predict(
     scoring = Scoring(
         load,
         _entry(project, storage, progress, version),
-        frozenset(name for policy in policies for name in policy.machine_only),
+        machine_only(policies),
         str(score.parts_folder(output.absolute())),
         any(policy.restricts for policy in policies),
     )

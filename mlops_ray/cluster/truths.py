@@ -8,6 +8,7 @@ import polars as pl
 from mlops_ray.config import Project
 from mlops_ray.data import labels
 from mlops_ray.errors import DataError, ReleaseError
+from mlops_ray.policy import machine_only
 from mlops_ray.registry import package as packages
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -23,7 +24,7 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     if champion is None:
         raise ReleaseError(f"no version of {project.project!r} is live yet; labels are of its predictions")
     package = packages.read(storage.root / champion["package"], digest=champion["digest"])
-    hidden = {name for source in project.sources.values() for name in source.policy.machine_only}
+    hidden = machine_only(source.policy for source in project.sources.values())
     shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
     try:
         read = pl.read_parquet if file.suffix == ".parquet" else _read_csv

@@ -24,7 +24,7 @@ from mlops_ray.config import Policy, Project
 from mlops_ray.errors import ClusterError, PolicyError, StorageError
 from mlops_ray.features.shelves import online_location, shown
 from mlops_ray.monitoring import deltas, monitor
-from mlops_ray.policy import allowed_regions, label_selector
+from mlops_ray.policy import allowed_regions, label_selector, machine_only
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import gateway, reconciler, record, replica
 from mlops_ray.serving.routes import READY
@@ -140,7 +140,7 @@ def _applications(
     listener: Listener | None,
 ) -> dict[str, _Application]:
     """What is to run. The order is that of starting: replicas tell the monitor what they count."""
-    hidden = frozenset(name for source in project.sources.values() for name in source.policy.machine_only)
+    hidden = machine_only(source.policy for source in project.sources.values())
     root, name = str(storage.root), project.project
     # Where callers come in is no matter of a replica.
     serving = project.serving.model_dump(mode="json", exclude={"listen"})
