@@ -393,6 +393,26 @@ def monitor_report(
         _print_pages(storage, "monitor", [project.project])
 
 
+@app.command(epilog="Example: mlops-ray replay configs/factory_load.yaml --from 2016-11-01T00:00Z")
+def replay(
+    file: ProjectFile,
+    begin: Annotated[str | None, typer.Option("--from", help="An instant; default: the beginning.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="An instant; default: the end.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A past period through the monitor, as if the live version had answered it: alarms, quality, drift."""
+    from mlops_ray.cluster import replays
+    from mlops_ray.monitoring import period
+
+    project, storage = _open(file)
+    found = replays.run(project, storage, _instant(begin, "--from"), _instant(end, "--to"))
+    with replacing(storage.path("reports", f"replay-{project.project}.html")) as made:
+        made.write_text(period.html(found), encoding="utf-8")
+    _show(found, as_json, _print_period)
+    if not as_json:
+        _print_pages(storage, "replay", [project.project])
+
+
 @labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
 def labels_load(
     truth: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with a column `label`.")],

@@ -1,5 +1,6 @@
 """A project's model trained: searched for, fitted, tested, packed, registered; and again from its record."""
 
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.monitoring import performance
+from mlops_ray.monitoring import performance, seasons
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.policy import label_selector
@@ -300,9 +301,23 @@ class Trainer:
             reference=counted.beside(answered).to_json(),
             expected=expected.to_json(),
             errors=errors,
+            seasons=self._seasons(task, held_out, answers),
             created_at=datetime.now(UTC),
             sign=signing.own_key(self.project, self.storage),
         )
+
+    def _seasons(self, task: Task, held_out: pl.DataFrame, answers: Values) -> bytes | None:
+        """What is usual of the entities, as Parquet; `None` where rows could change places."""
+        watch = seasons.Watch.of(self.features, task.keys)
+        if not self.features.tables or not seasons.recurs(watch, task.frame):
+            return None
+        fewest = max((source.policy.minimum_count for source in self.project.sources.values()), default=0)
+        usual = seasons.learn(
+            watch, task.frame, held_out.with_columns(pl.Series(PREDICTION, answers)), fewest=fewest
+        )
+        made = io.BytesIO()
+        usual.write_parquet(made)
+        return made.getvalue()
 
     def _expected(
         self, task: Task, fitted: Fitted, held_out: pl.DataFrame, answers: Values

@@ -164,6 +164,11 @@ class FeatureSet:
             c.name in self.own_columns and types.get(c.name) == c.type for c in self.columns
         )
 
+    @property
+    def clock(self) -> frozenset[str]:
+        """Features that only tell the time."""
+        return frozenset(feature.name for feature in self.computed if feature.kind in CALENDAR_KINDS)
+
     def table_reach_us(self, source: str) -> int:
         """How far before P the features of a table read at most, but for latest values without ttl."""
         return self._reaches.get(source, 0)

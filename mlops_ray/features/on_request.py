@@ -59,7 +59,7 @@ def _expression(feature: Computed, years: tuple[int, ...]) -> pl.Expr:
         time = time + pl.duration(microseconds=feature.shift_us)
     local = time.dt.convert_time_zone(feature.timezone)
     if feature.kind == "holiday_of":
-        days = [day for year in years for day in _public_holidays(feature.country, year)]
+        days = [day for year in years for day in public_holidays(feature.country, year)]
         return local.dt.date().is_in(days)
     parts = {"hour_of": local.dt.hour, "weekday_of": local.dt.weekday, "month_of": local.dt.month}
     return parts[feature.kind]()
@@ -73,6 +73,9 @@ def _years(times: pl.Series) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4096)
-def _public_holidays(country: str | None, year: int) -> tuple[date, ...]:
-    """Made once a process: a calendar takes a millisecond, as much as all other features of a request."""
+def public_holidays(country: str | None, year: int) -> tuple[date, ...]:
+    """Those of a country in a year.
+
+    Made once a process: a calendar takes a millisecond, as much as all other features of a request.
+    """
     return tuple(holidays.country_holidays(str(country), years=year))

@@ -2,6 +2,7 @@
 version's package refers to.
 """
 
+import io
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,16 +16,18 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, performance
-from mlops_ray.monitoring.alarms import Episode, Finding, Look
+from mlops_ray.monitoring import alarms, attribution, journal, performance, seasons
+from mlops_ray.monitoring.alarms import Alarms, Episode, Finding, Look
+from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
+from mlops_ray.monitoring.seasons import Watch
 from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.booster import Booster
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.package import Package
-from mlops_ray.schema import DTYPES
+from mlops_ray.schema import DTYPES, Column
 from mlops_ray.storage import Storage
 
 #: Where the release of a model says which package a version is (written by serving.record).
@@ -48,19 +51,30 @@ class Release:
     reference: Counts
     #: What its labelled rows say; `None` in a package that was made before they did.
     expected: Expected | None
+    #: What is usual of its entities (`seasons.learn`), where its rows are a course of time.
+    usual: pl.DataFrame | None = None
 
     @property
     def has_seasons(self) -> bool:
         """Whether its rows are entities in the course of time, rather than rows that could change places."""
-        return bool(self.package.feature_set.tables)
+        return self.usual is not None
+
+    @property
+    def watch(self) -> Watch:
+        return Watch.of(self.package.feature_set, self.package.origin.get("keys", ()))
 
 
 class Seen(NamedTuple):
-    """What a look at a window of the live version found, the PSI of each column, and the quality."""
+    """What a look at a window of the live version found, the PSI of each column, and the quality.
+
+    `outside` is the share of the window's hours, of all entities and columns, that the reference does not
+    know; `None` where it has no seasons.
+    """
 
     look: Look
     columns: dict[str, float | None]
     quality: dict[str, Any]
+    outside: float | None = None
 
 
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
@@ -72,25 +86,59 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     if release is None or not release.is_champion:
         return None
     share = of.budget.share(window.until - of.looked_at)
-    drifts = compare(release.reference, window.counts, release.clock, share)
     ends = (window.since, window.until)
     rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
-    quality, asked = _quality(storage, of.model, release, rows, (of.looked_at, window.until))
-    asked = findings(release, window.counts, drifts, rows) + asked
+    week = rows
+    if release.usual is not None and window.until - window.since < seasons.WEEK_S:
+        ends = (window.until - seasons.WEEK_S, window.until)
+        week = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
+    true = _labelled(storage, of.model, window.version, (of.looked_at, window.until))
+    return judge(release, window, share, rows, week, true)
+
+
+def judge(
+    release: Release, window: Closed, share: float, rows: pl.DataFrame, week: pl.DataFrame, true: pl.DataFrame
+) -> Seen:
+    """What a window shows that may spend a share of the budget.
+
+    `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons; `true`
+    are those whose label came since the last look (`labels.labelled`).
+    """
+    drifts = compare(release.reference, window.counts, release.clock, share)
+    asked = findings(release, window.counts, drifts, rows)
+    outside = None
+    if release.usual is not None:
+        watch, named = release.watch, [_named(release, part) for part in (rows, week)]
+        compared, outside = seasons.compare(watch, release.usual, *named)
+        asked += seasons.findings(watch, compared, share)
+    quality, of_quality = _quality(release, rows, true)
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    return Seen(alarms.look(window.until, share, asked), columns, quality)
+    return Seen(alarms.look(window.until, share, asked + of_quality), columns, quality, outside)
+
+
+def entry(window: Closed, seen: Seen) -> dict[str, Any]:
+    """The line of a look in the journal."""
+    return {
+        "version": window.version,
+        "since": window.since,
+        "until": window.until,
+        "rows": window.counts.rows,
+        "columns": seen.columns,
+        "quality": seen.quality,
+        "outside": seen.outside,
+        **seen.look.to_json(),
+    }
 
 
 def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | None) -> Episode | None:
     """Writes down a window and what was seen of it, and takes it in; the episode that it opened, if any."""
     model, version = state.model, window.version
-    entry: dict[str, Any] = {"version": version, "since": window.since, "until": window.until}
-    journal.append(storage, model, journal.WINDOWS, entry | {"counts": window.counts.to_json()})
+    ends = {"version": version, "since": window.since, "until": window.until}
+    journal.append(storage, model, journal.WINDOWS, ends | {"counts": window.counts.to_json()})
     going = state.alarms.open if state.alarms else None
     opened = None
     if seen is not None and state.alarms is not None:
-        entry |= {"rows": window.counts.rows, "columns": seen.columns, "quality": seen.quality}
-        journal.append(storage, model, journal.LOOKS, entry | seen.look.to_json())
+        journal.append(storage, model, journal.LOOKS, entry(window, seen))
         state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
         opened = state.alarms.take(seen.look, version)
     state.unseen = [other for other in state.unseen if other is not window]
@@ -129,22 +177,37 @@ def _amounts(rows: pl.DataFrame, name: str) -> Values | None:
     return rows[found[0]].cast(pl.Float64).fill_null(float("nan")).to_numpy() if found else None
 
 
+def _named(release: Release, rows: pl.DataFrame) -> pl.DataFrame:
+    """Who the rows of a log are of, their time, the features and the prediction; null where it lacks them."""
+    of_model, request = features(release.package, rows), release.package.feature_set.request.columns
+    asked = [_logged(rows, (ASKED,), column) for column in request if column.name not in of_model.columns]
+    return of_model.hstack(rows.select(*asked, PREDICTION))
+
+
+def _labelled(storage: Storage, model: str, version: str, known: tuple[float, float]) -> pl.DataFrame:
+    """The rows of a version whose label came between two instants; none where they cannot be read."""
+    try:
+        reach = prediction_log.between(storage, model, version, known[1] - LABELS_REACH_S, known[1])
+        return labels.labelled(reach, labels.new(storage, model, *known))
+    except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
+        # What can be known of the rest is not held up.
+        logger.error("the labels of %s are not known (%s)", model, one_line(error))
+        return pl.DataFrame()
+
+
 def _quality(
-    storage: Storage, model: str, release: Release, rows: pl.DataFrame, known: tuple[float, float]
+    release: Release, rows: pl.DataFrame, true: pl.DataFrame
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """The metrics of rows by estimate, those of labels that came between two instants, and what is worse."""
+    """The metrics of rows by estimate, those of labelled ones, and what is worse."""
     expected = release.expected
     if expected is None:
         return {}, []
     estimated, number, measured, labelled = {}, 0, {}, 0
     try:
         estimated, number = _estimate(release, expected, rows), rows.height
-        reach = prediction_log.between(storage, model, release.version, known[1] - LABELS_REACH_S, known[1])
-        true = labels.labelled(reach, labels.new(storage, model, *known))
         measured, labelled = measure(expected, true), true.height
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
-        # What can be known of the rest is not held up.
-        logger.error("the quality of %s is not known (%s)", model, one_line(error))
+        logger.error("the quality of %s is not known (%s)", release.package.name, one_line(error))
     told = {
         "estimated": estimated,
         "rows": number,
@@ -184,13 +247,14 @@ def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> dict[
 
 def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
     """The model's features as the log has them; those that it lacks are null."""
-    columns = []
-    for column in package.feature_set.columns:
-        name = next((p + column.name for p in (FEATURE, ASKED) if p + column.name in rows.columns), None)
-        dtype = DTYPES[column.type]
-        value = pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)
-        columns.append(value.alias(column.name))
-    return rows.select(columns)
+    return rows.select(_logged(rows, (FEATURE, ASKED), column) for column in package.feature_set.columns)
+
+
+def _logged(rows: pl.DataFrame, places: tuple[str, ...], column: Column) -> pl.Expr:
+    """A column as the log has it in the first of the places; null where it does not."""
+    name = next((place + column.name for place in places if place + column.name in rows.columns), None)
+    dtype = DTYPES[column.type]
+    return (pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)).alias(column.name)
 
 
 def releases(storage: Storage, model: str) -> dict[str, Release]:
@@ -210,17 +274,18 @@ def releases(storage: Storage, model: str) -> dict[str, Release]:
 
 
 @lru_cache(maxsize=8)
-def _known(folder: Path, digest: str) -> tuple[Package, Counts, Expected | None]:
+def _known(folder: Path, digest: str) -> tuple[Package, Counts, Expected | None, pl.DataFrame | None]:
     """A package never changes, so it is read once; a replica, which answers by it, looks who signed it."""
     package = packages.read(folder, digest=digest)
     expected = package.expected
     known = None if expected is None else Expected.from_json(expected)
-    return package, Counts.from_json(package.reference), known
+    usual = None if package.seasons is None else pl.read_parquet(io.BytesIO(package.seasons))
+    return package, Counts.from_json(package.reference), known, usual
 
 
-def episodes(state: ModelState) -> list[dict[str, Any]]:
+def told(alarms: Alarms | None) -> list[dict[str, Any]]:
     """What people read of the episodes, the newest first; what was found stands in the order of its harm."""
-    found = state.alarms.episodes if state.alarms else []
+    found = alarms.episodes if alarms else []
     return [
         {
             "version": episode.version,

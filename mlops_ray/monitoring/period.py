@@ -41,15 +41,24 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
             f"no window of {model!r} was looked at then; one closes after monitoring.window and 50 rows"
         )
     stored = storage.read_json(journal.FOLDER, f"{model}.json")
-    episodes = looks.episodes(ModelState.from_json(stored)) if stored else []
+    alarms = ModelState.from_json(stored).alarms if stored else None
+    going = [each for each in looks.told(alarms) if _overlaps(each, first, last)]
+    found = described(model, seen, going)
+    return found | {
+        key: edge.isoformat(timespec="seconds") for key, edge in (("from", begin), ("to", end)) if edge
+    }
+
+
+def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]) -> Document:
+    """The document of these looks, one at least, and of these episodes (`looks.told`)."""
     return {
         "model": model,
-        "from": _iso(begin.timestamp() if begin else seen[0]["since"]),
-        "to": _iso(end.timestamp() if end else seen[-1]["until"]),
+        "from": _iso(seen[0]["since"]),
+        "to": _iso(seen[-1]["until"]),
         "rows": sum(look["rows"] for look in seen),
         "spent": sum(look["spent"] for look in seen),
         "looks": [look | {key: _iso(look[key]) for key in ("since", "until", "at")} for look in seen],
-        "alarms": [_told(each) for each in episodes if _overlaps(each, first, last)],
+        "alarms": [_told(each) for each in episodes],
         "columns": _columns(seen),
         "quality": _quality(seen),
     }

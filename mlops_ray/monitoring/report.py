@@ -29,7 +29,7 @@ def report(storage: Storage, state: ModelState) -> dict[str, Any]:
             version: _version(watched, known.get(version)) for version, watched in state.versions.items()
         },
         "lost": prediction_log.lost(storage, state.model),
-        "alarms": looks.episodes(state),
+        "alarms": looks.told(state.alarms),
         "quality": state.quality,
         "watched": {"window_s": state.window_s, "false_alarms": [state.budget.most, state.budget.per_s]},
     }

@@ -7,6 +7,7 @@
     reference.json  counts of the training rows' columns (data.counts), for the monitor
     expected.json   what the labelled rows of the test say of the model's quality (monitoring.performance)
     errors-*.ubj    of a regression: models of its errors, by metric
+    seasons.parquet of entities in the course of time: what is usual of each (monitoring.seasons)
     examples.json   made-up rows of features with their answers
     one model file  of a kind in `models.KINDS`
 
@@ -45,12 +46,12 @@ from mlops_ray.registry.signing import Trusted
 FORMAT_VERSION = 3
 DIGESTS, PACKAGE, ENCODER = "digests.json", "package.json", "encoder.json"
 REFERENCE, EXAMPLES, SIGNATURE = "reference.json", "examples.json", "signature.json"
-EXPECTED, ERRORS = "expected.json", "errors-{}.ubj"
+EXPECTED, ERRORS, SEASONS = "expected.json", "errors-{}.ubj", "seasons.parquet"
 #: What a package has at most, looked at before anything is read. Digests and signature are parsed before
 #: anything vouches for them: six names and digests are under 1 kB.
 MOST_FILES, MOST_BYTES = 16, 2 * 2**30
 MOST_BYTES_OF = {DIGESTS: 65_536, SIGNATURE: 4_096} | dict.fromkeys(
-    (PACKAGE, ENCODER, REFERENCE, EXAMPLES, EXPECTED), 64 * 2**20
+    (PACKAGE, ENCODER, REFERENCE, EXAMPLES, EXPECTED, SEASONS), 64 * 2**20
 )
 #: Where MLflow serves a package: public keys, types in models, and functions, that are trusted, by commas.
 TRUSTED_KEYS, TRUSTED_TYPES = "MLOPS_TRUSTED_KEYS", "MLOPS_TRUSTED_TYPES"
@@ -145,6 +146,11 @@ class Package:
         return self.contents(name) if name in self.files else None
 
     @property
+    def seasons(self) -> bytes | None:
+        """What `monitoring.seasons.learn` made, as Parquet; `None` where rows could change places."""
+        return self.contents(SEASONS) if SEASONS in self.files else None
+
+    @property
     def examples(self) -> tuple[pl.DataFrame, list[float]]:
         """Made-up rows of the feature columns, and their answers before post-processing."""
         read = self.document(EXAMPLES)
@@ -186,14 +192,16 @@ def write(
     sign: Ed25519PrivateKey | None = None,
     expected: Mapping[str, Any] | None = None,
     errors: Mapping[str, bytes] | None = None,
+    seasons: bytes | None = None,
 ) -> Package:
     """Writes the folder, whole or not at all, replaces one that is there, and returns what `read` finds.
 
     `intervals` are those of the metrics; `origin` is what `reproduce` needs beside the training set;
     `training_set` is the manifest of the training set; `reference` the JSON of its columns' counts,
-    `expected` that of its quality, `errors` the models of its errors by metric; `target` a description of
-    what is predicted; `created_at` stands in the package as given. The examples are made from the declared
-    columns and the encoder's categories, never copied from rows. `sign` is the key to sign with.
+    `expected` that of its quality, `errors` the models of its errors by metric, `seasons` what is usual of
+    its entities; `target` a description of what is predicted; `created_at` stands in the package as given.
+    The examples are made from the declared columns and the encoder's categories, never copied from rows.
+    `sign` is the key to sign with.
 
     Raises `PackageError` for a model of a kind that nobody could read again.
     """
@@ -226,6 +234,7 @@ def write(
         model.file: model.to_bytes(),
         **({EXPECTED: _dump(dict(expected))} if expected is not None else {}),
         **{ERRORS.format(metric): data for metric, data in (errors or {}).items()},
+        **({SEASONS: seasons} if seasons is not None else {}),
     }
     contents[DIGESTS] = _dump(
         {"format": FORMAT_VERSION, "files": {file: _sha256(data) for file, data in sorted(contents.items())}}

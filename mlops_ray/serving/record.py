@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from mlops_ray.config import CALENDAR_KINDS
 from mlops_ray.errors import StorageError
 from mlops_ray.registry.package import Package
 from mlops_ray.serving.protocol import outputs
@@ -127,7 +126,7 @@ def entry(storage: Storage, version: str, package: Package) -> dict[str, Any]:
         "baselines": package.baselines,
         "request": features.request.to_json(),
         "outputs": list(outputs(package.outcome.threshold, package.outcome.labels)),
-        "clock": [feature.name for feature in features.computed if feature.kind in CALENDAR_KINDS],
+        "clock": sorted(features.clock),
     }
 
 

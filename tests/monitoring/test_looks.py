@@ -128,7 +128,7 @@ def test_a_window_that_moved_opens_an_episode_that_says_what_moved(live: Live) -
     assert about["prediction"]["kind"] == "prediction"
     assert live.look(1, normal(mean=65)) is None
     assert [live.look(day, normal()) for day in (2, 3)] == [None, None]
-    (episode,) = looks.episodes(live.state)
+    (episode,) = looks.told(live.state.alarms)
     assert (episode["opened"], episode["resolved"]) == (NOW + DAY, NOW + 4 * DAY)
 
 

@@ -1,0 +1,96 @@
+"""A past period through the monitor, as if it were live: the same windows, looks, and alarms."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from mlops_ray.data.counts import Counts
+from mlops_ray.data.labels import KNOWN_AT, LABEL
+from mlops_ray.data.prediction_log import ASKED, FEATURE
+from mlops_ray.instants import from_micros
+from mlops_ray.monitoring import looks, performance, seasons
+from mlops_ray.monitoring.alarms import Alarms, Budget
+from mlops_ray.monitoring.deltas import PREDICTION
+from mlops_ray.monitoring.drift import MIN_ROWS
+from mlops_ray.monitoring.looks import Release
+from mlops_ray.monitoring.state import Closed
+from mlops_ray.registry.models import Values
+
+SECOND_US = 1_000_000
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The looks, as the journal has them, and the alarms that they opened."""
+
+    looks: list[dict[str, Any]]
+    alarms: Alarms
+
+
+def log(
+    release: Release, rows: pl.DataFrame, predict: Callable[[pl.DataFrame], Values], delay_us: int
+) -> pl.DataFrame:
+    """What the prediction log of rows would hold that were asked for, each at its time, with what came true.
+
+    `rows` have the columns of a request, every feature, and a label, which is known so long after the time
+    that it is of. Sorted by when they were answered: the model's horizon before the time.
+    """
+    features, time = release.package.feature_set, pl.col(release.package.feature_set.time)
+    asked = [pl.col(name).alias(ASKED + name) for name in features.request.names if name in rows.columns]
+    given = [pl.col(name).alias(FEATURE + name) for name in features.names]
+    answers = pl.Series(PREDICTION, predict(rows.select(features.names)))
+    return rows.select(
+        (time - pl.duration(microseconds=features.horizon_us)).alias("at"),
+        answers,
+        *asked,
+        *given,
+        pl.col(LABEL).cast(pl.Float64),
+        (time + pl.duration(microseconds=delay_us)).alias(KNOWN_AT),
+    ).sort("at", maintain_order=True)
+
+
+def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget) -> Replayed:
+    """What the monitor would have seen of a `log` whose rows were answered by one version, and done."""
+    alarms = Alarms(float("-inf"))
+    seen: list[dict[str, Any]] = []
+    for window, inside in _windows(release, rows, window_s):
+        looked_at = alarms.looked_at if seen else window.since
+        true = rows.filter(_between(KNOWN_AT, looked_at, window.until), pl.col(LABEL).is_not_null())
+        true = true.filter(pl.col("at") < from_micros(int(window.until * SECOND_US)))
+        week = _sample(rows.filter(_between("at", window.until - seasons.WEEK_S, window.until)))
+        share = budget.share(window.until - looked_at)
+        found = looks.judge(release, window, share, _sample(inside), week, true)
+        alarms.take(found.look, release.version)
+        seen.append(looks.entry(window, found))
+    return Replayed(seen, alarms)
+
+
+def _sample(rows: pl.DataFrame) -> pl.DataFrame:
+    return rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
+
+
+def _windows(release: Release, rows: pl.DataFrame, window_s: float) -> Iterator[tuple[Closed, pl.DataFrame]]:
+    """The windows that close, each after its time and with rows enough, and their rows; as the state does."""
+    if rows.is_empty():
+        return
+    at, last = (value.timestamp() for value in (rows["at"].min(), rows["at"].max()))  # type: ignore[union-attr]
+    since = at
+    while at <= last:
+        at += window_s
+        inside = rows.filter(_between("at", since, at))
+        if inside.height >= MIN_ROWS:
+            counts = Counts.empty(release.reference.specs)
+            counts.update(_counted(release, inside))
+            yield Closed(release.version, since, at, counts), inside
+            since = at
+
+
+def _counted(release: Release, inside: pl.DataFrame) -> pl.DataFrame:
+    return looks.features(release.package, inside).with_columns(inside[PREDICTION])
+
+
+def _between(name: str, since: float, until: float) -> pl.Expr:
+    ends = [from_micros(int(at * SECOND_US)) for at in (since, until)]
+    return (pl.col(name) >= ends[0]) & (pl.col(name) < ends[1])

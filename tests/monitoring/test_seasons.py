@@ -1,0 +1,210 @@
+"""Entities in the course of time: a night, a Sunday and a holiday are none of them an alarm; a change is."""
+
+import io
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.testing
+import pytest
+
+from mlops_ray.features.definitions import Computed, FeatureSet, Stored
+from mlops_ray.monitoring import seasons
+from mlops_ray.monitoring.seasons import Calendar, Watch
+from mlops_ray.schema import Column, Schema
+
+BEGIN = datetime(2016, 1, 3, 23, tzinfo=UTC)  # Monday, 0:00 in Berlin
+DAY_US = 86_400_000_000
+WEEKS = 26
+BERLIN = Calendar("Europe/Berlin", "DE")
+WATCH = Watch(("site",), "time", {"load": 0}, BERLIN)
+#: By day of the week: what a site needs then.
+NEEDS = np.array([1.0, 1.1, 1.1, 1.05, 0.9, 0.4, 0.2, 0.2, 0.6])
+SPENT = 0.009
+
+
+def rows(
+    days: int, seed: int, *, sites: int = 3, begin: datetime = BEGIN, noise: float = 0.05
+) -> pl.DataFrame:
+    """Hours of some sites, each with a course of the day and the week; a day's noise is of all its hours."""
+    random = np.random.default_rng(seed)
+    times = pl.datetime_range(begin, begin + timedelta(days=days), "1h", closed="left", eager=True)
+    placed = BERLIN.placed(pl.DataFrame({"time": times}))
+    kinds, hours = placed["kind"].to_numpy(), placed["hour"].to_numpy()
+    day = placed["date"].rank("dense").to_numpy().astype(int)
+    course = NEEDS[kinds - 1] * (1 + 0.5 * np.sin(hours / 24 * 2 * np.pi))
+    parts = []
+    for site in range(sites):
+        common = random.normal(0, noise, day.max() + 1)[day]
+        load = (1 + site) * (course + common + random.normal(0, noise, len(times)))
+        parts.append(pl.DataFrame({"site": f"S{site}", "time": times, "load": load}))
+    return pl.concat(parts)
+
+
+@pytest.fixture(scope="module")
+def usual() -> pl.DataFrame:
+    return learned(rows(7 * WEEKS, seed=1))
+
+
+def learned(frame: pl.DataFrame, watch: Watch = WATCH) -> pl.DataFrame:
+    return seasons.learn(watch, frame, frame.clear().with_columns(prediction=pl.lit(0.0)))
+
+
+def found(usual: pl.DataFrame, window: pl.DataFrame, watch: Watch = WATCH) -> dict[str, Any]:
+    compared, _ = seasons.compare(watch, usual, window, window)
+    return {finding.about: finding for finding in seasons.findings(watch, compared, SPENT)}
+
+
+def day(at: int, seed: int = 2, **how: Any) -> pl.DataFrame:
+    """A day so many days after the reference's end."""
+    return rows(1, seed, begin=BEGIN + timedelta(days=7 * WEEKS + at), **how)
+
+
+def test_neither_a_night_nor_a_sunday_is_a_difference(usual: pl.DataFrame) -> None:
+    for at in range(14):
+        (finding,) = found(usual, day(at, seed=at)).values()
+        assert finding.p > 0.01 or not finding.matters
+    night = day(0).filter(pl.col("time").dt.hour().is_in([0, 1, 2]))
+    (finding,) = found(usual, night).values()
+    assert finding.p > 0.01 or not finding.matters
+
+
+def test_a_site_that_needs_half_is_found_at_once_and_named(usual: pl.DataFrame) -> None:
+    halved = pl.when(pl.col("site") == "S1").then(pl.col("load") / 2).otherwise(pl.col("load"))
+    finding = found(usual, day(1).with_columns(halved.alias("load")))["load by site"]
+    assert (finding.kind, finding.matters, finding.p < 1e-5) == ("input", True, True)
+    pattern = r"load of S1 is 1\.\d+; on a Tuesday 2\.2\d? is usual, give or take 0\.\d+ \(of 25 such days\)"
+    assert re.fullmatch(pattern, finding.evidence)
+
+
+def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:
+    lagged = WATCH._replace(lags_us={"load_1d_ago": DAY_US})
+    frame = rows(7 * WEEKS + 8, seed=3)
+    ago = frame.select("site", pl.col("time") + timedelta(days=1), load_1d_ago="load")
+    reference = ago.filter(pl.col("time") < BEGIN + timedelta(days=7 * WEEKS))
+    usual = learned(reference, lagged)
+    monday = ago.filter(pl.col("time") >= BEGIN + timedelta(days=7 * WEEKS)).filter(
+        pl.col("time") < BEGIN + timedelta(days=7 * WEEKS + 1)
+    )
+    compared, outside = seasons.compare(lagged, usual, monday, monday)
+    assert (compared["kind"].to_list(), outside) == ([7, 7, 7], 0.0)
+    assert compared["p"].to_numpy().min() > 0.001
+
+
+def test_a_day_that_the_reference_hardly_had_lies_outside_and_is_no_alarm() -> None:
+    # Two holidays alone: Good Friday and Easter Monday.
+    frame = rows(120, seed=4).filter(pl.col("time") < datetime(2016, 4, 20, tzinfo=UTC))
+    frame = frame.filter(pl.col("time") > datetime(2016, 1, 8, tzinfo=UTC))
+    usual = learned(frame)
+    holiday = rows(1, seed=5, begin=datetime(2016, 10, 2, 22, tzinfo=UTC)).with_columns(pl.col("load") * 9)
+    compared, outside = seasons.compare(WATCH, usual, holiday, holiday)
+    assert (outside, compared.height) == (1.0, 0)
+    assert seasons.findings(WATCH, compared, SPENT) == []
+
+
+@pytest.mark.parametrize("hours", [24, 1, 6, 168], ids="{}h".format)
+def test_p_values_of_undisturbed_windows_are_never_too_small(hours: int) -> None:
+    asked = []
+    for seed in range(6):
+        frame = rows(7 * WEEKS + 14, seed=100 + seed, sites=8)
+        edge = BEGIN + timedelta(days=7 * WEEKS)
+        usual = learned(frame.filter(pl.col("time") < edge))
+        for at in range(0, 14 * 24 - hours + 1, max(24, hours)):
+            since = edge + timedelta(hours=at)
+            window = frame.filter(pl.col("time") >= since, pl.col("time") < since + timedelta(hours=hours))
+            week = frame.filter(pl.col("time") >= since + timedelta(hours=hours - 168))
+            week = week.filter(pl.col("time") < since + timedelta(hours=hours))
+            compared, _ = seasons.compare(WATCH, usual, window, week)
+            asked += compared["p"].to_list()
+    p = np.array(asked)
+    # A difference that does not matter is asked with 1.0: what is below must be rarer than it says.
+    for level in (0.05, 0.01, 0.001):
+        assert (p <= level).mean() <= level + 3 * np.sqrt(level / len(p))
+
+
+def test_however_often_a_row_is_asked_for_it_is_one(usual: pl.DataFrame) -> None:
+    window = day(2)
+    often = pl.concat([window, *[window.filter(pl.col("time").dt.hour() == 12)] * 50])
+    one, other = (seasons.compare(WATCH, usual, each, each)[0] for each in (window, often))
+    polars.testing.assert_frame_equal(one, other)
+
+
+def test_a_constant_is_no_difference_until_it_changes() -> None:
+    usual = learned(rows(7 * WEEKS, seed=1).with_columns(load=pl.lit(0.3)))
+    same = found(usual, day(0).with_columns(load=pl.lit(0.3)))["load by site"]
+    other = found(usual, day(0).with_columns(load=pl.lit(0.4)))["load by site"]
+    assert (same.matters, other.matters, other.p) == (False, True, 0.0)
+
+
+def test_missing_hours_and_entities_never_seen_are_left_out(usual: pl.DataFrame) -> None:
+    window = day(3).with_columns(pl.when(pl.col("site") == "S0").then(None).otherwise("load").alias("load"))
+    window = pl.concat([window, window.with_columns(site=pl.lit("new"), load=pl.lit(1e6))])
+    compared, outside = seasons.compare(WATCH, usual, window, window)
+    assert compared["entity"].to_list() == ["S1", "S2"]
+    assert outside == pytest.approx(1 / 3)
+
+
+def test_what_is_usual_is_the_same_after_it_was_written(usual: pl.DataFrame) -> None:
+    file = io.BytesIO()
+    usual.write_parquet(file)
+    assert pl.read_parquet(io.BytesIO(file.getvalue())).equals(usual)
+
+
+def test_a_window_of_nothing_asks_nothing(usual: pl.DataFrame) -> None:
+    compared, outside = seasons.compare(WATCH, usual, day(0).clear(), day(0).clear())
+    assert (compared.height, outside) == (0, 0.0)
+
+
+def test_entities_that_come_once_are_rows_that_could_change_places() -> None:
+    frame = rows(30, seed=1)
+    assert seasons.recurs(WATCH, frame)
+    each = frame.with_row_index().with_columns(site=pl.col("index").cast(pl.String))
+    assert not seasons.recurs(WATCH, each)
+
+
+def feature_set(**hidden: bool) -> FeatureSet:
+    columns = (
+        Column("site", "category", hidden=hidden.get("site", False)),
+        Column("load_3d_ago", "float"),
+        Column("load_2d_ago", "float"),
+        Column("salary", "float", hidden=True),
+        Column("mean_7d", "float"),
+        Column("price", "float"),
+        Column("ratio", "float"),
+        Column("hour", "int"),
+        Column("kind", "category"),
+    )
+    return FeatureSet(
+        request=Schema((columns[0], Column("time", "datetime"))),
+        columns=columns,
+        stored=(
+            Stored("load_3d_ago", "meter", ("site",), "load", "value_at", ago_us=3 * DAY_US),
+            Stored("load_2d_ago", "meter", ("site",), "load", "value_at", ago_us=2 * DAY_US),
+            Stored("salary", "staff", ("site",), "salary", "latest"),
+            Stored("price", "market", ("site",), "price", "latest"),
+            Stored("mean_7d", "meter", ("site",), "load", "window", "mean", over_us=7 * DAY_US),
+        ),
+        computed=(
+            Computed("ratio", "expr", "load / 2"),
+            Computed("hour", "hour_of", "time", "Europe/Berlin", shift_us=-3_600_000_000),
+            Computed("off", "holiday_of", "time", "Europe/Berlin", "DE", -3_600_000_000),
+        ),
+        tables=(),
+        horizon_us=DAY_US,
+        time="time",
+    )
+
+
+def test_amounts_that_people_may_see_are_watched_each_of_its_own_time() -> None:
+    watch = Watch.of(feature_set(), ["site"])
+    # The mean of seven days says later what the load of two days ago does.
+    assert watch.lags_us == {"load_2d_ago": 2 * DAY_US, "price": DAY_US, "ratio": 0, "prediction": 0}
+    assert watch.calendar == Calendar("Europe/Berlin", "DE", -3_600_000_000)
+
+
+def test_of_entities_that_people_may_not_see_nothing_is_kept() -> None:
+    watch = Watch.of(feature_set(site=True), ["site"])
+    assert watch.lags_us == {}
+    assert learned(rows(60, seed=1), watch).is_empty()
