@@ -46,7 +46,6 @@ class Release:
 
     version: str
     is_champion: bool
-    clock: frozenset[str]
     package: Package
     reference: Counts
     #: What its labelled rows say; `None` in a package that was made before they did.
@@ -58,6 +57,11 @@ class Release:
     def has_seasons(self) -> bool:
         """Whether its rows are entities in the course of time, rather than rows that could change places."""
         return self.usual is not None
+
+    @property
+    def clock(self) -> frozenset[str]:
+        """Features that only tell the time: no drift is asked of them."""
+        return self.package.feature_set.clock
 
     @property
     def watch(self) -> Watch:
@@ -264,13 +268,17 @@ def releases(storage: Storage, model: str) -> dict[str, Release]:
     for place in ("challenger", "previous", "champion"):
         entry = document.get(place)
         if entry:
+            version, folder = entry["version"], storage.root / entry["package"]
             try:
-                known = _known(storage.root / entry["package"], entry["digest"])
+                found[version] = released(version, folder, entry["digest"], is_champion=place == "champion")
             except (OSError, MlopsError, ValueError, KeyError):
                 continue
-            version, clock = entry["version"], frozenset(entry["clock"])
-            found[version] = Release(version, place == "champion", clock, *known)
     return found
+
+
+def released(version: str, folder: Path, digest: str, *, is_champion: bool = True) -> Release:
+    """A version and what its package says; raises `PackageError` where that cannot be read."""
+    return Release(version, is_champion, *_known(folder, digest))
 
 
 @lru_cache(maxsize=8)

@@ -57,8 +57,7 @@ def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget
     seen: list[dict[str, Any]] = []
     for window, inside in _windows(release, rows, window_s):
         looked_at = alarms.looked_at if seen else window.since
-        true = rows.filter(_between(KNOWN_AT, looked_at, window.until), pl.col(LABEL).is_not_null())
-        true = true.filter(pl.col("at") < from_micros(int(window.until * SECOND_US)))
+        true = _came(rows.filter(pl.col(LABEL).is_not_null()), looked_at, window.until)
         week = _sample(rows.filter(_between("at", window.until - seasons.WEEK_S, window.until)))
         share = budget.share(window.until - looked_at)
         found = looks.judge(release, window, share, _sample(inside), week, true)
@@ -89,6 +88,12 @@ def _windows(release: Release, rows: pl.DataFrame, window_s: float) -> Iterator[
 
 def _counted(release: Release, inside: pl.DataFrame) -> pl.DataFrame:
     return looks.features(release.package, inside).with_columns(inside[PREDICTION])
+
+
+def _came(rows: pl.DataFrame, after: float, until: float) -> pl.DataFrame:
+    """The rows whose label came in (after, until], as `labels.new` has them, of those that were answered."""
+    first, last = (from_micros(int(at * SECOND_US)) for at in (after, until))
+    return rows.filter(pl.col(KNOWN_AT) > first, pl.col(KNOWN_AT) <= last, pl.col("at") < last)
 
 
 def _between(name: str, since: float, until: float) -> pl.Expr:

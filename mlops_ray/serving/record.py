@@ -126,7 +126,6 @@ def entry(storage: Storage, version: str, package: Package) -> dict[str, Any]:
         "baselines": package.baselines,
         "request": features.request.to_json(),
         "outputs": list(outputs(package.outcome.threshold, package.outcome.labels)),
-        "clock": sorted(features.clock),
     }
 
 

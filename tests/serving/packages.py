@@ -54,33 +54,34 @@ def project(storage: Path, **more: Any) -> Project:
 def write(
     folder: Path, of: Project, factor: float, name: str = NAME, outcome: Outcome | None = None, **more: Any
 ) -> Package:
-    """A package whose model answers `factor * load`; `more` is for `package.write`."""
+    """A package whose model answers `factor * load`; `more` is for `package.write`, and wins."""
     features = compile_features(of)
     rows = _rows(features)
     encoder = Encoder.fit(rows, features.columns, style="one_hot")
     watched = (*features.columns, Column("prediction", "float"))
+    predicted = rows.with_columns(prediction=factor * pl.col(rows.columns[0]))
+    usual: dict[str, Any] = {
+        "task": "regression",
+        "family": "linear",
+        "params": {},
+        "target": {"expr": "cost"},
+        "intervals": {},
+        "origin": {},
+        "metrics": {"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
+        "baselines": {"last_season": {"mae": 0.065, "relative_mae": 0.187}},
+        "training_set": {"rows": rows.height},
+        "reference": reference(predicted, watched, 7).to_json(),
+        "created_at": datetime(2026, 11, 1, tzinfo=UTC),
+        "sign": signing.own_key(of, Storage.open(of.storage)),
+    }
     return packages.write(
         folder,
         name=name,
-        task="regression",
-        family="linear",
-        params={},
         model=_proportional(encoder, factor),
         encoder=encoder,
         feature_set=features,
-        target={"expr": "cost"},
         outcome=outcome or Outcome(),
-        intervals={},
-        origin={},
-        metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
-        baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},
-        training_set={"rows": rows.height},
-        reference=reference(
-            rows.with_columns(prediction=factor * pl.col(rows.columns[0])), watched, 7
-        ).to_json(),
-        created_at=datetime(2026, 11, 1, tzinfo=UTC),
-        sign=signing.own_key(of, Storage.open(of.storage)),
-        **more,
+        **usual | more,
     )
 
 
