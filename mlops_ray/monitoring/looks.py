@@ -3,7 +3,8 @@ version's package refers to.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,12 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, performance
+from mlops_ray.monitoring import alarms, attribution, journal, performance, segments
 from mlops_ray.monitoring.alarms import Episode, Finding, Look
 from mlops_ray.monitoring.drift import Drift, compare
+from mlops_ray.monitoring.losses import Split
 from mlops_ray.monitoring.performance import Expected
+from mlops_ray.monitoring.segments import Segment
 from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.booster import Booster
@@ -75,7 +78,9 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     drifts = compare(release.reference, window.counts, release.clock, share)
     ends = (window.since, window.until)
     rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
-    quality, asked = _quality(storage, of.model, release, rows, (of.looked_at, window.until))
+    # What only machines may read is in the sample, and cuts nothing.
+    shown = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
+    quality, asked = _quality(storage, of.model, release, rows, shown, (of.looked_at, window.until))
     asked = findings(release, window.counts, drifts, rows) + asked
     columns = {drift.column: drift.psi_corrected for drift in drifts}
     return Seen(alarms.look(window.until, share, asked), columns, quality)
@@ -130,22 +135,47 @@ def _amounts(rows: pl.DataFrame, name: str) -> Values | None:
 
 
 def _quality(
-    storage: Storage, model: str, release: Release, rows: pl.DataFrame, known: tuple[float, float]
+    storage: Storage,
+    model: str,
+    release: Release,
+    rows: pl.DataFrame,
+    shown: Collection[str],
+    known: tuple[float, float],
 ) -> tuple[dict[str, Any], list[Finding]]:
-    """The metrics of rows by estimate, those of labels that came between two instants, and what is worse."""
+    """The metrics of rows by estimate, those of labels that came between two instants, and what is worse.
+
+    Segments are those of columns that are `shown`.
+    """
     expected = release.expected
     if expected is None:
         return {}, []
-    estimated, number, measured, labelled = {}, 0, {}, 0
+    estimated, number, measured, labelled, split = {}, 0, {}, 0, None
+    told: list[Segment] = []
     try:
-        estimated, number = _estimate(release, expected, rows), rows.height
-        reach = prediction_log.between(storage, model, release.version, known[1] - LABELS_REACH_S, known[1])
-        true = labels.labelled(reach, labels.new(storage, model, *known))
+        errors = _errors(release, expected, rows)
+        estimated, number = _estimate(expected, rows, errors), rows.height
+        told += expected.segments(_columns(expected, rows.select(shown)), _answers(rows), errors)
+        reach = known[1] - LABELS_REACH_S, known[1]
+        log = prediction_log.between(storage, model, release.version, *reach)
+        cut_by = (place + name for name in expected.cuts for place in (FEATURE, ASKED))
+        true = labels.labelled(log, labels.new(storage, model, *known), cut_by)
         measured, labelled = measure(expected, true), true.height
+        if labelled:
+            values = true[labels.LABEL].to_numpy(), _answers(true)
+            told += expected.labelled_segments(_columns(expected, true), *values)
+            split = _split(storage, model, release, expected, true, reach)
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
         logger.error("the quality of %s is not known (%s)", model, one_line(error))
-    told = {
+    found = performance.realised(expected, measured, labelled)
+    if split is not None:
+        found = [
+            replace(each, evidence=f"{each.evidence}; {split.sentence(expected.decides)}")
+            if each.matters
+            else each
+            for each in found
+        ]
+    said = {
         "estimated": estimated,
         "rows": number,
         "realised": measured,
@@ -154,32 +184,63 @@ def _quality(
             how: {name: figure.value for name, figure in figures.items()}
             for how, figures in (("estimated", expected.estimated), ("realised", expected.measured))
         },
+        "segments": segments.document(expected.decides, told),
+        "split": split and split._asdict(),
     }
-    asked = performance.findings(expected, estimated, number)
-    return told, asked + performance.realised(expected, measured, labelled)
+    asked = performance.findings(expected, estimated, number) + found
+    return said, asked + segments.findings(expected.decides, told)
+
+
+def _split(
+    storage: Storage,
+    model: str,
+    release: Release,
+    expected: Expected,
+    true: pl.DataFrame,
+    reach: tuple[float, float],
+) -> Split | None:
+    """What of the loss of labelled rows is what; what was expected of many of them, some say."""
+    rows = true
+    if expected.task == "regression":
+        named = true.gather_every(max(1, true.height // performance.MOST_ROWS))
+        rows = prediction_log.rows_of(storage, model, release.version, *reach, named)
+    estimates = _estimate(expected, rows, _errors(release, expected, rows))
+    return expected.split(true[labels.LABEL].to_numpy(), _answers(true), estimates)
+
+
+def _columns(expected: Expected, rows: pl.DataFrame) -> dict[str, pl.Series]:
+    """The columns that rows are cut by, as far as these have them."""
+    at = {name: [p + name for p in (FEATURE, ASKED) if p + name in rows.columns] for name in expected.cuts}
+    return {name: rows[places[0]] for name, places in at.items() if places}
 
 
 def measure(expected: Expected, labelled: pl.DataFrame) -> dict[str, float]:
     """The metrics of predictions that have their labels; those left out that these rows do not tell."""
     if labelled.is_empty():
         return {}
-    return expected.measure(labelled[labels.LABEL].to_numpy(), labelled["prediction"].to_numpy())
+    return expected.measure(labelled[labels.LABEL].to_numpy(), _answers(labelled))
 
 
-def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> dict[str, float]:
+def _answers(rows: pl.DataFrame) -> Values:
+    return rows["prediction"].to_numpy()
+
+
+def _estimate(expected: Expected, rows: pl.DataFrame, errors: dict[str, Values]) -> dict[str, float]:
     """The metrics that these rows of the log will have."""
-    if rows.is_empty():
-        return {}
-    answers = rows["prediction"].to_numpy()
-    errors = {}
-    if expected.task == "regression":
+    return {} if rows.is_empty() else expected.estimate(_answers(rows), errors)
+
+
+def _errors(release: Release, expected: Expected, rows: pl.DataFrame) -> dict[str, Values]:
+    """Of a regression's rows the errors that are expected of each, by metric."""
+    errors: dict[str, Values] = {}
+    if expected.task == "regression" and not rows.is_empty():
         matrix = release.package.encoder.transform(features(release.package, rows))
-        inputs = performance.error_inputs(matrix, answers)
+        inputs = performance.error_inputs(matrix, _answers(rows))
         for metric in expected.estimated:
             model = release.package.errors(metric)
             if model is not None:
                 errors[metric] = Booster(model).predict(inputs).astype(np.float64)
-    return expected.estimate(answers, errors)
+    return errors
 
 
 def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
