@@ -15,8 +15,9 @@ from mlops_ray.registry.models import Values
 FLOOR = 0.05
 #: Beyond this nothing is worse; JSON must hold it.
 MOST_HARM = 1e9
-#: Blocks are left out one by one, or, of more, in so many groups: a bound of the time.
-GROUPS = 200
+#: Blocks are left out one by one, or, of more, in so many groups: a bound of the time. A deviation is
+#: believed to be known by no more of them.
+GROUPS = 500
 #: A distribution less skewed is normal as far as a double knows; p-values below the other are all the same.
 LEAST_SKEW, LEAST_P = 1e-3, 1e-300
 
@@ -67,7 +68,7 @@ class Figure:
         Statistician 68, 282-296); it is 3/2 of the squared skew in Pearson's third type.
         """
         blocks = self.freedom + 1
-        return min(float(self.freedom), 2 * blocks / (2 + 1.5 * self.skew**2 * blocks))
+        return min(float(self.freedom), GROUPS - 1.0, 2 * blocks / (2 + 1.5 * self.skew**2 * blocks))
 
 
 def straightened(at: float, skew: float) -> float:

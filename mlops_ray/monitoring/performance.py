@@ -38,7 +38,7 @@ FOLDS = 4
 #: Of a regression the metrics that are a mean of something of each row.
 OF_ROWS = {"mae": np.abs, "rmse": np.square}
 #: Metrics of the order of rows say something of so many rows of either class, or such as are expected.
-RANKS, LEAST_OF_A_CLASS = ("roc_auc", "average_precision"), 10
+RANKS, LEAST_OF_A_CLASS = ("roc_auc", "average_precision"), 30
 #: It is the larger the fewer rows there are, however good they are: a part's is compared with nothing.
 NOT_OF_PARTS = ("calibration_error",)
 

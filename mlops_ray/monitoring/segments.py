@@ -27,7 +27,7 @@ LEAST = 20
 MOST_VALUES, MOST_COLUMNS = 24, 8
 OTHERS, MISSING = "(others)", "(missing)"
 #: Rows of the reference that are cut: a bound of the time.
-MOST_CUT = 50_000
+MOST_CUT = 30_000
 #: Segments that a look writes down, the least likely ones.
 MOST_TOLD = 40
 #: What nobody named is asked of together.
