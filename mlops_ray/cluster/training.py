@@ -19,7 +19,7 @@ from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.monitoring import performance, seasons
+from mlops_ray.monitoring import performance, seasons, segments
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.policy import label_selector
@@ -227,9 +227,7 @@ class Trainer:
     ) -> Subject:
         """What the model card says, of no version yet."""
         rows, seed = task.test.held_out, task.training.search.seed
-        sources = self.project.sources.values()
-        answers = fitted.predict(task.frame[rows])
-        fewest = max((s.policy.minimum_count for s in sources if s.policy.restricts), default=0)
+        answers, fewest = fitted.predict(task.frame[rows]), self._fewest
         held = HeldOut(
             task.frame[rows],
             task.times[rows],
@@ -241,8 +239,6 @@ class Trainer:
             max(LEAST, fewest),
             fewest,
         )
-        hidden = frozenset(name for source in sources for name in source.hidden)
-        hidden |= {column.name for column in self.features.columns if column.hidden}
         known = task.frame[task.test.train].select(self.features.names)
         target = self.project.target
         return Subject(
@@ -258,7 +254,7 @@ class Trainer:
                 fitted.predict,
                 self.features.names,
                 self.project.monitoring.segments,
-                hidden,
+                self._hidden,
                 evaluate.learned(task, fitted),
             ),
             manifest=training_set.manifest,
@@ -311,10 +307,8 @@ class Trainer:
         watch = seasons.Watch.of(self.features, task.keys)
         if not self.features.tables or not seasons.recurs(watch, task.frame):
             return None
-        fewest = max((source.policy.minimum_count for source in self.project.sources.values()), default=0)
-        usual = seasons.learn(
-            watch, task.frame, held_out.with_columns(pl.Series(PREDICTION, answers)), fewest=fewest
-        )
+        answered = held_out.with_columns(pl.Series(PREDICTION, answers))
+        usual = seasons.learn(watch, task.frame, answered, self._fewest)
         made = io.BytesIO()
         usual.write_parquet(made)
         return made.getvalue()
@@ -324,6 +318,13 @@ class Trainer:
     ) -> tuple[Expected, dict[str, bytes]]:
         """What the labelled rows of the test say of the model's quality."""
         rows = task.test.held_out
+        by = segments.asked(
+            held_out,
+            self.project.monitoring.segments,
+            self.features.names,
+            self._hidden,
+            self._fewest,
+        )
         return performance.expect(
             task.kind,
             task.training.metric,
@@ -333,7 +334,20 @@ class Trainer:
             threshold=fitted.outcome.threshold,
             matrix=fitted.encoder.transform(held_out),
             seed=task.training.search.seed,
+            by=by,
         )
+
+    @property
+    def _hidden(self) -> frozenset[str]:
+        """Columns of which no value may be shown."""
+        hidden = frozenset(name for source in self.project.sources.values() for name in source.hidden)
+        return hidden | {column.name for column in self.features.columns if column.hidden}
+
+    @property
+    def _fewest(self) -> int:
+        """Of fewer rows nothing at all is said, where something is hidden."""
+        policies = (source.policy for source in self.project.sources.values())
+        return max((policy.minimum_count for policy in policies if policy.restricts), default=0)
 
     def reproduce(self, version: int) -> dict[str, Any]:
         """Trains a version again from its record and compares it with what was registered.

@@ -95,7 +95,7 @@ class CountSpec:
         return len(self.labels)
 
     def _count_categories(self, values: pl.Series) -> Cells:
-        text = _as_text(values)
+        text = as_text(values)
         # Few values are counted sooner one by one.
         many = len(text) > COUNTED_SINGLY
         found = Counter(dict(text.value_counts().iter_rows()) if many else text.to_list())
@@ -181,7 +181,7 @@ def _spec(values: pl.Series, column: Column) -> CountSpec:
         return CountSpec(column.name, "numeric", edges=_quantiles(values))
     if column.categories is not None and len(column.categories) <= MAX_CATEGORIES:
         return CountSpec(column.name, "categorical", categories=tuple(map(str, column.categories)))
-    most = _as_text(values).drop_nulls().value_counts().iter_rows()
+    most = as_text(values).drop_nulls().value_counts().iter_rows()
     # Ties by name, so that the same rows give the same cells.
     ranked = sorted(most, key=lambda found: (-found[1], found[0]))[:MAX_CATEGORIES]
     return CountSpec(column.name, "categorical", categories=tuple(sorted(name for name, _ in ranked)))
@@ -197,7 +197,12 @@ def _quantiles(values: pl.Series) -> tuple[float, ...]:
     return tuple(edges.tolist()) if len(edges) > 1 else (edges[0].item(),) * 2
 
 
-def _as_text(values: pl.Series) -> pl.Series:
+def as_text(values: pl.Series) -> pl.Series:
+    """Values as the names of categories; null where missing.
+
+    >>> as_text(pl.Series([7.0, 0.5, float("nan")])).to_list()
+    ['7', '0.5', None]
+    """
     if values.dtype.is_float():
         # 7.0 and 7 are the same category.
         values = values.fill_nan(None)

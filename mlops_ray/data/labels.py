@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,14 +138,16 @@ def compact(storage: Storage, model: str) -> int:
     return gone
 
 
-def labelled(predictions: pl.LazyFrame, labels: Sequence[pl.DataFrame]) -> pl.DataFrame:
+def labelled(
+    predictions: pl.LazyFrame, labels: Sequence[pl.DataFrame], also: Iterable[str] = ()
+) -> pl.DataFrame:
     """The rows of `prediction_log` that have a label: which, `prediction`, the latest `label` and `known_at`.
 
-    Only what a label is of is read of the others.
+    With the columns of `also` that the log has. Only what a label is of is read of the others.
     """
     predictions = predictions.with_row_index(AT)
     schema = predictions.collect_schema()
-    told = [AT, *BY_REQUEST, "prediction"]
+    told = [AT, *BY_REQUEST, "prediction", *(name for name in dict.fromkeys(also) if name in schema)]
     empty = {name: schema[name] for name in told} | {LABEL: pl.Float64(), KNOWN_AT: INSTANT}
     found = [pl.DataFrame(schema=empty)]
     for frame in labels:

@@ -313,6 +313,20 @@ def sample(storage: Storage, model: str, version: str, since: float, until: floa
     log = between(storage, model, version, since, until)
     number = log.select(pl.len()).collect(engine="streaming").item()
     rows = log.gather_every(max(1, number // most)).collect(engine="streaming")
+    return _whole(storage, model, rows, since, until)
+
+
+def rows_of(
+    storage: Storage, model: str, version: str, since: float, until: float, named: pl.DataFrame
+) -> pl.DataFrame:
+    """Those rows of `between` that `named` names by `request_id` and `row`, as `sample` has them."""
+    keys = ["request_id", "row"]
+    log = between(storage, model, version, since, until).join(named.lazy().select(keys), on=keys, how="semi")
+    return _whole(storage, model, log.collect(engine="streaming").unique(keys, keep="none"), since, until)
+
+
+def _whole(storage: Storage, model: str, rows: pl.DataFrame, since: float, until: float) -> pl.DataFrame:
+    """Rows of the log with what only machines may read of them."""
     ends = [from_micros(int(at * 1e6)) for at in (since, until)]
     hidden = _of_days(files(storage, model, machine=True), *ends)
     if not hidden or rows.is_empty():

@@ -4,30 +4,27 @@ version's package refers to.
 
 import io
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import polars as pl
 
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
-from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
+from mlops_ray.data.prediction_log import FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, performance, seasons
+from mlops_ray.monitoring import alarms, attribution, journal, logged, performance, quality, seasons
 from mlops_ray.monitoring.alarms import Alarms, Episode, Finding, Look
-from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
+from mlops_ray.monitoring.quality import Labelled
 from mlops_ray.monitoring.seasons import Watch
 from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry import package as packages
-from mlops_ray.registry.booster import Booster
-from mlops_ray.registry.models import Values
 from mlops_ray.registry.package import Package
-from mlops_ray.schema import DTYPES, Column
 from mlops_ray.storage import Storage
 
 #: Where the release of a model says which package a version is (written by serving.record).
@@ -81,6 +78,20 @@ class Seen(NamedTuple):
     outside: float | None = None
 
 
+class Evidence(NamedTuple):
+    """What a look at a window has at hand beside its counts.
+
+    `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons, both
+    at most about `performance.MOST_ROWS`; `shown` the columns of the log that people may see; `true` the rows
+    whose label came since the last look.
+    """
+
+    rows: pl.DataFrame
+    week: pl.DataFrame
+    shown: Collection[str]
+    true: Labelled | None
+
+
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     """Looks at a closed window; `None` of a version that is not live, which its release judges.
 
@@ -96,28 +107,29 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     if release.usual is not None and window.until - window.since < seasons.WEEK_S:
         ends = (window.until - seasons.WEEK_S, window.until)
         week = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
-    true = _labelled(storage, of.model, window.version, (of.looked_at, window.until))
-    return judge(release, window, share, rows, week, true)
+    # What only machines may read is in the sample, and cuts nothing.
+    shown = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
+    true = _labelled(storage, of.model, release, (of.looked_at, window.until))
+    return judge(release, window, share, Evidence(rows, week, shown, true))
 
 
-def judge(
-    release: Release, window: Closed, share: float, rows: pl.DataFrame, week: pl.DataFrame, true: pl.DataFrame
-) -> Seen:
-    """What a window shows that may spend a share of the budget.
-
-    `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons; `true`
-    are those whose label came since the last look (`labels.labelled`).
-    """
+def judge(release: Release, window: Closed, share: float, given: Evidence) -> Seen:
+    """What a window shows that may spend a share of the budget."""
+    rows = given.rows
     drifts = compare(release.reference, window.counts, release.clock, share)
     asked = findings(release, window.counts, drifts, rows)
     outside = None
     if release.usual is not None:
-        watch, named = release.watch, [_named(release, part) for part in (rows, week)]
+        watch = release.watch
+        named = (logged.named(release.package, part) for part in (rows, given.week))
         compared, outside = seasons.compare(watch, release.usual, *named)
         asked += seasons.findings(watch, compared, share)
-    quality, of_quality = _quality(release, rows, true)
+    said: dict[str, Any] = {}
+    if release.expected is not None:
+        said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)
+        asked += more
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    return Seen(alarms.look(window.until, share, asked + of_quality), columns, quality, outside)
+    return Seen(alarms.look(window.until, share, asked), columns, said, outside)
 
 
 def entry(window: Closed, seen: Seen) -> dict[str, Any]:
@@ -165,7 +177,7 @@ def findings(release: Release, current: Counts, drifts: list[Drift], rows: pl.Da
             drift,
             *ours[drift.column],
             theirs[drift.column][1],
-            _amounts(rows, drift.column),
+            logged.amounts(rows, drift.column),
             has_seasons=release.has_seasons,
         )
         for drift in drifts
@@ -173,92 +185,23 @@ def findings(release: Release, current: Counts, drifts: list[Drift], rows: pl.Da
     ]
 
 
-def _amounts(rows: pl.DataFrame, name: str) -> Values | None:
-    """The values of a feature in the log, where they are numbers."""
-    found = [
-        p + name for p in (FEATURE, ASKED) if p + name in rows.columns and rows[p + name].dtype.is_numeric()
-    ]
-    return rows[found[0]].cast(pl.Float64).fill_null(float("nan")).to_numpy() if found else None
-
-
-def _named(release: Release, rows: pl.DataFrame) -> pl.DataFrame:
-    """Who the rows of a log are of, their time, the features and the prediction; null where it lacks them."""
-    of_model, request = features(release.package, rows), release.package.feature_set.request.columns
-    asked = [_logged(rows, (ASKED,), column) for column in request if column.name not in of_model.columns]
-    return of_model.hstack(rows.select(*asked, PREDICTION))
-
-
-def _labelled(storage: Storage, model: str, version: str, known: tuple[float, float]) -> pl.DataFrame:
-    """The rows of a version whose label came between two instants; none where they cannot be read."""
+def _labelled(storage: Storage, model: str, release: Release, known: tuple[float, float]) -> Labelled | None:
+    """The rows of a version whose label came between two instants; `None` where they cannot be read."""
+    if release.expected is None:
+        return None
+    ends = known[1] - LABELS_REACH_S, known[1]
+    cut_by = [place + name for name in release.expected.cuts for place in logged.PLACES]
     try:
-        reach = prediction_log.between(storage, model, version, known[1] - LABELS_REACH_S, known[1])
-        return labels.labelled(reach, labels.new(storage, model, *known))
+        log = prediction_log.between(storage, model, release.version, *ends)
+        rows = labels.labelled(log, labels.new(storage, model, *known), cut_by)
+        if release.expected.task == "classification":
+            return Labelled(rows, rows)
+        some = rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
+        return Labelled(rows, prediction_log.rows_of(storage, model, release.version, *ends, some))
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
         logger.error("the labels of %s are not known (%s)", model, one_line(error))
-        return pl.DataFrame()
-
-
-def _quality(
-    release: Release, rows: pl.DataFrame, true: pl.DataFrame
-) -> tuple[dict[str, Any], list[Finding]]:
-    """The metrics of rows by estimate, those of labelled ones, and what is worse."""
-    expected = release.expected
-    if expected is None:
-        return {}, []
-    estimated, number, measured, labelled = {}, 0, {}, 0
-    try:
-        estimated, number = _estimate(release, expected, rows), rows.height
-        measured, labelled = measure(expected, true), true.height
-    except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
-        logger.error("the quality of %s is not known (%s)", release.package.name, one_line(error))
-    told = {
-        "estimated": estimated,
-        "rows": number,
-        "realised": measured,
-        "labelled": labelled,
-        "reference": {
-            how: {name: figure.value for name, figure in figures.items()}
-            for how, figures in (("estimated", expected.estimated), ("realised", expected.measured))
-        },
-    }
-    asked = performance.findings(expected, estimated, number)
-    return told, asked + performance.realised(expected, measured, labelled)
-
-
-def measure(expected: Expected, labelled: pl.DataFrame) -> dict[str, float]:
-    """The metrics of predictions that have their labels; those left out that these rows do not tell."""
-    if labelled.is_empty():
-        return {}
-    return expected.measure(labelled[labels.LABEL].to_numpy(), labelled["prediction"].to_numpy())
-
-
-def _estimate(release: Release, expected: Expected, rows: pl.DataFrame) -> dict[str, float]:
-    """The metrics that these rows of the log will have."""
-    if rows.is_empty():
-        return {}
-    answers = rows["prediction"].to_numpy()
-    errors = {}
-    if expected.task == "regression":
-        matrix = release.package.encoder.transform(features(release.package, rows))
-        inputs = performance.error_inputs(matrix, answers)
-        for metric in expected.estimated:
-            model = release.package.errors(metric)
-            if model is not None:
-                errors[metric] = Booster(model).predict(inputs).astype(np.float64)
-    return expected.estimate(answers, errors)
-
-
-def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
-    """The model's features as the log has them; those that it lacks are null."""
-    return rows.select(_logged(rows, (FEATURE, ASKED), column) for column in package.feature_set.columns)
-
-
-def _logged(rows: pl.DataFrame, places: tuple[str, ...], column: Column) -> pl.Expr:
-    """A column as the log has it in the first of the places; null where it does not."""
-    name = next((place + column.name for place in places if place + column.name in rows.columns), None)
-    dtype = DTYPES[column.type]
-    return (pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)).alias(column.name)
+        return None
 
 
 def releases(storage: Storage, model: str) -> dict[str, Release]:

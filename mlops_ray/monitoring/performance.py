@@ -8,23 +8,24 @@ features mean has changed; labels do.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+import polars as pl
 
+from mlops_ray.monitoring import losses, segments
 from mlops_ray.monitoring.alarms import Finding
+from mlops_ray.monitoring.figures import MOST_HARM as MOST_HARM
+from mlops_ray.monitoring.figures import Figure, finding, of_json
+from mlops_ray.monitoring.losses import Losses, Split
+from mlops_ray.monitoring.segments import Cut, Places, Score, Segment
 from mlops_ray.registry import bootstrap, metrics
 from mlops_ray.registry.bootstrap import Blocks
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.outcome import Calibrator, TaskKind
 
-#: A loss (what a metric is short of the best) matters that has grown by so much of itself.
-FLOOR = 0.05
-#: Beyond this nothing is worse; JSON must hold it.
-MOST_HARM = 1e9
 #: Half the width of an interval that covers 95 %, in standard deviations.
 HALF_WIDTH = 1.96
 #: Rows of a window that are looked at, and of the reference that errors are learned from; evenly spread.
@@ -36,38 +37,12 @@ ROUNDS = 60
 FOLDS = 4
 #: Of a regression the metrics that are a mean of something of each row.
 OF_ROWS = {"mae": np.abs, "rmse": np.square}
+#: Metrics of the order of rows say something of so many rows of either class, or such as are expected.
+RANKS, LEAST_OF_A_CLASS = ("roc_auc", "average_precision"), 30
+#: It is the larger the fewer rows there are, however good they are: a part's is compared with nothing.
+NOT_OF_PARTS = ("calibration_error",)
 
 Matrix = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A metric over the labelled reference, and how much it varies from one sample of `rows` to the next.
-
-    `freedom` are the degrees of freedom of that deviation: independent blocks, less one.
-    """
-
-    value: float
-    deviation: float
-    rows: int
-    freedom: int
-
-    def deviation_of(self, rows: int) -> float:
-        """How much the metric varies over so many rows, which may all be of one block.
-
-        However many rows a day has, it is one day.
-        """
-        of_a_block = self.rows / (self.freedom + 1)
-        return float(
-            self.deviation * np.sqrt(self.rows / (min(rows, of_a_block) if of_a_block > 1 else rows))
-        )
-
-    def worse(self, metric: str, value: float, rows: int) -> float:
-        """How likely chance alone makes the metric of so many rows as bad as this; 1.0 where nobody knows."""
-        spread = np.hypot(self.deviation, self.deviation_of(rows))
-        if not np.isfinite(spread) or not spread or not np.isfinite(value):
-            return 1.0
-        return float(stats.t.sf((_loss(metric, value) - _loss(metric, self.value)) / spread, self.freedom))
 
 
 @dataclass(frozen=True)
@@ -75,7 +50,8 @@ class Expected:
     """What the labelled reference says of a model: the rows of its test, which it did not learn from.
 
     `measured` are the metrics with the labels, `estimated` the same without them, by name. `calibrator` is
-    that of a classification, `threshold` where its decisions lie.
+    that of a classification, `threshold` where its decisions lie. `cuts` are the figures of segments by
+    column, `losses` those by label; older packages have none.
     """
 
     task: TaskKind
@@ -84,17 +60,48 @@ class Expected:
     estimated: Mapping[str, Figure]
     calibrator: Calibrator | None = None
     threshold: float | None = None
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    losses: Losses | None = None
+
+    def chances(self, answers: Values) -> Values:
+        """How likely a classification's rows are a yes."""
+        return answers if self.calibrator is None else self.calibrator(answers)
 
     def estimate(self, answers: Values, errors: Mapping[str, Values]) -> dict[str, float]:
         """The metrics of rows without labels; `errors` are those that the model of errors expects of them."""
         if self.task == "regression":
             return _finite({metric: _of_rows(metric, expected) for metric, expected in errors.items()})
-        chances = answers if self.calibrator is None else self.calibrator(answers)
-        return _finite(_by_chance(chances, answers, self.threshold))
+        return _finite(_by_chance(self.chances(answers), answers, self.threshold))
 
     def measure(self, labels: Values, answers: Values) -> dict[str, float]:
         """The metrics of labelled rows; those left out that these rows do not tell."""
         return _finite(_scores(self.task, labels, answers, self.threshold, np.ones(len(labels))))
+
+    def segments(
+        self, columns: Mapping[str, pl.Series], answers: Values, errors: Mapping[str, Values]
+    ) -> list[Segment]:
+        """The segments of rows without labels, of which `errors` are expected as `estimate` has them."""
+        chances = self.chances(answers) if self.task == "classification" else None
+        score = _estimated(self.decides, answers, chances, errors)
+        return segments.look(self.cuts, "estimated", columns, score) if score else []
+
+    def labelled_segments(
+        self, columns: Mapping[str, pl.Series], labels: Values, answers: Values
+    ) -> list[Segment]:
+        """The segments of labelled rows."""
+        score = _realised(self.decides, labels, answers)
+        return segments.look(self.cuts, "realised", columns, score)
+
+    def split(self, labels: Values, answers: Values, estimates: Mapping[str, float]) -> Split | None:
+        """What of a loss that has grown is what; `estimates` are those of the labelled rows.
+
+        `None` where it has not grown, or nobody knows.
+        """
+        if self.losses is None or self.losses.loss not in estimates or not len(labels):
+            return None
+        chances = self.chances(answers) if self.task == "classification" else None
+        split = losses.split(self.losses, labels, answers, chances, estimates[self.losses.loss])
+        return split if split.now > split.before else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -104,18 +111,32 @@ class Expected:
         }
         line = self.calibrator and {"said": list(self.calibrator.said), "meant": list(self.calibrator.meant)}
         head = {"task": self.task, "decides": self.decides, "threshold": self.threshold}
-        return {**head, **figures, "calibrator": line}
+        cuts = {name: cut.to_json() for name, cut in self.cuts.items()}
+        own = None if self.losses is None else self.losses.to_json()
+        return {**head, **figures, "calibrator": line, "cuts": cuts, "losses": own}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """What `to_json` wrote."""
         measured, estimated = (
-            {name: _figure(*figure) for name, figure in data[key].items()}
+            {name: of_json(*figure) for name, figure in data[key].items()}
             for key in ("measured", "estimated")
         )
         line = data["calibrator"]
         calibrator = line and Calibrator(tuple(line["said"]), tuple(line["meant"]))
-        return cls(data["task"], data["decides"], measured, estimated, calibrator, data["threshold"])
+        # Not in packages that are older.
+        cuts = {name: Cut.from_json(cut) for name, cut in data.get("cuts", {}).items()}
+        own = data.get("losses")
+        return cls(
+            data["task"],
+            data["decides"],
+            measured,
+            estimated,
+            calibrator,
+            data["threshold"],
+            cuts,
+            own and Losses.from_json(own),
+        )
 
 
 def expect(
@@ -128,15 +149,18 @@ def expect(
     threshold: float | None = None,
     matrix: Matrix | None = None,
     seed: int = 0,
+    by: segments.Asked | None = None,
 ) -> tuple[Expected, dict[str, bytes]]:
     """What labelled rows say of a model, and the models of its errors by metric (XGBoost's .ubj).
 
-    `blocks` tells which rows depend on each other; `matrix` are the encoded features of a regression's rows.
+    `blocks` tells which rows depend on each other; `matrix` are the encoded features of a regression's rows;
+    `by` says what they are cut by.
     """
     if task == "classification":
         # Metrics that sort are ten times as fast, some hundred times over, where all is in order.
         order = np.argsort(-answers, kind="stable")
         labels, answers, blocks = labels[order], answers[order], blocks[order]
+        by = by and by._replace(columns=by.columns[order])
     calibrator = _calibrator(answers, labels) if task == "classification" else None
     errors: dict[str, Values] = {}
     models: dict[str, bytes] = {}
@@ -144,6 +168,7 @@ def expect(
         for metric in {"mae", decides} & set(OF_ROWS):
             errors[metric], models[metric] = _learn_errors(matrix, answers, OF_ROWS[metric](labels - answers))
     chances = answers if calibrator is None else calibrator(answers)
+    known = chances if task == "classification" else None
 
     def measured(weights: Values) -> dict[str, float]:
         return _scores(task, labels, answers, threshold, weights)
@@ -153,8 +178,14 @@ def expect(
             return _by_chance(chances, answers, threshold, weights)
         return {metric: _of_rows(metric, each, weights) for metric, each in errors.items()}
 
-    figures = [_figures(blocks, seed, by) for by in (measured, estimated)]
-    return Expected(task, decides, figures[0], figures[1], calibrator, threshold), models
+    figures = [_figures(blocks, seed, each) for each in (measured, estimated)]
+    scores = {
+        "estimated": _estimated(decides, answers, known, errors),
+        "realised": _realised(decides, labels, answers),
+    }
+    cuts = segments.cut(by, blocks, scores, seed) if by and decides not in NOT_OF_PARTS else {}
+    own = losses.learn(decides, labels, answers, known, errors)
+    return Expected(task, decides, figures[0], figures[1], calibrator, threshold, cuts, own), models
 
 
 def findings(expected: Expected, estimates: Mapping[str, float], rows: int) -> list[Finding]:
@@ -177,28 +208,46 @@ def _finding(
 ) -> list[Finding]:
     if metric not in reference or metric not in values or not rows:
         return []
-    figure, value = reference[metric], values[metric]
-    before, now = _loss(metric, figure.value), _loss(metric, value)
-    said = f"the {how} {metric} of {rows:,} rows is {value:.4g}, in the reference {figure.value:.4g}"
-    matters = bool(now > before * (1 + FLOOR))
-    harm = min((now - before) / max(before, 1e-12), MOST_HARM)
-    p = figure.worse(metric, value, rows)
-    return [Finding(f"{how} {metric}", "performance", p, matters, said, harm)]
+    return [finding(metric, reference[metric], values[metric], rows, how)]
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if np.isfinite(value)}
 
 
-def _figure(value: float, deviation: float | None, rows: int, freedom: int) -> Figure:
-    """What JSON, which knows no NaN, has of one."""
-    return Figure(value, float("nan") if deviation is None else deviation, rows, freedom)
+def _realised(metric: str, labels: Values, answers: Values) -> Score:
+    """A metric of some of these rows, with their labels."""
+    found = metrics.METRICS[metric]
+
+    def score(rows: Places, weights: Values) -> float:
+        if metric in RANKS and _is_thin(labels[rows], weights):
+            return float("nan")
+        return found(labels[rows], answers[rows], weights)
+
+    own = losses.OF_ROW.get(metric)
+    return Score(metric, score, own and own(labels, answers))
 
 
-def _loss(metric: str, value: float) -> float:
-    """The metric turned so that less is better, and 0 the best."""
-    found = metrics.METRICS.get(metric)
-    return value if found is not None and found.better == "lower" else 1.0 - value
+def _estimated(
+    metric: str, answers: Values, chances: Values | None, errors: Mapping[str, Values]
+) -> Score | None:
+    """A metric of some of these rows, by estimate; `None` of one that is not estimated."""
+    found = metrics.METRICS[metric]
+
+    def score(rows: Places, weights: Values) -> float:
+        if chances is None or (metric in RANKS and _is_thin(chances[rows], weights)):
+            return float("nan")
+        labels, both = _twice(chances[rows], weights)
+        return found(labels, np.repeat(answers[rows], 2), both)
+
+    each = losses.expected(metric, answers, chances, errors)
+    return None if chances is None and each is None else Score(metric, score, each)
+
+
+def _is_thin(chances: Values, weights: Values) -> bool:
+    """Whether a class has too few rows for their order to say something."""
+    positive = float((chances * weights).sum())
+    return min(positive, float(weights.sum()) - positive) < LEAST_OF_A_CLASS
 
 
 def _scores(
@@ -214,12 +263,16 @@ def _by_chance(
     chances: Values, answers: Values, threshold: float | None, weights: Values | None = None
 ) -> dict[str, float]:
     """The metrics where each row is a yes with its chance: it counts twice, once as each, by how likely."""
-    mass = np.ones(len(answers)) if weights is None else weights
-    labels = np.tile([1.0, 0.0], len(answers))
-    both = np.column_stack([mass * chances, mass * (1 - chances)]).ravel()
+    labels, both = _twice(chances, np.ones(len(answers)) if weights is None else weights)
     found = _scores("classification", labels, np.repeat(answers, 2), threshold, both)
     # Calibrated by what it is measured with, it says nothing.
     return {name: value for name, value in found.items() if name != "calibration_error"}
+
+
+def _twice(chances: Values, weights: Values) -> tuple[Values, Values]:
+    """The labels of rows that each count as a yes and as a no, and how much."""
+    both = np.column_stack([weights * chances, weights * (1 - chances)]).ravel()
+    return np.tile([1.0, 0.0], len(chances)), both
 
 
 def _of_rows(metric: str, errors: Values, weights: Values | None = None) -> float:

@@ -5,16 +5,18 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from mlops_ray import pictures
+from mlops_ray import pages, pictures
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring import journal, looks
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
 from mlops_ray.monitoring.state import ModelState
-from mlops_ray.pages import Block, Kind, Section, Table, lasting, number, page, when
+from mlops_ray.pages import Block, Kind, Section, Table, cut, lasting, number, page, when
 from mlops_ray.storage import Storage
 
 #: Looks that the page lists, the newest; the document has all.
 MOST_LOOKS = 200
+#: Segments that the page lists, the worst.
+MOST_SEGMENTS = 30
 #: What an alarm is about, in words.
 KINDS = {
     "data": "fault of the data",
@@ -31,8 +33,10 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
     """The looks at windows that ended in [begin, end), and the episodes that went on then.
 
     `{"model", "from", "to", "rows", "spent", "looks": […], "alarms": […], "columns": {name: [[at, psi], …]},
-    "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}}`; times are ISO 8601.
-    Raises `DataError` where nothing was looked at then.
+    "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}, "segments": […],
+    "splits": […]}`; times are ISO 8601. Segments are those that looks wrote down, each as it was last, the
+    worst first; splits say of labels that came what the loss has grown by. Raises `DataError` where nothing
+    was looked at then.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, float("inf"))))
     seen = [look for look in journal.read(storage, model, journal.LOOKS) if first <= look["until"] < last]
@@ -61,6 +65,8 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "alarms": [_told(each) for each in episodes],
         "columns": _columns(seen),
         "quality": _quality(seen),
+        "segments": _segments(seen),
+        "splits": _splits(seen),
     }
 
 
@@ -81,6 +87,18 @@ def html(found: Document) -> str:
         Section("The period", [Block(tiles=tiles, wide=True)]),
         Section("Alarms", [_alarm(alarm) for alarm in alarms]),
         Section("Quality", list(_qualities(found["quality"])), cards=True),
+        Section(
+            "The worst segments",
+            [_worst(found["segments"])] if found["segments"] else [],
+            "Each as the last look had it to which it was among the least likely; beside it the same segment "
+            "of the test part.",
+        ),
+        Section(
+            "What the loss has grown by",
+            [_parts(found["splits"])] if found["splits"] else [],
+            "Of labels that came: moved inputs, other shares of labels, and what is left, which is another "
+            "relation of the two (concept drift). The three are the whole.",
+        ),
         Section(
             "Drift by column",
             list(_drifts(found["columns"])),
@@ -126,6 +144,23 @@ def _quality(seen: Sequence[Document]) -> dict[str, Document]:
     return found
 
 
+def _segments(seen: Sequence[Document]) -> list[Document]:
+    """Each segment as the last look had it that wrote it down; looks of older monitors have none."""
+    latest: dict[tuple[str, str], Document] = {}
+    for look in seen:
+        for row in look["quality"].get("segments", ()):
+            latest[row["column"], row["value"]] = row | {"until": _iso(look["until"])}
+    return sorted(latest.values(), key=lambda row: (-row["harm"], row["column"], row["value"]))
+
+
+def _splits(seen: Sequence[Document]) -> list[Document]:
+    return [
+        look["quality"]["split"] | {"until": _iso(look["until"])}
+        for look in seen
+        if look["quality"].get("split")
+    ]
+
+
 def _alarm(alarm: Document) -> Block:
     going = alarm["resolved"] is None
     chip: tuple[Kind, str] = ("problem", "goes on") if going else ("ok", "over")
@@ -150,6 +185,34 @@ def _qualities(quality: dict[str, Document]) -> Iterator[Block]:
         yield Block(
             metric.replace("_", " "), picture=pictures.lines(metric, drawn, ("window's end", metric), dashed)
         )
+
+
+def _worst(segments: Sequence[Document]) -> Block:
+    nothing = (None, None, None)
+    rows = [
+        (
+            f"{cut(row['column'])} = {pages.value(row['value'])}",
+            row["metric"].replace("_", " "),
+            *map(number, row.get("estimated", nothing)),
+            *map(number, row.get("realised", nothing)),
+            when(row["until"]),
+        )
+        for row in segments[:MOST_SEGMENTS]
+    ]
+    head, known = ("Segment", "Metric"), [(how, "test part", "rows") for how in ("Estimated", "Realised")]
+    table = Table((*head, *known[0], *known[1], "Window's end"), rows, frozenset(range(2, 8)))
+    return Block(table=table, wide=True)
+
+
+def _parts(splits: Sequence[Document]) -> Block:
+    """The newest first."""
+    names = ("before", "now", "inputs", "labels", "rest")
+    rows = [
+        (when(each["until"]), each["loss"].replace("_", " "), *(number(each[name]) for name in names))
+        for each in reversed(splits[-MOST_LOOKS:])
+    ]
+    head = ("Window's end", "Loss", "Test part", "Now", "By inputs", "By labels", "What is left")
+    return Block(table=Table(head, rows, frozenset(range(2, 7))), wide=True)
 
 
 def _drifts(columns: dict[str, list[tuple[str, float]]]) -> Iterator[Block]:

@@ -10,11 +10,12 @@ from mlops_ray.data.counts import Counts
 from mlops_ray.data.labels import KNOWN_AT, LABEL
 from mlops_ray.data.prediction_log import ASKED, FEATURE
 from mlops_ray.instants import from_micros
-from mlops_ray.monitoring import looks, performance, seasons
+from mlops_ray.monitoring import logged, looks, performance, seasons
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.drift import MIN_ROWS
-from mlops_ray.monitoring.looks import Release
+from mlops_ray.monitoring.looks import Evidence, Release
+from mlops_ray.monitoring.quality import Labelled
 from mlops_ray.monitoring.state import Closed
 from mlops_ray.registry.models import Values
 
@@ -55,15 +56,24 @@ def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget
     """What the monitor would have seen of a `log` whose rows were answered by one version, and done."""
     alarms = Alarms(float("-inf"))
     seen: list[dict[str, Any]] = []
+    shown = _shown(release, rows)
     for window, inside in _windows(release, rows, window_s):
         looked_at = alarms.looked_at if seen else window.since
         true = _came(rows.filter(pl.col(LABEL).is_not_null()), looked_at, window.until)
         week = _sample(rows.filter(_between("at", window.until - seasons.WEEK_S, window.until)))
         share = budget.share(window.until - looked_at)
-        found = looks.judge(release, window, share, _sample(inside), week, true)
+        given = Evidence(_sample(inside), week, shown, Labelled(true, _sample(true)))
+        found = looks.judge(release, window, share, given)
         alarms.take(found.look, release.version)
         seen.append(looks.entry(window, found))
     return Replayed(seen, alarms)
+
+
+def _shown(release: Release, rows: pl.DataFrame) -> list[str]:
+    """The columns that people may see."""
+    features = release.package.feature_set
+    hidden = {c.name for c in (*features.columns, *features.request.columns) if c.hidden}
+    return [name for name in rows.columns if name.removeprefix(ASKED).removeprefix(FEATURE) not in hidden]
 
 
 def _sample(rows: pl.DataFrame) -> pl.DataFrame:
@@ -87,7 +97,7 @@ def _windows(release: Release, rows: pl.DataFrame, window_s: float) -> Iterator[
 
 
 def _counted(release: Release, inside: pl.DataFrame) -> pl.DataFrame:
-    return looks.features(release.package, inside).with_columns(inside[PREDICTION])
+    return logged.features(release.package, inside).with_columns(inside[PREDICTION])
 
 
 def _came(rows: pl.DataFrame, after: float, until: float) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from mlops_ray.cluster import local, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.errors import PackageError, TrainingError, UsageError
+from mlops_ray.monitoring.performance import Expected
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -166,6 +167,19 @@ def test_no_value_that_nobody_may_see_is_in_a_package_or_in_mlflow(trained: Trai
     packed = trained.pipeline().registry.package("churn", 1)
     assert [spec["name"] for spec in packed.reference["columns"]] == ["before", "prediction"]
     assert {row["had"] for row in packed.document("examples.json")["rows"]} == {None}
+
+
+def test_the_package_knows_its_segments_and_none_by_what_nobody_may_see(trained: Trained) -> None:
+    known = Expected.from_json(trained.pipeline().registry.package("churn", 1).expected or {})
+    assert set(known.cuts) == {"customer"}
+    # Of each customer the test part has twelve days, which are too few; of all together it has enough.
+    assert known.cuts["customer"].names == ("(others)", "(missing)")
+    all_, missing = known.cuts["customer"].realised
+    assert all_ is not None
+    assert all_.rows > 400
+    assert missing is None
+    assert known.losses is not None
+    assert known.losses.loss == "brier"
 
 
 def test_a_package_of_another_signer_is_not_what_the_champion_is_compared_with(trained: Trained) -> None:

@@ -1,0 +1,49 @@
+"""What the prediction log says of rows: the model's features, who they are of, its answers."""
+
+import polars as pl
+
+from mlops_ray.data.prediction_log import ASKED, FEATURE
+from mlops_ray.monitoring.deltas import PREDICTION
+from mlops_ray.registry.models import Values
+from mlops_ray.registry.package import Package
+from mlops_ray.schema import DTYPES, Column
+
+#: Where a column stands: as the model was given it, else as it was asked with.
+PLACES = (FEATURE, ASKED)
+
+
+def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
+    """The model's features as the log has them; those that it lacks are null."""
+    return rows.select(_typed(rows, column, PLACES) for column in package.feature_set.columns)
+
+
+def named(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
+    """Besides the features whose the rows are, their time, and the answer; null where the log lacks them."""
+    given, request = features(package, rows), package.feature_set.request.columns
+    asked = [_typed(rows, column, (ASKED,)) for column in request if column.name not in given.columns]
+    return given.hstack(rows.select(*asked, PREDICTION))
+
+
+def column(rows: pl.DataFrame, name: str) -> pl.Series | None:
+    """A column as the log has it."""
+    found = next((place + name for place in PLACES if place + name in rows.columns), None)
+    return None if found is None else rows[found]
+
+
+def amounts(rows: pl.DataFrame, name: str) -> Values | None:
+    """The values of a feature, NaN where one is missing, where they are numbers."""
+    found = column(rows, name)
+    if found is None or not found.dtype.is_numeric():
+        return None
+    return found.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def answers(rows: pl.DataFrame) -> Values:
+    """What was predicted."""
+    return rows[PREDICTION].to_numpy()
+
+
+def _typed(rows: pl.DataFrame, of: Column, places: tuple[str, ...]) -> pl.Expr:
+    name = next((place + of.name for place in places if place + of.name in rows.columns), None)
+    dtype = DTYPES[of.type]
+    return (pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)).alias(of.name)
