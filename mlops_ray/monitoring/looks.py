@@ -15,7 +15,7 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, performance
+from mlops_ray.monitoring import alarms, attribution, integrity, journal, performance
 from mlops_ray.monitoring.alarms import Episode, Finding, Look
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
@@ -56,11 +56,13 @@ class Release:
 
 
 class Seen(NamedTuple):
-    """What a look at a window of the live version found, the PSI of each column, and the quality."""
+    """What a look at a window of the live version found, the PSI of each column, the quality, and figures
+    of whether the data are whole (`integrity.figures`)."""
 
     look: Look
     columns: dict[str, float | None]
     quality: dict[str, Any]
+    integrity: dict[str, Any]
 
 
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
@@ -77,8 +79,9 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
     quality, asked = _quality(storage, of.model, release, rows, (of.looked_at, window.until))
     asked = findings(release, window.counts, drifts, rows) + asked
+    whole, more = integrity.see(storage, of, release.package, window, rows)
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    return Seen(alarms.look(window.until, share, asked), columns, quality)
+    return Seen(alarms.look(window.until, share, asked + more), columns, quality, whole)
 
 
 def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | None) -> Episode | None:
@@ -90,6 +93,7 @@ def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | Non
     opened = None
     if seen is not None and state.alarms is not None:
         entry |= {"rows": window.counts.rows, "columns": seen.columns, "quality": seen.quality}
+        entry |= {"integrity": seen.integrity}
         journal.append(storage, model, journal.LOOKS, entry | seen.look.to_json())
         state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
         opened = state.alarms.take(seen.look, version)
