@@ -448,7 +448,10 @@ def versions(
     some = numbers & set(snapshot.buckets) or {next(iter(snapshot.buckets))}
     files = [file for number in sorted(some) for file in snapshot.buckets[number].files]
     rows = _versions(snapshot, files, _raw(snapshot.view, columns), between)
-    return rows.join(entities.lazy().select(keys).unique(), on=keys, how="semi") if keys else rows
+    if not keys:
+        return rows
+    known = entities.lazy().select(keys).unique()
+    return rows.join(known, on=keys, how="semi", maintain_order="left")
 
 
 def table(

@@ -158,12 +158,15 @@ class _Table:
         own = replace(self.view, keys=(ASK, *self.view.keys))
         pairs = asks.select(ASK, *self.view.keys, AS_OF, BEGIN, END)
         keys = list(self.view.keys)
-        rows = pairs.join(versions, on=keys, how="inner") if keys else pairs.join(versions, how="cross")
+        # In the order of their files, as training reads them.
+        on = {"on": keys, "how": "inner"} if keys else {"how": "cross"}
+        rows = pairs.join(versions, **on, maintain_order="left_right")
         rows = rows.filter(pl.col(SINCE) <= pl.col(AS_OF))
         counts = (pl.col(EVENT_TIME) > pl.col(BEGIN)).fill_null(True) & (pl.col(EVENT_TIME) <= pl.col(END))
         touched = rows.filter(counts).select(own.identity).unique()
-        rows = rows.join(touched, on=list(own.identity), how="semi", nulls_equal=True)
-        rows = rows.sort(*own.keys, EVENT_TIME, maintain_order=True)
+        rows = rows.join(
+            touched, on=list(own.identity), how="semi", nulls_equal=True, maintain_order="left"
+        )
         table = history.table(rows, own, self.columns, strict=self.features.strict)
         wanted = [replace(feature, on=own.keys) for feature in self.wanted]
         return read_features(asks, table, own, wanted, self.features)
@@ -207,7 +210,8 @@ def _between(asked: pl.DataFrame, of: _Table, clocks: timedelta) -> pl.DataFrame
     assert isinstance(watermark, datetime)
     begin, least = _beginnings(of.snapshot, watermark)
     since = pl.lit(least).cast(INSTANT) if of.view.back_loaded else pl.col(WATERMARK)
-    until = pl.max_horizontal(pl.col(AT) + clocks, since)
+    since = pl.min_horizontal(since, AT)
+    until = pl.col(AT) + clocks
     return asked.with_columns(since.alias(FROM), until.alias(TO)).filter(pl.col(TO) >= begin)
 
 
@@ -225,7 +229,8 @@ def _beginnings(snapshot: Snapshot, watermark: datetime) -> tuple[datetime, date
         return begin, watermark
     steps = rows.select(pl.col(EVENT_TIME).unique().sort().diff().median()).collect().item() or timedelta()
     every = timedelta(microseconds=snapshot.view.every_us or 0)
-    reached = pl.lit(watermark).cast(INSTANT) - (max(steps, every) if every else timedelta())
+    # A resampled table's clock is a step ahead of its newest row; the usual step may have been longer then.
+    reached = pl.lit(watermark).cast(INSTANT) - (2 * max(steps, every) if every else timedelta())
     newest = since.filter(known >= pl.min_horizontal(reached, known.max())).min()
     begin, least = rows.select(pl.col(COMMITTED_AT).min(), newest.alias(SINCE)).collect().row(0)
     return begin, least
@@ -241,7 +246,7 @@ def _affordable(asked: pl.DataFrame, of: _Table) -> tuple[pl.DataFrame, pl.DataF
         sizes = lazy.group_by(keys).len(SIZE).collect()
         asked = asked.join(sizes, on=keys, how="left", maintain_order="left")
     else:
-        asked = asked.with_columns(lazy.select(pl.len().alias(SIZE)).collect()[SIZE].first())
+        asked = asked.with_columns(pl.lit(lazy.select(pl.len()).collect().item()).alias(SIZE))
     room = pl.col(SIZE).fill_null(0).cast(pl.Int64).cum_sum() * ENDS <= MOST_VERSIONS
     asked = asked.filter(room)
     return asked, of.versions(asked).collect() if asked.height else pl.DataFrame()
