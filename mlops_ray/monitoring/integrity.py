@@ -42,7 +42,9 @@ MOST_EARLIER, FEWEST = 28, 8
 #: day of a week and more.
 WEEK_S, REACH_S = 8 * 86_400.0, 28 * 86_400.0
 #: Windows of at least half a day have a kind of day, shorter ones an hour too.
-HALF_A_DAY_S = 43_200.0
+HALF_A_DAY_S, FRIDAY = 43_200.0, 4
+#: Counts come some seconds after their rows, so that a window's are not quite those of the log.
+WHOLE = 0.9
 #: Bytes of the journal's end that are read: some hundred looks of a model with a hundred columns.
 MOST_BYTES = 16 * 2**20
 #: Figures of a service have heavier tails than a normal law. With a tail that falls with the third power,
@@ -131,7 +133,7 @@ def _repeats(rows: pl.DataFrame, answered: int) -> Figures:
     asked = rows.select(name for name in rows.columns if name.startswith(ASKED))
     repeats = asked.height - asked.n_unique() if asked.width else 0
     # Of a part of the rows nobody knows how many repeat one of the rest.
-    return {"repeats": repeats, "asked": asked.height, "is_whole": asked.height >= answered}
+    return {"repeats": repeats, "asked": asked.height, "is_whole": asked.height >= WHOLE * answered}
 
 
 def drawn(found: Figures) -> dict[str, float]:
@@ -199,13 +201,14 @@ class Kind(NamedTuple):
 
 
 def kind(since: float, until: float) -> Kind:
-    """
+    """The kind of a window by its middle, whatever the hour at which days of the monitor begin.
+
     >>> kind(0.0, 3_600.0), kind(2 * 86_400.0, 3 * 86_400.0)
     (Kind(day=0, hour=0), Kind(day=5, hour=None))
     """
-    begin = datetime.fromtimestamp(since, UTC)
-    day = max(begin.weekday(), 4) - 4
-    return Kind(day and day + 4, begin.hour if until - since < HALF_A_DAY_S else None)
+    middle = datetime.fromtimestamp((since + until) / 2, UTC)
+    day = middle.weekday() if middle.weekday() > FRIDAY else 0
+    return Kind(day, middle.hour if until - since < HALF_A_DAY_S else None)
 
 
 def comparable(since: float, until: float, looks: Sequence[Entry]) -> list[Entry]:

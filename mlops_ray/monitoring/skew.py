@@ -21,7 +21,7 @@ import polars as pl
 from mlops_ray.config import Policy
 from mlops_ray.data.prediction_log import ASKED, FEATURE
 from mlops_ray.features import history
-from mlops_ray.features.commits import COMMITTED_AT
+from mlops_ray.features.commits import COMMITTED_AT, DELETED
 from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
 from mlops_ray.features.history import History, Snapshot
 from mlops_ray.features.lookup import Values, read_features
@@ -40,8 +40,9 @@ SAMPLE = 200
 CLOCKS = timedelta(minutes=1)
 #: Values differ that are further apart, relative to the larger one: a few roundings to float32 (2⁻²⁴ each).
 RELATIVE = 1e-6
-#: Rows of a history that are held at most, each as often as it is looked at: some hundred megabytes.
-MOST_VERSIONS = 4_000_000
+#: Rows of a history that are held at most, and how many when each counts as often as it is looked at:
+#: together some hundred megabytes.
+MOST_HELD, MOST_VERSIONS = 2_000_000, 500_000
 #: A history of more rows is not looked through after each window: it takes seconds for each ten million.
 MOST_ROWS = 50_000_000
 #: Moments that every row is computed at: of the watermark, of the answer, and now. Others where none fits.
@@ -239,15 +240,48 @@ def _affordable(asked: pl.DataFrame, of: _Table) -> tuple[pl.DataFrame, pl.DataF
     if asked.is_empty():
         return asked, pl.DataFrame()
     keys = list(of.view.keys)
-    lazy = of.versions(asked)
+    entities = asked.unique(keys, keep="first", maintain_order=True) if keys else asked.head(1)
+    some = _sized(entities, of).filter(pl.col(SIZE).cum_sum() <= MOST_HELD)
+    if some.is_empty():
+        return asked.clear(), pl.DataFrame()
     if keys:
-        sizes = lazy.group_by(keys).len(SIZE).collect()
-        asked = asked.join(sizes, on=keys, how="left", maintain_order="left")
-    else:
-        asked = asked.with_columns(pl.lit(lazy.select(pl.len()).collect().item()).alias(SIZE))
-    room = pl.col(SIZE).fill_null(0).cast(pl.Int64).cum_sum() * ENDS <= MOST_VERSIONS
-    asked = asked.filter(room)
-    return asked, of.versions(asked).collect() if asked.height else pl.DataFrame()
+        asked = asked.join(some, on=keys, how="semi", nulls_equal=True, maintain_order="left")
+    versions = _recent(asked, of.versions(asked).collect(), of)
+    asked = _sized(asked, of, versions.lazy())
+    return asked.filter(pl.col(SIZE).cum_sum() * ENDS <= MOST_VERSIONS), versions
+
+
+def _sized(asked: pl.DataFrame, of: _Table, versions: pl.LazyFrame | None = None) -> pl.DataFrame:
+    """The rows with the number of versions of their entity."""
+    rows = of.versions(asked) if versions is None else versions
+    if not of.view.keys:
+        return asked.with_columns(pl.lit(rows.select(pl.len()).collect().item(), pl.Int64).alias(SIZE))
+    sizes = rows.group_by(of.view.keys).agg(pl.len().cast(pl.Int64).alias(SIZE)).collect()
+    return asked.join(sizes, on=list(of.view.keys), how="left", maintain_order="left").with_columns(
+        pl.col(SIZE).fill_null(0)
+    )
+
+
+def _recent(asked: pl.DataFrame, versions: pl.DataFrame, of: _Table) -> pl.DataFrame:
+    """Without what no latest value looks back to: it lies before a row that was in force at all moments."""
+    if of.reach is not None:
+        return versions
+    keys, view, every = list(of.view.keys), of.view, timedelta(microseconds=of.view.every_us or 0)
+    ends = [pl.col(END).min(), pl.col(FROM).min()]
+    of_each = asked.group_by(keys).agg(ends) if keys else asked.select(ends)
+    on: dict[str, Any] = {"on": keys, "how": "left"} if keys else {"how": "cross"}
+    rows = versions.join(of_each, **on, maintain_order="left")
+    lasts = (pl.len().over(view.identity) == 1) & ~pl.col(DELETED) & (pl.col(SINCE) <= pl.col(FROM))
+    lasts &= pl.col(EVENT_TIME) + every <= pl.col(END)
+    if of.features.strict:
+        lasts &= pl.col(KNOWN_AT) <= pl.col(END)
+    edge = pl.col(EVENT_TIME).filter(lasts).max()
+    most = timedelta(microseconds=max(of.features.reach_us(feature) for feature in of.wanted))
+    begin = pl.min_horizontal("_edge", pl.col(END) - most) - every
+    rows = rows.with_columns((edge.over(keys) if keys else edge).alias("_edge"))
+    counts = pl.col("_edge").is_null() | (pl.col(EVENT_TIME) >= begin)
+    touched = rows.filter(counts).select(view.identity).unique()
+    return versions.join(touched, on=list(view.identity), how="semi", nulls_equal=True, maintain_order="left")
 
 
 def _at_ends(asked: pl.DataFrame) -> pl.DataFrame:
@@ -267,7 +301,7 @@ def _at_others(suspects: pl.DataFrame, versions: pl.DataFrame, of: _Table) -> tu
     every = rows.join(news, on=keys, how="inner") if keys else rows.join(news, how="cross")
     every = every.filter(pl.col(AS_OF) > pl.col(FROM), pl.col(AS_OF) < pl.col(TO)).sort(ROW, AS_OF)
     cost = every.group_by(ROW).agg(pl.col(SIZE).sum()).sort(ROW)
-    room = cost.filter(pl.col(SIZE).cast(pl.Int64).cum_sum() <= MOST_VERSIONS)
+    room = cost.filter(pl.col(SIZE).cum_sum() <= MOST_VERSIONS)
     told = np.ones(suspects.height, np.bool_)
     told[cost.join(room, on=ROW, how="anti")[ROW].to_numpy()] = False
     return every.join(room, on=ROW, how="semi", maintain_order="left").with_row_index(ASK), told
