@@ -4,7 +4,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -259,7 +259,7 @@ def test_chance_makes_no_smaller_p_values_than_it_says(
     draw: Callable[[np.random.Generator, tuple[int, int]], np.ndarray], windows: int
 ) -> None:
     random = np.random.default_rng(11)
-    drawn = draw(random, (200_000, windows + 1))
+    drawn = draw(random, (100_000, windows + 1))
     p = upper(drawn, integrity.RATE_SPREAD)
     for row in drawn[:20]:
         assert integrity.above(row[-1], row[:-1].tolist(), integrity.RATE_SPREAD) == pytest.approx(
@@ -335,10 +335,13 @@ class Stored:
         )
         return rows.hstack([c.alias(f"feature.{c.name}") for c in found])
 
-    def look(self, log: pl.DataFrame) -> looks.Seen:
+    def look(self, log: pl.DataFrame, hidden: Sequence[str] = ()) -> looks.Seen:
         at = log["at"][0]
-        path = self.storage.path(prediction_log.FOLDER, packages.NAME, f"date={at:%Y-%m-%d}", "one.parquet")
-        log.write_parquet(path)
+        place = packages.NAME, f"date={at:%Y-%m-%d}", "one.parquet"
+        log.drop(hidden).write_parquet(self.storage.path(prediction_log.FOLDER, *place))
+        if hidden:
+            apart = log.select("request_id", "row", *hidden)
+            apart.write_parquet(self.storage.path(prediction_log.MACHINE, *place))
         counts = Counts.empty(self.specs)
         counts.update(log.select(amount="feature.amount", hour="feature.hour", prediction="prediction"))
         window = Closed("1", at.timestamp() - HOUR, at.timestamp() + HOUR, counts)
@@ -372,6 +375,16 @@ def test_features_that_were_served_otherwise_than_the_history_says_open_an_alarm
     page = period.html(told)
     assert "Served beside computed again" in page
     assert "Age of the features" in page
+
+
+def test_of_a_feature_for_machines_alone_only_the_number_of_rows_is_told(tmp_path: Path) -> None:
+    model = Stored(tmp_path)
+    log = model.answered()
+    hidden = ["feature.amount", "request.site"]
+    assert model.look(log, hidden).integrity["skew"] == {"amount": [0, 200]}
+    seen = model.look(log.with_columns(pl.col("feature.amount") + 1), hidden)
+    (finding,) = [each for each in seen.look.findings if each.about == "skew of amount"]
+    assert finding.evidence == "amount served differs from the history in 200 of 200 rows"
 
 
 def test_data_that_come_late_open_no_alarm(tmp_path: Path) -> None:
