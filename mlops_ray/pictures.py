@@ -243,8 +243,8 @@ def lines(
         return Markup()
     lies = [[(_seconds(x) if isinstance(x, str) else x, *y) for x, *y in line] for line in drawn.values()]
     xs = [x for line in lies for x, *_ in line]
-    heights = [y for line in lies for point in line for y in point[1:4]]
-    begin, end, low, high = min(xs), max(xs), min(*heights, *dashed[1:]), max(*heights, *dashed[1:])
+    heights = [*(y for line in lies for point in line for y in point[1:4]), *dashed[1:]]
+    begin, end, low, high = min(xs), max(xs), min(heights), max(heights)
     room = 0.06 * (high - low or abs(high) or 1)
     # Whoever compares heights expects them to begin at 0.
     down = (0 if 0 <= low < high / 2 else low - room, high + room)

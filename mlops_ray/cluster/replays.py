@@ -35,8 +35,8 @@ def run(project: Project, storage: Storage, begin: datetime | None, end: datetim
     rows = _rows(project, storage, champion).filter(*inside)
     predict = _predictor(project, storage, champion).predict_features
     log = replay.log(champion, rows, predict, project.label_delay)
-    window_s, *allowed = watched(project)
-    replayed = replay.replay(champion, log, window_s, Budget(*allowed))
+    window_s, most, per_s, _ = watched(project)
+    replayed = replay.replay(champion, log, window_s, Budget(most, per_s))
     if not replayed.looks:
         raise DataError(
             f"no window of {project.project!r} closes then; one has monitoring.window and 50 rows"

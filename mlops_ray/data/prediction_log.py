@@ -344,6 +344,14 @@ def _whole(storage: Storage, model: str, rows: pl.DataFrame, since: float, until
     )
 
 
+def machine_only(storage: Storage, model: str, since: float, until: float) -> frozenset[str]:
+    """The columns of the log that only machines may read, of these days."""
+    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
+    found = _of_days(files(storage, model, machine=True), *ends)
+    names = {name for path in found for name in pl.read_parquet_schema(path)}
+    return frozenset(names - {"request_id", "row"})
+
+
 def _of_days(paths: list[Path], since: datetime, until: datetime) -> list[Path]:
     """Files whose rows may be of this time; a request that begins before midnight may be written after it."""
     first, last = (f"date={day:%Y-%m-%d}" for day in (since - timedelta(days=1), until))

@@ -29,6 +29,7 @@ from mlops_ray.features.commits import (
     DELETED,
     Batch,
     Stamp,
+    buckets_of,
     empty,
     last_sequence,
     rows_of,
@@ -425,25 +426,57 @@ def read(
     time and row id. With `strict`, every version of a row that was ever in force, with `UNTIL`. With
     `between`, only rows with an event time in (begin, end].
     """
-    view = snapshot.view
+    chosen = [snapshot.buckets[b] for b in (snapshot.buckets if buckets is None else buckets)]
+    files = [file for bucket in chosen for file in bucket.files]
+    rows = _versions(snapshot, files, _raw(snapshot.view, columns), between)
+    made = table(_collect(rows, snapshot), snapshot.view, columns, strict=strict)
+    if between is not None:
+        made = made.filter((pl.col(EVENT_TIME) > between[0]) & (pl.col(EVENT_TIME) <= between[1]))
+    return made
+
+
+def versions(
+    snapshot: Snapshot, entities: pl.DataFrame, columns: Sequence[str], between: tuple[datetime, datetime]
+) -> pl.LazyFrame:
+    """All that was stored of these entities, of which `table` makes what was known at an earlier moment.
+
+    `entities` has the view's keys. Of identities that have a row in the interval, and intervals in whole.
+    """
+    keys = list(snapshot.view.keys)
+    numbers = set(buckets_of(entities, keys).to_list()) if keys else set(snapshot.buckets)
+    # A key in a bucket without rows is unknown, wherever it is looked up.
+    some = numbers & set(snapshot.buckets) or {next(iter(snapshot.buckets))}
+    files = [file for number in sorted(some) for file in snapshot.buckets[number].files]
+    rows = _versions(snapshot, files, _raw(snapshot.view, columns), between)
+    if not keys:
+        return rows
+    known = entities.lazy().select(keys).unique()
+    return rows.join(known, on=keys, how="semi", maintain_order="left")
+
+
+def table(
+    rows: pl.DataFrame, view: ViewTable, columns: Sequence[str] | None = None, *, strict: bool = False
+) -> pl.DataFrame:
+    """What `read` gives, of versions of rows: those in force, resampled where the source says so."""
     wanted = [c for c in view.columns if columns is None or c.name in columns]
     aggregations = tuple(pair for pair in view.aggregations if pair[0] in {c.name for c in wanted})
-    raw = list(dict.fromkeys(name for name, _ in aggregations) if view.every_us else (c.name for c in wanted))
-    chosen = [snapshot.buckets[b] for b in (snapshot.buckets if buckets is None else buckets)]
-    rows = _versions(snapshot, [file for bucket in chosen for file in bucket.files], raw, between)
     rows = in_force(rows, view.keys, view.row_id, strict=strict)
     if view.every_us is not None:
         rows = resample(rows, view.keys, view.every_us, aggregations, wanted)
-    if between is not None:
-        rows = rows.filter((pl.col(EVENT_TIME) > between[0]) & (pl.col(EVENT_TIME) <= between[1]))
     ties = (SEQUENCE, view.row_id) if view.row_id and view.every_us is None else ()
     names = [*view.keys, EVENT_TIME, KNOWN_AT, *ties, *([UNTIL] if strict else []), *(c.name for c in wanted)]
     return rows.select(list(dict.fromkeys(names)))
 
 
+def _raw(view: ViewTable, columns: Sequence[str] | None) -> list[str]:
+    """The columns of rows of which the view's are made."""
+    wanted = [c.name for c in view.columns if columns is None or c.name in columns]
+    return list(dict.fromkeys(n for n, _ in view.aggregations if n in wanted)) if view.every_us else wanted
+
+
 def _versions(
     snapshot: Snapshot, files: list[str], columns: list[str], between: tuple[datetime, datetime] | None
-) -> pl.DataFrame:
+) -> pl.LazyFrame:
     """All rows of the files that the question admits, of identities that have one in the interval."""
     view = snapshot.view
     names = dict.fromkeys([*view.identity, EVENT_TIME, KNOWN_AT, SEQUENCE, DELETED, *columns])
@@ -457,7 +490,7 @@ def _versions(
             # A correction may have moved an identity's event time out of the interval.
             touched = rows.filter(within).select(view.identity).unique()
             rows = rows.join(touched, on=list(view.identity), how="semi")
-    return _collect(rows.select([*names, COMMITTED_AT]), snapshot)
+    return rows.select([*names, COMMITTED_AT])
 
 
 def _whole_intervals(between: tuple[datetime, datetime], every_us: int | None) -> tuple[datetime, datetime]:

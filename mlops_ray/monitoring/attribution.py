@@ -83,7 +83,7 @@ def sight(spec: CountSpec, reference: Cells, current: Cells, values: Values | No
     """
     ours, theirs = _shares(reference), _shares(current)
     if _of_difference(ours, theirs)[-1] > MOST_OF_IT and theirs[-1] > ours[-1]:
-        said = f"{_percent(theirs[-1])} of {spec.name} are missing, {_percent(ours[-1])} in the reference"
+        said = f"{percent(theirs[-1])} of {spec.name} are missing, {percent(ours[-1])} in the reference"
         return Sight("data", said, is_timely=False)
     if spec.kind == "categorical":
         return _categories(spec, ours, theirs)
@@ -97,7 +97,7 @@ def _by_values(spec: CountSpec, ours: Shares, values: Values) -> Sight | None:
         found, times = np.unique(known, return_counts=True)
         share, at = times.max() / len(known), found[times.argmax()]
         if share > ONE_CELL and ours[int(spec.count(found[[times.argmax()]]).argmax())] < SCATTERED:
-            return Sight("data", f"it stands still: {_percent(share)} of {spec.name} are {at:.4g}")
+            return Sight("data", f"it stands still: {percent(share)} of {spec.name} are {at:.4g}")
     unit = _conversion(spec, known)
     if unit is None:
         return None
@@ -111,8 +111,8 @@ def _by_values(spec: CountSpec, ours: Shares, values: Values) -> Sight | None:
 def _categories(spec: CountSpec, ours: Shares, theirs: Shares) -> Sight:
     name, other = spec.name, len(spec.categories)
     if _of_difference(ours, theirs)[other] > MOST_OF_IT and theirs[other] > ours[other]:
-        said = f"{_percent(theirs[other])} of {name} are of categories that the reference hardly has"
-        return Sight("data", f"{said} ({_percent(ours[other])})", is_timely=False)
+        said = f"{percent(theirs[other])} of {name} are of categories that the reference hardly has"
+        return Sight("data", f"{said} ({percent(ours[other])})", is_timely=False)
     largest = int(np.argmax(theirs))
     if theirs[largest] > ONE_CELL and ours[largest] < SCATTERED:
         return Sight("data", _still(spec, largest, ours, theirs))
@@ -129,7 +129,7 @@ def _numbers(spec: CountSpec, ours: Shares, theirs: Shares) -> Sight:
     for at, side, end in ((0, "below", "least"), (-2, "above", "largest")):
         if spec.edges and present and theirs[at] / present > OUTSIDE:
             edge = spec.edges[0 if at == 0 else -1]
-            said = f"{_percent(theirs[at])} of {name} lie {side} {edge:.4g}, the {end} of the reference"
+            said = f"{percent(theirs[at])} of {name} lie {side} {edge:.4g}, the {end} of the reference"
             return Sight("data", f"{said}: another unit?")
     largest = int(np.argmax(theirs[:-1]))
     if present and theirs[largest] / present > ONE_CELL and ours[largest] < SCATTERED:
@@ -173,7 +173,7 @@ def _most_moved(spec: CountSpec, ours: Shares, theirs: Shares) -> str:
 def _cell(spec: CountSpec, at: int, ours: Shares, theirs: Shares) -> str:
     label = spec.labels[at]
     place = label if spec.kind == "categorical" or label[0] in "<>m" else f"in {label}"
-    return f"{_percent(theirs[at])} of {spec.name} are {place}, {_percent(ours[at])} in the reference"
+    return f"{percent(theirs[at])} of {spec.name} are {place}, {percent(ours[at])} in the reference"
 
 
 def _middle(spec: CountSpec, shares: Shares) -> str:
@@ -199,5 +199,10 @@ def _shares(cells: Cells) -> Shares:
     return shares
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share in two digits.
+
+    >>> percent(0.25), percent(0.0123)
+    ('25 %', '1.2 %')
+    """
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"

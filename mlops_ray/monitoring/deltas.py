@@ -5,7 +5,7 @@ remembers the last number of each sender, so that what comes twice counts once.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -80,12 +80,14 @@ class Tally:
 class Outbox:
     """What a replica has to tell about a model, which is watched in windows of `window_s`, within a budget.
 
-    `source` names the replica for as long as it lives.
+    `fresh_s` says how old the newest row of a source may be, by source. `source` names the replica for as
+    long as it lives.
     """
 
     model: str
     window_s: float = 86_400.0
     budget: Budget = field(default_factory=Budget)
+    fresh_s: Mapping[str, float] = field(default_factory=dict)
     source: str = field(default_factory=lambda: uuid.uuid4().hex)
     _tallies: dict[str, Tally] = field(default_factory=dict)
     _sides: dict[int, tuple[Side, Side]] = field(default_factory=dict)
@@ -113,6 +115,7 @@ class Outbox:
             self._tallies, self._sides = {}, {}
             head: dict[str, Any] = {"model": self.model, "window_s": self.window_s}
             head |= {"false_alarms": [self.budget.most, self.budget.per_s]}
+            head |= {"fresh_s": dict(self.fresh_s)}
             head |= {"source": self.source, "sequence": self._sequence}
             self._sent = {**head, "versions": versions, "sides": sides}
         return self._sent

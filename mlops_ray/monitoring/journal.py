@@ -1,7 +1,8 @@
 """What the monitor has seen, for good: a line for each window that closed, and for each look.
 
     monitor/MODEL/windows.jsonl   version, since, until, counts
-    monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns
+    monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns,
+                                  quality, integrity
 
 One process writes. A line that was begun and not ended is no line; one that was written twice, since the
 writer died before it had saved that it was, counts once.
@@ -34,11 +35,21 @@ def read(storage: Storage, model: str, file: str) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _lines(storage: Storage, model: str, file: str) -> Iterator[dict[str, Any]]:
+def newest(storage: Storage, model: str, file: str, most_bytes: int) -> list[dict[str, Any]]:
+    """The entries of the last so many bytes, oldest first."""
+    found = {(entry["version"], entry["since"]): entry for entry in _lines(storage, model, file, most_bytes)}
+    return list(found.values())
+
+
+def _lines(
+    storage: Storage, model: str, file: str, most_bytes: int | None = None
+) -> Iterator[dict[str, Any]]:
     path = storage.root / FOLDER / model / file
     if not path.exists():
         return
     with path.open("rb") as lines:
+        if most_bytes is not None:
+            lines.seek(max(0, path.stat().st_size - most_bytes))
         for line in lines:
             try:
                 entry = orjson.loads(line)

@@ -16,7 +16,16 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, logged, performance, quality, seasons
+from mlops_ray.monitoring import (
+    alarms,
+    attribution,
+    integrity,
+    journal,
+    logged,
+    performance,
+    quality,
+    seasons,
+)
 from mlops_ray.monitoring.alarms import Alarms, Episode, Finding, Look
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
@@ -68,14 +77,15 @@ class Release:
 class Seen(NamedTuple):
     """What a look at a window of the live version found, the PSI of each column, and the quality.
 
-    `outside` is the share of the window's hours, of all entities and columns, that the reference does not
-    know; `None` where it has no seasons.
+    `integrity` says whether the data are whole (`integrity.figures`); `outside` is the share of the window's
+    hours, of all entities and columns, that the reference does not know, `None` where it has no seasons.
     """
 
     look: Look
     columns: dict[str, float | None]
     quality: dict[str, Any]
-    outside: float | None = None
+    integrity: dict[str, Any]
+    outside: float | None
 
 
 class Evidence(NamedTuple):
@@ -83,13 +93,15 @@ class Evidence(NamedTuple):
 
     `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons, both
     at most about `performance.MOST_ROWS`; `shown` the columns of the log that people may see; `true` the rows
-    whose label came since the last look.
+    whose label came since the last look; `whole` the figures of whether the data are whole, and what is asked
+    of them (`integrity.see`).
     """
 
     rows: pl.DataFrame
     week: pl.DataFrame
     shown: Collection[str]
     true: Labelled | None
+    whole: tuple[dict[str, Any], list[Finding]]
 
 
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
@@ -105,17 +117,20 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
     week = rows
     if release.usual is not None and window.until - window.since < seasons.WEEK_S:
-        ends = (window.until - seasons.WEEK_S, window.until)
-        week = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
+        since = window.until - seasons.WEEK_S
+        week = prediction_log.sample(
+            storage, of.model, window.version, since, window.until, performance.MOST_ROWS
+        )
     # What only machines may read is in the sample, and cuts nothing.
     shown = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
     true = _labelled(storage, of.model, release, (of.looked_at, window.until))
-    return judge(release, window, share, Evidence(rows, week, shown, true))
+    whole = integrity.see(storage, of, release.package, window, rows)
+    return judge(release, window, share, Evidence(rows, week, shown, true, whole))
 
 
 def judge(release: Release, window: Closed, share: float, given: Evidence) -> Seen:
     """What a window shows that may spend a share of the budget."""
-    rows = given.rows
+    rows, (figures, faults) = given.rows, given.whole
     drifts = compare(release.reference, window.counts, release.clock, share)
     asked = findings(release, window.counts, drifts, rows)
     outside = None
@@ -129,7 +144,7 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
         said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)
         asked += more
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    return Seen(alarms.look(window.until, share, asked), columns, said, outside)
+    return Seen(alarms.look(window.until, share, asked + faults), columns, said, figures, outside)
 
 
 def entry(window: Closed, seen: Seen) -> dict[str, Any]:
@@ -141,6 +156,7 @@ def entry(window: Closed, seen: Seen) -> dict[str, Any]:
         "rows": window.counts.rows,
         "columns": seen.columns,
         "quality": seen.quality,
+        "integrity": seen.integrity,
         "outside": seen.outside,
         **seen.look.to_json(),
     }

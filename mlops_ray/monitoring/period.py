@@ -7,10 +7,10 @@ from typing import Any
 
 from mlops_ray import pages, pictures
 from mlops_ray.errors import DataError
-from mlops_ray.monitoring import journal, looks
+from mlops_ray.monitoring import integrity, journal, looks
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
 from mlops_ray.monitoring.state import ModelState
-from mlops_ray.pages import Block, Kind, Section, Table, cut, lasting, number, page, when
+from mlops_ray.pages import Block, Kind, Section, Table, cut, lasting, number, page, share, when
 from mlops_ray.storage import Storage
 
 #: Looks that the page lists, the newest; the document has all.
@@ -26,6 +26,14 @@ KINDS = {
     "performance": "performance",
 }
 
+#: The figures that are drawn (`integrity.drawn`): what they are called, and what is measured.
+FIGURES = {
+    "per_hour": ("Rows", "rows an hour"),
+    "age_h": ("Age of the features", "hours, the median row's"),
+    "invalid": ("Values that fail a check", "share"),
+    "repeated": ("Rows that repeat another", "share"),
+}
+
 Document = dict[str, Any]
 
 
@@ -34,9 +42,9 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
 
     `{"model", "from", "to", "rows", "spent", "looks": […], "alarms": […], "columns": {name: [[at, psi], …]},
     "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}, "segments": […],
-    "splits": […]}`; times are ISO 8601. Segments are those that looks wrote down, each as it was last, the
-    worst first; splits say of labels that came what the loss has grown by. Raises `DataError` where nothing
-    was looked at then.
+    "splits": […], "integrity": {figure: [[at, value], …]}, "skew": {feature: [rows that differ, rows]}}`;
+    times are ISO 8601. Segments are those that looks wrote down, each as it was last, the worst first; splits
+    say of labels that came what the loss has grown by. Raises `DataError` where nothing was looked at then.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, float("inf"))))
     seen = [look for look in journal.read(storage, model, journal.LOOKS) if first <= look["until"] < last]
@@ -67,6 +75,8 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "quality": _quality(seen),
         "segments": _segments(seen),
         "splits": _splits(seen),
+        "integrity": _integrity(seen),
+        "skew": _skew(seen),
     }
 
 
@@ -103,6 +113,12 @@ def html(found: Document) -> str:
             "Drift by column",
             list(_drifts(found["columns"])),
             "PSI less its bias, window by window; the dashed line is where a difference matters.",
+            cards=True,
+        ),
+        Section(
+            "Integrity",
+            list(_figures(found["integrity"], found["skew"])),
+            "How many rows came, how whole they are; of a sample, features of histories are computed again.",
             cards=True,
         ),
         Section(
@@ -159,6 +175,24 @@ def _splits(seen: Sequence[Document]) -> list[Document]:
         for look in seen
         if look["quality"].get("split")
     ]
+
+
+def _integrity(seen: Sequence[Document]) -> dict[str, list[tuple[str, float]]]:
+    """The figures that are drawn, window by window; those left out that a window does not have."""
+    found: dict[str, list[tuple[str, float]]] = {name: [] for name in FIGURES}
+    for look in seen:
+        for name, value in integrity.drawn(look.get("integrity", {})).items():
+            found[name].append((_iso(look["until"]), value))
+    return found
+
+
+def _skew(seen: Sequence[Document]) -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for look in seen:
+        for name, (differ, rows) in look.get("integrity", {}).get("skew", {}).items():
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + differ, before[1] + rows
+    return found
 
 
 def _alarm(alarm: Document) -> Block:
@@ -219,6 +253,20 @@ def _drifts(columns: dict[str, list[tuple[str, float]]]) -> Iterator[Block]:
     floor = ("matters", EFFECT_FLOOR, EFFECT_FLOOR)
     for name, line in columns.items():
         yield Block(name, picture=pictures.lines(name, {"": line}, ("window's end", "PSI"), floor))
+
+
+def _figures(figures: dict[str, list[tuple[str, float]]], skew: dict[str, Sequence[int]]) -> Iterator[Block]:
+    for name, line in figures.items():
+        if line:
+            title, axis = FIGURES[name]
+            yield Block(title, picture=pictures.lines(title, {"": line}, ("window's end", axis)))
+    if skew:
+        rows = [
+            (name, f"{of:,}", f"{differ:,}", share(differ / max(1, of)))
+            for name, (differ, of) in skew.items()
+        ]
+        head = ("Feature of a history", "Computed again", "Differ", "Share")
+        yield Block("Served beside computed again", table=Table(head, rows, frozenset({1, 2, 3})), wide=True)
 
 
 def _looks(seen: Sequence[Document]) -> Block:

@@ -10,7 +10,7 @@ from mlops_ray.data.counts import Counts
 from mlops_ray.data.labels import KNOWN_AT, LABEL
 from mlops_ray.data.prediction_log import ASKED, FEATURE
 from mlops_ray.instants import from_micros
-from mlops_ray.monitoring import logged, looks, performance, seasons
+from mlops_ray.monitoring import integrity, logged, looks, performance, seasons
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.drift import MIN_ROWS
@@ -62,7 +62,9 @@ def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget
         true = _came(rows.filter(pl.col(LABEL).is_not_null()), looked_at, window.until)
         week = _sample(rows.filter(_between("at", window.until - seasons.WEEK_S, window.until)))
         share = budget.share(window.until - looked_at)
-        given = Evidence(_sample(inside), week, shown, Labelled(true, _sample(true)))
+        sample = _sample(inside)
+        whole = integrity.judge(window, sample, seen, why="a replay computes features itself")
+        given = Evidence(sample, week, shown, Labelled(true, _sample(true)), whole)
         found = looks.judge(release, window, share, given)
         alarms.take(found.look, release.version)
         seen.append(looks.entry(window, found))

@@ -5,8 +5,10 @@ bounded, never with rows.
 """
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
 from mlops_ray.data.counts import REQUEST_US, Counts, Histogram, Traffic
@@ -27,20 +29,27 @@ FORGET_SOURCE_S = 86_400.0
 
 @dataclass
 class Window:
-    """Counts of the rows answered since an instant (seconds since the epoch); `until` when it has closed."""
+    """Counts of the rows answered since an instant (seconds since the epoch); `until` when it has closed.
+
+    `invalid` are the values that failed a check meanwhile, by (column, rule).
+    """
 
     since: float
     counts: Counts
     until: float | None = None
+    invalid: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
-        return {"since": self.since, "until": self.until, "counts": self.counts.to_json()}
+        ends = {"since": self.since, "until": self.until}
+        return {**ends, "counts": self.counts.to_json(), "invalid": listed(self.invalid)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The window that `to_json` wrote."""
-        return cls(data["since"], Counts.from_json(data["counts"]), data["until"])
+        # Earlier documents do not say what was invalid.
+        invalid = counter(data.get("invalid", []))
+        return cls(data["since"], Counts.from_json(data["counts"]), data["until"], invalid)
 
 
 @dataclass
@@ -52,24 +61,30 @@ class Closed:
     until: float
     counts: Counts
     tries: int = 0
+    invalid: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def to_json(self) -> list[Any]:
         """Plain data that `from_json` reads again."""
-        return [self.version, self.since, self.until, self.counts.to_json(), self.tries]
+        counts, invalid = self.counts.to_json(), listed(self.invalid)
+        return [self.version, self.since, self.until, counts, self.tries, invalid]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Self:
         """The window that `to_json` wrote."""
-        version, since, until, counts, tries = data
-        return cls(version, since, until, Counts.from_json(counts), tries)
+        version, since, until, counts, tries, *more = data
+        # Earlier documents do not say what was invalid.
+        invalid = counter(more[0]) if more else Counter()
+        return cls(version, since, until, Counts.from_json(counts), tries, invalid)
 
 
 class Outlook(NamedTuple):
-    """What a look has to know of a model: its budget, and when it was looked at last."""
+    """What a look has to know of a model: its budget, the last look, and how fresh its sources must be."""
 
     model: str
     budget: Budget
     looked_at: float
+    #: How old the newest row of a source may be, in seconds, where the project says so.
+    fresh_s: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass
@@ -124,6 +139,7 @@ class Watched:
         if self.window.counts.specs != tally.counts.specs:
             self.window, self.last = Window(now, Counts.empty(tally.counts.specs)), None
         self.window.counts.merge(tally.counts)
+        self.window.invalid.update(tally.traffic.invalid)
         self.rows += tally.counts.rows
 
     def close(self, now: float, window_s: float) -> Window | None:
@@ -172,10 +188,10 @@ class Watched:
 class ModelState:
     """All that is known of a model; `sources` are the senders: last number and when it came.
 
-    `sides` are those of champion and challenger in the latest turn of a release that was heard of. `window_s`
-    and `budget` are what the latest delta said; `alarms` begin with the first. `unseen` are windows that have
-    closed, by version, and were not looked at yet. `quality` is what the last look said of the live version's
-    quality.
+    `sides` are those of champion and challenger in the latest turn of a release that was heard of.
+    `window_s`, `budget` and `fresh_s` are what the latest delta said; `alarms` begin with the first. `unseen`
+    are windows that have closed, by version, and were not looked at yet. `quality` is what the last look
+    said of the live version's quality.
     """
 
     model: str
@@ -188,10 +204,12 @@ class ModelState:
     alarms: Alarms | None = None
     unseen: list[Closed] = field(default_factory=list)
     quality: dict[str, Any] = field(default_factory=dict)
+    fresh_s: dict[str, float] = field(default_factory=dict)
 
     def receive(self, delta: dict[str, Any], now: float) -> bool:
         """Closes windows, adds a replica's delta, unless it came before; whether it was new."""
         self.window_s, self.budget = delta["window_s"], Budget(*delta["false_alarms"])
+        self.fresh_s = delta.get("fresh_s", {})
         self.alarms = self.alarms or Alarms(now)
         # What comes after a window's time counts in the next.
         self.close(now)
@@ -208,7 +226,8 @@ class ModelState:
 
     @property
     def outlook(self) -> Outlook:
-        return Outlook(self.model, self.budget, self.alarms.looked_at if self.alarms else math.inf)
+        looked_at = self.alarms.looked_at if self.alarms else math.inf
+        return Outlook(self.model, self.budget, looked_at, self.fresh_s)
 
     def close(self, now: float) -> None:
         """Closes the windows whose time is over, once a delta has said how long that is."""
@@ -217,7 +236,7 @@ class ModelState:
         for version, watched in self.versions.items():
             window = watched.close(now, self.window_s)
             if window is not None:
-                self.unseen.append(Closed(version, window.since, now, window.counts))
+                self.unseen.append(Closed(version, window.since, now, window.counts, invalid=window.invalid))
 
     def _add(self, version: str, tally: Tally, now: float) -> None:
         if version not in self.versions:
@@ -251,6 +270,7 @@ class ModelState:
             "alarms": alarms,
             "unseen": unseen,
             "quality": self.quality,
+            "fresh_s": self.fresh_s,
         }
         return {**head, "versions": versions, **rest}
 
@@ -265,7 +285,7 @@ class ModelState:
         if data.get("alarms"):
             state.window_s, state.budget = data["window_s"], Budget(*data["false_alarms"])
             state.alarms = Alarms.from_json(data["alarms"])
-            state.quality = data["quality"]
+            state.quality, state.fresh_s = data["quality"], data.get("fresh_s", {})
             state.unseen = [Closed.from_json(window) for window in data["unseen"]]
         return state
 
@@ -274,6 +294,16 @@ def counted(data: dict[str, Any]) -> tuple[int, tuple[Side, Side] | None]:
     """The turn that a state on disk compares champion and challenger in, and their sides."""
     sides = data.get("sides")
     return data.get("turn", -1), sides and (Side.from_json(sides[0]), Side.from_json(sides[1]))
+
+
+def listed(invalid: Counter[tuple[str, str]]) -> list[list[Any]]:
+    """Counts by column and rule as plain data, which `counter` reads again."""
+    return [[*key, count] for key, count in sorted(invalid.items())]
+
+
+def counter(listed: list[list[Any]]) -> Counter[tuple[str, str]]:
+    """Counts by column and rule."""
+    return Counter({(column, rule): count for column, rule, count in listed})
 
 
 def _with_status(traffic: Traffic, first_digit: str) -> int:

@@ -61,7 +61,7 @@ class Replica:
         functions: list[str],
         trusted: list[str],
         types: list[str],
-        watched: tuple[float, float, float],
+        watched: tuple[float, float, float, dict[str, float]],
     ) -> None:
         """Loads the champion, so that Serve sends nothing here before; a broken package ends the start.
 
@@ -69,8 +69,8 @@ class Replica:
         """
         storage, names = Storage.open(storage_root), frozenset(hidden)
         settings = Serving.model_validate(serving)
-        window_s, *false_alarms = watched
-        self._outbox = Outbox(model, window_s, Budget(*false_alarms))
+        window_s, most, per_s, fresh_s = watched
+        self._outbox = Outbox(model, window_s, Budget(most, per_s), fresh_s)
         self._log = PredictionLog(storage, model, self._outbox.source)
         load = loader(storage, online, frozenset(functions), frozenset(trusted), frozenset(types), names)
         self._versions = Versions(storage, model, load, self._outbox, self._log, settings.batching, names)
@@ -186,11 +186,13 @@ def deployment(
     )
 
 
-def watched(project: Project) -> tuple[float, float, float]:
-    """The seconds of a window, and the false alarms that may be, in so many seconds."""
+def watched(project: Project) -> tuple[float, float, float, dict[str, float]]:
+    """The seconds of a window, the false alarms that may be, in so many seconds, how old sources may be."""
     monitoring, second = project.monitoring, MICROSECONDS["s"]
     allowed = monitoring.false_alarms
-    return monitoring.window / second, allowed.max, allowed.per / second
+    limits = {name: source.checks.freshness for name, source in project.sources.items()}
+    fresh_s = {name: limit / second for name, limit in limits.items() if limit is not None}
+    return monitoring.window / second, allowed.max, allowed.per / second, fresh_s
 
 
 def route(model: str) -> str:

@@ -306,7 +306,7 @@ def test_a_period_is_one_page_with_its_alarms_quality_and_drift(live: Live) -> N
     assert [psi > 0.1 for _, psi in found["columns"]["amount"]] == [True, False]
     text = period.html(found)
     assert "amount is larger" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 6
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert period.html(json.loads(json.dumps(found))) == text
     # Over before it began.
