@@ -15,7 +15,7 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import ASKED, FEATURE, FLUSH_S
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alarms, attribution, journal, performance
+from mlops_ray.monitoring import alarms, attribution, joint, journal, performance
 from mlops_ray.monitoring.alarms import Episode, Finding, Look
 from mlops_ray.monitoring.drift import Drift, compare
 from mlops_ray.monitoring.performance import Expected
@@ -77,6 +77,9 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     rows = prediction_log.sample(storage, of.model, window.version, *ends, performance.MOST_ROWS)
     quality, asked = _quality(storage, of.model, release, rows, (of.looked_at, window.until))
     asked = findings(release, window.counts, drifts, rows) + asked
+    if not release.has_seasons:
+        known = features(release.package, rows)
+        asked += joint.findings(storage.root, release.package, release.clock, rows.columns, known)
     columns = {drift.column: drift.psi_corrected for drift in drifts}
     return Seen(alarms.look(window.until, share, asked), columns, quality)
 

@@ -74,13 +74,12 @@ def write(
         origin={},
         metrics={"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},
         baselines={"last_season": {"mae": 0.065, "relative_mae": 0.187}},
-        training_set={"rows": rows.height},
         reference=reference(
             rows.with_columns(prediction=factor * pl.col(rows.columns[0])), watched, 7
         ).to_json(),
         created_at=datetime(2026, 11, 1, tzinfo=UTC),
         sign=signing.own_key(of, Storage.open(of.storage)),
-        **more,
+        **{"training_set": {"rows": rows.height}} | more,
     )
 
 
@@ -100,4 +99,5 @@ def _proportional(encoder: Encoder, factor: float) -> LinearModel:
 def _rows(features: FeatureSet) -> pl.DataFrame:
     amounts = np.random.default_rng(7).normal(50, 10, 4_000)
     made = pl.DataFrame({"amount": amounts, "load": amounts, "hour": np.arange(4_000) % 24})
+    made = made.with_columns(site=pl.Series(["a", "b"] * 2_000))
     return made.select(features.names)
