@@ -45,6 +45,8 @@ COUNTS = struct.Struct("<qqq")
 COMPACT, REPLACES = "compact-", "replaces"
 #: Of files that are joined: about ten times as much in memory.
 MOST_JOINED_BYTES = 64 * 2**20
+#: A column that stands beside a log's for a moment.
+_POSITION = "position of the row"
 #: In which columns of the request, and features that are not such columns, stand.
 ASKED, FEATURE = "request.", "feature."
 
@@ -309,10 +311,8 @@ def between(storage: Storage, model: str, version: str, since: float, until: flo
 
 
 def sample(storage: Storage, model: str, version: str, since: float, until: float, most: int) -> pl.DataFrame:
-    """At most about so many rows of `between`, evenly spread, with what only machines may read of them."""
-    log = between(storage, model, version, since, until)
-    number = log.select(pl.len()).collect(engine="streaming").item()
-    rows = log.gather_every(max(1, number // most)).collect(engine="streaming")
+    """At most so many rows of `between`, as `spread`, with what only machines may read of them."""
+    rows = spread(between(storage, model, version, since, until), most)
     return _whole(storage, model, rows, since, until)
 
 
@@ -350,6 +350,20 @@ def machine_only(storage: Storage, model: str, since: float, until: float) -> fr
     found = _of_days(files(storage, model, machine=True), *ends)
     names = {name for path in found for name in pl.read_parquet_schema(path)}
     return frozenset(names - {"request_id", "row"})
+
+
+def spread(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
+    """At most so many rows, evenly spread and in their order, the same ones each time: one of each stretch.
+
+    Which one is drawn: every n-th would be of the same site, or hour, where these come in turns.
+    """
+    number = rows.select(pl.len()).collect(engine="streaming").item()
+    if number <= most:
+        return rows.collect(engine="streaming")
+    ends = np.linspace(0, number, most + 1).astype(np.int64)
+    chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
+    is_chosen = pl.col(_POSITION).is_in(chosen.tolist())
+    return rows.with_row_index(_POSITION).filter(is_chosen).drop(_POSITION).collect(engine="streaming")
 
 
 def _of_days(paths: list[Path], since: datetime, until: datetime) -> list[Path]:

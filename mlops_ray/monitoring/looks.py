@@ -20,6 +20,7 @@ from mlops_ray.monitoring import (
     alarms,
     attribution,
     integrity,
+    joint,
     journal,
     logged,
     performance,
@@ -94,7 +95,7 @@ class Evidence(NamedTuple):
     `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons, both
     at most about `performance.MOST_ROWS`; `shown` the columns of the log that people may see; `true` the rows
     whose label came since the last look; `whole` the figures of whether the data are whole, and what is asked
-    of them (`integrity.see`).
+    of them (`integrity.see`); `known` rows that the version was made from, where such could change places.
     """
 
     rows: pl.DataFrame
@@ -102,6 +103,7 @@ class Evidence(NamedTuple):
     shown: Collection[str]
     true: Labelled | None
     whole: tuple[dict[str, Any], list[Finding]]
+    known: pl.DataFrame | None
 
 
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
@@ -125,7 +127,8 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     shown = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
     true = _labelled(storage, of.model, release, (of.looked_at, window.until))
     whole = integrity.see(storage, of, release.package, window, rows)
-    return judge(release, window, share, Evidence(rows, week, shown, true, whole))
+    known = None if release.has_seasons else joint.reference(storage.root, release.package)
+    return judge(release, window, share, Evidence(rows, week, shown, true, whole, known))
 
 
 def judge(release: Release, window: Closed, share: float, given: Evidence) -> Seen:
@@ -139,6 +142,9 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
         named = (logged.named(release.package, part) for part in (rows, given.week))
         compared, outside = seasons.compare(watch, release.usual, *named)
         asked += seasons.findings(watch, compared, share)
+    if given.known is not None:
+        of_model = logged.features(release.package, rows)
+        asked += joint.findings(release.package, given.known, rows.columns, of_model)
     said: dict[str, Any] = {}
     if release.expected is not None:
         said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)

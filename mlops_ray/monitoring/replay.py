@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from mlops_ray.data import prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.labels import KNOWN_AT, LABEL
 from mlops_ray.data.prediction_log import ASKED, FEATURE
@@ -52,8 +53,13 @@ def log(
     ).sort("at", maintain_order=True)
 
 
-def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget) -> Replayed:
-    """What the monitor would have seen of a `log` whose rows were answered by one version, and done."""
+def replay(
+    release: Release, rows: pl.DataFrame, window_s: float, budget: Budget, known: pl.DataFrame | None = None
+) -> Replayed:
+    """What the monitor would have seen of a `log` whose rows were answered by one version, and done.
+
+    `known` are rows that the version was made from, where such could change places (`joint.reference`).
+    """
     alarms = Alarms(float("-inf"))
     seen: list[dict[str, Any]] = []
     shown = _shown(release, rows)
@@ -64,7 +70,7 @@ def replay(release: Release, rows: pl.DataFrame, window_s: float, budget: Budget
         share = budget.share(window.until - looked_at)
         sample = _sample(inside)
         whole = integrity.judge(window, sample, seen, why="a replay computes features itself")
-        given = Evidence(sample, week, shown, Labelled(true, _sample(true)), whole)
+        given = Evidence(sample, week, shown, Labelled(true, _sample(true)), whole, known)
         found = looks.judge(release, window, share, given)
         alarms.take(found.look, release.version)
         seen.append(looks.entry(window, found))
@@ -79,7 +85,7 @@ def _shown(release: Release, rows: pl.DataFrame) -> list[str]:
 
 
 def _sample(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
+    return prediction_log.spread(rows.lazy(), performance.MOST_ROWS)
 
 
 def _windows(release: Release, rows: pl.DataFrame, window_s: float) -> Iterator[tuple[Closed, pl.DataFrame]]:

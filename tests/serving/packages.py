@@ -101,4 +101,5 @@ def _proportional(encoder: Encoder, factor: float) -> LinearModel:
 def _rows(features: FeatureSet) -> pl.DataFrame:
     amounts = np.random.default_rng(7).normal(50, 10, 4_000)
     made = pl.DataFrame({"amount": amounts, "load": amounts, "hour": np.arange(4_000) % 24})
+    made = made.with_columns(site=pl.Series(["a", "b"] * 2_000))
     return made.select(features.names)
