@@ -24,6 +24,8 @@ SPENT = 0.9
 #: Episodes that are kept to be read back.
 MOST_EPISODES = 500
 
+#: Kinds that are told before others, and after them.
+RANKS = {"data": 0, "joint": 2}
 Kind = Literal["data", "input", "prediction", "joint", "performance"]
 
 
@@ -103,8 +105,12 @@ class Episode:
 
     @property
     def ranked(self) -> list[tuple[str, dict[str, Any]]]:
-        """What was found: faults of the data first, then by likely harm."""
-        return sorted(self.found.items(), key=lambda item: (item[1]["kind"] != "data", -item[1]["harm"]))
+        """What was found: faults of the data first, then by likely harm; rows as a whole say least."""
+
+        def place(item: tuple[str, dict[str, Any]]) -> tuple[int, float]:
+            return RANKS.get(item[1]["kind"], 1), -item[1]["harm"]
+
+        return sorted(self.found.items(), key=place)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""

@@ -326,12 +326,22 @@ def _finding(watch: Watch, name: str, found: pl.DataFrame, spent: float) -> Find
     kind: Kind = "prediction" if name == PREDICTION else "input"
     if not worst["matters"][0]:
         return Finding(about, kind, p, matters=False)
-    odd = worst.filter((pl.col("p") <= max(spent, p)) & pl.col("matters"))
+    is_odd = (pl.col("p") <= max(spent, p)) & pl.col("matters")
+    odd, window = worst.filter(is_odd), shared.filter(is_odd & pl.col("kind").is_not_null())
+    if window.height and _is_still(found):
+        kind, odd = "data", window.sort("p", maintain_order=True)
     said = [_said(name, each) for each in odd[:NAMED].iter_rows(named=True)]
     said += [f"and {odd.height - NAMED} more"] if odd.height > NAMED else []
+    said = ["it stands still", *said] if kind == "data" else said
     # As PSI grows with a shift: by its square, in standard deviations; of the entities that have it.
     shifts = ((odd["value"] - odd["expected"]) / odd["scale"]).fill_nan(1.0).clip(-1e3, 1e3)
     return Finding(about, kind, p, True, "; ".join(said), float((shifts**2).sum() / worst.height))
+
+
+def _is_still(found: pl.DataFrame) -> bool:
+    """Whether entities that usually have each its own all have one value in a window."""
+    window = found.filter(pl.col("kind").is_not_null())
+    return window["value"].n_unique() == 1 and window["expected"].n_unique() > 1
 
 
 def _said(name: str, found: Mapping[str, Any]) -> str:

@@ -79,6 +79,17 @@ def test_a_site_that_needs_half_is_found_at_once_and_named(usual: pl.DataFrame) 
     assert re.fullmatch(pattern, finding.evidence)
 
 
+def test_sites_that_all_have_one_value_stand_still_which_is_a_fault(usual: pl.DataFrame) -> None:
+    finding = found(usual, day(1).with_columns(load=pl.lit(0.0)))["load by site"]
+    assert (finding.kind, finding.matters) == ("data", True)
+    assert finding.evidence.startswith("it stands still; load of S0 is 0; on a Tuesday ")
+    # What is one for all sites by its nature, as the weather is, may be unusual and no fault.
+    weather = rows(7 * WEEKS, seed=1, sites=1)
+    everywhere = pl.concat([weather.with_columns(site=pl.lit(site)) for site in ("S0", "S1")])
+    hot = pl.concat([day(1, sites=1).with_columns(pl.col("load") * 3, site=pl.lit(s)) for s in ("S0", "S1")])
+    assert found(learned(everywhere), hot)["load by site"].kind == "input"
+
+
 def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:
     lagged = WATCH._replace(lags_us={"load_1d_ago": DAY_US})
     frame = rows(7 * WEEKS + 8, seed=3)
