@@ -61,7 +61,7 @@ def project(folder: Path, name: str, until: date | None = None) -> Project:
     asked = yaml.safe_load(PROJECT.read_text("utf-8"))
     asked["sources"]["meter"]["path"] = str(folder / name / "loads.csv")
     asked["training"] |= {"families": ["xgboost"], "search": {"trials": 2, "seed": 7}}
-    asked["training"]["validation"] = {"by": "time", "test": {"from": "2016-05-01"}, "folds": 2}
+    asked["training"]["validation"] = {"by": "time", "test": {"from": "2016-04-01"}, "folds": 2}
     asked["monitoring"]["alerts"] = []
     return Project.model_validate(asked | {"storage": str(folder / name / "storage")})
 

@@ -49,8 +49,9 @@ class Budget:
 class Finding:
     """What a look asked about a column, or about a metric, and the answer.
 
-    `p` is how likely chance alone makes what was seen, `p_holm` the same, adjusted for all that the look
-    asked. `matters` says whether it would be large enough to matter, `harm` orders what was found.
+    `p` is how likely chance alone makes what was seen, where it is the least of so many `tests`; `p_holm` the
+    same, adjusted for all that the look asked. `matters` says whether it would be large enough to matter,
+    `harm` orders what was found.
     """
 
     about: str
@@ -60,6 +61,12 @@ class Finding:
     evidence: str = ""
     harm: float = 0.0
     p_holm: float = 1.0
+    tests: int = 1
+
+    @property
+    def p_of_tests(self) -> float:
+        """`p`, paid for all of its own tests."""
+        return min(1.0, self.p * self.tests)
 
 
 @dataclass(frozen=True)
@@ -176,15 +183,16 @@ class Alarms:
 def look(at: float, spent: float, findings: Iterable[Finding]) -> Look:
     """The look that asked these, and what it found for what it may spend."""
     asked = list(findings)
-    p_values = [finding.p for finding in asked]
+    tests = [finding.tests for finding in asked]
+    paid = [finding.p_of_tests for finding in asked]
     judged = tuple(
         Finding(**{**vars(finding), "p_holm": p_holm})
-        for finding, p_holm in zip(asked, holm(p_values), strict=True)
+        for finding, p_holm in zip(asked, holm([each.p for each in asked], tests), strict=True)
     )
     found = tuple(finding.about for finding in judged if finding.matters and finding.p_holm <= spent)
     likely = [
         finding.about
-        for finding, q in zip(asked, benjamini_hochberg(p_values), strict=True)
+        for finding, q in zip(asked, benjamini_hochberg(paid), strict=True)
         if finding.matters and q <= LISTED and finding.about not in found
     ]
     return Look(at, spent, judged, found, tuple(likely))

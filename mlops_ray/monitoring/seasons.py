@@ -7,6 +7,7 @@ and about the seven days up to its end: a day that is odd once is no drift, and 
 """
 
 import bisect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -20,6 +21,7 @@ from mlops_ray.config import CALENDAR_KINDS
 from mlops_ray.features import on_request
 from mlops_ray.features.definitions import Computed, FeatureSet, Stored
 from mlops_ray.monitoring.alarms import Finding, Kind
+from mlops_ray.monitoring.attribution import CONVERSIONS, MILD
 from mlops_ray.monitoring.deltas import PREDICTION
 
 #: Days of a kind, or weeks, from which on the reference says what is usual; with fewer it lies outside.
@@ -43,6 +45,9 @@ NAMED = 3
 NEAR_DAYS = 7
 #: What windows make of values that is of another kind than the values.
 OTHER_AMOUNTS = ("count", "sum", "distinct_count", "std")
+
+#: What is called a fault must be as unlikely as this; and entities' ratios to what is usual, how far apart.
+FAULTY, ALIKE = 1e-3, 0.2
 
 ENTITY, TIME = "entity", "time"
 #: Days of the week are 1 (Monday) to 7.
@@ -310,7 +315,7 @@ def _judged(found: pl.DataFrame) -> pl.DataFrame:
 
 
 def findings(watch: Watch, compared: pl.DataFrame, spent: float) -> list[Finding]:
-    """One for each column: whether any entity is unlike itself, and which; their number is paid for."""
+    """One for each column: is any entity unlike itself, and which; of as many `tests` as were made."""
     return [
         _finding(watch, str(name), found, spent)
         for (name,), found in compared.group_by("column", maintain_order=True)
@@ -318,30 +323,40 @@ def findings(watch: Watch, compared: pl.DataFrame, spent: float) -> list[Finding
 
 
 def _finding(watch: Watch, name: str, found: pl.DataFrame, spent: float) -> Finding:
-    # The window and the week of an entity are two tests, and everybody's are shared.
-    shared = found.with_columns((pl.col("p") * found.height).clip(0, 1))
-    worst = shared.sort("p", maintain_order=True).unique(ENTITY, keep="first", maintain_order=True)
-    p = float(worst["p"][0])
+    # The window and the week of an entity are two tests.
+    ordered = found.sort("p", maintain_order=True)
+    worst = ordered.unique(ENTITY, keep="first", maintain_order=True)
+    p, tests = float(worst["p"][0]), found.height
     about = f"{name} by {', '.join(watch.keys)}" if watch.keys else f"{name} for its time"
     kind: Kind = "prediction" if name == PREDICTION else "input"
     if not worst["matters"][0]:
-        return Finding(about, kind, p, matters=False)
-    is_odd = (pl.col("p") <= max(spent, p)) & pl.col("matters")
-    odd, window = worst.filter(is_odd), shared.filter(is_odd & pl.col("kind").is_not_null())
-    if window.height and _is_still(found):
-        kind, odd = "data", window.sort("p", maintain_order=True)
+        return Finding(about, kind, p, matters=False, tests=tests)
+    is_odd = (pl.col("p") <= max(spent / tests, p)) & pl.col("matters")
+    odd, fault = worst.filter(is_odd), _fault(ordered)
+    if fault:
+        kind, odd = "data", ordered.filter(is_odd & pl.col("kind").is_not_null())
     said = [_said(name, each) for each in odd[:NAMED].iter_rows(named=True)]
     said += [f"and {odd.height - NAMED} more"] if odd.height > NAMED else []
-    said = ["it stands still", *said] if kind == "data" else said
     # As PSI grows with a shift: by its square, in standard deviations; of the entities that have it.
     shifts = ((odd["value"] - odd["expected"]) / odd["scale"]).fill_nan(1.0).clip(-1e3, 1e3)
-    return Finding(about, kind, p, True, "; ".join(said), float((shifts**2).sum() / worst.height))
+    harm = float((shifts**2).sum() / worst.height)
+    return Finding(about, kind, p, True, "; ".join(fault + said), harm, tests=tests)
 
 
-def _is_still(found: pl.DataFrame) -> bool:
-    """Whether entities that usually have each its own all have one value in a window."""
+def _fault(found: pl.DataFrame) -> list[str]:
+    """What makes a window's difference a fault of the data, in words: what no world does to all entities."""
     window = found.filter(pl.col("kind").is_not_null())
-    return window["value"].n_unique() == 1 and window["expected"].n_unique() > 1
+    if not (window["matters"] & (window["p"] <= FAULTY)).any():
+        return []
+    if window["value"].n_unique() == 1 and window["expected"].n_unique() > 1:
+        return ["it stands still"]
+    ratios = window.filter(pl.col("expected") != 0).select(pl.col("value") / pl.col("expected")).to_series()
+    middle = ratios.median() if len(ratios) >= FEWEST else None
+    if not isinstance(middle, float) or not middle > 0 or (ratios / middle - 1).abs().median() > ALIKE:  # type: ignore[operator]
+        return []
+    factor = min((f for f, shift in CONVERSIONS if not shift), key=lambda f: abs(math.log(middle / f)))
+    is_one = abs(math.log(middle / factor)) < ALIKE and not 1 / MILD < factor < MILD
+    return [f"it is about {factor:.4g} times what is usual: another unit?"] if is_one else []
 
 
 def _said(name: str, found: Mapping[str, Any]) -> str:

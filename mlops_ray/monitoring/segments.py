@@ -182,7 +182,7 @@ def look(cuts: Mapping[str, Cut], how: str, columns: Mapping[str, pl.Series], sc
 def findings(metric: str, told: Sequence[Segment]) -> list[Finding]:
     """Is the worst segment worse? Asked of each named column, and of all others together.
 
-    `p` is right for the worst of all that were compared.
+    `p` is that of the worst, of as many `tests` as were compared.
     """
 
     def question(segment: Segment) -> tuple[str, str]:
@@ -195,13 +195,13 @@ def findings(metric: str, told: Sequence[Segment]) -> list[Finding]:
 
 
 def _worst(metric: str, column: str, told: Sequence[Segment]) -> Finding:
-    """The least likely of those that matter, which pays for all."""
+    """The least likely of those that matter, one of so many tests."""
     answers = [(_finding(metric, each), each) for each in told]
     found, worst = min(answers, key=lambda answer: (not answer[0].matters, answer[0].p))
     where = f" where {worst.column} is {worst.name}"
     said = found.evidence.replace(" rows is ", f" rows{where} is ", 1)
     about = f"{found.about} by {column}" if column else f"{found.about} of {FOUND}"
-    return replace(found, about=about, p=min(1.0, len(told) * found.p), evidence=said)
+    return replace(found, about=about, tests=len(told), evidence=said)
 
 
 def document(metric: str, told: Sequence[Segment]) -> list[dict[str, Any]]:

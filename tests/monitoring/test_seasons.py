@@ -65,10 +65,10 @@ def day(at: int, seed: int = 2, **how: Any) -> pl.DataFrame:
 def test_neither_a_night_nor_a_sunday_is_a_difference(usual: pl.DataFrame) -> None:
     for at in range(14):
         (finding,) = found(usual, day(at, seed=at)).values()
-        assert finding.p > 0.01 or not finding.matters
+        assert finding.p_of_tests > 0.01 or not finding.matters
     night = day(0).filter(pl.col("time").dt.hour().is_in([0, 1, 2]))
     (finding,) = found(usual, night).values()
-    assert finding.p > 0.01 or not finding.matters
+    assert finding.p_of_tests > 0.01 or not finding.matters
 
 
 def test_a_site_that_needs_half_is_found_at_once_and_named(usual: pl.DataFrame) -> None:
@@ -88,6 +88,17 @@ def test_sites_that_all_have_one_value_stand_still_which_is_a_fault(usual: pl.Da
     everywhere = pl.concat([weather.with_columns(site=pl.lit(site)) for site in ("S0", "S1")])
     hot = pl.concat([day(1, sites=1).with_columns(pl.col("load") * 3, site=pl.lit(s)) for s in ("S0", "S1")])
     assert found(learned(everywhere), hot)["load by site"].kind == "input"
+
+
+def test_all_sites_a_thousand_times_as_large_are_another_unit() -> None:
+    many = learned(rows(7 * WEEKS, seed=1, sites=6))
+    finding = found(many, day(1, sites=6).with_columns(pl.col("load") * 1_000))["load by site"]
+    assert finding.kind == "data"
+    assert finding.evidence.startswith("it is about 1000 times what is usual: another unit?; load of S")
+    # A world that needs twice as much is none, nor sites that each change in their own way.
+    assert found(many, day(1, sites=6).with_columns(pl.col("load") * 2))["load by site"].kind == "input"
+    each = pl.col("load") * pl.col("site").str.tail(1).cast(pl.Int64) ** 3 * 40
+    assert found(many, day(1, sites=6).with_columns(each))["load by site"].kind == "input"
 
 
 def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:

@@ -114,7 +114,7 @@ def test_the_worst_of_several_pays_for_all_of_them() -> None:
     sites, p_values = site_rows(20), []
     for _ in range(10):
         of = cut_only(RANDOM.normal(0, 1, 4_000), site_rows(500), "mae", np.arange(4_000))
-        p_values += [realised(of, RANDOM.normal(0, 1, 160), sites)[0].p for _ in range(30)]
+        p_values += [realised(of, RANDOM.normal(0, 1, 160), sites)[0].p_of_tests for _ in range(30)]
     called = np.array(p_values)
     assert (called <= 0.05).sum() <= 15 + 3 * 15**0.5
     assert (called <= 0.3).sum() >= 45
@@ -152,7 +152,7 @@ def test_rows_of_one_day_are_one_day_also_of_a_site() -> None:
         of = cut_only(errors, np.tile(sites, 40), "mae", np.arange(len(errors)) // len(sites))
         for _ in range(5):
             day = np.exp(0.3 * RANDOM.normal(0, 1, 8)) * RANDOM.normal(0, 1, (24, 8))
-            called += realised(of, day.ravel(), sites)[0].p <= 0.01
+            called += realised(of, day.ravel(), sites)[0].p_of_tests <= 0.01
     # Three deviations above what is expected of 200.
     assert called <= 2 + 4
 
