@@ -51,7 +51,7 @@ FAULTY, ALIKE = 1e-3, 0.2
 
 ENTITY, TIME = "entity", "time"
 #: Days of the week are 1 (Monday) to 7.
-SATURDAY, HOLIDAY, BETWEEN = 6, 8, 9
+SATURDAY, SUNDAY, HOLIDAY, BETWEEN = 6, 7, 8, 9
 DAYS = (
     *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     *("public holiday", "working day between holidays"),
@@ -254,10 +254,12 @@ def compare(
             beside = _beside(_hours(watch, now, name), of_column)
             unknown, hours = unknown + beside["means"].null_count(), hours + beside.height
             over = _beside(_hours(watch, before, name), of_column)
-            each = [_judged(_of_window(beside)), _judged(_of_week(over))]
-            found += [
-                part.with_columns(column=pl.lit(name)).select(*COMPARED).cast(COMPARED) for part in each
-            ]
+            day = _of_window(beside)
+            # What a week shows can wait until a day that is none of rest.
+            at_work = day.filter(~pl.col("kind").is_in([SUNDAY, HOLIDAY]))
+            for part in (day, _of_week(over).join(at_work, ENTITY, how="semi")):
+                judged = _judged(part).with_columns(column=pl.lit(name))
+                found.append(judged.select(*COMPARED).cast(COMPARED))
     return pl.concat(found), unknown / max(hours, 1)
 
 

@@ -101,6 +101,17 @@ def test_all_sites_a_thousand_times_as_large_are_another_unit() -> None:
     assert found(many, day(1, sites=6).with_columns(each))["load by site"].kind == "input"
 
 
+def test_what_a_week_shows_waits_for_a_day_that_is_none_of_rest(usual: pl.DataFrame) -> None:
+    frame = rows(14, seed=3, begin=BEGIN + timedelta(days=7 * WEEKS)).with_columns(pl.col("load") * 2)
+    for days, kinds in ((13, {6, None}), (14, {7}), (8, {1, None})):
+        end = BEGIN + timedelta(days=7 * WEEKS + days)
+        window, week = (
+            frame.filter(pl.col("time").is_between(end - timedelta(days=of), end, "left")) for of in (1, 7)
+        )
+        compared, _ = seasons.compare(WATCH, usual, window, week)
+        assert set(compared["kind"]) == kinds
+
+
 def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:
     lagged = WATCH._replace(lags_us={"load_1d_ago": DAY_US})
     frame = rows(7 * WEEKS + 8, seed=3)
