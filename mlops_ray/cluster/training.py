@@ -33,7 +33,7 @@ from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import card, evaluate, journal, runs, sweep, tracking
 from mlops_ray.training.card import Subject
-from mlops_ray.training.diagnosis import LEAST, HeldOut, diagnose
+from mlops_ray.training.diagnosis import LEAST, Diagnosis, HeldOut, diagnose
 from mlops_ray.training.environment import environment
 from mlops_ray.training.evaluate import Fitted, Report
 from mlops_ray.training.space import Point
@@ -134,9 +134,11 @@ class Trainer:
             refused += [fitted.missed] if fitted.missed else []
             run.log_params({"family": best.family, **best.params})
             run.log_metrics(report.metrics)
-            packed = self._pack(task, fitted, report, training_set, cpus)
+            diagnosis = self._diagnosed(task, fitted)
+            packed = self._pack(task, fitted, report, diagnosis, training_set, cpus)
             self.progress.update("drawing the model card")
-            subject = self._subject(task, fitted, report, training_set, found, refused + notes)
+            told = refused + notes
+            subject = self._subject(task, fitted, report, diagnosis, training_set, found, told)
             version = self.registry.register(packed, run_id=run.id, metric=metric)
             sweep.forget(folder)
             files = card.files(replace(subject, version=version))
@@ -216,16 +218,8 @@ class Trainer:
         packed = self.registry.package(self.project.project, version, **trust)
         return Predictor.load(packed.folder, None, digest=packed.digest, functions=functions, **trust)
 
-    def _subject(
-        self,
-        task: Task,
-        fitted: Fitted,
-        report: Report,
-        training_set: TrainingSet,
-        found: Mapping[str, Any],
-        refused: list[str],
-    ) -> Subject:
-        """What the model card says, of no version yet."""
+    def _diagnosed(self, task: Task, fitted: Fitted) -> Diagnosis:
+        """Where the model errs on the test rows, and what it goes by."""
         rows, seed = task.test.held_out, task.training.search.seed
         answers, fewest = fitted.predict(task.frame[rows]), self._fewest
         held = HeldOut(
@@ -239,6 +233,26 @@ class Trainer:
             max(LEAST, fewest),
             fewest,
         )
+        return diagnose(
+            held,
+            fitted.predict,
+            self.features.names,
+            self.project.monitoring.segments,
+            self._hidden,
+            evaluate.learned(task, fitted),
+        )
+
+    def _subject(
+        self,
+        task: Task,
+        fitted: Fitted,
+        report: Report,
+        diagnosis: Diagnosis,
+        training_set: TrainingSet,
+        found: Mapping[str, Any],
+        refused: list[str],
+    ) -> Subject:
+        """What the model card says, of no version yet."""
         known = task.frame[task.test.train].select(self.features.names)
         target = self.project.target
         return Subject(
@@ -249,14 +263,7 @@ class Trainer:
             model={"family": fitted.family, **fitted.params},
             metric=task.metric,
             report=report,
-            diagnosis=diagnose(
-                held,
-                fitted.predict,
-                self.features.names,
-                self.project.monitoring.segments,
-                self._hidden,
-                evaluate.learned(task, fitted),
-            ),
+            diagnosis=diagnosis,
             manifest=training_set.manifest,
             missing={name: known[name].null_count() / known.height for name in known.columns},
             environment=found,
@@ -265,7 +272,13 @@ class Trainer:
         )
 
     def _pack(
-        self, task: Task, fitted: Fitted, report: Report, training_set: TrainingSet, cpus: int
+        self,
+        task: Task,
+        fitted: Fitted,
+        report: Report,
+        diagnosis: Diagnosis,
+        training_set: TrainingSet,
+        cpus: int,
     ) -> Package:
         known = task.frame[task.test.train].select(self.features.names)
         # Cells of a column are made of its values.
@@ -274,6 +287,7 @@ class Trainer:
         held_out = task.frame[task.test.held_out]
         answers = fitted.predict(held_out)
         expected, errors = self._expected(task, fitted, held_out, answers)
+        weighed = {str(each.at): each.value for each in diagnosis.importance}
         # Answers to rows that the model learned from would look too sure.
         answered = counts.reference(
             pl.DataFrame({PREDICTION: answers}), [Column(PREDICTION, "float")], task.training.search.seed
@@ -295,7 +309,7 @@ class Trainer:
             origin=_origin(task, cpus),
             training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
             reference=counted.beside(answered).to_json(),
-            expected=expected.to_json(),
+            expected=replace(expected, importance=weighed).to_json(),
             errors=errors,
             seasons=self._seasons(task, held_out, answers),
             created_at=datetime.now(UTC),

@@ -51,7 +51,7 @@ class Finding:
 
     `p` is how likely chance alone makes what was seen, where it is the least of so many `tests`; `p_holm` the
     same, adjusted for all that the look asked. `matters` says whether it would be large enough to matter,
-    `harm` orders what was found.
+    `harm` orders what was found; `column` is the feature that it is about, where it is one.
     """
 
     about: str
@@ -62,6 +62,7 @@ class Finding:
     harm: float = 0.0
     p_holm: float = 1.0
     tests: int = 1
+    column: str = ""
 
     @property
     def p_of_tests(self) -> float:

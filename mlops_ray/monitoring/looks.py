@@ -5,7 +5,7 @@ version's package refers to.
 import io
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -145,12 +145,20 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
     if given.known is not None:
         of_model = logged.features(release.package, rows)
         asked += joint.findings(release.package, given.known, rows.columns, of_model)
+    asked = [_weighed(release, each) for each in asked]
     said: dict[str, Any] = {}
     if release.expected is not None:
         said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)
         asked += more
     columns = {drift.column: drift.psi_corrected for drift in drifts}
     return Seen(alarms.look(window.until, share, asked + faults), columns, said, figures, outside)
+
+
+def _weighed(release: Release, found: Finding) -> Finding:
+    """A column's drift does as much harm as the model makes of the column."""
+    if release.expected is None or not found.column:
+        return found
+    return replace(found, harm=found.harm * release.expected.weight(found.column))
 
 
 def entry(window: Closed, seen: Seen) -> dict[str, Any]:
@@ -195,12 +203,15 @@ def findings(release: Release, current: Counts, drifts: list[Drift], rows: pl.Da
     """
     ours, theirs = release.reference.by_name, current.by_name
     return [
-        attribution.finding(
-            drift,
-            *ours[drift.column],
-            theirs[drift.column][1],
-            logged.amounts(rows, drift.column),
-            has_seasons=release.has_seasons,
+        replace(
+            attribution.finding(
+                drift,
+                *ours[drift.column],
+                theirs[drift.column][1],
+                logged.amounts(rows, drift.column),
+                has_seasons=release.has_seasons,
+            ),
+            column=drift.column,
         )
         for drift in drifts
         if drift.untested is None

@@ -51,7 +51,8 @@ class Expected:
 
     `measured` are the metrics with the labels, `estimated` the same without them, by name. `calibrator` is
     that of a classification, `threshold` where its decisions lie. `cuts` are the figures of segments by
-    column, `losses` those by label; older packages have none.
+    column, `losses` those by label, `importance` by how much the metric that decides worsens where a column
+    is shuffled; older packages have none.
     """
 
     task: TaskKind
@@ -62,6 +63,13 @@ class Expected:
     threshold: float | None = None
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     losses: Losses | None = None
+    importance: Mapping[str, float] = field(default_factory=dict)
+
+    def weight(self, column: str) -> float:
+        """How much the model makes of a column, beside the average one; 1.0 where that is not known."""
+        known = {name: max(value, 0.0) for name, value in self.importance.items()}
+        total = sum(known.values())
+        return known[column] * len(known) / total if total and column in known else 1.0
 
     def chances(self, answers: Values) -> Values:
         """How likely a classification's rows are a yes."""
@@ -113,7 +121,14 @@ class Expected:
         head = {"task": self.task, "decides": self.decides, "threshold": self.threshold}
         cuts = {name: cut.to_json() for name, cut in self.cuts.items()}
         own = None if self.losses is None else self.losses.to_json()
-        return {**head, **figures, "calibrator": line, "cuts": cuts, "losses": own}
+        return {
+            **head,
+            **figures,
+            "calibrator": line,
+            "cuts": cuts,
+            "losses": own,
+            "importance": {**self.importance},
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -136,6 +151,7 @@ class Expected:
             data["threshold"],
             cuts,
             own and Losses.from_json(own),
+            data.get("importance", {}),
         )
 
 

@@ -4,6 +4,10 @@ A night is not a year, and the rows of a day are not independent. What an entity
 of such a day (of the week, a public holiday, a working day between holidays) is taken off; how far the rest
 may be from nothing say days of that kind, which lie a week apart, and whole weeks. Asked is about the window,
 and about the seven days up to its end: a day that is odd once is no drift, and a week smooths what days vary.
+
+What entities have in common (the weather, the course of a year) is taken off each of them, and asked about
+once: what one of them does alone is told the sooner, and what all do is told as that. It is the median of how
+far each is from what is usual, in its own deviations of a day.
 """
 
 import bisect
@@ -35,6 +39,8 @@ MOST_ENTITIES, MOST_SERIES = 200, 10_000
 RECURRING = 10
 #: A difference matters from so many of the entity's own standard deviations on: what a PSI of 0.02 is.
 FLOOR = 0.14
+#: Of so many entities, at least, something can be in common.
+PEERS = 5
 #: Numbers are kept as 32 bits: of a constant so much of itself is no difference.
 ROUNDING = 1e-5
 #: Of an entity's hours that the reference must know, for them to be compared with it.
@@ -50,6 +56,8 @@ OTHER_AMOUNTS = ("count", "sum", "distinct_count", "std")
 FAULTY, ALIKE = 1e-3, 0.2
 
 ENTITY, TIME = "entity", "time"
+#: What all have in common stands as one entity more; no caller's is called so.
+ALL = "(all)"
 #: Days of the week are 1 (Monday) to 7.
 SATURDAY, SUNDAY, HOLIDAY, BETWEEN = 6, 7, 8, 9
 DAYS = (
@@ -70,6 +78,7 @@ USUAL = pl.Schema(
         "days": pl.Int32(),
         "week": pl.Float64(),
         "weeks": pl.Int32(),
+        "unit": pl.Float64(),
         "scale": pl.Float64(),
     }
 )
@@ -81,6 +90,7 @@ COMPARED = pl.Schema(
         "kind": pl.Int8(),
         "value": pl.Float64(),
         "expected": pl.Float64(),
+        "alone": pl.Float64(),
         "spread": pl.Float64(),
         "blocks": pl.Int32(),
         "scale": pl.Float64(),
@@ -185,7 +195,8 @@ class Watch(NamedTuple):
         parts = [pl.col(key).cast(pl.String) for key in self.keys]
         name = pl.concat_str(parts, separator=", ") if parts else pl.lit("all")
         known = [name for name in self.lags_us if name in rows.columns]
-        return rows.select(name.alias(ENTITY), pl.col(self.time).alias(TIME), *known)
+        named = rows.select(name.alias(ENTITY), pl.col(self.time).alias(TIME), *known)
+        return named.filter(pl.col(ENTITY) != ALL)
 
 
 def recurs(watch: Watch, rows: pl.DataFrame) -> bool:
@@ -199,8 +210,9 @@ def learn(watch: Watch, rows: pl.DataFrame, answered: pl.DataFrame, fewest: int 
 
     `answered` are rows that the model did not learn from, with its `prediction`. Of the result, `means` are
     what the `hours` of such a day have; `an_hour`, `day` and `week` how far an hour, the mean of a day of
-    this kind, and that of a week were from what the others have (root mean square); `days` and `weeks` their
-    numbers, `scale` the entity's standard deviation.
+    this kind, and that of a week were from what the others have and all have in common (root mean square);
+    `days` and `weeks` their numbers, `unit` how far days are with what is in common, `scale` the entity's
+    standard deviation. Of `ALL`, everything is in such units.
     """
     named, told = watch.entities(rows), watch.entities(answered)
     most = max(1, min(MOST_ENTITIES, MOST_SERIES // max(1, len(watch.lags_us))))
@@ -219,6 +231,41 @@ def _usual(cells: pl.DataFrame, fewest: int) -> pl.DataFrame:
     count = pl.len().over(SLOT)
     others = (pl.col("value").sum().over(SLOT) - pl.col("value")) / (count - 1)
     left = cells.filter(count >= fewest).with_columns(rest=pl.col("value") - others)
+    of_days = left.group_by(ENTITY, "date").agg(pl.col("rest").mean())
+    units = of_days.group_by(ENTITY).agg(unit=_size("rest"))
+    common = _common(of_days.join(units, ENTITY))
+    left = left.join(units, ENTITY).join(common, "date", how="left")
+    left = left.with_columns(rest=pl.col("rest") - pl.col("common").fill_null(0.0) * pl.col("unit"))
+    scales = cells.group_by(ENTITY).agg(scale=pl.col("value").std()).join(units, ENTITY)
+    # One entity more: each day one hour, which usually has nothing.
+    days = _of_all(common, left).with_columns(value=pl.lit(0.0), rest=pl.col("value"))
+    spreads = _spreads(pl.concat([left.select(days.columns), days]))
+    return spreads.join(pl.concat([scales, _scale_of_all(scales)]), ENTITY).sort(ENTITY, "kind")
+
+
+def _of_all(common: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
+    """What is in common, as the one hour of a day of one entity."""
+    return common.join(cells.select("date", "kind").unique(), "date").select(
+        pl.lit(ALL).alias(ENTITY), "kind", pl.lit(0, pl.Int8).alias("hour"), "date", value="common"
+    )
+
+
+def _scale_of_all(scales: pl.DataFrame) -> pl.DataFrame:
+    """The standard deviation of the middle entity, in its deviations of a day; no row where none varies."""
+    own = scales.filter(pl.col("unit") > 0)
+    scale = (pl.col("scale") / pl.col("unit")).median()
+    return own.select(pl.lit(ALL).alias(ENTITY), scale, unit=pl.lit(1.0)).unique()
+
+
+def _common(days: pl.DataFrame) -> pl.DataFrame:
+    """What the entities of a day have in common, of days with enough of them."""
+    of_each = days.filter(pl.col("unit") > 0).with_columns(common=pl.col("rest") / pl.col("unit"))
+    found = of_each.group_by("date").agg(pl.col("common").median(), pl.len().alias("of"))
+    return found.filter(pl.col("of") >= PEERS).drop("of")
+
+
+def _spreads(left: pl.DataFrame) -> pl.DataFrame:
+    """What hours usually have, and how far the `rest` of hours, days and weeks is from nothing."""
     rest = pl.col("rest").mean()
     days = left.group_by(ENTITY, "kind", "date").agg(rest).group_by(ENTITY, "kind")
     weeks = left.group_by(ENTITY, pl.col("date").dt.truncate("1w")).agg(
@@ -231,8 +278,6 @@ def _usual(cells: pl.DataFrame, fewest: int) -> pl.DataFrame:
         means.join(days.agg(day=_size("rest"), days=pl.len()), [ENTITY, "kind"])
         .join(left.group_by(ENTITY, "kind").agg(an_hour=_size("rest")), [ENTITY, "kind"])
         .join(whole.agg(week=_size("rest"), weeks=pl.len()).filter(pl.col("weeks") >= FEWEST), ENTITY)
-        .join(cells.group_by(ENTITY).agg(scale=pl.col("value").std()), ENTITY)
-        .sort(ENTITY, "kind")
     )
 
 
@@ -242,9 +287,10 @@ def compare(
     """Each column of each entity beside what is usual, in a window and in the seven days up to its end.
 
     `value` and `expected` are means over its hours, `spread` how far such a time is from what is usual, over
-    so many `blocks` of the reference; `kind` is the day that most of a window is, null of a week. `p` is how
-    likely chance alone makes such a difference. Besides comes the share of the window's hours that lie
-    *outside the reference*; an entity with more than `KNOWN` of such is left out.
+    so many `blocks` of the reference; `alone` is what would be usual but for what all have in common, which
+    `ALL` has. `kind` is the day that most of a window is, null of a week. `p` is how likely chance makes
+    such a difference. Besides comes the share of the window's hours that lie *outside the reference*; an
+    entity with more than `KNOWN` of such is left out.
     """
     now, before = watch.entities(window), watch.entities(week)
     found, unknown, hours = [pl.DataFrame(schema=COMPARED)], 0, 0
@@ -252,7 +298,8 @@ def compare(
         if name in now.columns:
             of_column = usual.filter(column=name)
             beside = _beside(_hours(watch, now, name), of_column)
-            unknown, hours = unknown + beside["means"].null_count(), hours + beside.height
+            own = beside.filter(pl.col(ENTITY) != ALL)
+            unknown, hours = unknown + own["means"].null_count(), hours + own.height
             over = _beside(_hours(watch, before, name), of_column)
             day = _of_window(beside)
             # What a week shows can wait until a day that is none of rest.
@@ -264,9 +311,17 @@ def compare(
 
 
 def _beside(cells: pl.DataFrame, usual: pl.DataFrame) -> pl.DataFrame:
-    """Each hour with what is usual in it, null where nobody knows."""
+    """Each hour with what is usual in it, null where nobody knows, and each day with what is in common."""
     slots = usual.explode("hours", "means").rename({"hours": "hour"})
-    return cells.join(slots, SLOT, how="left").with_columns(is_known=pl.col("means").is_not_null())
+    slots = slots.with_columns(pl.col("means").cast(pl.Float64))
+    found = cells.join(slots, SLOT, how="left").with_columns(rest=pl.col("value") - pl.col("means"))
+    days = found.drop_nulls("rest").group_by(ENTITY, "date")
+    common = _common(days.agg(pl.col("rest").mean(), pl.col("unit").first()))
+    of_all = _of_all(common, found).join(slots, SLOT)
+    every = pl.concat([found, of_all], how="diagonal").join(common, "date", how="left")
+    shared = pl.col("common").fill_null(0.0) * pl.col("unit")
+    shift = pl.when(pl.col(ENTITY) == ALL).then(0.0).otherwise(shared)
+    return every.with_columns(is_known=pl.col("means").is_not_null(), expected=pl.col("means") + shift)
 
 
 def _summed(beside: pl.DataFrame, *more: pl.Expr) -> pl.DataFrame:
@@ -274,7 +329,8 @@ def _summed(beside: pl.DataFrame, *more: pl.Expr) -> pl.DataFrame:
     known = beside.filter("is_known").group_by(ENTITY)
     sums = known.agg(
         pl.col("value").mean(),
-        pl.col("means").cast(pl.Float64).mean().alias("expected"),
+        pl.col("expected").mean(),
+        pl.col("means").mean().alias("alone"),
         pl.col("week", "weeks", "scale").first(),
         pl.len().cast(pl.Int64).alias("hours"),
         *more,
@@ -332,27 +388,29 @@ def _finding(watch: Watch, name: str, found: pl.DataFrame, spent: float) -> Find
     about = f"{name} by {', '.join(watch.keys)}" if watch.keys else f"{name} for its time"
     kind: Kind = "prediction" if name == PREDICTION else "input"
     if not worst["matters"][0]:
-        return Finding(about, kind, p, matters=False, tests=tests)
+        return Finding(about, kind, p, matters=False, tests=tests, column=name)
     is_odd = (pl.col("p") <= max(spent / tests, p)) & pl.col("matters")
     odd, fault = worst.filter(is_odd), _fault(ordered)
     if fault:
-        kind, odd = "data", ordered.filter(is_odd & pl.col("kind").is_not_null())
+        odd = ordered.filter(is_odd & pl.col("kind").is_not_null()).with_columns(expected="alone")
+        kind = "data"
     said = [_said(name, each) for each in odd[:NAMED].iter_rows(named=True)]
     said += [f"and {odd.height - NAMED} more"] if odd.height > NAMED else []
     # As PSI grows with a shift: by its square, in standard deviations; of the entities that have it.
     shifts = ((odd["value"] - odd["expected"]) / odd["scale"]).fill_nan(1.0).clip(-1e3, 1e3)
     harm = float((shifts**2).sum() / worst.height)
-    return Finding(about, kind, p, True, "; ".join(fault + said), harm, tests=tests)
+    return Finding(about, kind, p, True, "; ".join(fault + said), harm, tests=tests, column=name)
 
 
 def _fault(found: pl.DataFrame) -> list[str]:
     """What makes a window's difference a fault of the data, in words: what no world does to all entities."""
-    window = found.filter(pl.col("kind").is_not_null())
-    if not (window["matters"] & (window["p"] <= FAULTY)).any():
+    every = found.filter(pl.col("kind").is_not_null())
+    window = every.filter(pl.col(ENTITY) != ALL)
+    if not (every["matters"] & (every["p"] <= FAULTY)).any():
         return []
-    if window["value"].n_unique() == 1 and window["expected"].n_unique() > 1:
+    if window["value"].n_unique() == 1 and window["alone"].n_unique() > 1:
         return ["it stands still"]
-    ratios = window.filter(pl.col("expected") != 0).select(pl.col("value") / pl.col("expected")).to_series()
+    ratios = window.filter(pl.col("alone") != 0).select(pl.col("value") / pl.col("alone")).to_series()
     middle = ratios.median() if len(ratios) >= FEWEST else None
     if not isinstance(middle, float) or not middle > 0 or (ratios / middle - 1).abs().median() > ALIKE:  # type: ignore[operator]
         return []
@@ -363,10 +421,19 @@ def _fault(found: pl.DataFrame) -> list[str]:
 
 def _said(name: str, found: Mapping[str, Any]) -> str:
     usual = f"{found['expected']:.3g} is usual, give or take {found['spread']:.2g}"
+    if found[ENTITY] == ALL:
+        return _said_of_all(name, found)
     whose = f"{name} of {found[ENTITY]} is {found['value']:.3g}"
     if found["kind"] is None:
         return f"{whose} in seven days; {usual} (of {found['blocks']} weeks)"
     return f"{whose}; on a {DAYS[found['kind'] - 1]} {usual} (of {found['blocks']} such days)"
+
+
+def _said_of_all(name: str, found: Mapping[str, Any]) -> str:
+    way = "above" if found["value"] > 0 else "below"
+    lies = f"{name} of all lies {abs(found['value']):.2g} of the deviations of a day {way} what is usual"
+    when = "in seven days" if found["kind"] is None else f"on a {DAYS[found['kind'] - 1]}"
+    return f"{lies}, {when}; give or take {found['spread']:.2g} (of {found['blocks']})"
 
 
 def _hours(watch: Watch, named: pl.DataFrame, name: str) -> pl.DataFrame:

@@ -4,9 +4,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -17,6 +18,8 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS, FLUSH_S
+from mlops_ray.monitoring import journal
+from mlops_ray.monitoring.state import ModelState
 from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage
 from tests.e2e import load
@@ -165,6 +168,51 @@ def test_replicas_killed_under_load_fail_only_what_they_held_and_our_client_mend
     assert seen.statuses["client", 200] > 0
     # What a killed replica had answered, and its caller did not get, was asked for again.
     assert answered <= logged(served) - before <= answered + 6 * KILLS
+
+
+def test_the_monitor_killed_under_load_counts_every_row_once(served: Served) -> None:
+    stop = threading.Event()
+    joined = load.steady(served.url, served.key, "others", MODELS["others"], stop, callers=2)
+    try:
+        for _ in range(KILLS):
+            (monitor,) = until_there(monitors)
+            monitor.send_signal(signal.SIGKILL)
+            monitor.wait(30)
+            # It counts again before it is killed again.
+            seen_before = counted(served, "others")
+            until_there(lambda: counted(served, "others") > seen_before)
+    finally:
+        stop.set()
+        seen = joined()
+    assert seen.wrong == []
+    answered = sum(
+        COUNTS.unpack(path.read_bytes())[0]
+        for path in (served.storage.root / prediction_log.FOLDER / "others" / COUNTERS).glob("*")
+    )
+    assert answered > 0
+    until_there(lambda: counted(served, "others") >= answered)
+    assert counted(served, "others") == answered
+
+
+def counted(served: Served, model: str) -> int:
+    """The rows of a model that the monitor has on disk."""
+    state = ModelState.from_json(served.storage.read_json(journal.FOLDER, f"{model}.json"))
+    return sum(watched.rows for watched in state.versions.values())
+
+
+def monitors() -> list[psutil.Process]:
+    """The monitor's process, once its constructor has run."""
+    found = psutil.process_iter(["cmdline"])
+    return [each for each in found if ":ServeReplica:monitor:" in (each.info["cmdline"] or [""])[0]]
+
+
+def until_there(ask: Callable[[], Any]) -> Any:
+    """What is asked for, when it is there."""
+    end = time.monotonic() + 60.0
+    while not (found := ask()):
+        assert time.monotonic() < end, "the monitor does not come back"
+        threading.Event().wait(0.1)
+    return found
 
 
 def logged(served: Served) -> int:

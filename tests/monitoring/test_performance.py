@@ -149,3 +149,10 @@ def test_what_is_known_travels_as_json() -> None:
     for known in (CLASSES, NUMBERS):
         assert Expected.from_json(json.loads(json.dumps(known.to_json()))) == known
     assert NO_MODELS == {}
+
+
+def test_a_column_weighs_what_the_model_makes_of_it() -> None:
+    of = Expected("regression", "mae", {}, {}, importance={"a": 3.0, "b": 1.0, "c": -0.5, "d": 0.0})
+    assert [of.weight(name) for name in ("a", "b", "c", "unknown")] == [3.0, 1.0, 0.0, 1.0]
+    assert Expected.from_json(of.to_json()).importance == of.importance
+    assert Expected("regression", "mae", {}, {}).weight("a") == 1.0

@@ -1,7 +1,7 @@
 """A past period through the monitor: it sees what it would have seen, and a course of time is no alarm."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -76,7 +76,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         storage.path("packages", "one"),
         project,
         1.0,
-        expected=expected.to_json(),
+        expected=replace(expected, importance={"amount": 3.0, "hour": 1.0}).to_json(),
         errors=errors,
         seasons=usual.getvalue(),
         origin={"keys": ["site"]},
@@ -106,6 +106,16 @@ def test_a_site_that_has_half_opens_one_on_the_day_and_is_named(world: World) ->
     assert datetime.fromtimestamp(episode.opened, UTC) == EDGE + timedelta(days=5)
     assert episode.found["amount by site"]["evidence"].startswith("amount of b is ")
     assert " of a " not in episode.found["amount by site"]["evidence"]
+
+
+def test_a_column_does_as_much_harm_as_the_model_makes_of_it(world: World) -> None:
+    frame = rows(EDGE, 1, seed=7).with_columns(pl.col("amount") * 2, pl.col("load") * 2)
+    found = {each["about"]: each for each in world.replay(frame).looks[0]["findings"]}
+    even = replace(world.release, expected=replace(world.release.expected, importance={}))
+    plain = replay.replay(even, world.log(frame), DAY_S, Budget()).looks[0]["findings"]
+    harms = {each["about"]: each["harm"] for each in plain}
+    assert found["amount by site"]["harm"] == pytest.approx(1.5 * harms["amount by site"])
+    assert found["prediction by site"]["harm"] == harms["prediction by site"] > 0
 
 
 def test_a_replay_sees_what_the_live_monitor_saw(world: World) -> None:

@@ -94,7 +94,9 @@ def test_all_sites_a_thousand_times_as_large_are_another_unit() -> None:
     many = learned(rows(7 * WEEKS, seed=1, sites=6))
     finding = found(many, day(1, sites=6).with_columns(pl.col("load") * 1_000))["load by site"]
     assert finding.kind == "data"
-    assert finding.evidence.startswith("it is about 1000 times what is usual: another unit?; load of S")
+    assert finding.evidence.startswith(
+        "it is about 1000 times what is usual: another unit?; load of all lies"
+    )
     # A world that needs twice as much is none, nor sites that each change in their own way.
     assert found(many, day(1, sites=6).with_columns(pl.col("load") * 2))["load by site"].kind == "input"
     each = pl.col("load") * pl.col("site").str.tail(1).cast(pl.Int64) ** 3 * 40
@@ -110,6 +112,30 @@ def test_what_a_week_shows_waits_for_a_day_that_is_none_of_rest(usual: pl.DataFr
         )
         compared, _ = seasons.compare(WATCH, usual, window, week)
         assert set(compared["kind"]) == kinds
+
+
+def test_what_all_do_is_told_as_that_and_what_one_does_alone_the_sooner() -> None:
+    frame = rows(7 * WEEKS + 7, seed=1, sites=8)
+    # A season that nobody expects: all rise and fall together, from week to week.
+    week = pl.col("time").dt.ordinal_day() // 7
+    swing = 1 + 0.3 * (week * 2.4).sin()
+    edge = BEGIN + timedelta(days=7 * WEEKS)
+    moved = frame.with_columns(pl.col("load") * swing)
+    usual = learned(moved.filter(pl.col("time") < edge))
+    today = moved.filter(pl.col("time") >= edge, pl.col("time") < edge + timedelta(days=1))
+    one = pl.when(pl.col("site") == "S3").then(pl.col("load") * 0.7).otherwise("load")
+    alone = found(usual, today.with_columns(load=one))["load by site"]
+    assert alone.p < 1e-5
+    assert alone.evidence.startswith("load of S3 is ")
+    assert "load of all" not in alone.evidence
+    together = found(usual, today.with_columns(pl.col("load") * 3))["load by site"]
+    assert together.p < 1e-3
+    assert "load of all lies" in together.evidence
+
+
+def test_a_caller_cannot_name_an_entity_as_all_of_them_are_called(usual: pl.DataFrame) -> None:
+    window = pl.concat([day(1), day(1).with_columns(site=pl.lit(seasons.ALL), load=pl.lit(1e9))])
+    assert seasons.compare(WATCH, usual, window, window)[0]["value"].max() < 10
 
 
 def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:
