@@ -44,7 +44,9 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
     "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}, "segments": […],
     "splits": […], "integrity": {figure: [[at, value], …]}, "skew": {feature: [rows that differ, rows]}}`;
     times are ISO 8601. Segments are those that looks wrote down, each as it was last, the worst first; splits
-    say of labels that came what the loss has grown by. Raises `DataError` where nothing was looked at then.
+    say of labels that came what the loss has grown by; `outside` is the share of hours of a kind of day that
+    the training set did not have, `None` where rows have no seasons. Raises `DataError` where nothing was
+    looked at then.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, float("inf"))))
     seen = [look for look in journal.read(storage, model, journal.LOOKS) if first <= look["until"] < last]
@@ -77,6 +79,7 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "splits": _splits(seen),
         "integrity": _integrity(seen),
         "skew": _skew(seen),
+        "outside": _outside(seen),
     }
 
 
@@ -93,6 +96,10 @@ def html(found: Document) -> str:
         ("Alarms", f"{len(alarms):,}", f"{sum(alarm['resolved'] is None for alarm in alarms)} go on"),
         ("Spent", number(found["spent"], 3), "false alarms to be expected, at most"),
     ]
+    if found["outside"] is not None:
+        tiles.append(
+            ("Outside the reference", share(found["outside"]), "hours of days that training did not have")
+        )
     sections = [
         Section("The period", [Block(tiles=tiles, wide=True)]),
         Section("Alarms", [_alarm(alarm) for alarm in alarms]),
@@ -184,6 +191,11 @@ def _integrity(seen: Sequence[Document]) -> dict[str, list[tuple[str, float]]]:
         for name, value in integrity.drawn(look.get("integrity", {})).items():
             found[name].append((_iso(look["until"]), value))
     return found
+
+
+def _outside(seen: Sequence[Document]) -> float | None:
+    known = [look["outside"] for look in seen if look.get("outside") is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _skew(seen: Sequence[Document]) -> dict[str, tuple[int, int]]:

@@ -180,7 +180,7 @@ def test_the_monitor_killed_under_load_counts_every_row_once(served: Served) -> 
             monitor.wait(30)
             # It counts again before it is killed again.
             seen_before = counted(served, "others")
-            until_there(lambda: counted(served, "others") > seen_before)
+            until_there(lambda least=seen_before: counted(served, "others") > least)
     finally:
         stop.set()
         seen = joined()
