@@ -391,6 +391,26 @@ def eventually(found: Any, tries: int = 40) -> Any:
     raise AssertionError("it did not come about")
 
 
+def test_a_past_period_goes_through_the_monitor_as_if_it_were_live(service: Service) -> None:
+    asked = ("--from", "2016-11-07T00:00Z", "--to", "2016-11-21T00:00Z")
+    done = mlops("replay", service.file, *asked, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [look["rows"] for look in found["looks"]] == [24 * 21] * 14
+    assert found["outside"] == 0
+    abouts = {finding["about"] for look in found["looks"] for finding in look["findings"]}
+    assert {"load_1d_ago by site", "prediction by site", "realised mae", "realised mae by site"} <= abouts
+    assert found["quality"]["mae"]["realised"]
+    page = service.storage.path("reports", f"replay-{MODEL}.html")
+    assert mlops("replay", service.file, *asked).returncode == 0
+    assert "Monitoring of factory-load" in page.read_text()
+    # The service's own record is as it was.
+    assert not (service.storage.root / "monitor" / MODEL / "looks.jsonl").exists()
+    wrong = mlops("replay", service.file, "--from", "2020-01-01T00:00Z")
+    assert wrong.returncode != 0
+    assert "no window of 'factory-load' closes then" in wrong.stderr
+
+
 def test_the_front_end_listens_on_loopback_alone(service: Service) -> None:
     """The port that callers are told of; the ports beside it are the test's of cluster/local.py."""
     ours = {process.pid for process in processes_of(service.storage.root)}

@@ -44,7 +44,6 @@ def test_the_champion_before_is_remembered_and_repeating_changes_nothing(storage
     packages.crown(storage, packages.NAME, 2, second)
     assert record.read(storage, packages.NAME) == released
     assert (released["champion"]["version"], released["previous"]["version"]) == ("2", "1")
-    assert released["champion"]["clock"] == ["hour"]
     assert released["champion"]["package"] == "artifacts/v2"
     assert [document["model"] for document in record.read_all(storage)] == [packages.NAME]
 
