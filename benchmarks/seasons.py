@@ -118,9 +118,9 @@ def replayed(
 
 
 def opened(replayed: Replayed) -> Iterator[dict[str, Any]]:
-    """Each alarm: the day of the window that opened it, and what was seen."""
+    """Each alarm: the day on which it opened, in the local time, and what was seen."""
     for episode in replayed.alarms.episodes:
-        day = datetime.fromtimestamp(episode.opened - DAY_S / 2, ZONE).date()
+        day = datetime.fromtimestamp(episode.opened, ZONE).date()
         (look,) = (look for look in replayed.looks if look["at"] == episode.opened)
         first = [each["evidence"] for each in look["findings"] if each["about"] in look["found"]]
         off = day.isoweekday() == 7 or day in public_holidays("DE", day.year)

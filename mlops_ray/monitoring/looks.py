@@ -6,6 +6,7 @@ import io
 import logging
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,9 +139,9 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
     asked = findings(release, window.counts, drifts, rows)
     outside = None
     if release.usual is not None:
-        watch = release.watch
-        named = (logged.named(release.package, part) for part in (rows, given.week))
-        compared, outside = seasons.compare(watch, release.usual, *named)
+        watch, until = release.watch, datetime.fromtimestamp(window.until, UTC)
+        now, before = (logged.named(release.package, part) for part in (rows, given.week))
+        compared, outside = seasons.compare(watch, release.usual, now, before, until)
         asked += seasons.findings(watch, compared, share)
     if given.known is not None:
         of_model = logged.features(release.package, rows)

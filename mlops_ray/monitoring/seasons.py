@@ -4,6 +4,8 @@ A night is not a year, and the rows of a day are not independent. What an entity
 of such a day (of the week, a public holiday, a working day between holidays) is taken off; how far the rest
 may be from nothing say days of that kind, which lie a week apart, and whole weeks. Asked is about the window,
 and about the seven days up to its end: a day that is odd once is no drift, and a week smooths what days vary.
+Days of rest are not asked about by themselves, nor on one: what they show can wait for the week, and a day
+when somebody is there. Faults of the data do not wait (`attribution`).
 
 What entities have in common (the weather, the course of a year) is taken off each of them, and asked about
 once: what one of them does alone is told the sooner, and what all do is told as that. It is the median of how
@@ -14,8 +16,9 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any, NamedTuple, Self
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
@@ -60,6 +63,7 @@ ENTITY, TIME = "entity", "time"
 ALL = "(all)"
 #: Days of the week are 1 (Monday) to 7.
 SATURDAY, SUNDAY, HOLIDAY, BETWEEN = 6, 7, 8, 9
+REST = (SUNDAY, HOLIDAY)
 DAYS = (
     *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     *("public holiday", "working day between holidays"),
@@ -135,6 +139,11 @@ class Calendar:
             {"date": kinds.keys(), "kind": kinds.values()}, {"date": pl.Date, "kind": pl.Int8}
         )
         return dated.join(known, "date", how="left", maintain_order="left")
+
+    def kind(self, at: datetime) -> int:
+        """What kind of day an instant lies in."""
+        day = (at + timedelta(microseconds=self.shift_us)).astimezone(ZoneInfo(self.timezone)).date()
+        return self.kinds([day])[day]
 
     def kinds(self, days: Sequence[date]) -> dict[date, int]:
         """What kind of day each is: 1 to 7 of the week, `HOLIDAY`, or `BETWEEN`.
@@ -282,9 +291,9 @@ def _spreads(left: pl.DataFrame) -> pl.DataFrame:
 
 
 def compare(
-    watch: Watch, usual: pl.DataFrame, window: pl.DataFrame, week: pl.DataFrame
+    watch: Watch, usual: pl.DataFrame, window: pl.DataFrame, week: pl.DataFrame, until: datetime
 ) -> tuple[pl.DataFrame, float]:
-    """Each column of each entity beside what is usual, in a window and in the seven days up to its end.
+    """Each column of each entity beside what is usual, in a window `until` then and in seven days up to it.
 
     `value` and `expected` are means over its hours, `spread` how far such a time is from what is usual, over
     so many `blocks` of the reference; `alone` is what would be usual but for what all have in common, which
@@ -293,6 +302,7 @@ def compare(
     entity with more than `KNOWN` of such is left out.
     """
     now, before = watch.entities(window), watch.entities(week)
+    works = watch.calendar.kind(until) not in REST
     found, unknown, hours = [pl.DataFrame(schema=COMPARED)], 0, 0
     for name in watch.lags_us:
         if name in now.columns:
@@ -301,10 +311,8 @@ def compare(
             own = beside.filter(pl.col(ENTITY) != ALL)
             unknown, hours = unknown + own["means"].null_count(), hours + own.height
             over = _beside(_hours(watch, before, name), of_column)
-            day = _of_window(beside)
-            # What a week shows can wait until a day that is none of rest.
-            at_work = day.filter(~pl.col("kind").is_in([SUNDAY, HOLIDAY]))
-            for part in (day, _of_week(over).join(at_work, ENTITY, how="semi")):
+            day = _of_window(beside).filter(~pl.col("kind").is_in(REST))
+            for part in (day, _of_week(over)) if works else ():
                 judged = _judged(part).with_columns(column=pl.lit(name))
                 found.append(judged.select(*COMPARED).cast(COMPARED))
     return pl.concat(found), unknown / max(hours, 1)

@@ -23,6 +23,8 @@ WATCH = Watch(("site",), "time", {"load": 0}, BERLIN)
 #: By day of the week: what a site needs then.
 NEEDS = np.array([1.0, 1.1, 1.1, 1.05, 0.9, 0.4, 0.2, 0.2, 0.6])
 SPENT = 0.009
+#: When somebody looks.
+TUESDAY = datetime(2016, 7, 19, 3, tzinfo=UTC)
 
 
 def rows(
@@ -53,7 +55,7 @@ def learned(frame: pl.DataFrame, watch: Watch = WATCH) -> pl.DataFrame:
 
 
 def found(usual: pl.DataFrame, window: pl.DataFrame, watch: Watch = WATCH) -> dict[str, Any]:
-    compared, _ = seasons.compare(watch, usual, window, window)
+    compared, _ = seasons.compare(watch, usual, window, window, TUESDAY)
     return {finding.about: finding for finding in seasons.findings(watch, compared, SPENT)}
 
 
@@ -64,8 +66,8 @@ def day(at: int, seed: int = 2, **how: Any) -> pl.DataFrame:
 
 def test_neither_a_night_nor_a_sunday_is_a_difference(usual: pl.DataFrame) -> None:
     for at in range(14):
-        (finding,) = found(usual, day(at, seed=at)).values()
-        assert finding.p_of_tests > 0.01 or not finding.matters
+        for finding in found(usual, day(at, seed=at)).values():
+            assert finding.p_of_tests > 0.01 or not finding.matters
     night = day(0).filter(pl.col("time").dt.hour().is_in([0, 1, 2]))
     (finding,) = found(usual, night).values()
     assert finding.p_of_tests > 0.01 or not finding.matters
@@ -103,15 +105,18 @@ def test_all_sites_a_thousand_times_as_large_are_another_unit() -> None:
     assert found(many, day(1, sites=6).with_columns(each))["load by site"].kind == "input"
 
 
-def test_what_a_week_shows_waits_for_a_day_that_is_none_of_rest(usual: pl.DataFrame) -> None:
+def test_days_of_rest_are_not_asked_about_by_themselves_nor_on_one(usual: pl.DataFrame) -> None:
     frame = rows(14, seed=3, begin=BEGIN + timedelta(days=7 * WEEKS)).with_columns(pl.col("load") * 2)
-    for days, kinds in ((13, {6, None}), (14, {7}), (8, {1, None})):
+    for days, kinds in ((13, {6, None}), (14, {None}), (8, {1, None})):
         end = BEGIN + timedelta(days=7 * WEEKS + days)
-        window, week = (
-            frame.filter(pl.col("time").is_between(end - timedelta(days=of), end, "left")) for of in (1, 7)
-        )
-        compared, _ = seasons.compare(WATCH, usual, window, week)
+        ends = [(end - timedelta(days=of), end) for of in (1, 7)]
+        window, week = (frame.filter(pl.col("time").is_between(*each, "left")) for each in ends)
+        compared, _ = seasons.compare(WATCH, usual, window, week, TUESDAY)
         assert set(compared["kind"]) == kinds
+    # The second of October is a Sunday, the third a holiday; in Berlin both begin at 22:00 of the day before.
+    for at, asks in ((1, True), (2, False), (3, False), (4, True)):
+        look = datetime(2016, 10, at, 3, tzinfo=UTC)
+        assert bool(seasons.compare(WATCH, usual, window, week, look)[0].height) == asks
 
 
 def test_what_all_do_is_told_as_that_and_what_one_does_alone_the_sooner() -> None:
@@ -135,20 +140,18 @@ def test_what_all_do_is_told_as_that_and_what_one_does_alone_the_sooner() -> Non
 
 def test_a_caller_cannot_name_an_entity_as_all_of_them_are_called(usual: pl.DataFrame) -> None:
     window = pl.concat([day(1), day(1).with_columns(site=pl.lit(seasons.ALL), load=pl.lit(1e9))])
-    assert seasons.compare(WATCH, usual, window, window)[0]["value"].max() < 10
+    assert seasons.compare(WATCH, usual, window, window, TUESDAY)[0]["value"].max() < 10
 
 
-def test_a_monday_is_asked_about_the_sunday_before_it_where_a_feature_is_of_then() -> None:
+def test_a_sunday_is_asked_about_the_saturday_before_it_where_a_feature_is_of_then() -> None:
     lagged = WATCH._replace(lags_us={"load_1d_ago": DAY_US})
-    frame = rows(7 * WEEKS + 8, seed=3)
+    frame = rows(7 * WEEKS + 7, seed=3)
     ago = frame.select("site", pl.col("time") + timedelta(days=1), load_1d_ago="load")
-    reference = ago.filter(pl.col("time") < BEGIN + timedelta(days=7 * WEEKS))
-    usual = learned(reference, lagged)
-    monday = ago.filter(pl.col("time") >= BEGIN + timedelta(days=7 * WEEKS)).filter(
-        pl.col("time") < BEGIN + timedelta(days=7 * WEEKS + 1)
-    )
-    compared, outside = seasons.compare(lagged, usual, monday, monday)
-    assert (compared["kind"].to_list(), outside) == ([7, 7, 7], 0.0)
+    sunday = BEGIN + timedelta(days=7 * WEEKS + 6)
+    usual = learned(ago.filter(pl.col("time") < BEGIN + timedelta(days=7 * WEEKS)), lagged)
+    window = ago.filter(pl.col("time") >= sunday, pl.col("time") < sunday + timedelta(days=1))
+    compared, outside = seasons.compare(lagged, usual, window, window, TUESDAY)
+    assert (compared["kind"].to_list(), outside) == ([6, 6, 6], 0.0)
     assert compared["p"].to_numpy().min() > 0.001
 
 
@@ -158,7 +161,7 @@ def test_a_day_that_the_reference_hardly_had_lies_outside_and_is_no_alarm() -> N
     frame = frame.filter(pl.col("time") > datetime(2016, 1, 8, tzinfo=UTC))
     usual = learned(frame)
     holiday = rows(1, seed=5, begin=datetime(2016, 10, 2, 22, tzinfo=UTC)).with_columns(pl.col("load") * 9)
-    compared, outside = seasons.compare(WATCH, usual, holiday, holiday)
+    compared, outside = seasons.compare(WATCH, usual, holiday, holiday, TUESDAY)
     assert (outside, compared.height) == (1.0, 0)
     assert seasons.findings(WATCH, compared, SPENT) == []
 
@@ -175,7 +178,7 @@ def test_p_values_of_undisturbed_windows_are_never_too_small(hours: int) -> None
             window = frame.filter(pl.col("time") >= since, pl.col("time") < since + timedelta(hours=hours))
             week = frame.filter(pl.col("time") >= since + timedelta(hours=hours - 168))
             week = week.filter(pl.col("time") < since + timedelta(hours=hours))
-            compared, _ = seasons.compare(WATCH, usual, window, week)
+            compared, _ = seasons.compare(WATCH, usual, window, week, TUESDAY)
             asked += compared["p"].to_list()
     p = np.array(asked)
     # A difference that does not matter is asked with 1.0: what is below must be rarer than it says.
@@ -186,7 +189,7 @@ def test_p_values_of_undisturbed_windows_are_never_too_small(hours: int) -> None
 def test_however_often_a_row_is_asked_for_it_is_one(usual: pl.DataFrame) -> None:
     window = day(2)
     often = pl.concat([window, *[window.filter(pl.col("time").dt.hour() == 12)] * 50])
-    one, other = (seasons.compare(WATCH, usual, each, each)[0] for each in (window, often))
+    one, other = (seasons.compare(WATCH, usual, each, each, TUESDAY)[0] for each in (window, often))
     polars.testing.assert_frame_equal(one, other)
 
 
@@ -200,7 +203,7 @@ def test_a_constant_is_no_difference_until_it_changes() -> None:
 def test_missing_hours_and_entities_never_seen_are_left_out(usual: pl.DataFrame) -> None:
     window = day(3).with_columns(pl.when(pl.col("site") == "S0").then(None).otherwise("load").alias("load"))
     window = pl.concat([window, window.with_columns(site=pl.lit("new"), load=pl.lit(1e6))])
-    compared, outside = seasons.compare(WATCH, usual, window, window)
+    compared, outside = seasons.compare(WATCH, usual, window, window, TUESDAY)
     assert compared["entity"].to_list() == ["S1", "S2"]
     assert outside == pytest.approx(1 / 3)
 
@@ -212,7 +215,7 @@ def test_what_is_usual_is_the_same_after_it_was_written(usual: pl.DataFrame) -> 
 
 
 def test_a_window_of_nothing_asks_nothing(usual: pl.DataFrame) -> None:
-    compared, outside = seasons.compare(WATCH, usual, day(0).clear(), day(0).clear())
+    compared, outside = seasons.compare(WATCH, usual, day(0).clear(), day(0).clear(), TUESDAY)
     assert (compared.height, outside) == (0, 0.0)
 
 
