@@ -43,6 +43,8 @@ from mlops_ray.training.task import Task
 #: How far a metric of a model that is trained again may be from the recorded one, as a share of it: other
 #: processors add in another order, and threads in any.
 REPRODUCED_WITHIN = 0.01
+#: What a package says of its training set.
+KEPT = ("file", "digest", "rows", "as_of", "policies")
 
 
 class Trust(TypedDict):
@@ -208,7 +210,7 @@ class Trainer:
         packed = predictor.package
         if _meaning(packed.feature_set) != _meaning(self.features):
             return None, [f"{why}it has other features, which are not in this training set"]
-        if _asked(packed.manifest["target"]) != _asked(self.project.target.model_dump(mode="json")):
+        if asked(packed.manifest["target"]) != asked(self.project.target.model_dump(mode="json")):
             return None, [f"{why}it answers another question"]
         return predictor.predict_features(task.frame[task.test.held_out].select(self.features.names)), []
 
@@ -307,9 +309,14 @@ class Trainer:
             baselines=report.baselines,
             intervals=report.intervals,
             origin=_origin(task, cpus),
-            training_set={k: training_set.manifest[k] for k in ("file", "digest", "rows", "as_of")},
+            training_set={k: training_set.manifest[k] for k in KEPT},
             reference=counted.beside(answered).to_json(),
-            expected=replace(expected, importance=weighed).to_json(),
+            expected=replace(
+                expected,
+                importance=weighed,
+                # Its cells end at labels of single rows.
+                losses=None if task.restricts else expected.losses,
+            ).to_json(),
             errors=errors,
             seasons=self._seasons(task, held_out, answers),
             created_at=datetime.now(UTC),
@@ -321,8 +328,10 @@ class Trainer:
         watch = seasons.Watch.of(self.features, task.keys)
         if not self.features.tables or not seasons.recurs(watch, task.frame):
             return None
-        answered = held_out.with_columns(pl.Series(PREDICTION, answers))
-        usual = seasons.learn(watch, task.frame, answered, self._fewest)
+        if task.restricts:
+            # Means of an entity's hours are those of a few rows.
+            watch = watch._replace(lags_us={})
+        usual = seasons.learn(watch, task.frame, held_out.with_columns(pl.Series(PREDICTION, answers)))
         made = io.BytesIO()
         usual.write_parquet(made)
         return made.getvalue()
@@ -458,7 +467,7 @@ def _meaning(features: FeatureSet) -> tuple[Any, ...]:
     return columns, features.stored, features.computed, features.horizon_us
 
 
-def _asked(target: Mapping[str, Any]) -> list[Any]:
+def asked(target: Mapping[str, Any]) -> list[Any]:
     """What makes the answers of two versions answers to one question."""
     return [target.get(name) for name in ("expr", "where", "positive", "task", "horizon")]
 

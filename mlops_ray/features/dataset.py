@@ -57,6 +57,14 @@ def build(
     any window or lag could reach are left out: their features are missing because the history begins, not
     because the value was.
     """
+    frame, target, begin = labelled(project, features, held)
+    return _write(project, frame, features, held, {"target": target, "warm": begin}, storage)
+
+
+def labelled(
+    project: Project, features: FeatureSet, held: Mapping[str, Snapshot]
+) -> tuple[pl.DataFrame, dict[str, Any], datetime]:
+    """The rows of `build`, what is predicted of them, and the instant from which on they have a look-back."""
     target = project.target.model_dump(mode="json", include={"source", "expr", "task", "positive", "where"})
     rows = spine(target, held[project.target.source], features)
     begin = _warm(held, features)
@@ -66,7 +74,7 @@ def build(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
             "is longer than the data"
         )
-    return _write(project, frame, features, held, {"target": target, "warm": begin}, storage)
+    return frame, target, begin
 
 
 def get(

@@ -72,19 +72,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What was asked at a time, what it spent, and what of it was `found`; `listed` is likely besides."""
+    """What was asked at a time, what it spent, and what of it was `found`; `listed` is likely besides.
+
+    It `is_whole` where nothing waits for another day to be asked.
+    """
 
     at: float
     spent: float
     findings: tuple[Finding, ...]
     found: tuple[str, ...] = ()
     listed: tuple[str, ...] = ()
+    is_whole: bool = True
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing differs; a look that asked nothing tells nothing."""
-        return bool(self.findings) and not any(
-            finding.matters and finding.p_holm <= QUIET_LEVEL for finding in self.findings
+        """Whether nothing differs; a look that asked nothing, or not all that is usual, tells nothing."""
+        return (
+            self.is_whole
+            and bool(self.findings)
+            and not any(finding.matters and finding.p_holm <= QUIET_LEVEL for finding in self.findings)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -95,7 +101,8 @@ class Look:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The look that `to_json` wrote."""
         findings = tuple(Finding(**finding) for finding in data["findings"])
-        return cls(data["at"], data["spent"], findings, tuple(data["found"]), tuple(data["listed"]))
+        found, listed = tuple(data["found"]), tuple(data["listed"])
+        return cls(data["at"], data["spent"], findings, found, listed, data.get("is_whole", True))
 
 
 @dataclass
@@ -166,7 +173,10 @@ class Alarms:
                     "evidence": finding.evidence,
                     "harm": finding.harm,
                 }
-        going.quiet = going.quiet + 1 if look.is_quiet else 0 if look.findings else going.quiet
+        if look.is_quiet:
+            going.quiet += 1
+        elif look.findings and look.is_whole:
+            going.quiet = 0
         if going.quiet >= QUIET:
             going.resolved = look.at
         return opened
@@ -181,7 +191,7 @@ class Alarms:
         return cls(data["looked_at"], [Episode.from_json(episode) for episode in data["episodes"]])
 
 
-def look(at: float, spent: float, findings: Iterable[Finding]) -> Look:
+def look(at: float, spent: float, findings: Iterable[Finding], *, is_whole: bool = True) -> Look:
     """The look that asked these, and what it found for what it may spend."""
     asked = list(findings)
     tests = [finding.tests for finding in asked]
@@ -196,4 +206,4 @@ def look(at: float, spent: float, findings: Iterable[Finding]) -> Look:
         for finding, q in zip(asked, benjamini_hochberg(paid), strict=True)
         if finding.matters and q <= LISTED and finding.about not in found
     ]
-    return Look(at, spent, judged, found, tuple(likely))
+    return Look(at, spent, judged, found, tuple(likely), is_whole)

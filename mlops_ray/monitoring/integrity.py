@@ -93,11 +93,15 @@ def _recomputed(
     try:
         held = skew.snapshots(storage, package)
         hidden = prediction_log.machine_only(storage, model, window.since, window.until)
-        return skew.compare(package.feature_set, held, rows, hidden), skew.newest(held), ""
+        compared = skew.compare(package.feature_set, held, rows, hidden)
+        if any(policy.restricts for policy in skew.policies(package)):
+            # Of what not everybody may see no row is told.
+            compared = [each._replace(example="") for each in compared]
+        return compared, skew.newest(held), ""
     except (DataError, PolicyError) as error:
         # A monitor elsewhere, or without the histories, sees the rest.
         return [], {}, one_line(error)
-    except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except (MlopsError, OSError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         logger.error("the features of %s are not computed again (%s)", model, one_line(error))
         return [], {}, f"{type(error).__name__}, see the log of the monitor"
 

@@ -23,10 +23,12 @@ from scipy.stats import rankdata
 
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import ASKED, FEATURE
-from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.errors import MlopsError, PolicyError, one_line
 from mlops_ray.features.dataset import FOLDER
+from mlops_ray.monitoring import skew
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
+from mlops_ray.policy import require_here
 from mlops_ray.registry.encoder import Encoder, Matrix, Values
 from mlops_ray.registry.package import Package
 
@@ -138,8 +140,9 @@ def reference(storage_root: Path, package: Package) -> pl.DataFrame | None:
     if "file" not in recorded:
         return None
     try:
+        require_here(skew.policies(package))
         return _rows(storage_root / FOLDER / Path(recorded["file"]).name, package.feature_set.names)
-    except (OSError, pl.exceptions.PolarsError) as error:
+    except (PolicyError, OSError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
         logger.error("the training set of %s cannot be read (%s)", package.name, one_line(error))
         return None

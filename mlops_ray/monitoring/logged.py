@@ -1,5 +1,7 @@
 """What the prediction log says of rows: the model's features, who they are of, its answers."""
 
+from collections.abc import Sequence
+
 import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED, FEATURE
@@ -14,14 +16,14 @@ PLACES = (FEATURE, ASKED)
 
 def features(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
     """The model's features as the log has them; those that it lacks are null."""
-    return rows.select(_typed(rows, column, PLACES) for column in package.feature_set.columns)
+    return _select(rows, package.feature_set.columns, PLACES)
 
 
 def named(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
     """Besides the features whose the rows are, their time, and the answer; null where the log lacks them."""
     given, request = features(package, rows), package.feature_set.request.columns
-    asked = [_typed(rows, column, (ASKED,)) for column in request if column.name not in given.columns]
-    return given.hstack(rows.select(*asked, PREDICTION))
+    asked = _select(rows, [column for column in request if column.name not in given.columns], (ASKED,))
+    return given.hstack(asked.get_columns()).with_columns(rows[PREDICTION])
 
 
 def column(rows: pl.DataFrame, name: str) -> pl.Series | None:
@@ -43,7 +45,13 @@ def answers(rows: pl.DataFrame) -> Values:
     return rows[PREDICTION].to_numpy()
 
 
-def _typed(rows: pl.DataFrame, of: Column, places: tuple[str, ...]) -> pl.Expr:
+def _select(rows: pl.DataFrame, columns: Sequence[Column], places: tuple[str, ...]) -> pl.DataFrame:
+    """As many rows as there are, also of columns that the log lacks."""
+    return pl.DataFrame([_typed(rows, each, places) for each in columns])
+
+
+def _typed(rows: pl.DataFrame, of: Column, places: tuple[str, ...]) -> pl.Series:
     name = next((place + of.name for place in places if place + of.name in rows.columns), None)
     dtype = DTYPES[of.type]
-    return (pl.lit(None, dtype) if name is None else pl.col(name).cast(dtype)).alias(of.name)
+    found = pl.Series([None] * rows.height, dtype=dtype) if name is None else rows[name].cast(dtype)
+    return found.alias(of.name)

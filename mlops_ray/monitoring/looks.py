@@ -125,7 +125,8 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
             storage, of.model, window.version, since, window.until, performance.MOST_ROWS
         )
     # What only machines may read is in the sample, and cuts nothing.
-    shown = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
+    log = prediction_log.between(storage, of.model, window.version, *ends).collect_schema().names()
+    shown = [name for name in rows.columns if name in log]
     true = _labelled(storage, of.model, release, (of.looked_at, window.until))
     whole = integrity.see(storage, of, release.package, window, rows)
     known = None if release.has_seasons else joint.reference(storage.root, release.package)
@@ -136,13 +137,9 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
     """What a window shows that may spend a share of the budget."""
     rows, (figures, faults) = given.rows, given.whole
     drifts = compare(release.reference, window.counts, release.clock, share)
-    asked = findings(release, window.counts, drifts, rows)
-    outside = None
-    if release.usual is not None:
-        watch, until = release.watch, datetime.fromtimestamp(window.until, UTC)
-        now, before = (logged.named(release.package, part) for part in (rows, given.week))
-        compared, outside = seasons.compare(watch, release.usual, now, before, until)
-        asked += seasons.findings(watch, compared, share)
+    asked = findings(release, window.counts, drifts, rows.select(given.shown))
+    outside, of_entities = _of_entities(release, share, given, datetime.fromtimestamp(window.until, UTC))
+    asked += of_entities
     if given.known is not None:
         of_model = logged.features(release.package, rows)
         asked += joint.findings(release.package, given.known, rows.columns, of_model)
@@ -152,7 +149,33 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
         said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)
         asked += more
     columns = {drift.column: drift.psi_corrected for drift in drifts}
-    return Seen(alarms.look(window.until, share, asked + faults), columns, said, figures, outside)
+    watches = release.usual is not None and not release.usual.is_empty()
+    is_whole = bool(of_entities) or not watches
+    look = alarms.look(window.until, share, asked + faults, is_whole=is_whole)
+    return Seen(look, columns, said, figures, outside)
+
+
+def _of_entities(
+    release: Release, share: float, given: Evidence, until: datetime
+) -> tuple[float | None, list[Finding]]:
+    """The share of a window's hours outside the reference, and whether entities are as is usual of them.
+
+    By what people may see.
+    """
+    if release.usual is None:
+        return None, []
+    watch = release.watch
+    try:
+        now, before = (
+            logged.named(release.package, part.select(name for name in part.columns if name in given.shown))
+            for part in (given.rows, given.week)
+        )
+        compared, outside = seasons.compare(watch, release.usual, now, before, until)
+    except (ValueError, OverflowError, pl.exceptions.PolarsError) as error:
+        # What can be known of the rest is not held up.
+        logger.error("the entities of %s are not compared (%s)", release.package.name, one_line(error))
+        return None, []
+    return outside, seasons.findings(watch, compared, share)
 
 
 def _weighed(release: Release, found: Finding) -> Finding:
@@ -230,7 +253,7 @@ def _labelled(storage: Storage, model: str, release: Release, known: tuple[float
         rows = labels.labelled(log, labels.new(storage, model, *known), cut_by)
         if release.expected.task == "classification":
             return Labelled(rows, rows)
-        some = rows.gather_every(max(1, rows.height // performance.MOST_ROWS))
+        some = prediction_log.spread(rows.lazy(), performance.MOST_ROWS)
         return Labelled(rows, prediction_log.rows_of(storage, model, release.version, *ends, some))
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.

@@ -45,8 +45,8 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
     "splits": […], "integrity": {figure: [[at, value], …]}, "skew": {feature: [rows that differ, rows]}}`;
     times are ISO 8601. Segments are those that looks wrote down, each as it was last, the worst first; splits
     say of labels that came what the loss has grown by; `outside` is the share of hours of a kind of day that
-    the training set did not have, `None` where rows have no seasons. Raises `DataError` where nothing was
-    looked at then.
+    the training set did not have, `None` where rows have no seasons; `notes` are sentences. Raises
+    `DataError` where nothing was looked at then.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, float("inf"))))
     seen = [look for look in journal.read(storage, model, journal.LOOKS) if first <= look["until"] < last]
@@ -80,6 +80,7 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "integrity": _integrity(seen),
         "skew": _skew(seen),
         "outside": _outside(seen),
+        "notes": [],
     }
 
 
@@ -91,6 +92,7 @@ def html(found: Document) -> str:
         for alarm in alarms
         for what in alarm["found"]
     ]
+    findings += [{"severity": "note", "said": note} for note in found["notes"]]
     tiles = [
         ("Windows", f"{len(found['looks']):,}", f"{found['rows']:,} rows"),
         ("Alarms", f"{len(alarms):,}", f"{sum(alarm['resolved'] is None for alarm in alarms)} go on"),

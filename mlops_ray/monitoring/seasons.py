@@ -58,7 +58,10 @@ OTHER_AMOUNTS = ("count", "sum", "distinct_count", "std")
 #: What is called a fault must be as unlikely as this; and entities' ratios to what is usual, how far apart.
 FAULTY, ALIKE = 1e-3, 0.2
 
-ENTITY, TIME = "entity", "time"
+#: Names that stand beside those of features, which may be called anything.
+ENTITY, TIME = "whose row", "time of the row"
+#: How far from a look, beside a column's age, a time may lie that is asked for.
+REACH = timedelta(days=400)
 #: What all have in common stands as one entity more; no caller's is called so.
 ALL = "(all)"
 #: Days of the week are 1 (Monday) to 7.
@@ -83,6 +86,8 @@ USUAL = pl.Schema(
         "week": pl.Float64(),
         "weeks": pl.Int32(),
         "unit": pl.Float64(),
+        "within": pl.Float64(),
+        "thin": pl.Float64(),
         "scale": pl.Float64(),
     }
 )
@@ -122,10 +127,10 @@ class Calendar:
         return cls(ours[0].timezone, countries[0] if countries else None, ours[0].shift_us)
 
     def placed(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """Rows with the local `date`, the `hour` and the `kind` of the day of their `time`.
+        """Rows with the local `date`, the `hour` and the `kind` of the day of their `TIME`.
 
         >>> from datetime import UTC, datetime
-        >>> rows = pl.DataFrame({"time": [datetime(2016, 10, 3, 23, tzinfo=UTC)]})
+        >>> rows = pl.DataFrame({TIME: [datetime(2016, 10, 3, 23, tzinfo=UTC)]})
         >>> Calendar("Europe/Berlin", "DE").placed(rows).row(0)[1:]
         (datetime.date(2016, 10, 4), 1, 2)
         """
@@ -141,8 +146,8 @@ class Calendar:
         return dated.join(known, "date", how="left", maintain_order="left")
 
     def kind(self, at: datetime) -> int:
-        """What kind of day an instant lies in."""
-        day = (at + timedelta(microseconds=self.shift_us)).astimezone(ZoneInfo(self.timezone)).date()
+        """What kind of day it is at an instant; no row's time, which may be the end of an interval."""
+        day = at.astimezone(ZoneInfo(self.timezone)).date()
         return self.kinds([day])[day]
 
     def kinds(self, days: Sequence[date]) -> dict[date, int]:
@@ -221,7 +226,8 @@ def learn(watch: Watch, rows: pl.DataFrame, answered: pl.DataFrame, fewest: int 
     what the `hours` of such a day have; `an_hour`, `day` and `week` how far an hour, the mean of a day of
     this kind, and that of a week were from what the others have and all have in common (root mean square);
     `days` and `weeks` their numbers, `unit` how far days are with what is in common, `scale` the entity's
-    standard deviation. Of `ALL`, everything is in such units.
+    standard deviation; `within` the variance of rows of one hour, `thin` one over their number. Of `ALL`,
+    everything is in such units.
     """
     named, told = watch.entities(rows), watch.entities(answered)
     most = max(1, min(MOST_ENTITIES, MOST_SERIES // max(1, len(watch.lags_us))))
@@ -240,37 +246,44 @@ def _usual(cells: pl.DataFrame, fewest: int) -> pl.DataFrame:
     count = pl.len().over(SLOT)
     others = (pl.col("value").sum().over(SLOT) - pl.col("value")) / (count - 1)
     left = cells.filter(count >= fewest).with_columns(rest=pl.col("value") - others)
-    of_days = left.group_by(ENTITY, "date").agg(pl.col("rest").mean())
-    units = of_days.group_by(ENTITY).agg(unit=_size("rest"))
-    common = _common(of_days.join(units, ENTITY))
-    left = left.join(units, ENTITY).join(common, "date", how="left")
+    units = left.group_by(ENTITY, "date").agg(pl.col("rest").mean()).group_by(ENTITY).agg(unit=_size("rest"))
+    left = left.join(units, ENTITY)
+    of_all = _of_all(left)
+    common = of_all.select("date", "hour", common="value")
+    left = left.join(common, ["date", "hour"], how="left")
     left = left.with_columns(rest=pl.col("rest") - pl.col("common").fill_null(0.0) * pl.col("unit"))
-    scales = cells.group_by(ENTITY).agg(scale=pl.col("value").std()).join(units, ENTITY)
-    # One entity more: each day one hour, which usually has nothing.
-    days = _of_all(common, left).with_columns(value=pl.lit(0.0), rest=pl.col("value"))
-    spreads = _spreads(pl.concat([left.select(days.columns), days]))
-    return spreads.join(pl.concat([scales, _scale_of_all(scales)]), ENTITY).sort(ENTITY, "kind")
+    spreads = _spreads(pl.concat([left.select(of_all.columns), of_all.with_columns(value=pl.lit(0.0))]))
+    own = _scales(cells).join(units, ENTITY)
+    return spreads.join(pl.concat([own, _scale_of_all(own)]), ENTITY).sort(ENTITY, "kind")
 
 
-def _of_all(common: pl.DataFrame, cells: pl.DataFrame) -> pl.DataFrame:
-    """What is in common, as the one hour of a day of one entity."""
-    return common.join(cells.select("date", "kind").unique(), "date").select(
-        pl.lit(ALL).alias(ENTITY), "kind", pl.lit(0, pl.Int8).alias("hour"), "date", value="common"
+def _of_all(cells: pl.DataFrame) -> pl.DataFrame:
+    """What the entities have in common, hour by hour with enough of them, as cells of one entity."""
+    of_each = cells.filter(pl.col("unit") > 0).with_columns(value=pl.col("rest") / pl.col("unit"))
+    found = of_each.group_by("kind", "date", "hour").agg(pl.col("value", "n").median(), pl.len().alias("of"))
+    found = found.filter(pl.col("of") >= PEERS)
+    return found.select(pl.lit(ALL).alias(ENTITY), "kind", "date", "hour", "value", "n", rest="value")
+
+
+def _scales(cells: pl.DataFrame) -> pl.DataFrame:
+    """How much an entity varies, and rows of one hour of it."""
+    more = pl.col("n") - 1
+    within = ((pl.col("noise").fill_null(0.0) * more).sum() / more.sum()).fill_nan(0.0)
+    return cells.group_by(ENTITY).agg(
+        scale=pl.col("value").std(), within=within, thin=(1 / pl.col("n")).mean()
     )
 
 
 def _scale_of_all(scales: pl.DataFrame) -> pl.DataFrame:
-    """The standard deviation of the middle entity, in its deviations of a day; no row where none varies."""
+    """That of the middle entity, in its deviations of a day; no row where none varies.
+
+    A median of so many varies by π / 2 as much as their mean does.
+    """
     own = scales.filter(pl.col("unit") > 0)
     scale = (pl.col("scale") / pl.col("unit")).median()
-    return own.select(pl.lit(ALL).alias(ENTITY), scale, unit=pl.lit(1.0)).unique()
-
-
-def _common(days: pl.DataFrame) -> pl.DataFrame:
-    """What the entities of a day have in common, of days with enough of them."""
-    of_each = days.filter(pl.col("unit") > 0).with_columns(common=pl.col("rest") / pl.col("unit"))
-    found = of_each.group_by("date").agg(pl.col("common").median(), pl.len().alias("of"))
-    return found.filter(pl.col("of") >= PEERS).drop("of")
+    within = (pl.col("within") / pl.col("unit") ** 2).median() * (math.pi / 2) / pl.len()
+    found = own.select(pl.lit(ALL).alias(ENTITY), scale, within, pl.col("thin").median(), unit=pl.lit(1.0))
+    return found.unique().select(scales.columns)
 
 
 def _spreads(left: pl.DataFrame) -> pl.DataFrame:
@@ -301,7 +314,7 @@ def compare(
     such a difference. Besides comes the share of the window's hours that lie *outside the reference*; an
     entity with more than `KNOWN` of such is left out.
     """
-    now, before = watch.entities(window), watch.entities(week)
+    now, before = (_near(watch, watch.entities(rows), until) for rows in (window, week))
     works = watch.calendar.kind(until) not in REST
     found, unknown, hours = [pl.DataFrame(schema=COMPARED)], 0, 0
     for name in watch.lags_us:
@@ -318,15 +331,20 @@ def compare(
     return pl.concat(found), unknown / max(hours, 1)
 
 
+def _near(watch: Watch, rows: pl.DataFrame, until: datetime) -> pl.DataFrame:
+    """Without the rows of times that nobody means; a calendar is made for each year that is asked for."""
+    return rows.filter(pl.col(TIME) > until - REACH, pl.col(TIME) < until + REACH)
+
+
 def _beside(cells: pl.DataFrame, usual: pl.DataFrame) -> pl.DataFrame:
-    """Each hour with what is usual in it, null where nobody knows, and each day with what is in common."""
+    """Each hour with what is usual in it, null where nobody knows, and with what is in common then."""
     slots = usual.explode("hours", "means").rename({"hours": "hour"})
     slots = slots.with_columns(pl.col("means").cast(pl.Float64))
     found = cells.join(slots, SLOT, how="left").with_columns(rest=pl.col("value") - pl.col("means"))
-    days = found.drop_nulls("rest").group_by(ENTITY, "date")
-    common = _common(days.agg(pl.col("rest").mean(), pl.col("unit").first()))
-    of_all = _of_all(common, found).join(slots, SLOT)
-    every = pl.concat([found, of_all], how="diagonal").join(common, "date", how="left")
+    of_all = _of_all(found.drop_nulls("rest"))
+    common = of_all.select("date", "hour", common="value")
+    every = pl.concat([found, of_all.join(slots, SLOT)], how="diagonal")
+    every = every.join(common, ["date", "hour"], how="left")
     shared = pl.col("common").fill_null(0.0) * pl.col("unit")
     shift = pl.when(pl.col(ENTITY) == ALL).then(0.0).otherwise(shared)
     return every.with_columns(is_known=pl.col("means").is_not_null(), expected=pl.col("means") + shift)
@@ -340,6 +358,8 @@ def _summed(beside: pl.DataFrame, *more: pl.Expr) -> pl.DataFrame:
         pl.col("expected").mean(),
         pl.col("means").mean().alias("alone"),
         pl.col("week", "weeks", "scale").first(),
+        # Fewer rows in an hour than the reference has vary by more.
+        (pl.col("within") * ((1 / pl.col("n")) - pl.col("thin"))).mean().clip(0, None).alias("thinner"),
         pl.len().cast(pl.Int64).alias("hours"),
         *more,
     )
@@ -352,12 +372,13 @@ def _of_window(beside: pl.DataFrame) -> pl.DataFrame:
     found = _summed(
         beside, pl.col("day", "an_hour").mean(), pl.col("days").min(), pl.col("kind").mode().min()
     )
-    # The mean of a day varies as days do, that of one hour as hours do; what lies between, between.
-    part = ((24 / pl.col("hours")) - 1).clip(0, None) / 23
+    # The mean of a day varies as days do, that of one hour as hours do; what lies between, no less than where
+    # hours that follow each other are alike.
+    part = ((24 - pl.col("hours")) / 23).clip(0, 1)
     more = (pl.col("an_hour") ** 2 - pl.col("day") ** 2).clip(0, None) * part
     own = (pl.col("day") ** 2 + more).sqrt()
     return found.with_columns(
-        spread=pl.max_horizontal(own, "week"), blocks=pl.min_horizontal("days", "weeks")
+        spread=_wider(pl.max_horizontal(own, "week")), blocks=pl.min_horizontal("days", "weeks")
     )
 
 
@@ -365,8 +386,13 @@ def _of_week(beside: pl.DataFrame) -> pl.DataFrame:
     """Seven days, of which some are known."""
     found = _summed(beside, pl.col("date").n_unique().alias("of"))
     return found.filter(pl.col("of") >= FEWEST_OF_A_WEEK).with_columns(
-        pl.lit(None, pl.Int8).alias("kind"), spread=pl.col("week"), blocks=pl.col("weeks")
+        pl.lit(None, pl.Int8).alias("kind"), spread=_wider(pl.col("week")), blocks=pl.col("weeks")
     )
+
+
+def _wider(spread: pl.Expr) -> pl.Expr:
+    """A spread, by what few rows add."""
+    return (spread**2 + pl.col("thinner") / pl.col("hours")).sqrt()
 
 
 def _judged(found: pl.DataFrame) -> pl.DataFrame:
@@ -376,7 +402,9 @@ def _judged(found: pl.DataFrame) -> pl.DataFrame:
     gap = np.abs(value - expected)
     matters = gap > np.maximum(np.nan_to_num(scale) * FLOOR, np.abs(expected) * ROUNDING)
     t = np.divide(gap, spread, out=np.full(len(gap), np.inf), where=spread > 0)
-    p = np.where(matters, 2 * stats.t.sf(t, blocks - 1), 1.0)
+    # Who never saw a change in so many blocks knows no more of the next one (the rule of succession).
+    tail = np.where(spread > 0, 2 * stats.t.sf(t, blocks - 1), 1 / (blocks + 1))
+    p = np.where(matters & np.isfinite(spread), tail, 1.0)
     return found.with_columns(matters=pl.Series(matters, dtype=pl.Boolean), p=pl.Series(p, dtype=pl.Float64))
 
 
@@ -447,12 +475,15 @@ def _said_of_all(name: str, found: Mapping[str, Any]) -> str:
 def _hours(watch: Watch, named: pl.DataFrame, name: str) -> pl.DataFrame:
     """The mean of a column in each hour of each entity, by the time that its values are of.
 
-    However often a row is asked for, it is one.
+    `n` are its rows, `noise` their variance. However often a row is asked for, it is one.
     """
-    value = pl.col(name).cast(pl.Float64).fill_nan(None)
+    value = pl.col(name).cast(pl.Float64)
+    value = pl.when(value.is_finite()).then(value)
     of = pl.col(TIME) - pl.duration(microseconds=watch.lags_us[name])
     rows = named.select(ENTITY, of.alias(TIME), value.alias("value")).drop_nulls()
-    return watch.calendar.placed(rows).group_by(*SLOT, "date").agg(pl.col("value").mean())
+    rows = rows.group_by(ENTITY, TIME).agg(pl.col("value").mean())
+    of_hours = watch.calendar.placed(rows).group_by(*SLOT, "date")
+    return of_hours.agg(pl.col("value").mean(), noise=pl.col("value").var(), n=pl.len().cast(pl.Float64))
 
 
 def _size(name: str) -> pl.Expr:

@@ -64,13 +64,18 @@ class Skew(NamedTuple):
     example: str = ""
 
 
+def policies(package: Package) -> list[Policy]:
+    """Those of the sources that a version was made from."""
+    kept = package.manifest["training_set"].get("policies", {})
+    return [Policy.model_validate(policy) for policy in kept.values()]
+
+
 def snapshots(storage: Storage, package: Package) -> dict[str, Snapshot]:
     """The histories that a model's features are read from, by source, as they stand now.
 
     Raises `PolicyError` where this machine may not touch them, `DataError` where there is none.
     """
-    policies = package.manifest["training_set"].get("policies", {})
-    require_here(Policy.model_validate(policy) for policy in policies.values())
+    require_here(policies(package))
     folder = storage.root / "features"
     return {view.source: History.of(folder, view).snapshot() for view in package.feature_set.tables}
 

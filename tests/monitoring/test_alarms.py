@@ -100,3 +100,24 @@ def test_looks_and_episodes_can_be_read_back() -> None:
     assert Alarms.from_json(json.loads(json.dumps(state.to_json()))) == state
     look = alarms.look(DAY, 0.01, [MOVED, asked("y", 0.5)])
     assert alarms.Look.from_json(json.loads(json.dumps(look.to_json()))) == look
+
+
+def test_a_look_that_did_not_ask_all_that_is_usual_ends_no_episode() -> None:
+    kept, bad = Alarms(0.0), Finding("load by site", "input", 1e-9, matters=True, evidence="said")
+    quiet = Finding("hour", "input", 0.9, matters=False)
+    assert kept.take(alarms.look(1.0, 0.01, [bad, quiet]), "1") is not None
+    for at in (2.0, 3.0, 4.0):
+        kept.take(alarms.look(at, 0.01, [quiet], is_whole=False), "1")
+    assert kept.open is not None
+    for at in (5.0, 6.0):
+        kept.take(alarms.look(at, 0.01, [quiet]), "1")
+    assert kept.open is None
+    assert alarms.Look.from_json(alarms.look(2.0, 0.01, [quiet], is_whole=False).to_json()).is_whole is False
+
+
+def test_of_several_tests_behind_a_finding_each_is_paid_for() -> None:
+    one = Finding("load by site", "input", 1e-4, matters=True, tests=50)
+    (asked, _) = alarms.look(1.0, 0.01, [one, Finding("x", "input", 0.5, matters=True)]).findings
+    assert asked.p_holm == pytest.approx(51e-4)
+    assert alarms.look(1.0, 0.005, [one]).found == ("load by site",)
+    assert alarms.look(1.0, 0.0049, [one]).found == ()

@@ -12,7 +12,7 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts, reference
 from mlops_ray.monitoring import journal, looks, performance, period, replay, seasons
 from mlops_ray.monitoring.alarms import Alarms, Budget
-from mlops_ray.monitoring.looks import Release
+from mlops_ray.monitoring.looks import Evidence, Release
 from mlops_ray.monitoring.seasons import Watch
 from mlops_ray.monitoring.state import Closed, ModelState, Outlook
 from mlops_ray.registry.predictor import Predictor
@@ -183,3 +183,26 @@ def test_its_page_needs_no_outside_address(world: World) -> None:
     assert "Outside the reference" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page
+
+
+def test_a_log_without_rows_leaves_the_counts_to_be_asked(world: World) -> None:
+    counts = Counts.empty(world.release.reference.specs)
+    counts.update(rows(EDGE, 3, seed=8).with_columns(amount=pl.lit(None, pl.Float64), prediction=pl.lit(1.0)))
+    window = Closed("1", EDGE.timestamp() + 40 * DAY_S, EDGE.timestamp() + 41 * DAY_S, counts)
+    outlook = Outlook(packages.NAME, Budget(), EDGE.timestamp() + 40 * DAY_S)
+    seen = looks.see(world.storage, outlook, window)
+    assert seen is not None
+    assert seen.look.found == ("amount",)
+
+
+def test_what_only_machines_may_read_since_is_not_told_of_entities(world: World) -> None:
+    frame = rows(EDGE, 7, seed=9).with_columns(pl.col("amount") * 3)
+    log = world.log(frame)
+    shown = [name for name in log.columns if name != "feature.amount"]
+    given = Evidence(log, log, shown, None, ({}, []), None)
+    counts = Counts.empty(world.release.reference.specs)
+    counts.update(frame.with_columns(prediction="amount"))
+    until = EDGE.timestamp() + 8 * DAY_S
+    seen = looks.judge(world.release, Closed("1", until - DAY_S, until, counts), 0.01, given)
+    assert "amount by site" not in {finding.about for finding in seen.look.findings}
+    assert "prediction by site" in {finding.about for finding in seen.look.findings}
