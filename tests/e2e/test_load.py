@@ -67,7 +67,7 @@ def served(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
     for name, factor in MODELS.items():
         deployed = start(name, factor, storage, ray_cluster.http_port)
     yield Served(deployed.url, key, storage)
-    for name in (*MODELS, "third"):
+    for name in (*MODELS, "third", "watched"):
         serve.delete(name)
 
 
@@ -170,40 +170,48 @@ def test_replicas_killed_under_load_fail_only_what_they_held_and_our_client_mend
     assert answered <= logged(served) - before <= answered + 6 * KILLS
 
 
-def test_the_monitor_killed_under_load_counts_every_row_once(served: Served) -> None:
+def test_the_monitor_killed_under_load_counts_every_row_once(
+    served: Served, ray_cluster: LocalCluster
+) -> None:
+    # A model of its own, whose every row has a caller who waits for it.
+    start("watched", 7.0, served.storage, ray_cluster.http_port)
     stop = threading.Event()
-    joined = load.steady(served.url, served.key, "others", MODELS["others"], stop, callers=2)
+    joined = load.steady(served.url, served.key, "watched", 7.0, stop, callers=2)
     try:
         for _ in range(KILLS):
-            (monitor,) = until_there(monitors)
+            (monitor,) = until_there(lambda: monitors(ray_cluster))
             monitor.send_signal(signal.SIGKILL)
             monitor.wait(30)
             # It counts again before it is killed again.
-            seen_before = counted(served, "others")
-            until_there(lambda least=seen_before: counted(served, "others") > least)
+            seen_before = counted(served, "watched")
+            until_there(lambda least=seen_before: counted(served, "watched") > least)
     finally:
         stop.set()
         seen = joined()
     assert seen.wrong == []
     answered = sum(
         COUNTS.unpack(path.read_bytes())[0]
-        for path in (served.storage.root / prediction_log.FOLDER / "others" / COUNTERS).glob("*")
+        for path in (served.storage.root / prediction_log.FOLDER / "watched" / COUNTERS).glob("*")
     )
     assert answered > 0
-    until_there(lambda: counted(served, "others") >= answered)
-    assert counted(served, "others") == answered
+    until_there(lambda: counted(served, "watched") >= answered)
+    assert counted(served, "watched") == answered
 
 
 def counted(served: Served, model: str) -> int:
     """The rows of a model that the monitor has on disk."""
-    state = ModelState.from_json(served.storage.read_json(journal.FOLDER, f"{model}.json"))
-    return sum(watched.rows for watched in state.versions.values())
+    kept = served.storage.read_json(journal.FOLDER, f"{model}.json")
+    return sum(watched.rows for watched in ModelState.from_json(kept).versions.values()) if kept else 0
 
 
-def monitors() -> list[psutil.Process]:
-    """The monitor's process, once its constructor has run."""
-    found = psutil.process_iter(["cmdline"])
-    return [each for each in found if ":ServeReplica:monitor:" in (each.info["cmdline"] or [""])[0]]
+def monitors(cluster: LocalCluster) -> list[psutil.Process]:
+    """The monitor's process in this cluster, once its constructor has run."""
+    found = [
+        each
+        for each in psutil.process_iter(["cmdline", "environ"])
+        if ":ServeReplica:monitor:" in (each.info["cmdline"] or [""])[0]
+    ]
+    return [each for each in found if cluster.marker in (each.info["environ"] or {}).values()]
 
 
 def until_there(ask: Callable[[], Any]) -> Any:
