@@ -18,7 +18,7 @@ ROUNDS, SECONDS = 5, 5
 QUICK_ROUNDS, QUICK_SECONDS = 2, 2
 ON, OFF, THEIRS = "batches", "no batches", "serve.batch"
 #: A replica of each, and a trial that trains, on two cores.
-RESOURCES = {"resources": {"cpu": 0.1}, "replicas": {"min": 1, "max": 1}}
+RESOURCES = {"resources": {"cpu": 0.1}, **ours.ONE}
 #: What batches must bring where many wait, may cost where nobody does, and may lose against `serve.batch`.
 LIMIT_MANY, LIMIT_ALONE, LIMIT_THEIRS = 1.5, 1.05, 0.95
 

@@ -21,7 +21,7 @@ QUICK_ROUNDS, QUICK_SECONDS = 2, 2
 ALONE, BESIDE, OTHER = "alone", "beside another", "other"
 REST_S = 10.0
 #: Two replicas, and a trial that trains, on two cores.
-RESOURCES = {"resources": {"cpu": 0.1}, "replicas": {"min": 1, "max": 1}}
+RESOURCES = {"resources": {"cpu": 0.1}, **ours.ONE}
 #: Of the requests/s, what must be left; the machine is not the same from minute to minute.
 LIMIT = 0.9
 

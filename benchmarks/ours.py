@@ -34,6 +34,8 @@ TREES, DEPTH = 300, 6
 TRAINED_ROWS, ASKED_ROWS = 20_000, 256
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SEED = 0
+#: What is compared is a replica: as many as the load asks for would share the same two cores.
+ONE: Mapping[str, Any] = {"replicas": {"min": 1, "max": 1}}
 
 
 @dataclass(frozen=True)

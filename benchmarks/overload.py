@@ -87,7 +87,7 @@ def main() -> None:
     is_quick = parser.parse_args().quick
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if is_quick else (ROUNDS, SECONDS)
     with tempfile.TemporaryDirectory() as name:
-        service = Service(Path(name, "ours"))
+        service = Service(Path(name, "ours"), serving=ours.ONE)
         with service.up() as url:
             bench = Bench(Path(name), seconds, ours.asked(), ours.expected(service.model, ours.asked()))
             ours.target(bench, "ours", url, service)
