@@ -618,7 +618,7 @@ def _print_news(report: dict[str, Any]) -> None:
 
 def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
     for name in names:
-        print(f"{name:<12}{storage.path('reports', f'{what}-{name}.html')}")
+        print(f"{name:<11} {storage.path('reports', f'{what}-{name}.html')}")
 
 
 def _print_live(live: service.Live) -> None:
