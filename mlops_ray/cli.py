@@ -386,11 +386,7 @@ def monitor_report(
 
     project, storage = _open(file)
     found = period.document(storage, project.project, _instant(begin, "--from"), _instant(end, "--to"))
-    with replacing(storage.path("reports", f"monitor-{project.project}.html")) as made:
-        made.write_text(period.html(found), encoding="utf-8")
-    _show(found, as_json, _print_period)
-    if not as_json:
-        _print_pages(storage, "monitor", [project.project])
+    _show_period(storage, "monitor", found, as_json)
 
 
 @app.command(epilog="Example: mlops-ray replay configs/factory_load.yaml --from 2016-11-01T00:00Z")
@@ -402,15 +398,10 @@ def replay(
 ) -> None:
     """A past period through the monitor, as if the live version had answered it: alarms, quality, drift."""
     from mlops_ray.cluster import replays
-    from mlops_ray.monitoring import period
 
     project, storage = _open(file)
     found = replays.run(project, storage, _instant(begin, "--from"), _instant(end, "--to"))
-    with replacing(storage.path("reports", f"replay-{project.project}.html")) as made:
-        made.write_text(period.html(found), encoding="utf-8")
-    _show(found, as_json, _print_period)
-    if not as_json:
-        _print_pages(storage, "replay", [project.project])
+    _show_period(storage, "replay", found, as_json)
 
 
 @labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
@@ -702,6 +693,18 @@ def _print_status(found: dict[str, Any]) -> None:
                 **_released(model),
             }
         )
+
+
+def _show_period(storage: Storage, what: str, found: dict[str, Any], as_json: bool) -> None:
+    """Writes the page of what the monitor saw, or would have seen, and shows it."""
+    from mlops_ray.monitoring import period
+
+    name = found["model"]
+    with replacing(storage.path("reports", f"{what}-{name}.html")) as made:
+        made.write_text(period.html(found), encoding="utf-8")
+    _show(found, as_json, _print_period)
+    if not as_json:
+        _print_pages(storage, what, [name])
 
 
 def _print_period(found: dict[str, Any]) -> None:

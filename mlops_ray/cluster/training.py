@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import polars as pl
@@ -81,6 +81,16 @@ def _restricts(project: Project) -> bool:
     return any(source.policy.restricts for source in project.sources.values())
 
 
+class _Tested(NamedTuple):
+    """What a search has won, on the test part: its `answers` to those rows, and what they are worth."""
+
+    task: Task
+    fitted: Fitted
+    answers: Values
+    report: Report
+    training_set: TrainingSet
+
+
 @dataclass(frozen=True)
 class Trainer:
     """Trains versions of a project's model into its registry; needs a connected Ray cluster.
@@ -136,11 +146,12 @@ class Trainer:
             refused += [fitted.missed] if fitted.missed else []
             run.log_params({"family": best.family, **best.params})
             run.log_metrics(report.metrics)
-            diagnosis = self._diagnosed(task, fitted)
-            packed = self._pack(task, fitted, report, diagnosis, training_set, cpus)
+            answers = fitted.predict(task.frame[task.test.held_out])
+            tested = _Tested(task, fitted, answers, report, training_set)
+            diagnosis = self._diagnosed(tested)
+            packed = self._pack(tested, diagnosis, cpus)
             self.progress.update("drawing the model card")
-            told = refused + notes
-            subject = self._subject(task, fitted, report, diagnosis, training_set, found, told)
+            subject = self._subject(tested, diagnosis, found, refused + notes)
             version = self.registry.register(packed, run_id=run.id, metric=metric)
             sweep.forget(folder)
             files = card.files(replace(subject, version=version))
@@ -220,10 +231,10 @@ class Trainer:
         packed = self.registry.package(self.project.project, version, **trust)
         return Predictor.load(packed.folder, None, digest=packed.digest, functions=functions, **trust)
 
-    def _diagnosed(self, task: Task, fitted: Fitted) -> Diagnosis:
+    def _diagnosed(self, tested: _Tested) -> Diagnosis:
         """Where the model errs on the test rows, and what it goes by."""
-        rows, seed = task.test.held_out, task.training.search.seed
-        answers, fewest = fitted.predict(task.frame[rows]), self._fewest
+        task, fitted, answers, *_ = tested
+        rows, seed, fewest = task.test.held_out, task.training.search.seed, self._fewest
         held = HeldOut(
             task.frame[rows],
             task.times[rows],
@@ -245,16 +256,10 @@ class Trainer:
         )
 
     def _subject(
-        self,
-        task: Task,
-        fitted: Fitted,
-        report: Report,
-        diagnosis: Diagnosis,
-        training_set: TrainingSet,
-        found: Mapping[str, Any],
-        refused: list[str],
+        self, tested: _Tested, diagnosis: Diagnosis, found: Mapping[str, Any], refused: list[str]
     ) -> Subject:
         """What the model card says, of no version yet."""
+        task, fitted, _, report, training_set = tested
         known = task.frame[task.test.train].select(self.features.names)
         target = self.project.target
         return Subject(
@@ -273,21 +278,13 @@ class Trainer:
             refused=refused,
         )
 
-    def _pack(
-        self,
-        task: Task,
-        fitted: Fitted,
-        report: Report,
-        diagnosis: Diagnosis,
-        training_set: TrainingSet,
-        cpus: int,
-    ) -> Package:
+    def _pack(self, tested: _Tested, diagnosis: Diagnosis, cpus: int) -> Package:
+        task, fitted, answers, report, training_set = tested
         known = task.frame[task.test.train].select(self.features.names)
         # Cells of a column are made of its values.
         shown = (column for column in self.features.columns if not column.hidden)
         counted = counts.reference(known, tuple(shown), task.training.search.seed)
         held_out = task.frame[task.test.held_out]
-        answers = fitted.predict(held_out)
         expected, errors = self._expected(task, fitted, held_out, answers)
         weighed = {str(each.at): each.value for each in diagnosis.importance}
         # Answers to rows that the model learned from would look too sure.

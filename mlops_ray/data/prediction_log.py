@@ -327,8 +327,7 @@ def rows_of(
 
 def _whole(storage: Storage, model: str, rows: pl.DataFrame, since: float, until: float) -> pl.DataFrame:
     """Rows of the log with what only machines may read of them."""
-    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    hidden = _of_days(files(storage, model, machine=True), *ends)
+    hidden = _apart(storage, model, since, until)
     if not hidden or rows.is_empty():
         return rows
     apart = pl.concat([pl.scan_parquet(path) for path in hidden], how="diagonal_relaxed")
@@ -346,10 +345,15 @@ def _whole(storage: Storage, model: str, rows: pl.DataFrame, since: float, until
 
 def machine_only(storage: Storage, model: str, since: float, until: float) -> frozenset[str]:
     """The columns of the log that only machines may read, of these days."""
-    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    found = _of_days(files(storage, model, machine=True), *ends)
+    found = _apart(storage, model, since, until)
     names = {name for path in found for name in pl.read_parquet_schema(path)}
     return frozenset(names - {"request_id", "row"})
+
+
+def _apart(storage: Storage, model: str, since: float, until: float) -> list[Path]:
+    """The files of what only machines may read, of these days."""
+    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
+    return _of_days(files(storage, model, machine=True), *ends)
 
 
 def spread(rows: pl.LazyFrame, most: int) -> pl.DataFrame:

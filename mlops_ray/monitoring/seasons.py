@@ -26,7 +26,7 @@ from scipy import stats
 
 from mlops_ray.config import CALENDAR_KINDS
 from mlops_ray.features import on_request
-from mlops_ray.features.definitions import Computed, FeatureSet, Stored
+from mlops_ray.features.definitions import FeatureSet, Stored
 from mlops_ray.monitoring.alarms import Finding, Kind
 from mlops_ray.monitoring.attribution import CONVERSIONS, MILD
 from mlops_ray.monitoring.deltas import PREDICTION
@@ -135,10 +135,7 @@ class Calendar:
         (datetime.date(2016, 10, 4), 1, 2)
         """
         local = (pl.col(TIME) + pl.duration(microseconds=self.shift_us)).dt.convert_time_zone(self.timezone)
-        hour = on_request.compute(
-            Computed("hour", "hour_of", TIME, self.timezone, shift_us=self.shift_us), rows
-        )
-        dated = rows.with_columns(local.dt.date().alias("date"), hour.cast(pl.Int8).alias("hour"))
+        dated = rows.with_columns(local.dt.date().alias("date"), local.dt.hour().alias("hour"))
         kinds = self.kinds(dated["date"].unique().to_list())
         known = pl.DataFrame(
             {"date": kinds.keys(), "kind": kinds.values()}, {"date": pl.Date, "kind": pl.Int8}

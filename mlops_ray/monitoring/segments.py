@@ -124,11 +124,20 @@ def asked(
     >>> asked(rows, ["site"], ["load", "name"], {"name"}).columns.columns
     ['site', 'load']
     """
-    shown = [name for name in frame.columns if name not in hidden and not frame[name].dtype.is_temporal()]
-    first = [name for name in dict.fromkeys(named) if name in shown]
-    rest = (name for name in features if name in shown and name not in first)
-    few = [name for name in rest if 2 <= frame[name].n_unique() <= MOST_VALUES]
-    return Asked(frame.select([*first, *few][:MOST_COLUMNS]), frozenset(first), max(LEAST, fewest))
+    lasting = frame.select(name for name in frame.columns if not frame[name].dtype.is_temporal())
+    names = [*named]
+    columns = lasting.select(chosen(lasting, names, features, hidden))
+    return Asked(columns, frozenset(names) & {*columns.columns}, max(LEAST, fewest))
+
+
+def chosen(
+    frame: pl.DataFrame, named: Iterable[str], features: Iterable[str], hidden: Collection[str] = ()
+) -> list[str]:
+    """What rows are cut by, at most `MOST_COLUMNS`: the named columns, then features of few values."""
+    few = (name for name in features if name in frame.columns and name not in hidden)
+    few = (name for name in few if 2 <= frame[name].n_unique() <= MOST_VALUES)
+    wanted = dict.fromkeys([*named, *few])
+    return [name for name in wanted if name in frame.columns and name not in hidden][:MOST_COLUMNS]
 
 
 def cut(by: Asked, blocks: Blocks, scores: Mapping[str, Score | None], seed: int = 0) -> dict[str, Cut]:

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.instants import from_micros
+from mlops_ray.monitoring.segments import MISSING, MOST_VALUES, OTHERS, chosen
 from mlops_ray.registry import bootstrap
 from mlops_ray.registry.bootstrap import Blocks
 from mlops_ray.registry.metrics import Function, Metric, average
@@ -22,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 #: Of so many rows at least a group's figure is said.
 LEAST = 30
-#: Values of a column that are segments of their own, the commonest; and columns cut into segments.
-MOST_VALUES, MOST_COLUMNS = 24, 8
-OTHERS, MISSING = "(others)", "(missing)"
 #: Equal stretches of time; bins of equally many rows; cells of a histogram; points of a curve.
 STRETCHES, BINS, CELLS, POINTS = 30, 10, 40, 200
 #: The share of rows at either end that the outermost cells take in.
@@ -123,8 +121,7 @@ def diagnose(
     rows = rows[np.argsort(-answers[rows], kind="stable")]
     frame, times, blocks = held.frame[rows], held.times[rows], held.blocks[rows]
     part = HeldOut(frame, times, labels[rows], answers[rows], blocks, metric, held.seed, held.least)
-    few = [name for name in features if 2 <= frame[name].n_unique() <= MOST_VALUES]
-    cut_by = [n for n in dict.fromkeys([*segments, *few]) if n in frame.columns and n not in hidden]
+    cut_by = chosen(frame, segments, features, hidden)
     is_class = metric.task == "classification"
     off = 0 if is_class else 1
     return Diagnosis(
@@ -132,7 +129,7 @@ def diagnose(
         metric(labels, answers),
         float(labels.mean()),
         importance(part, predict, features),
-        {name: by_group(part, *_segment(frame[name])) for name in cut_by[:MOST_COLUMNS]},
+        {name: by_group(part, *_segment(frame[name])) for name in cut_by},
         by_group(part, *_stretches(times, held.least)),
         by_group(part, *_bins(part.predictions), lambda y, said, w: average(y - off * said, w)),
         curves(labels, answers, held.fewest)
