@@ -85,7 +85,7 @@ def main() -> None:
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if is_quick else (ROUNDS, SECONDS)
     names = QUICK_PEERS if is_quick else tuple(PEERS)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        service = Service(Path(folder, "ours"))
+        service = Service(Path(folder, "ours"), serving=ours.ONE)
         with service.up():
             model = service.model
         bench = Bench(Path(folder), seconds, ours.asked(), ours.expected(model, ours.asked()))
