@@ -10,7 +10,7 @@ from mlops_ray.config import Project
 from mlops_ray.errors import DataError, ReleaseError, UsageError
 from mlops_ray.features import dataset
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.monitoring import joint, looks, period, replay
+from mlops_ray.monitoring import known, looks, period, replay
 from mlops_ray.monitoring.alarms import Budget
 from mlops_ray.monitoring.looks import Release
 from mlops_ray.registry import estimator, signing
@@ -37,8 +37,9 @@ def run(project: Project, storage: Storage, begin: datetime | None, end: datetim
     predict = _predictor(project, storage, champion).predict_features
     log = replay.log(champion, rows, predict, project.label_delay)
     window_s, most, per_s, _ = watched(project)
-    known = None if champion.has_seasons else joint.reference(storage.root, champion.package)
-    replayed = replay.replay(champion, log, window_s, Budget(most, per_s), known)
+    learned = None if champion.has_seasons else known.learned(storage.root, champion.package)
+    tested = known.tested(storage.root, champion.package)
+    replayed = replay.replay(champion, log, window_s, Budget(most, per_s), learned, tested)
     if not replayed.looks:
         raise DataError(
             f"no window of {project.project!r} closes then; one has monitoring.window and 50 rows"

@@ -13,13 +13,13 @@ import polars as pl
 
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
-from mlops_ray.data import counts
+from mlops_ray.data import counts, prediction_log
 from mlops_ray.errors import PackageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
-from mlops_ray.features.definitions import FeatureSet
-from mlops_ray.monitoring import performance, seasons, segments
+from mlops_ray.features.definitions import LABEL, FeatureSet
+from mlops_ray.monitoring import known, performance, seasons, segments
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.policy import label_selector
@@ -306,7 +306,7 @@ class Trainer:
             baselines=report.baselines,
             intervals=report.intervals,
             origin=_origin(task, cpus),
-            training_set={k: training_set.manifest[k] for k in KEPT},
+            training_set={k: training_set.manifest[k] for k in KEPT} | self._tested(tested, held_out),
             reference=counted.beside(answered).to_json(),
             expected=replace(
                 expected,
@@ -319,6 +319,16 @@ class Trainer:
             created_at=datetime.now(UTC),
             sign=signing.own_key(self.project, self.storage),
         )
+
+    def _tested(self, tested: _Tested, held_out: pl.DataFrame) -> dict[str, str]:
+        """Where rows of the test lie with what was answered and what came true (monitoring.weighted)."""
+        task, answers = tested.task, tested.answers
+        if task.kind == "regression":
+            return {}
+        labels = pl.Series(LABEL, task.labels[task.test.held_out])
+        rows = held_out.select(self.features.names).with_columns(labels, pl.Series(PREDICTION, answers))
+        some = prediction_log.spread(rows.lazy(), known.MOST_TESTED)
+        return {"tested": dataset.keep_tested(tested.training_set, some)}
 
     def _seasons(self, task: Task, held_out: pl.DataFrame, answers: Values) -> bytes | None:
         """What is usual of the entities, as Parquet; `None` where rows could change places."""

@@ -417,6 +417,18 @@ def _write(
     return TrainingSet(frame, recorded, path)
 
 
+def keep_tested(training_set: TrainingSet, rows: pl.DataFrame) -> str:
+    """Keeps what a version answered to rows of the test part beside the set; the name of the file.
+
+    Whoever may read the set may read it. The same rows are one file.
+    """
+    path = training_set.path
+    kept = path.with_name(f"{path.stem}-tested-{values_digest(rows)[:12]}.parquet")
+    with replacing(kept) as new:
+        rows.write_parquet(new)
+    return kept.name
+
+
 def libraries() -> dict[str, str]:
     """The versions of what computes features."""
     return {library: version(library) for library in LIBRARIES}

@@ -11,8 +11,6 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -23,12 +21,10 @@ from scipy.stats import rankdata
 
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import ASKED, FEATURE
-from mlops_ray.errors import MlopsError, PolicyError, one_line
-from mlops_ray.features.dataset import FOLDER
-from mlops_ray.monitoring import skew
+from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.monitoring import known
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
-from mlops_ray.policy import require_here
 from mlops_ray.registry.encoder import Encoder, Matrix, Values
 from mlops_ray.registry.package import Package
 
@@ -37,7 +33,7 @@ ABOUT = "whole rows"
 #: A side says nothing before so many rows: half of them teach, half are asked about.
 MIN_ROWS = 200
 #: Rows of a side, and columns of the matrix, that are looked at: it takes a few seconds at most.
-MOST_ROWS, MOST_COLUMNS = 5_000, 200
+MOST_ROWS, MOST_COLUMNS = known.MOST_ROWS, 200
 #: Small trees; a leaf weighs as much as 40 rows of the smaller side (each counts 1/4): fewer would be learned
 #: by heart.
 CLASSIFIER = {
@@ -65,9 +61,9 @@ logger = logging.getLogger(__name__)
 
 
 def findings(
-    package: Package, known: pl.DataFrame, logged: Sequence[str], features: pl.DataFrame
+    package: Package, learned_from: pl.DataFrame, logged: Sequence[str], features: pl.DataFrame
 ) -> list[Finding]:
-    """Whether the rows of a window differ from those `known`, that a version was made from (`reference`).
+    """Whether the rows of a window differ from those that a version was made from (`known.learned`).
 
     `features` are of the log's rows, whose columns are called `logged`. Features that only tell the time are
     left out, and those that the log does not have.
@@ -76,11 +72,10 @@ def findings(
     held = {name.removeprefix(prefix) for name in logged for prefix in (FEATURE, ASKED)} - {*clock}
     whole = package.encoder
     encoder = Encoder(whole.style, tuple(part for part in whole.parts if part.name in held))
-    columns = [column for column in package.feature_set.columns if column.name in held]
-    hidden = [column.name for column in columns if column.hidden]
     try:
         window = prediction_log.spread(features.lazy(), MOST_ROWS)
-        ours, theirs = (encoder.transform(_joined(each, hidden)) for each in (known, window))
+        sides = (each.select(part.name for part in encoder.parts) for each in (learned_from, window))
+        ours, theirs = (encoder.transform(known.whole(each, package)) for each in sides)
         names = [part.name for part in encoder.parts for _ in part.names]
         found = finding(ours, theirs, names)
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
@@ -102,7 +97,7 @@ def finding(reference: Matrix, window: Matrix, names: Sequence[str], seed: int =
         return None
     taught, asked = _halves(reference, window, seed)
     inputs = _Inputs.of(*taught)
-    scores, gains = _learned(
+    scores, gains = learned(
         [inputs.of_rows(each) for each in taught], [inputs.of_rows(each) for each in asked]
     )
     ranks = rankdata(np.concatenate(scores))
@@ -129,44 +124,6 @@ def p_value(further: Values) -> float:
     """
     spread = math.sqrt(float(np.square(further).sum()))
     return min(1.0, float(COINS * ndtr(-further.sum() / spread))) if spread else 1.0
-
-
-def reference(storage_root: Path, package: Package) -> pl.DataFrame | None:
-    """Rows of the training set that a version was made from, evenly spread; a package itself holds none.
-
-    Those of the test part are among them. `None` where the set is not there any more, or cannot be read.
-    """
-    recorded = package.manifest["training_set"]
-    if "file" not in recorded:
-        return None
-    try:
-        require_here(skew.policies(package))
-        return _rows(storage_root / FOLDER / Path(recorded["file"]).name, package.feature_set.names)
-    except (PolicyError, OSError, pl.exceptions.PolarsError) as error:
-        # What can be known of the rest is not held up.
-        logger.error("the training set of %s cannot be read (%s)", package.name, one_line(error))
-        return None
-
-
-@lru_cache(maxsize=8)
-def _rows(file: Path, columns: tuple[str, ...]) -> pl.DataFrame | None:
-    """A set never changes (it is called by its hash), so it is read once, and once is said that it is gone.
-
-    The digest is of all its values: to compare it would be to read all of them. Who can write there could
-    write the log as well.
-    """
-    if not file.is_file():
-        logger.warning("whole rows are not compared with the training set %s, which is gone", file.name)
-        return None
-    return prediction_log.spread(pl.scan_parquet(file, glob=False).select(columns), MOST_ROWS)
-
-
-def _joined(rows: pl.DataFrame, hidden: Sequence[str]) -> pl.DataFrame:
-    """Without the rows of which nothing is known that only machines may read.
-
-    Such values lie in a log of their own, in which two requests of one name are not told apart.
-    """
-    return rows.filter(~pl.all_horizontal(pl.col(hidden).is_null())) if hidden else rows
 
 
 def _halves(reference: Matrix, window: Matrix, seed: int) -> tuple[Both, Both]:
@@ -234,7 +191,7 @@ def _liveliest(matrix: Matrix) -> npt.NDArray[np.int64]:
     return np.sort(np.argsort(-own, kind="stable")[:MOST_COLUMNS])
 
 
-def _learned(taught: Sequence[Matrix], asked: Sequence[Matrix]) -> tuple[list[Values], dict[int, float]]:
+def learned(taught: Sequence[Matrix], asked: Sequence[Matrix]) -> tuple[list[Values], dict[int, float]]:
     """How much each row that is asked about looks like the window's, and what each column told of it.
 
     Of what teaches, the first are the reference's.

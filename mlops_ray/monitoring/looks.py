@@ -23,6 +23,7 @@ from mlops_ray.monitoring import (
     integrity,
     joint,
     journal,
+    known,
     logged,
     performance,
     quality,
@@ -96,7 +97,8 @@ class Evidence(NamedTuple):
     `rows` are of its log, `week` those of the seven days up to its end, where the version has seasons, both
     at most about `performance.MOST_ROWS`; `shown` the columns of the log that people may see; `true` the rows
     whose label came since the last look; `whole` the figures of whether the data are whole, and what is asked
-    of them (`integrity.see`); `known` rows that the version was made from, where such could change places.
+    of them (`integrity.see`); `learned` rows that the version was made from, where such could change places;
+    `tested` those that it was tested on, where they are kept.
     """
 
     rows: pl.DataFrame
@@ -104,7 +106,8 @@ class Evidence(NamedTuple):
     shown: Collection[str]
     true: Labelled | None
     whole: tuple[dict[str, Any], list[Finding]]
-    known: pl.DataFrame | None
+    learned: pl.DataFrame | None
+    tested: pl.DataFrame | None
 
 
 def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
@@ -129,8 +132,9 @@ def see(storage: Storage, of: Outlook, window: Closed) -> Seen | None:
     shown = [name for name in rows.columns if name in log]
     true = _labelled(storage, of.model, release, (of.looked_at, window.until))
     whole = integrity.see(storage, of, release.package, window, rows)
-    known = None if release.has_seasons else joint.reference(storage.root, release.package)
-    return judge(release, window, share, Evidence(rows, week, shown, true, whole, known))
+    learned = None if release.has_seasons else known.learned(storage.root, release.package)
+    tested = known.tested(storage.root, release.package)
+    return judge(release, window, share, Evidence(rows, week, shown, true, whole, learned, tested))
 
 
 def judge(release: Release, window: Closed, share: float, given: Evidence) -> Seen:
@@ -140,13 +144,15 @@ def judge(release: Release, window: Closed, share: float, given: Evidence) -> Se
     asked = findings(release, window.counts, drifts, rows.select(given.shown))
     outside, of_entities = _of_entities(release, share, given, datetime.fromtimestamp(window.until, UTC))
     asked += of_entities
-    if given.known is not None:
+    if given.learned is not None:
         of_model = logged.features(release.package, rows)
-        asked += joint.findings(release.package, given.known, rows.columns, of_model)
+        asked += joint.findings(release.package, given.learned, rows.columns, of_model)
     asked = [_weighed(release, each) for each in asked]
     said: dict[str, Any] = {}
     if release.expected is not None:
-        said, more = quality.judge(release.package, release.expected, rows, given.shown, given.true)
+        said, more = quality.judge(
+            release.package, release.expected, rows, given.shown, given.true, given.tested
+        )
         asked += more
     columns = {drift.column: drift.psi_corrected for drift in drifts}
     watches = release.usual is not None and not release.usual.is_empty()

@@ -177,13 +177,13 @@ def expect(
         order = np.argsort(-answers, kind="stable")
         labels, answers, blocks = labels[order], answers[order], blocks[order]
         by = by and by._replace(columns=by.columns[order])
-    calibrator = _calibrator(answers, labels) if task == "classification" else None
+    line = calibrator(answers, labels) if task == "classification" else None
     errors: dict[str, Values] = {}
     models: dict[str, bytes] = {}
     if task == "regression" and matrix is not None:
         for metric in {"mae", decides} & set(OF_ROWS):
             errors[metric], models[metric] = _learn_errors(matrix, answers, OF_ROWS[metric](labels - answers))
-    chances = answers if calibrator is None else calibrator(answers)
+    chances = answers if line is None else line(answers)
     known = chances if task == "classification" else None
 
     def measured(weights: Values) -> dict[str, float]:
@@ -201,7 +201,7 @@ def expect(
     }
     cuts = segments.cut(by, blocks, scores, seed) if by and decides not in NOT_OF_PARTS else {}
     own = losses.learn(decides, labels, answers, known, errors)
-    return Expected(task, decides, figures[0], figures[1], calibrator, threshold, cuts, own), models
+    return Expected(task, decides, figures[0], figures[1], line, threshold, cuts, own), models
 
 
 def findings(expected: Expected, estimates: Mapping[str, float], rows: int) -> list[Finding]:
@@ -307,11 +307,14 @@ def _figures(blocks: Blocks, seed: int, by: Any) -> dict[str, Figure]:
     }
 
 
-def _calibrator(answers: Values, labels: Values) -> Calibrator | None:
-    """How often it happens, by what was answered: rising, on all labelled rows (isotonic regression)."""
+def calibrator(answers: Values, labels: Values, weights: Values | None = None) -> Calibrator | None:
+    """How often it happens, by what was answered: rising, on all labelled rows (isotonic regression).
+
+    `None` where that is no line, as of answers that are all the same.
+    """
     from sklearn.isotonic import IsotonicRegression
 
-    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(answers, labels)
+    fitted = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(answers, labels, weights)
     said, meant = fitted.X_thresholds_, fitted.y_thresholds_
     if len(said) < 2:
         return None

@@ -33,6 +33,12 @@ FIGURES = {
     "invalid": ("Values that fail a check", "share"),
     "repeated": ("Rows that repeat another", "share"),
 }
+#: How a metric is known, as a look has it and as people read it.
+QUALITIES = {
+    "estimated": "estimated",
+    "weighted": "estimated, weighted for moved inputs",
+    "realised": "realised",
+}
 
 Document = dict[str, Any]
 
@@ -41,9 +47,10 @@ def document(storage: Storage, model: str, begin: datetime | None, end: datetime
     """The looks at windows that ended in [begin, end), and the episodes that went on then.
 
     `{"model", "from", "to", "rows", "spent", "looks": […], "alarms": […], "columns": {name: [[at, psi], …]},
-    "quality": {metric: {"reference", "estimated": [[at, value], …], "realised": […]}}, "segments": […],
-    "splits": […], "integrity": {figure: [[at, value], …]}, "skew": {feature: [rows that differ, rows]}}`;
-    times are ISO 8601. Segments are those that looks wrote down, each as it was last, the worst first; splits
+    "quality": {metric: {"reference", "estimated": [[at, value], …], "weighted": […], "realised": […]}},
+    "segments": […], "splits": […], "integrity": {figure: [[at, value], …]},
+    "skew": {feature: [rows that differ, rows]}}`; times are ISO 8601.
+    Segments are those that looks wrote down, each as it was last, the worst first; splits
     say of labels that came what the loss has grown by; `outside` is the share of hours of a kind of day that
     the training set did not have, `None` where rows have no seasons; `notes` are sentences. Raises
     `DataError` where nothing was looked at then.
@@ -160,11 +167,12 @@ def _columns(seen: Sequence[Document]) -> dict[str, list[tuple[str, float]]]:
 
 def _quality(seen: Sequence[Document]) -> dict[str, Document]:
     found: dict[str, Document] = {}
-    for look, how in itertools.product(seen, ("estimated", "realised")):
+    for look, how in itertools.product(seen, QUALITIES):
         quality = look["quality"]
-        for metric, value in quality.get(how, {}).items():
+        said = (quality.get(how) or {}).get("metrics", {}) if how == "weighted" else quality.get(how, {})
+        for metric, value in said.items():
             reference = quality["reference"]["realised"].get(metric)
-            entry = found.setdefault(metric, {"reference": reference, "estimated": [], "realised": []})
+            entry = found.setdefault(metric, {"reference": reference, **{each: [] for each in QUALITIES}})
             entry[how].append((_iso(look["until"]), value))
     return found
 
@@ -227,7 +235,7 @@ def _alarm(alarm: Document) -> Block:
 
 def _qualities(quality: dict[str, Document]) -> Iterator[Block]:
     for metric, found in quality.items():
-        drawn = {how: found[how] for how in ("estimated", "realised") if found[how]}
+        drawn = {name: found[how] for how, name in QUALITIES.items() if found[how]}
         value = found["reference"]
         dashed = () if value is None else ("test part", value, value)
         yield Block(

@@ -10,11 +10,12 @@ import polars as pl
 
 from mlops_ray.data.labels import LABEL
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import logged, performance, segments
+from mlops_ray.monitoring import logged, performance, segments, weighted
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.losses import Split
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.monitoring.segments import Segment
+from mlops_ray.monitoring.weighted import Weighted
 from mlops_ray.registry.booster import Booster
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.package import Package
@@ -33,17 +34,25 @@ class Labelled(NamedTuple):
 
 
 def judge(
-    package: Package, expected: Expected, rows: pl.DataFrame, shown: Collection[str], true: Labelled | None
+    package: Package,
+    expected: Expected,
+    rows: pl.DataFrame,
+    shown: Collection[str],
+    true: Labelled | None,
+    tested: pl.DataFrame | None,
 ) -> tuple[dict[str, Any], list[Finding]]:
     """The figures of a look, as the journal has them, and what is worse than in the reference.
 
-    Segments are those of columns of the log that are `shown`; `true` is `None` where no labels can be read.
+    Segments are those of columns of the log that are `shown`; `true` is `None` where no labels can be read,
+    `tested` where no rows of the test are kept.
     """
     estimated, number, told = {}, 0, list[Segment]()
     measured, labelled, split = {}, 0, None
+    again: Weighted | None = None
     try:
         errors = _errors(package, expected, rows)
         estimated, number = _estimate(expected, rows, errors), rows.height
+        again = None if tested is None else weighted.of_log(package, expected, tested, rows)
         told += expected.segments(_columns(expected, rows.select(shown)), logged.answers(rows), errors)
         if true is not None and true.rows.height:
             values = true.rows[LABEL].to_numpy(), logged.answers(true.rows)
@@ -58,6 +67,7 @@ def judge(
     said = {
         "estimated": estimated,
         "rows": number,
+        "weighted": again and again._asdict(),
         "realised": measured,
         "labelled": labelled,
         "reference": {

@@ -54,11 +54,17 @@ def log(
 
 
 def replay(
-    release: Release, rows: pl.DataFrame, window_s: float, budget: Budget, known: pl.DataFrame | None = None
+    release: Release,
+    rows: pl.DataFrame,
+    window_s: float,
+    budget: Budget,
+    learned: pl.DataFrame | None = None,
+    tested: pl.DataFrame | None = None,
 ) -> Replayed:
     """What the monitor would have seen of a `log` whose rows were answered by one version, and done.
 
-    `known` are rows that the version was made from, where such could change places (`joint.reference`).
+    `learned` are rows that the version was made from, where such could change places, `tested` those that it
+    was tested on (`known`).
     """
     alarms = Alarms(float("-inf"))
     seen: list[dict[str, Any]] = []
@@ -70,7 +76,7 @@ def replay(
         share = budget.share(window.until - looked_at)
         sample = _sample(inside)
         whole = integrity.judge(window, sample, seen, why="a replay computes features itself")
-        given = Evidence(sample, week, shown, Labelled(true, _sample(true)), whole, known)
+        given = Evidence(sample, week, shown, Labelled(true, _sample(true)), whole, learned, tested)
         found = looks.judge(release, window, share, given)
         alarms.take(found.look, release.version)
         seen.append(looks.entry(window, found))

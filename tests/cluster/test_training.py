@@ -15,6 +15,7 @@ from mlops_ray.cluster import local, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.errors import PackageError, TrainingError, UsageError
+from mlops_ray.monitoring import known
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.serving import record
@@ -127,6 +128,18 @@ def test_a_change_of_the_project_does_not_change_what_is_reproduced(trained: Tra
     changed = PROJECT.replace("metric: average_precision", "metric: roc_auc").replace("left", "stayed")
     found = trained.pipeline(changed).trainer.reproduce(1)
     assert found["same_file"]
+
+
+def test_what_was_answered_to_the_test_is_kept_beside_the_training_set(trained: Trained) -> None:
+    packed = trained.pipeline().registry.package("churn", 1)
+    tested = known.tested(trained.storage.root, packed)
+    assert tested is not None
+    assert set(tested.columns) == {*packed.feature_set.names, "prediction", "label"}
+    measured = Expected.from_json(packed.expected or {}).measure(
+        tested["label"].to_numpy(), tested["prediction"].to_numpy()
+    )
+    for metric, value in measured.items():
+        assert value == pytest.approx(trained.result["metrics"][metric])
 
 
 def test_mlflow_has_the_run_its_trials_and_the_card(trained: Trained) -> None:

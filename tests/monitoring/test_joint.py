@@ -12,7 +12,7 @@ import pytest
 from mlops_ray.data import prediction_log
 from mlops_ray.data.counts import Counts, reference
 from mlops_ray.features import dataset
-from mlops_ray.monitoring import drift, joint, looks
+from mlops_ray.monitoring import drift, joint, known, looks
 from mlops_ray.monitoring.alarms import Alarms, Finding
 from mlops_ray.monitoring.state import Closed, ModelState
 from mlops_ray.registry.encoder import Encoder, Matrix
@@ -91,7 +91,7 @@ def by_means(taught: list[Matrix], wanted: list[Matrix]) -> tuple[list[np.ndarra
 
 @pytest.mark.parametrize("values", ["normal", "few", "skewed"])
 def test_quiet_windows_are_called_as_seldom_as_said(values: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(joint, "_learned", by_means)
+    monkeypatch.setattr(joint, "learned", by_means)
     random = np.random.default_rng(3)
     p_values = []
     for _ in range(700):
@@ -312,9 +312,9 @@ def test_what_only_machines_may_read_is_looked_at_where_the_log_has_it(tmp_path:
 
     def asked(rows: pl.DataFrame, *logged: str) -> Finding:
         features = rows.select(live.package.feature_set.names)
-        known = joint.reference(live.storage.root, live.package)
-        assert known is not None
-        (found,) = joint.findings(live.package, known, logged, features)
+        learned = known.learned(live.storage.root, live.package)
+        assert learned is not None
+        (found,) = joint.findings(live.package, learned, logged, features)
         return found
 
     tied = asked(rows_of(2, tied=True), "request.load", "request.site")

@@ -199,7 +199,7 @@ def test_what_only_machines_may_read_since_is_not_told_of_entities(world: World)
     frame = rows(EDGE, 7, seed=9).with_columns(pl.col("amount") * 3)
     log = world.log(frame)
     shown = [name for name in log.columns if name != "feature.amount"]
-    given = Evidence(log, log, shown, None, ({}, []), None)
+    given = Evidence(log, log, shown, None, ({}, []), None, None)
     counts = Counts.empty(world.release.reference.specs)
     counts.update(frame.with_columns(prediction="amount"))
     until = EDGE.timestamp() + 8 * DAY_S
