@@ -18,7 +18,7 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.config import Project, Source
-from mlops_ray.errors import ConfigError, StorageError, TrainingError
+from mlops_ray.errors import ConfigError, StorageError, TrainingError, did_you_mean
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
@@ -53,6 +53,7 @@ class Pipeline:
         self.store = FeatureStore(self.project, self.storage)
         require_readable(self.project)
         self.features: FeatureSet = self.store.features
+        self._require_segments()
         self.intake = Intake(self.store, self.storage, self.stages)
         _ = self.test_from
 
@@ -71,6 +72,20 @@ class Pipeline:
         families.find(self.project.training.families, self.project.target.task)
         own.require_allowed(self.project)
         metrics.find(self.project.training.metric, self.project.target.task)
+
+    def _require_segments(self) -> None:
+        """A segment that cuts nothing would never be missed."""
+        known = {column.name: column.hidden for column in self.features.columns}
+        known = dict.fromkeys(self.target_source.entity, False) | known
+        for name in self.project.monitoring.segments:
+            at = ("monitoring", "segments")
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise ConfigError(
+                    f"{name!r} is neither a feature nor a key of the target's rows{hint}", at=at
+                )
+            if known[name] or name in self.target_source.hidden:
+                raise ConfigError(f"{name!r} is for machines alone, and a segment shows its values", at=at)
 
     @property
     def tracking_uri(self) -> str:

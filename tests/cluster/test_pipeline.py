@@ -2,6 +2,7 @@
 
 import importlib
 import linecache
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mlops_ray import config
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.data import ingest
+from mlops_ray.errors import ConfigError
 from mlops_ray.storage import Storage
 
 PROJECT = """
@@ -140,3 +142,22 @@ features:
         assert set(made.stages.unchanged) == {"ingest meter", "ingest other"}
         again.append(made.store.history("meter").newest)
     assert again[0] == again[1]
+
+
+@pytest.mark.parametrize(
+    ("segment", "said"),
+    [
+        ("bevore", "'bevore' is neither a feature nor a key of the target's rows; did you mean 'before'?"),
+        ("load", "'load' is neither a feature nor a key"),
+        ("before", "'before' is for machines alone, and a segment shows its values"),
+    ],
+)
+def test_a_segment_that_cuts_nothing_is_refused_before_anything_is_done(
+    tmp_path: Path, segment: str, said: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(rows(1))
+    text = PROJECT.replace("max: 9000}}", "max: 9000}}\n    policy: {machine_only: [load]}")
+    (tmp_path / "project.yaml").write_text(f"{text}monitoring: {{segments: [site, {segment}]}}\n")
+    project = config.load(tmp_path / "project.yaml", {})
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Pipeline(project, Storage.open(project.storage))
