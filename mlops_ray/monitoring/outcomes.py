@@ -2,7 +2,8 @@
 
 The prediction log tells of a row that was compared in which turn of the release it was answered, and in which
 bucket its routing key is. A request's figure is the mean loss of its labelled rows, in times the mean loss of
-the champion's reference. In shadow the two answers to one request are compared.
+the champion's reference. In shadow the two answers to one request are compared. Labels that came before the
+day of the push are of other requests, or of what was true before it was asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,7 +105,8 @@ def _requests(log: pl.LazyFrame, told: Sequence[pl.DataFrame], scale: Scale) -> 
     rows = labels.labelled(log, told, about)
     # Callers name requests: of two that have one name nobody knows whose the answer is.
     rows = rows.unique(BY_REQUEST, keep="none", maintain_order=True)
-    loss = OF_ROW[scale.loss](rows[LABEL].to_numpy(), rows["prediction"].to_numpy())
+    with np.errstate(over="ignore"):
+        loss = OF_ROW[scale.loss](rows[LABEL].to_numpy(), rows["prediction"].to_numpy())
     figure = pl.Series("figure", np.minimum(loss / scale.mean, scale.most))
     # An answer that is no number is an error, and counts as one.
     known = rows.with_columns(figure).filter(pl.col("figure").is_finite())

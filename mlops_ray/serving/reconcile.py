@@ -277,6 +277,7 @@ class Reconciler:
         took_s = 0.0
         try:
             told.known, took_s = going.result()
+            told.has_failed = False
         except Exception as error:  # noqa: BLE001 - whatever a log or a package holds, the release goes on
             if not told.has_failed:
                 logger.error("the labels of %s are not compared: %s", document["model"], one_line(error))
