@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import polars as pl
@@ -102,17 +103,46 @@ def new(storage: Storage, model: str, after: float = 0.0, until: float = math.in
 
 def _files(storage: Storage, model: str, last: datetime) -> dict[tuple[str, ...], list[Path]]:
     """The files of labels that came by then, by how they name their rows; what is none is told of."""
+    dates = sorted((storage.root / FOLDER / model).glob("date=*"))
+    paths = [path for date in dates if date.name <= f"date={last:%Y-%m-%d}" for path in _of_day(date)]
+    return _by_keys(paths)
+
+
+def _of_day(date: Path) -> list[Path]:
+    return sorted(date.glob("[!.]*.parquet"))
+
+
+def _by_keys(paths: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
     found: dict[tuple[str, ...], list[Path]] = {}
-    for date in sorted((storage.root / FOLDER / model).glob("date=*")):
-        if date.name <= f"date={last:%Y-%m-%d}":
-            for path in sorted(date.glob("[!.]*.parquet")):
-                try:
-                    keys = sorted(set(pl.read_parquet_schema(path)) - {LABEL, KNOWN_AT})
-                except (OSError, pl.exceptions.PolarsError) as error:
-                    logger.error("labels in %s cannot be read: %s", path, one_line(error))
-                    continue
-                found.setdefault(tuple(keys), []).append(path)
+    for path in paths:
+        try:
+            keys = sorted(set(pl.read_parquet_schema(path)) - {LABEL, KNOWN_AT})
+        except (OSError, pl.exceptions.PolarsError) as error:
+            _log_once(path, one_line(error))
+            continue
+        found.setdefault(tuple(keys), []).append(path)
     return found
+
+
+@lru_cache(maxsize=1_000)
+def _log_once(path: Path, why: str) -> None:
+    """A release looks every few seconds."""
+    logger.error("labels in %s cannot be read: %s", path, why)
+
+
+def since(storage: Storage, model: str, at: float) -> list[Path]:
+    """The files of the day of that time and of later ones, seconds since the epoch; `read` reads them."""
+    first = f"date={from_micros(int(at * 1e6)):%Y-%m-%d}"
+    dates = sorted((storage.root / FOLDER / model).glob("date=*"))
+    return [path for date in dates if date.name >= first for path in _of_day(date)]
+
+
+def read(paths: Iterable[Path]) -> list[pl.DataFrame]:
+    """All labels of files, by how they name their rows."""
+    return [
+        pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed").collect()
+        for files in _by_keys(paths).values()
+    ]
 
 
 def compact(storage: Storage, model: str) -> int:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.data.rows import Table, joined
-from mlops_ray.instants import from_micros
+from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
@@ -49,6 +49,10 @@ MOST_JOINED_BYTES = 64 * 2**20
 _POSITION = "position of the row"
 #: In which columns of the request, and features that are not such columns, stand.
 ASKED, FEATURE = "request.", "feature."
+#: How requests come to a version: as its own, or as copies of the champion's, which nobody is told.
+CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
+#: Of rows that a release compares: its turn, and the bucket of the routing key (`monitoring.sides.bucket`).
+TURN, BUCKET = "turn", "key_bucket"
 
 #: What is written of every row, beside what was asked.
 ABOUT = {
@@ -60,6 +64,8 @@ ABOUT = {
     "latency_us": pl.Int64(),
     "watermark": INSTANT,
     "prediction": pl.Float64(),
+    TURN: pl.Int32(),
+    BUCKET: pl.Int16(),
 }
 
 logger = logging.getLogger(__name__)
@@ -87,7 +93,7 @@ class Batch(Protocol):
 class Entry(NamedTuple):
     """A request that was answered: its rows are [start, stop) of a batch's; times are microseconds.
 
-    `size` are the bytes of its body.
+    `size` are the bytes of its body, `compared` the turn and the bucket, where a release compares it.
     """
 
     id: str
@@ -97,6 +103,7 @@ class Entry(NamedTuple):
     at_us: int
     latency_us: int
     size: int
+    compared: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,8 @@ def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
         "latency_us": each([entry.latency_us for entry in entries], pl.Int64),
         "watermark": each([entry.batch.watermark_us for entry in entries], pl.Int64).cast(INSTANT),
         "prediction": pl.Series(values),
+        TURN: each([entry.compared and entry.compared[0] for entry in entries], ABOUT[TURN]),
+        BUCKET: each([entry.compared and entry.compared[1] for entry in entries], ABOUT[BUCKET]),
     }
     if shape.threshold is not None:
         about["decision"] = pl.Series(values >= shape.threshold)
@@ -306,8 +315,19 @@ def between(storage: Storage, model: str, version: str, since: float, until: flo
         pl.col("at") >= ends[0],
         pl.col("at") < ends[1],
         pl.col("model_version") == version,
-        pl.col("route") != "shadow",
+        pl.col("route") != SHADOW,
     )
+
+
+def since(storage: Storage, model: str, at: float) -> list[Path]:
+    """The log's files whose rows may be of that time or later, seconds since the epoch."""
+    return _of_days(files(storage, model), from_micros(int(at * 1e6)), LATEST)
+
+
+def compared(paths: Sequence[Path], after: int) -> pl.LazyFrame:
+    """The rows of these files that a release compares, of later turns than this one, shadow copies too."""
+    rows = pl.concat([pl.LazyFrame(schema=ABOUT), *map(pl.scan_parquet, paths)], how="diagonal_relaxed")
+    return rows.filter(pl.col(TURN) > after)
 
 
 def sample(storage: Storage, model: str, version: str, since: float, until: float, most: int) -> pl.DataFrame:

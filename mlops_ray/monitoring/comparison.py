@@ -42,6 +42,14 @@ class Sums:
     def empty(cls) -> Self:
         return cls(*(np.zeros(BUCKETS) for _ in range(3)))
 
+    @classmethod
+    def of(cls, buckets: npt.NDArray[np.integer], values: Cells) -> Self:
+        """Of requests in these buckets, with these figures, which are numbers."""
+        sums, ones = cls.empty(), np.ones(len(values))
+        for cells, part in zip(vars(sums).values(), (ones, values, values * values), strict=True):
+            np.add.at(cells, buckets, part)
+        return sums
+
     def add(self, bucket: int, value: float) -> None:
         """Takes in one request with a figure of about one in size; `ValueError` where it is no number."""
         if not math.isfinite(value):

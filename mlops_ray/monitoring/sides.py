@@ -7,7 +7,8 @@ look like a difference.
 """
 
 import hashlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compare
 
-#: What is compared, and how large a difference is to be found soon: shares of the requests, and answers in
-#: standard deviations, less their mean, of those that the version was trained on.
-ERRORS, SLOW, OUTPUT = "errors", "slow", "output"
-EFFECTS = {ERRORS: 0.02, SLOW: 0.02, OUTPUT: 0.5}
+#: What is compared, and how large a difference is to be found soon: shares of the requests, answers in
+#: standard deviations, less their mean, of those that the version was trained on, and losses in times the
+#: reference's.
+ERRORS, SLOW, OUTPUT, LOSS = "errors", "slow", "output", "loss"
+EFFECTS = {ERRORS: 0.02, SLOW: 0.02, OUTPUT: 0.5, LOSS: 0.1}
 #: Requests of one slice of time may be slow together, whatever their keys: they are counted by slices too.
 SLOW_IN_TIME, SLICE_S = "slow in time", 1.0
 #: One request's answer varies by this at least, in squared standard deviations.
@@ -26,6 +28,9 @@ LEAST_OUTPUT = 0.05**2
 #: Of its requests so large a share more may be slower than the champion's p99: beside each other two versions
 #: are not batched alike, and of many requests the least difference would be found.
 ALLOWED_SLOW = 0.01
+#: By so much of the reference's loss two fits to much the same rows differ by chance, and one request's loss
+#: varies by so much at least, squared.
+ALLOWED_LOSS, LEAST_LOSS = 0.02, 0.1**2
 #: What may come by chance every other time needs no word.
 LEAST_ODDS = 3.0
 #: Beyond this nothing is surer; a product of many must stay a number.
@@ -41,7 +46,10 @@ class Side:
 
     def add(self, key: str, figures: dict[str, float], at_s: float = 0.0) -> None:
         """Takes in a request of a routing key, at a time in seconds."""
-        at = bucket(key)
+        self.count(bucket(key), figures, at_s)
+
+    def count(self, at: int, figures: dict[str, float], at_s: float = 0.0) -> None:
+        """Takes in a request of a routing key in this bucket."""
         for name, value in figures.items():
             self.figures.setdefault(name, Sums.empty()).add(at, value)
         if SLOW in figures:
@@ -92,7 +100,8 @@ def hashed(key: str, person: bytes = b"") -> int:
 class Verdict(NamedTuple):
     """In what a challenger is worse, a sentence each, and whether this step could have told.
 
-    `evidence` is the e-value of each figure, of all steps so far; `said` what was seen in this step.
+    `evidence` is the e-value of each figure, of all steps so far, but that of losses, of which each step is
+    looked at again; `said` what was seen in this step, and of losses in all.
     """
 
     worse: tuple[str, ...]
@@ -102,23 +111,33 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    champion: Side, challenger: Side, *, allowed_output: float, before: Mapping[str, float] | None = None
+    champion: Side,
+    challenger: Side,
+    *,
+    allowed_output: float,
+    before: Mapping[str, float] | None = None,
+    losses: Sequence[tuple[Sums, Sums]] = (),
 ) -> Verdict:
     """What a step of a release tells, after what the steps `before` have told.
 
-    Answers may move by `allowed_output` standard deviations. Raises `ValueError` for sides of two steps.
+    Answers may move by `allowed_output` standard deviations. `losses` are those of champion and challenger in
+    each step so far: labels come late. Raises `ValueError` for sides of two steps.
     """
     _require_one_step(champion, challenger)
     worse, said, e_values = [], [], dict(before or {})
     is_told = False
     for name in EFFECTS:
-        evidence = _compared(name, champion, challenger, allowed_output)
+        if name == LOSS:
+            evidence, requests = _of_losses(losses)
+        else:
+            evidence, requests = _compared(name, champion, challenger, allowed_output), challenger.requests
         if not evidence.is_told:
             continue
         is_told |= name == ERRORS
-        e_values[name] = min(e_values.get(name, 1.0) * evidence.e_value, MOST_EVIDENCE)
-        evidence = replace(evidence, e_value=e_values[name])
-        sentence = _said(name, evidence, challenger.requests)
+        if name != LOSS:
+            e_values[name] = _times(e_values.get(name, 1.0), evidence.e_value)
+            evidence = replace(evidence, e_value=e_values[name])
+        sentence = _said(name, evidence, requests)
         said.append(sentence)
         if evidence.is_worse:
             worse.append(sentence)
@@ -140,6 +159,30 @@ def _compared(name: str, champion: Side, challenger: Side, allowed_output: float
     )
 
 
+def _of_losses(steps: Iterable[tuple[Sums, Sums]]) -> tuple[Evidence, int]:
+    """What the losses of all steps tell together, and of how many requests of the challenger.
+
+    Each step weighs by these: as a canary grows, its requests are later ones than the champion's.
+    """
+    found, counts, e_value = [], [], 1.0
+    for sides in steps:
+        step = compare(*sides, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
+        if step.is_told:
+            found.append((step.champion, step.challenger, step.error))
+            counts.append(sides[1].count)
+            e_value = _times(e_value, step.e_value)
+    if not found:
+        return NONE, 0
+    champion, challenger, errors = np.array(found).T
+    shares = np.array(counts) / sum(counts)
+    error = math.sqrt(float(shares**2 @ errors**2))
+    return Evidence(float(shares @ champion), float(shares @ challenger), error, e_value), int(sum(counts))
+
+
+def _times(one: float, other: float) -> float:
+    return min(one * other, MOST_EVIDENCE)
+
+
 def _least(champion: Sums, challenger: Sums) -> float:
     """The variance of a share of which one more request of either kind is taken for seen (Laplace)."""
     share = (float(champion.total.sum() + challenger.total.sum()) + 1) / (
@@ -157,13 +200,18 @@ def _said(name: str, evidence: Evidence, requests: int) -> str:
     """
     >>> _said("errors", Evidence(0.01, 0.04, 0.006, 250.0), 900)
     'errors: 4.00 % of the requests against 1.00 % (± 0.60 %, 900 requests; by chance at most once in 250)'
+    >>> _said("loss", Evidence(1.01, 1.32, 0.05, 1.0), 900)
+    "loss: 1.32 of the reference's against 1.01 (± 0.05, 900 labelled requests)"
     """
-    odds = f"{requests:,} requests"
+    odds = f"{requests:,} {'labelled ' if name == LOSS else ''}requests"
     if evidence.e_value >= LEAST_ODDS:
         odds += f"; by chance at most once in {min(evidence.e_value, 1e9):.0f}"
     if name == OUTPUT:
         moved = evidence.challenger - evidence.champion
         return f"answers: moved by {moved:+.2f} standard deviations (± {evidence.error:.2f}, {odds})"
+    if name == LOSS:
+        sides = f"{evidence.challenger:.2f} of the reference's against {evidence.champion:.2f}"
+        return f"loss: {sides} (± {evidence.error:.2f}, {odds})"
     what = {ERRORS: "errors", SLOW: "latency above the champion's p99"}[name]
     return (
         f"{what}: {100 * evidence.challenger:.2f} % of the requests against {100 * evidence.champion:.2f} % "

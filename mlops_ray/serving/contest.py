@@ -90,10 +90,11 @@ class Tried(NamedTuple):
 class Copy(NamedTuple):
     """A request that the champion has answered with this status, and with these answers where it did.
 
-    `rows` reads it by a version's own schema, or raises what is wrong with it; `size` is that of its body.
+    `rows` reads it by a version's own schema, or raises what is wrong with it; `size` is that of its body;
+    `bucket` that of its routing key.
     """
 
-    key: str
+    bucket: int
     id: str
     rows: Callable[["Live"], Rows]
     status: int
@@ -125,8 +126,8 @@ class Contest:
         """The version that answers a key."""
         return self.challenger if self._split.tries(key) else self.champion
 
-    def see(self, live: "Live", key: str, tried: Tried) -> None:
-        """Counts what became of a request that this version was to answer."""
+    def see(self, live: "Live", bucket: int, tried: Tried) -> None:
+        """Counts what became of a request, its key in this bucket, that this version was to answer."""
         is_champion = live is self.champion
         if is_champion and tried.status == 200 and self.pace.slow_us is None:
             self.pace.see(tried.latency_us, tried.rows)
@@ -141,7 +142,7 @@ class Contest:
             is_slow = self.pace.is_slow(tried.latency_us, tried.rows)
             if is_slow is not None:
                 figures[SLOW] = float(is_slow)
-        self._sides()[not is_champion].add(key, figures, time.monotonic())
+        self._sides()[not is_champion].count(bucket, figures, time.monotonic())
 
     def _mean(self, answers: Values | None) -> float | None:
         """The mean answer of a request in standard deviations from those of the champion's training.
@@ -227,9 +228,9 @@ class Contest:
         if ours is not None and theirs is not None:
             champion[OUTPUT], challenger[OUTPUT] = 0.0, theirs - ours
         for side, figures in zip(self._sides(), (champion, challenger), strict=True):
-            side.add(copy.key, figures)
+            side.count(copy.bucket, figures)
         if part is not None and theirs is not None:
-            self.challenger.keep_copy(part, copy.id, latency_us, copy.size)
+            self.challenger.keep_copy(part, copy.id, latency_us, copy.size, (self.turn, copy.bucket))
 
 
 def scale(reference: Counts) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.data import labels
+from mlops_ray.data.prediction_log import CHALLENGER, CHAMPION
 from mlops_ray.data.rows import Rows
 from mlops_ray.errors import (
     CallerGoneError,
@@ -25,6 +26,7 @@ from mlops_ray.errors import (
     UnsupportedMediaTypeError,
 )
 from mlops_ray.keys import Caller, Keyring, Role
+from mlops_ray.monitoring.sides import bucket
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.models import Values
 from mlops_ray.serving import protocol, truth
@@ -34,7 +36,7 @@ from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, Contest, Copy, Tried
 from mlops_ray.serving.refusals import invalid, refuse_rejected
-from mlops_ray.serving.versions import CHALLENGER, CHAMPION, Live, Versions
+from mlops_ray.serving.versions import Live, Versions
 from mlops_ray.storage import Storage
 
 PREFIX = "/v2/models"
@@ -55,11 +57,15 @@ MOST_WHYS = 8
 
 
 class _Asked(NamedTuple):
-    """When a request for a prediction came, until when it is waited for, and its place among the others."""
+    """When a request for a prediction came, until when it is waited for, and its place among the others.
+
+    `compared` is as `prediction_log.Entry` has it.
+    """
 
     came_ns: int
     until: float | None
     place: Place
+    compared: tuple[int, int] | None = None
 
 
 class Endpoint(Application):
@@ -139,20 +145,22 @@ class Endpoint(Application):
                 body = await self._body(call, asked)
             except Exception as error:  # noqa: BLE001 - no version is to blame
                 return _counted(live, error_reply(error, call), asked.came_ns)
+            at = bucket(key)
+            asked = asked._replace(compared=(contest.turn, at))
             if live is contest.challenger:
-                reply, live = await self._challenged(call, contest, key, action, body, asked)
+                reply, live = await self._challenged(call, contest, at, action, body, asked)
             else:
                 reply, tried = await self._tried(call, live, action, body, asked)
-                contest.see(live, key, tried)
+                contest.see(live, at, tried)
                 if contest.copies(key):
                     rows = partial(_copied, call, action, body)
-                    contest.copy(Copy(key, call.id, rows, reply.status, tried.answers, len(body)))
+                    contest.copy(Copy(at, call.id, rows, reply.status, tried.answers, len(body)))
         finally:
             asked.place.leave()
         return _counted(live, reply, asked.came_ns)
 
     async def _challenged(
-        self, call: Call, contest: Contest, key: str, action: str, body: bytes, asked: _Asked
+        self, call: Call, contest: Contest, at: int, action: str, body: bytes, asked: _Asked
     ) -> tuple[Reply, Live]:
         """The challenger's reply, where it has one in good time, else the champion's; and whose it is."""
         most = self.admission.clock() + self._patience_s
@@ -162,9 +170,10 @@ class Endpoint(Application):
         has_time = asked.until is None or self.admission.clock() < asked.until
         if reply.status in (REFUSED, LATE, *BROKEN) and has_time:
             live = contest.champion
-            reply, _ = await self._tried(call, live, action, body, asked)
+            # These are no rows of the champion's own share.
+            reply, _ = await self._tried(call, live, action, body, asked._replace(compared=None))
             tried = tried._replace(is_worse=reply.status == 200)
-        contest.see(contest.challenger, key, tried)
+        contest.see(contest.challenger, at, tried)
         return reply, live
 
     async def _tried(
@@ -284,7 +293,7 @@ class Endpoint(Application):
         name = {"model": self._model, "version": live.version, "id": call.id}
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
         route = CHALLENGER if live is self._versions.challenger else CHAMPION
-        live.log(part, call.id, _since_us(asked.came_ns), request.size, route)
+        live.log(part, call.id, _since_us(asked.came_ns), request.size, route, asked.compared)
         return reply, part.values
 
     async def _request(self, call: Call, live: Live, action: str, body: bytes) -> protocol.Request:

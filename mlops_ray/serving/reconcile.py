@@ -16,7 +16,9 @@ from typing import Any, Protocol
 
 from mlops_ray.config import Release
 from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line
-from mlops_ray.monitoring.sides import Verdict, judge
+from mlops_ray.monitoring import outcomes
+from mlops_ray.monitoring.outcomes import Compared, Known
+from mlops_ray.monitoring.sides import Side, Verdict, judge
 from mlops_ray.monitoring.state import counted
 from mlops_ray.schema import Schema
 from mlops_ray.serving import heartbeats, hooks, record, release, steps
@@ -30,6 +32,9 @@ from mlops_ray.storage import Storage
 MONITOR = "monitor"
 #: How often the comparison is looked at.
 JUDGE_S = 1.0
+#: How often it is looked for labels of what was compared, and how many times as long as the last look took:
+#: replicas need the processors.
+LABELS_S, REST = 5.0, 9.0
 #: Replicas that die while they hold a challenger may do so by chance once.
 MOST_DEATHS = 1
 #: A worker whose node has died ends within a second, each at a moment of its own.
@@ -67,6 +72,17 @@ class _Telling:
 
 
 @dataclass
+class _Labels:
+    """What labels say of a challenger, which was pushed in this turn, as far as they were read."""
+
+    turn: int = -1
+    known: Known = field(default_factory=Known)
+    going: Future[tuple[Known, float]] | None = None
+    again_at: float = 0.0
+    has_failed: bool = False
+
+
+@dataclass
 class _Work:
     """What goes on for a model beside its release."""
 
@@ -80,6 +96,7 @@ class _Work:
     #: In which turn, and since when, replicas are waited for.
     waited_from: tuple[int, float] | None = None
     judged_at: float = 0.0
+    labels: _Labels = field(default_factory=_Labels)
 
 
 @dataclass
@@ -92,7 +109,7 @@ class Reconciler:
     clock: Callable[[], float] = time.time
     profit: Profit | None = None
     _work: dict[str, _Work] = field(default_factory=dict)
-    #: Verifications wait for no hook, and no registry for either.
+    #: Verifications, and the reading of labels, wait for no hook, and no registry for either.
     _aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "verifies"))
     _telling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "tells"))
     _calling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "calls"))
@@ -209,7 +226,7 @@ class Reconciler:
         if at.state != "verified" and now - work.judged_at < JUDGE_S:
             return document
         settings, work.judged_at = release.settings(document), now
-        verdict, requests = self._judged(document, settings.effect)
+        verdict, requests = self._judged(document, settings.effect, work)
         seen = Seen(now - challenger["at"], requests, verdict.worse, verdict.is_told)
         if at.state != "verified":
             told = {"turn": document["turn"], "requests": requests, "said": verdict.said}
@@ -233,15 +250,45 @@ class Reconciler:
         reason = f"the replicas did not load it within {LOAD_S:.0f} s"
         return release.moved(document, Standing("refused", reason=reason), now)
 
-    def _judged(self, document: Document, allowed_output: float) -> tuple[Verdict, int]:
+    def _judged(self, document: Document, allowed_output: float, work: _Work) -> tuple[Verdict, int]:
         """What is known of the present step, and of how many requests of the challenger."""
         before = document["challenger"]["evidence"]
         state = self.storage.read_json(MONITOR, f"{document['model']}.json") or {}
         turn, sides = counted(state)
         if sides is None or turn != document["turn"]:
-            return Verdict((), False, before), 0
-        verdict = judge(*sides, allowed_output=allowed_output, before=before)
+            # Labels of the steps before may come all the same.
+            sides = Side(""), Side("")
+        losses = self._labelled(document, work).steps
+        verdict = judge(*sides, allowed_output=allowed_output, before=before, losses=losses)
         return verdict, sides[1].requests
+
+    def _labelled(self, document: Document, work: _Work) -> Known:
+        """What labels say of the challenger's steps so far, as far as it was read; has it read on."""
+        turn, now = document["challenger"]["turn"], self.clock()
+        if work.labels.turn != turn:
+            work.labels = _Labels(turn)
+        told = work.labels
+        if told.going is None and now >= told.again_at and document["champion"] is not None:
+            of = Compared(document["model"], document["champion"], turn, release.pushed_at(document))
+            told.going = self._aside.submit(self._read, of, told.known)
+        if told.going is None or not told.going.done():
+            return told.known
+        going, told.going = told.going, None
+        took_s = 0.0
+        try:
+            told.known, took_s = going.result()
+            told.has_failed = False
+        except Exception as error:  # noqa: BLE001 - whatever a log or a package holds, the release goes on
+            if not told.has_failed:
+                logger.error("the labels of %s are not compared: %s", document["model"], one_line(error))
+            told.has_failed = True
+        told.again_at = now + max(LABELS_S, REST * took_s)
+        return told.known
+
+    def _read(self, of: Compared, before: Known) -> tuple[Known, float]:
+        """The losses, and how long it took to read them."""
+        began = time.monotonic()
+        return outcomes.read(self.storage, of, before), time.monotonic() - began
 
     def _buried(self, document: Document, dead: Sequence[Follower]) -> Document:
         """What dead replicas said is taken away; that they held the challenger is told against it."""

@@ -35,6 +35,13 @@ def settings(document: Document) -> Release:
     return Release.model_validate(document["challenger"]["release"])
 
 
+def pushed_at(document: Document) -> float:
+    """When the challenger was pushed, seconds since the epoch, as far back as the history goes."""
+    turn = document["challenger"]["turn"]
+    first = next(each for each in document["history"] if each["turn"] >= turn)
+    return datetime.fromisoformat(first["at"]).timestamp()
+
+
 def taken(document: Document, ask: Ask, now: float) -> Document:
     """What was asked for is done, or not, which the answer says; the same again changes nothing."""
     if ask.id in document["answers"]:

@@ -19,7 +19,7 @@ import polars as pl
 
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
-from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
+from mlops_ray.data.prediction_log import CHAMPION, SHADOW, Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
 from mlops_ray.errors import StorageError, one_line
 from mlops_ray.features.online import OnlineStore
@@ -91,8 +91,6 @@ MOST_PAUSE_S = 30.0
 FIRST_ASIDE = 20
 #: Characters of a reason that is told of a version which cannot be loaded.
 MOST_SAID = 500
-#: How requests come to a version, as the prediction log tells it.
-CHAMPION, CHALLENGER, SHADOW = "champion", "challenger", "shadow"
 
 
 def loader(
@@ -193,10 +191,10 @@ class Live:
         """The answer to copies of several requests' rows, in any thread, unknown to whoever sent them."""
         return self._work(rows)
 
-    def keep_copy(self, part: Part, id: str, latency_us: int, size: int) -> None:
+    def keep_copy(self, part: Part, id: str, latency_us: int, size: int, compared: tuple[int, int]) -> None:
         """Counts and logs the answer to the copy of a request."""
         self.tally.observe(part.features, part.values)
-        self.log(part, id, latency_us, size, SHADOW)
+        self.log(part, id, latency_us, size, SHADOW, compared)
 
     def _work(self, batch: Sequence[Rows]) -> Answer:
         return self.served.predictor.answer(together(batch))
@@ -211,10 +209,18 @@ class Live:
         tally.traffic.batch_rows.update(len(answer.values))
         tally.observe(answer.given, answer.values)
 
-    def log(self, part: Part, id: str, latency_us: int, size: int, route: str = CHAMPION) -> None:
-        """Takes an answered request, whose body had so many bytes, into the prediction log."""
+    def log(
+        self,
+        part: Part,
+        id: str,
+        latency_us: int,
+        size: int,
+        route: str = CHAMPION,
+        compared: tuple[int, int] | None = None,
+    ) -> None:
+        """Takes an answered request, whose body had so many bytes, into the prediction log (see `Entry`)."""
         at_us = time.time_ns() // 1000
-        entry = Entry(id, part.batch, part.start, part.stop, at_us, latency_us, size)
+        entry = Entry(id, part.batch, part.start, part.stop, at_us, latency_us, size, compared)
         self._log.add(self._shape(route), entry)
 
 

@@ -100,6 +100,25 @@ def test_a_row_tells_version_route_time_latency_and_watermark(storage: Storage) 
     assert third["watermark"] is None
 
 
+def test_what_a_release_compares_is_told_from_what_it_does_not(storage: Storage) -> None:
+    log = PredictionLog(storage, MODEL, "r")
+    for turn in (7, 8):
+        compared = entry(f"of {turn}", batch([1.0, 2.0]), 0, 2)._replace(compared=(turn, 1_023))
+        log.add(SHAPE, compared)
+    log.add(SHAPE, entry("of none", batch([3.0]), 0, 1))
+    log.close()
+    paths = prediction_log.since(storage, MODEL, AT / 1e6)
+    # Of a day before; and of a service that was older.
+    assert prediction_log.since(storage, MODEL, AT / 1e6 + 2 * 86_400) == []
+    paths.append(storage.path(prediction_log.FOLDER, "old", "one.parquet"))
+    read(storage).drop("turn", "key_bucket").write_parquet(paths[-1])
+    told = read(storage).select("request_id", "turn", "key_bucket").unique().sort("request_id")
+    assert told.rows() == [("of 7", 7, 1_023), ("of 8", 8, 1_023), ("of none", None, None)]
+    found = prediction_log.compared(paths, after=7).collect()
+    assert found["request_id"].to_list() == ["of 8", "of 8"]
+    assert prediction_log.compared(paths[-1:], after=0).collect().is_empty()
+
+
 def test_features_that_repeat_a_column_of_the_request_are_written_once(storage: Storage) -> None:
     log = PredictionLog(storage, MODEL, "r")
     log.add(SHAPE, entry("id", batch([1.0]), 0, 1))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.monitoring.comparison import BUCKETS
+from mlops_ray.monitoring.comparison import BUCKETS, Sums
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, Verdict, bucket, judge
 
 requests = st.tuples(
@@ -178,3 +178,51 @@ def test_of_few_keys_nothing_can_be_told_and_that_is_told() -> None:
     early = after([step("canary 1", 1, {}, {})])
     found = judge(*few, allowed_output=0.5, before=early.evidence)
     assert found == ((), False, early.evidence, ())
+
+
+def losses(seed: int, times: float, weight: float, requests: int = 1_500) -> tuple[Sums, Sums]:
+    """What a step's labelled requests lost, keys unequally often and some far more than others."""
+    random = np.random.default_rng(seed)
+    keys = random.choice(2_000, requests, p=random.dirichlet(np.ones(2_000)))
+    level = random.lognormal(0.0, 0.5, 2_000) * np.exp(-(0.5**2) / 2)
+    tries = random.random(2_000) < weight
+    lost = level[keys] * random.exponential(1.0, requests) * np.where(tries[keys], times, 1.0)
+    at = keys % BUCKETS
+    champion, challenger = (Sums.of(at[mine], lost[mine]) for mine in (~tries[keys], tries[keys]))
+    return champion, challenger
+
+
+def of_losses(steps: list[tuple[Sums, Sums]], **more: dict[str, float]) -> Verdict:
+    return judge(Side("1"), Side("1"), allowed_output=0.5, losses=steps, **more)
+
+
+def test_equal_losses_are_seldom_found_and_larger_ones_are() -> None:
+    """Whatever keys they come from; each canary is looked at in two steps, twice in each."""
+
+    def is_found(seed: int, times: float) -> bool:
+        small, large = losses(seed, times, 0.1, 3_000), losses(10_000 + seed, times, 0.5, 6_000)
+        looks = [losses(seed, times, 0.1)], [small], [small, losses(10_000 + seed, times, 0.5)]
+        return any(of_losses([*steps]).worse for steps in (*looks, [small, large]))
+
+    assert sum(is_found(seed, 1.0) for seed in range(200)) <= 5
+    assert sum(is_found(seed, 1.3) for seed in range(200, 240)) >= 38
+    assert not any(is_found(seed, 0.5) for seed in range(240, 260))
+
+
+def test_what_labels_say_of_all_steps_counts_once_and_is_said_in_words() -> None:
+    one, other = losses(1, 1.5, 0.5, 3_000), losses(2, 1.5, 0.5, 3_000)
+    (found,) = of_losses([one, other]).worse
+    told = r"loss: 1\.[3-6]\d of the reference's against [01]\.\d\d \(± 0\.0\d, 3,1\d\d labelled requests; "
+    assert re.match(told + "by chance at most once in", found)
+    # They are no evidence of a step that the next one takes on, and no reason to end one.
+    verdict = of_losses([one, other], before={ERRORS: 2.0})
+    assert (verdict.evidence, verdict.is_told) == ({ERRORS: 2.0}, False)
+    # What one step leaves open, several tell.
+    slightly = [losses(seed, 1.15, 0.5) for seed in range(8)]
+    assert of_losses(slightly[:1]).worse == ()
+    assert len(of_losses(slightly).worse) == 1
+
+
+def test_of_few_keys_labels_tell_nothing() -> None:
+    few = Sums.of(np.arange(100) % 15, np.ones(100)), Sums.of(np.arange(100) % 15, np.full(100, 9.0))
+    assert of_losses([few]) == of_losses([]) == ((), False, {}, ())

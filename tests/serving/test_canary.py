@@ -11,13 +11,15 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
-from mlops_ray.data import prediction_log
+from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError
 from mlops_ray.keys import Keyring
+from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.deltas import Outbox
-from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
+from mlops_ray.monitoring.outcomes import Scale
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, bucket
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.serving import contest, heartbeats, record
 from mlops_ray.serving.endpoint import Endpoint
@@ -117,7 +119,8 @@ class Replica:
     async def one(
         self, key: str, role: str = "predict", row: dict[str, Any] = ROW, **headers: str
     ) -> Answered:
-        given = {"x-routing-key": key} | {name.replace("_", "-"): value for name, value in headers.items()}
+        given = {"x-routing-key": key, "x-request-id": f"of-{key}"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
         document = {"dataframe_records": [row]}
         return await call_async(
             self.endpoint, "POST", PATH, key=self.keys[role], json=document, headers=given
@@ -141,7 +144,7 @@ def replica(storage: Storage, challenger: Any, *, p99_ms: float = 60_000.0) -> R
 
     outbox, log = Outbox(MODEL, source="replica"), PredictionLog(storage, MODEL, "replica")
     versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
-    made = {role: keys.add(storage, role, role) for role in ("predict", "admin")}
+    made = {role: keys.add(storage, role, role) for role in ("predict", "admin", "label")}
     endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), storage, p99_ms=p99_ms)
     return Replica(storage, versions, endpoint, outbox, log, made)
 
@@ -300,6 +303,60 @@ def test_a_row_that_is_bad_for_both_is_refused_and_tells_nothing_against_the_cha
     moved.release(1, weight=50.0)
     assert {reply.status for reply in moved.ask(KEYS, row=ROW | {"load": -1})} == {422}
     assert moved.sides(1)[0].requests == moved.sides(1)[1].requests == 0
+
+
+def compared(replica: Replica) -> list[tuple[Any, ...]]:
+    """What the log tells of rows: their routes, their turns and the buckets of their keys."""
+    replica.log.flush()
+    rows = prediction_log.read(replica.storage, MODEL).select("request_id", "route", "turn", "key_bucket")
+    return sorted(rows.collect().rows(), key=str)
+
+
+def test_the_log_tells_turn_and_bucket_of_what_is_compared_alone(moved: Replica) -> None:
+    moved.release(1)
+    moved.ask(["one"], x_request_id="before")
+    moved.release(2, shadow=100.0)
+    moved.ask(["one"], rest=True, x_request_id="copied")
+    moved.release(3, weight=100.0)
+    moved.ask(["one"], x_request_id="tried")
+    moved.ask(["one"], role="admin", x_request_id="wished", x_model_version="2")
+    at = bucket("one")
+    assert compared(moved) == [
+        ("before", "champion", None, None),
+        ("copied", "champion", 2, at),
+        ("copied", "shadow", 2, at),
+        ("tried", "challenger", 3, at),
+        ("wished", "challenger", None, None),
+    ]
+
+
+@pytest.mark.parametrize("shares", [{"weight": 50.0}, {"shadow": 100.0}])
+def test_labels_that_callers_send_tell_what_both_lose(moved: Replica, shares: dict[str, float]) -> None:
+    moved.release(1, **shares)
+    answered = moved.ask(KEYS[:40], rest=True)
+    truth = [{"request_id": reply.json["id"], "label": 9.0} for reply in answered]
+
+    async def tell() -> int:
+        path, key = f"/v2/models/{MODEL}/labels", moved.keys["label"]
+        return (await call_async(moved.endpoint, "POST", path, key=key, json={"labels": truth})).status
+
+    assert run(tell()) == 200
+    moved.log.flush()
+    log = prediction_log.compared(prediction_log.since(moved.storage, MODEL, 0.0), after=0)
+    known = labels.read(labels.since(moved.storage, MODEL, 0.0))
+    ((ours, theirs),) = outcomes.losses(log, known, "1", Scale("mae", 4.0, 1e9))
+    # The champion answers 13 to every row, the challenger 1,013.
+    assert (ours.mean, theirs.mean) == (1.0, 251.0)
+    tried = [version(reply) for reply in answered].count("2")
+    assert (ours.count, theirs.count) == ((40, 40) if "shadow" in shares else (40 - tried, tried))
+    assert theirs.count > 5
+
+
+def test_where_the_champion_steps_in_its_answer_is_not_compared(storage: Storage) -> None:
+    failing = replica(storage, Failing())
+    failing.release(1, weight=100.0)
+    failing.ask(["one"], x_request_id="saved")
+    assert compared(failing) == [("saved", "champion", None, None)]
 
 
 def test_what_a_caller_does_wrong_is_nobodys_error(moved: Replica) -> None:

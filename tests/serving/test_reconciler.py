@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from mlops_ray.cluster import releases
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
+from mlops_ray.data import labels, prediction_log
 from mlops_ray.errors import NotFoundError, PackageError, StorageError
+from mlops_ray.monitoring.losses import Losses
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column, Schema
@@ -155,13 +158,45 @@ class World:
             sides.append(side.to_json())
         self.storage.write_json({"turn": turn, "sides": sides}, "monitor", f"{NAME}.json")
 
+    def log(self, champion: float, challenger: float, requests: int = 2_000) -> None:
+        """The log holds so many requests of either side in the present turn; all labels will be 0."""
+        document, random = self.document, np.random.default_rng(5)
+        turn, is_shadow = document["turn"], bool(document["shadow"])
+        lost = random.exponential(1.0, requests)
+        for version, mean, route in (("1", champion, "champion"), ("2", challenger, "challenger")):
+            ids = [f"{turn}-{'' if is_shadow else version}-{number}" for number in range(requests)]
+            rows = {"request_id": ids, "row": 0, "model_version": version, "turn": turn}
+            rows |= {"route": "shadow" if is_shadow and version == "2" else route}
+            rows |= {"key_bucket": np.arange(requests) % 1_024, "prediction": mean * lost}
+            path = self.storage.path(
+                prediction_log.FOLDER, NAME, "date=1970-01-12", f"{turn}-{version}.parquet"
+            )
+            pl.DataFrame(rows).cast({name: prediction_log.ABOUT[name] for name in rows}).write_parquet(path)
+
+    def label(self) -> None:
+        """What came true of all that was logged comes now."""
+        ids = prediction_log.read(self.storage, NAME).select("request_id").unique().collect()
+        found = labels.parse(ids.with_columns(label=pl.lit(0.0)), (), "regression")
+        labels.write(self.storage, NAME, found)
+
+    def to(self, state: str, step: int = 0) -> Document:
+        """The challenger stands there, after steps in which both were counted alike."""
+        for _ in range(200):
+            challenger = self.tick()["challenger"]
+            if challenger is None or (challenger["state"], challenger["step"]) == (state, step):
+                return self.document
+            self.count({}, {}, requests=200)
+        raise AssertionError(f"{state} was not reached")
+
     def key(self, version: int) -> str:
         return f"{version} {self.registry.packages[version].digest}"
 
 
-def made(storage: Storage, **columns: Any) -> World:
+def made(storage: Storage, **package: Any) -> World:
     project = packages.project(storage.root)
-    found = {v: packages.write(storage.path("artifacts", f"v{v}"), project, float(v)) for v in (1, 2, 3)}
+    found = {
+        v: packages.write(storage.path("artifacts", f"v{v}"), project, float(v), **package) for v in (1, 2, 3)
+    }
     record.settle(storage, NAME, Settings("", ""))
     by_name = {str(version): package for version, package in found.items()}
     return World(storage, project, Registry(found), Trusting(packages=by_name))
@@ -175,6 +210,10 @@ def world(storage: Storage) -> World:
 @pytest.fixture
 def live(world: World) -> World:
     """Version 1 is champion, and a replica holds everything that it is asked to."""
+    return crowned(world)
+
+
+def crowned(world: World) -> World:
     world.holds(*(world.key(version) for version in (1, 2, 3)))
     world.push(1)
     world.tick(6)
@@ -232,6 +271,105 @@ def test_a_worse_one_goes_back_with_the_evidence_and_the_champion_is_untouched(
     assert (document["champion"], document["challenger"], document["weight"]) == (champion, None, 0.0)
     live.tick(6)
     assert (live.registry.champion, live.registry.states[2]) == (1, "rolled_back")
+
+
+#: Of absolute errors, 1 in the mean.
+LOSSES = Losses("mae", (), (1.0,), (1.0,), (1.0,), ((1.0,),)).to_json()
+
+
+@pytest.fixture
+def measured(storage: Storage) -> World:
+    """As `live`, and the packages say what they lose."""
+    return crowned(made(storage, expected={"losses": LOSSES}))
+
+
+@pytest.mark.parametrize(
+    ("at", "later", "challenger"),
+    [
+        (("canary", 0), ("canary", 0), 1.5),
+        (("canary", 0), ("canary", 1), 1.5),
+        (("shadow", 0), ("shadow", 0), 1.1),
+        (("shadow", 0), ("canary", 1), 1.1),
+    ],
+)
+def test_a_version_whose_labels_say_that_it_is_worse_goes_back_however_late_they_come(
+    measured: World, at: tuple[str, int], later: tuple[str, int], challenger: float
+) -> None:
+    measured.push(2, **STEPS)
+    measured.to(*at)
+    measured.log(1.0, challenger)
+    assert measured.tick(4)["challenger"]["state"] == at[0]
+    if later != at:
+        measured.to(*later)
+    measured.label()
+    document = measured.tick(6)
+    assert measured.told[-1] == ("2", "rolled_back")
+    reason = document["history"][-1]["reason"]
+    assert reason.startswith(f"loss: {challenger:.1f}"[:-1])
+    assert "of the reference's against" in reason
+    assert "2,000 labelled requests" in reason
+    assert (document["champion"]["version"], document["challenger"]) == ("1", None)
+
+
+def test_a_version_that_loses_no_more_goes_live_and_what_labels_say_is_told(measured: World) -> None:
+    measured.push(2, **STEPS)
+    for at in (("shadow", 0), ("canary", 0), ("canary", 1)):
+        measured.to(*at)
+        measured.log(1.0, 0.9)
+        measured.label()
+    measured.tick(6)
+    seen = measured.storage.read_json(record.SEEN, f"{NAME}.json")
+    assert seen["said"][-1].startswith("loss: 0.87 of the reference's against 0.97")
+    assert "6,000 labelled requests" in seen["said"][-1]
+    assert measured.to("champion")["champion"]["version"] == "2"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_without_labels_or_a_known_loss_nothing_is_said_of_it(
+    storage: Storage, known: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = crowned(made(storage, expected={"losses": LOSSES if known else None}))
+    world.push(2, canary=[10])
+    world.to("canary")
+    world.log(1.0, 9.0)
+    if not known:
+        world.label()
+    assert world.to("champion")["champion"]["version"] == "2"
+    assert "loss" not in str(world.storage.read_json(record.SEEN, f"{NAME}.json"))
+    assert caplog.records == []
+
+
+def test_a_log_that_cannot_be_read_is_told_once_and_what_was_known_stays(
+    measured: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    measured.push(2, canary=[10, 50])
+    measured.to("canary")
+    measured.log(1.0, 0.5)
+    measured.label()
+    measured.tick(4)
+    day = measured.storage.path(prediction_log.FOLDER, NAME, "date=1970-01-12", "x").parent
+    (day / "broken.parquet").write_bytes(b"no log")
+    assert measured.to("champion")["champion"]["version"] == "2"
+    (told,) = [record for record in caplog.records if "labels" in record.getMessage()]
+    assert "are not compared: parquet" in told.getMessage()
+    assert "2,000 labelled requests" in str(measured.storage.read_json(record.SEEN, f"{NAME}.json"))
+
+
+def test_nobody_waits_for_labels_that_are_being_read(measured: World) -> None:
+    measured.push(2, canary=[10])
+    measured.to("canary")
+    asked: list[Future[Any]] = []
+
+    class Never(AtOnce):
+        def submit(self, do: Any, *args: Any) -> Future[Any]:
+            asked.append(Future())
+            return asked[-1]
+
+    never: Any = Never()
+    measured.reconciler._aside = never
+    # What it was asked before, while the log was read at once, may be again.
+    assert measured.to("champion")["champion"]["version"] == "2"
+    assert len(asked) == 1
 
 
 def test_what_nobody_asks_is_inconclusive(live: World) -> None:
