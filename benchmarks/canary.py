@@ -68,7 +68,7 @@ KINDS = (
     Kind("latencies × 1.5", times=1.5),
     Kind("answers moved by 1 SD", moved=1.0),
     Kind("answers moved by −1 SD", moved=-1.0),
-    Kind("losses × 1.2", losing=1.2),
+    Kind("losses × 1.3", losing=1.3),
 )
 QUIET = Kind("quiet: a request a minute", asked=0, is_equal=True)
 
@@ -144,6 +144,7 @@ def canary(kind: Kind, seed: int) -> tuple[str, int, int]:
                 allowed_output=RELEASE.effect,
                 before=evidence,
                 losses=service.losses,
+                steps=steps.compared(RELEASE),
             )
             now = Seen(seconds, challenger.requests, verdict.worse, verdict.is_told)
             following = steps.after(standing, now, RELEASE)

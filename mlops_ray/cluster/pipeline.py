@@ -75,17 +75,21 @@ class Pipeline:
 
     def _require_segments(self) -> None:
         """A segment that cuts nothing would never be missed."""
-        known = {column.name: column.hidden for column in self.features.columns}
-        known = dict.fromkeys(self.target_source.entity, False) | known
+        source = self.target_source
+        types = {key: source.columns[key].type for key in source.entity}
+        types |= {column.name: column.type for column in self.features.columns}
+        hidden = {column.name for column in self.features.columns if column.hidden}
+        hidden |= {name for source in self.project.sources.values() for name in source.hidden}
         for name in self.project.monitoring.segments:
-            at = ("monitoring", "segments")
-            if name not in known:
-                hint = did_you_mean(name, known)
-                raise ConfigError(
-                    f"{name!r} is neither a feature nor a key of the target's rows{hint}", at=at
-                )
-            if known[name] or name in self.target_source.hidden:
-                raise ConfigError(f"{name!r} is for machines alone, and a segment shows its values", at=at)
+            why = None
+            if name not in types:
+                why = f"is neither a feature nor a key of the target's rows{did_you_mean(name, types)}"
+            elif name in hidden:
+                why = "is for machines alone, and a segment shows its values"
+            elif types[name] == "datetime":
+                why = "is a time, of which each row has its own"
+            if why is not None:
+                raise ConfigError(f"{name!r} {why}", at=("monitoring", "segments"))
 
     @property
     def tracking_uri(self) -> str:

@@ -131,16 +131,16 @@ def _log_once(path: Path, why: str) -> None:
 
 
 def since(storage: Storage, model: str, at: float) -> list[Path]:
-    """The files of the day of that time and of later ones, seconds since the epoch; `read` reads them."""
+    """The files of the day of that time and of later ones, seconds since the epoch; `scan` reads them."""
     first = f"date={from_micros(int(at * 1e6)):%Y-%m-%d}"
     dates = sorted((storage.root / FOLDER / model).glob("date=*"))
     return [path for date in dates if date.name >= first for path in _of_day(date)]
 
 
-def read(paths: Iterable[Path]) -> list[pl.DataFrame]:
+def scan(paths: Iterable[Path]) -> list[pl.LazyFrame]:
     """All labels of files, by how they name their rows."""
     return [
-        pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed").collect()
+        pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed")
         for files in _by_keys(paths).values()
     ]
 

@@ -17,7 +17,7 @@ import mmap
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,7 +28,7 @@ import numpy.typing as npt
 import polars as pl
 
 from mlops_ray.data.rows import Table, joined
-from mlops_ray.instants import LATEST, from_micros
+from mlops_ray.instants import from_micros
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
@@ -280,11 +280,25 @@ def _lost_of(path: Path) -> int:
     return 0
 
 
-def files(storage: Storage, model: str, *, machine: bool = False) -> list[Path]:
-    """The log's files by name; each row that was written stands in one of them, and in one alone."""
+def files(
+    storage: Storage,
+    model: str,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    *,
+    machine: bool = False,
+) -> list[Path]:
+    """The log's files by name; each row that was written stands in one of them, and in one alone.
+
+    Of the days of this time: a request that begins before midnight may be written after it.
+    """
     folder = storage.root / (MACHINE if machine else FOLDER) / model
+    first = f"date={since - timedelta(days=1):%Y-%m-%d}" if since else ""
+    dates = [date for date in sorted(folder.glob("date=*")) if date.name >= first]
+    if until:
+        dates = [date for date in dates if date.name <= f"date={until:%Y-%m-%d}"]
     found: list[Path] = []
-    for date in sorted(folder.glob("date=*")):
+    for date in dates:
         every = sorted(date.glob("[!.]*.parquet"))
         replaced = {name for path in every if path.name.startswith(COMPACT) for name in _replaced(path)}
         found += [path for path in every if path.name not in replaced]
@@ -308,7 +322,7 @@ def between(storage: Storage, model: str, version: str, since: float, until: flo
     Shadow copies, which nobody was told, are left out. No rows where nothing was written.
     """
     ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    found = _of_days(files(storage, model), *ends)
+    found = files(storage, model, *ends)
     if not found:
         return pl.LazyFrame(schema=ABOUT)
     return pl.concat([pl.scan_parquet(path) for path in found], how="diagonal_relaxed").filter(
@@ -321,13 +335,15 @@ def between(storage: Storage, model: str, version: str, since: float, until: flo
 
 def since(storage: Storage, model: str, at: float) -> list[Path]:
     """The log's files whose rows may be of that time or later, seconds since the epoch."""
-    return _of_days(files(storage, model), from_micros(int(at * 1e6)), LATEST)
+    return files(storage, model, from_micros(int(at * 1e6)))
 
 
-def compared(paths: Sequence[Path], after: int) -> pl.LazyFrame:
-    """The rows of these files that a release compares, of later turns than this one, shadow copies too."""
-    rows = pl.concat([pl.LazyFrame(schema=ABOUT), *map(pl.scan_parquet, paths)], how="diagonal_relaxed")
-    return rows.filter(pl.col(TURN) > after)
+def scan(paths: Sequence[Path], also: Iterable[str] = ()) -> pl.LazyFrame:
+    """What these files say of all rows, shadow copies too, and those columns of `also` that they have."""
+    names = {*ABOUT, *also}
+    own = [pl.scan_parquet(path) for path in paths]
+    kept = [each.select(name for name in each.collect_schema().names() if name in names) for each in own]
+    return pl.concat([pl.LazyFrame(schema=ABOUT), *kept], how="diagonal_relaxed")
 
 
 def sample(storage: Storage, model: str, version: str, since: float, until: float, most: int) -> pl.DataFrame:
@@ -373,7 +389,7 @@ def machine_only(storage: Storage, model: str, since: float, until: float) -> fr
 def _apart(storage: Storage, model: str, since: float, until: float) -> list[Path]:
     """The files of what only machines may read, of these days."""
     ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    return _of_days(files(storage, model, machine=True), *ends)
+    return files(storage, model, *ends, machine=True)
 
 
 def spread(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
@@ -388,12 +404,6 @@ def spread(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
     chosen = np.random.default_rng(0).integers(ends[:-1], ends[1:])
     is_chosen = pl.col(_POSITION).is_in(chosen.tolist())
     return rows.with_row_index(_POSITION).filter(is_chosen).drop(_POSITION).collect(engine="streaming")
-
-
-def _of_days(paths: list[Path], since: datetime, until: datetime) -> list[Path]:
-    """Files whose rows may be of this time; a request that begins before midnight may be written after it."""
-    first, last = (f"date={day:%Y-%m-%d}" for day in (since - timedelta(days=1), until))
-    return [path for path in paths if first <= path.parent.name <= last]
 
 
 def compact(storage: Storage, model: str, *, older_than_s: float = 3600.0) -> int:

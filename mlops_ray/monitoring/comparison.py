@@ -5,13 +5,14 @@ are counted in buckets by a hash, and what buckets differ by says how sure the d
 more is counted, the surer; of a difference that is none, such a walk through information is a Brownian motion
 [1], on which a mixture over effects makes a test martingale: `Evidence.e_value`. That of a challenger that is
 no worse comes to 1 / ERROR with a probability of at most ERROR, ever [2]: as far as the variance, which is
-estimated, is right, hence `LEAST_BUCKETS`. E-values of times that follow each other may be multiplied.
+estimated, is right, hence `LEAST_BUCKETS`.
 
 [1] Jennison and Turnbull, Group Sequential Methods (2000), chapter 11: the canonical joint distribution.
 [2] Robbins, Statistical methods related to the law of the iterated logarithm (1970): half-normal mixtures.
 """
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -135,13 +136,10 @@ def compare(
     if min(champion.buckets, challenger.buckets) < LEAST_BUCKETS:
         return NONE
     # As much as requests of one key apart from another differ, at least.
-    pooled = (champion.variance * champion.count + challenger.variance * challenger.count) / (
-        champion.count + challenger.count
-    )
     variance = max(
         champion.variance_of_mean + challenger.variance_of_mean,
         sum(side.variance_of_mean for side in also or ()),
-        max(pooled, least) * (1 / champion.count + 1 / challenger.count),
+        max(_pooled(champion, challenger), least) * (1 / champion.count + 1 / challenger.count),
     )
     difference = challenger.mean - champion.mean
     above = _mixture((difference - allowed) / variance, 1 / variance, effect)
@@ -151,6 +149,44 @@ def compare(
         else above
     )
     return Evidence(champion.mean, challenger.mean, math.sqrt(variance), e_value)
+
+
+def together(steps: Iterable[tuple[Sums, Sums]], *, effect: float, least: float, allowed: float) -> Evidence:
+    """The evidence of several steps that the challenger's figure is higher by more than `allowed`.
+
+    Sides are compared within each step, since what a service gets changes with time, and each weighs by what
+    it tells. Keys are alike in all of them: what a key adds to the difference, it adds in all steps as one.
+    The rest is as in `compare`.
+    """
+    told = [sides for sides in steps if min(side.buckets for side in sides) >= LEAST_BUCKETS]
+    if not told:
+        return NONE
+    spread = np.array([1 / ours.count + 1 / theirs.count for ours, theirs in told])
+    shares = 1 / spread / (1 / spread).sum()
+    varies = np.array([max(_pooled(*sides), least) for sides in told])
+    sides = list(zip(*told, strict=True))
+    by_keys = sum(_spread(shares, side) for side in sides)
+    variance = max(by_keys, float(shares**2 @ (varies * spread)))
+    champion, challenger = (float(shares @ np.array([sums.mean for sums in side])) for side in sides)
+    score = (challenger - champion - allowed) / variance
+    return Evidence(champion, challenger, math.sqrt(variance), _mixture(score, 1 / variance, effect))
+
+
+def _pooled(champion: Sums, challenger: Sums) -> float:
+    """The variance of one request's figure, whoever answered it."""
+    parts = [side.variance * side.count for side in (champion, challenger)]
+    return sum(parts) / (champion.count + challenger.count)
+
+
+def _spread(shares: Cells, steps: Sequence[Sums]) -> float:
+    """The variance of a side's mean over steps of these shares, by what buckets add to all of it."""
+    added = [
+        share * (each.total - each.mean * each.requests) / each.count
+        for share, each in zip(shares, steps, strict=True)
+    ]
+    filled = np.any([each.requests > 0 for each in steps], axis=0)
+    number = int(filled.sum())
+    return float(np.square(np.sum(added, axis=0)[filled]).sum()) * number / max(number - 1, 1)
 
 
 def _mixture(score: float, information: float, effect: float) -> float:

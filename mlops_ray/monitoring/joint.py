@@ -20,12 +20,11 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from mlops_ray.data import prediction_log
-from mlops_ray.data.prediction_log import ASKED, FEATURE
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import known
+from mlops_ray.monitoring import known, logged
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
-from mlops_ray.registry.encoder import Encoder, Matrix, Values
+from mlops_ray.registry.encoder import Matrix, Values
 from mlops_ray.registry.package import Package
 
 #: What a finding is about; no column is called so, which a request could name.
@@ -61,23 +60,19 @@ logger = logging.getLogger(__name__)
 
 
 def findings(
-    package: Package, learned_from: pl.DataFrame, logged: Sequence[str], features: pl.DataFrame
+    package: Package, learned_from: pl.DataFrame, names: Sequence[str], features: pl.DataFrame
 ) -> list[Finding]:
     """Whether the rows of a window differ from those that a version was made from (`known.learned`).
 
-    `features` are of the log's rows, whose columns are called `logged`. Features that only tell the time are
+    `features` are of the log's rows, whose columns are called `names`. Features that only tell the time are
     left out, and those that the log does not have.
     """
-    clock = package.feature_set.clock
-    held = {name.removeprefix(prefix) for name in logged for prefix in (FEATURE, ASKED)} - {*clock}
-    whole = package.encoder
-    encoder = Encoder(whole.style, tuple(part for part in whole.parts if part.name in held))
+    encoder = logged.encoder(package, names)
     try:
         window = prediction_log.spread(features.lazy(), MOST_ROWS)
         sides = (each.select(part.name for part in encoder.parts) for each in (learned_from, window))
         ours, theirs = (encoder.transform(known.whole(each, package)) for each in sides)
-        names = [part.name for part in encoder.parts for _ in part.names]
-        found = finding(ours, theirs, names)
+        found = finding(ours, theirs, [part.name for part in encoder.parts for _ in part.names])
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
         logger.error("whether whole rows of %s differ is not known (%s)", package.name, one_line(error))
@@ -150,7 +145,7 @@ class _Inputs:
     def of(cls, reference: Matrix, window: Matrix) -> Self:
         """Chosen on the rows that teach alone: the pairs whose rank correlations differ most."""
         rows = np.concatenate([reference, window])
-        kept = _liveliest(rows)
+        kept = liveliest(rows)
         alone = cls(kept, np.sort(rows[:, kept], axis=0), np.zeros((0, 2), np.int64))
         ours, theirs = (alone._ranks(each) for each in (reference, window))
         spread = np.sqrt((np.square(ours).mean(axis=0) + np.square(theirs).mean(axis=0)) / 2)
@@ -182,7 +177,7 @@ class _Inputs:
         return found
 
 
-def _liveliest(matrix: Matrix) -> npt.NDArray[np.int64]:
+def liveliest(matrix: Matrix) -> npt.NDArray[np.int64]:
     """The columns that are looked at: of too many those in which most rows have something of their own."""
     if matrix.shape[1] <= MOST_COLUMNS:
         return np.arange(matrix.shape[1])

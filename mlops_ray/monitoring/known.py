@@ -66,7 +66,7 @@ def _read(
         return None
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _rows(file: Path, columns: tuple[str, ...], most: int) -> pl.DataFrame | None:
     if not file.is_file():
         logger.warning("rows are not compared with the training set %s, which is gone", file.name)

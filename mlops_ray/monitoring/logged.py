@@ -1,11 +1,12 @@
 """What the prediction log says of rows: the model's features, who they are of, its answers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED, FEATURE
 from mlops_ray.monitoring.deltas import PREDICTION
+from mlops_ray.registry.encoder import Encoder
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import DTYPES, Column
@@ -24,6 +25,13 @@ def named(package: Package, rows: pl.DataFrame) -> pl.DataFrame:
     given, request = features(package, rows), package.feature_set.request.columns
     asked = _select(rows, [column for column in request if column.name not in given.columns], (ASKED,))
     return given.hstack(asked.get_columns()).with_columns(rows[PREDICTION])
+
+
+def encoder(package: Package, names: Collection[str]) -> Encoder:
+    """That of a version, of the features that a log with columns of these names has, and no clock's."""
+    clock, whole = package.feature_set.clock, package.encoder
+    held = {name.removeprefix(place) for name in names for place in PLACES if name.startswith(place)}
+    return Encoder(whole.style, tuple(part for part in whole.parts if part.name in held - clock))
 
 
 def column(rows: pl.DataFrame, name: str) -> pl.Series | None:

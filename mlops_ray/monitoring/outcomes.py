@@ -17,7 +17,7 @@ import polars as pl
 
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.labels import BY_REQUEST, LABEL
-from mlops_ray.data.prediction_log import BUCKET, SHADOW, TURN
+from mlops_ray.data.prediction_log import ASKED, BUCKET, SHADOW, TURN
 from mlops_ray.monitoring.comparison import Sums
 from mlops_ray.monitoring.losses import OF_ROW, Losses
 from mlops_ray.registry import package as packages
@@ -26,6 +26,9 @@ from mlops_ray.storage import Storage
 #: A request loses at most so many times what the rows of the worst labels do: few requests decide nothing.
 #: Of the worst labels, since of a rare yes nearly all of the loss may be.
 MOST_LOSS = 10.0
+
+#: Rows of the log since the push that are read: of more, those of a half, a quarter, ... of the requests.
+MOST_ROWS = 2**21
 
 _IS_COPY = pl.col("route") == SHADOW
 
@@ -76,8 +79,23 @@ def read(storage: Storage, of: Compared, before: Known) -> Known:
         return before
     champion = of.champion
     scale = _scale(storage.root / champion["package"], champion["digest"])
-    log = prediction_log.compared(paths, of.turn)
-    return Known(files, losses(log, labels.read(told), champion["version"], scale) if scale else [])
+    if scale is None:
+        return Known(files)
+    came = labels.scan(told)
+    keys = {ASKED + name for frame in came for name in frame.collect_schema().names()}
+    log = prediction_log.scan(paths, keys)
+    some = _some(log.select(pl.len()).collect().item())
+    named = [frame.filter(some) if "request_id" in frame.collect_schema() else frame for frame in came]
+    known = [frame.collect(engine="streaming") for frame in named]
+    return Known(files, losses(log.filter(some), known, champion["version"], scale, of.turn))
+
+
+def _some(rows: int) -> pl.Expr:
+    """Which requests are looked at, the same on both sides; of more rows it is a part of what it was."""
+    parts = 1
+    while rows > parts * MOST_ROWS:
+        parts *= 2
+    return pl.lit(True) if parts == 1 else pl.col("request_id").hash(0) % parts == 0
 
 
 @lru_cache(maxsize=8)
@@ -89,10 +107,11 @@ def _scale(folder: Path, digest: str) -> Scale | None:
 
 
 def losses(
-    log: pl.LazyFrame, told: Sequence[pl.DataFrame], champion: str, scale: Scale
+    log: pl.LazyFrame, told: Sequence[pl.DataFrame], champion: str, scale: Scale, after: int
 ) -> list[tuple[Sums, Sums]]:
-    """Of champion and challenger in each turn of the log, by its rows that have a label."""
-    answers, copies = (_requests(log.filter(of), told, scale) for of in (~_IS_COPY, _IS_COPY))
+    """Of champion and challenger in each turn of the log `after` this one, by its rows that have a label."""
+    every = (_requests(log.filter(of), told, scale) for of in (~_IS_COPY, _IS_COPY))
+    answers, copies = (requests.filter(pl.col(TURN) > after) for requests in every)
     is_ours = pl.col("model_version") == champion
     ours, theirs = answers.filter(is_ours), answers.filter(~is_ours)
     found = [_apart(*_of_turn(turn, ours, theirs)) for turn in _turns(theirs)]
@@ -103,7 +122,8 @@ def _requests(log: pl.LazyFrame, told: Sequence[pl.DataFrame], scale: Scale) -> 
     """The `figure` of each labelled request, by turn, version and bucket."""
     about = (TURN, "model_version", BUCKET)
     rows = labels.labelled(log, told, about)
-    # Callers name requests: of two that have one name nobody knows whose the answer is.
+    # Callers name requests: of two that have one name nobody knows whose the answer is, be it that only one
+    # of them is compared.
     rows = rows.unique(BY_REQUEST, keep="none", maintain_order=True)
     with np.errstate(over="ignore"):
         loss = OF_ROW[scale.loss](rows[LABEL].to_numpy(), rows["prediction"].to_numpy())

@@ -48,11 +48,10 @@ def judge(
     """
     estimated, number, told = {}, 0, list[Segment]()
     measured, labelled, split = {}, 0, None
-    again: Weighted | None = None
+    again = None if tested is None else _weighted(package, expected, tested, rows)
     try:
         errors = _errors(package, expected, rows)
         estimated, number = _estimate(expected, rows, errors), rows.height
-        again = None if tested is None else weighted.of_log(package, expected, tested, rows)
         told += expected.segments(_columns(expected, rows.select(shown)), logged.answers(rows), errors)
         if true is not None and true.rows.height:
             values = true.rows[LABEL].to_numpy(), logged.answers(true.rows)
@@ -80,6 +79,17 @@ def judge(
     realised = _explained(expected, split, performance.realised(expected, measured, labelled))
     asked = performance.findings(expected, estimated, number) + realised
     return said, asked + segments.findings(expected.decides, told)
+
+
+def _weighted(
+    package: Package, expected: Expected, tested: pl.DataFrame, rows: pl.DataFrame
+) -> Weighted | None:
+    try:
+        return weighted.of_log(package, expected, tested, rows)
+    except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
+        # It stands beside the others, which it does not hold up.
+        logger.error("the weighted estimate of %s is not known (%s)", package.name, one_line(error))
+        return None
 
 
 def _explained(expected: Expected, split: Split | None, found: list[Finding]) -> list[Finding]:

@@ -7,14 +7,13 @@ look like a difference.
 """
 
 import hashlib
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compare
+from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compare, together
 
 #: What is compared, and how large a difference is to be found soon: shares of the requests, answers in
 #: standard deviations, less their mean, of those that the version was trained on, and losses in times the
@@ -33,8 +32,6 @@ ALLOWED_SLOW = 0.01
 ALLOWED_LOSS, LEAST_LOSS = 0.02, 0.1**2
 #: What may come by chance every other time needs no word.
 LEAST_ODDS = 3.0
-#: Beyond this nothing is surer; a product of many must stay a number.
-MOST_EVIDENCE = 1e100
 
 
 @dataclass
@@ -100,8 +97,8 @@ def hashed(key: str, person: bytes = b"") -> int:
 class Verdict(NamedTuple):
     """In what a challenger is worse, a sentence each, and whether this step could have told.
 
-    `evidence` is the e-value of each figure, of all steps so far, but that of losses, of which each step is
-    looked at again; `said` what was seen in this step, and of losses in all.
+    `evidence` is the largest e-value of each figure, of all steps so far, in its part; but that of losses, of
+    which all steps are looked at again; `said` what was seen in this step, and of losses in all.
     """
 
     worse: tuple[str, ...]
@@ -117,25 +114,29 @@ def judge(
     allowed_output: float,
     before: Mapping[str, float] | None = None,
     losses: Sequence[tuple[Sums, Sums]] = (),
+    steps: int = 1,
 ) -> Verdict:
-    """What a step of a release tells, after what the steps `before` have told.
+    """What a step of a release tells, after what the steps `before` have told, of so many in all.
 
     Answers may move by `allowed_output` standard deviations. `losses` are those of champion and challenger in
-    each step so far: labels come late. Raises `ValueError` for sides of two steps.
+    each step so far: labels come late. Keys keep their side, so that what came by chance in one step comes in
+    the next, too: e-values of steps may not be multiplied, but each step may err in its part of `ERROR`.
+    Raises `ValueError` for sides of two steps.
     """
     _require_one_step(champion, challenger)
     worse, said, e_values = [], [], dict(before or {})
     is_told = False
     for name in EFFECTS:
         if name == LOSS:
-            evidence, requests = _of_losses(losses)
+            evidence = together(losses, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
+            requests = int(sum(theirs.count for _, theirs in losses))
         else:
             evidence, requests = _compared(name, champion, challenger, allowed_output), challenger.requests
         if not evidence.is_told:
             continue
         is_told |= name == ERRORS
         if name != LOSS:
-            e_values[name] = _times(e_values.get(name, 1.0), evidence.e_value)
+            e_values[name] = max(e_values.get(name, 0.0), evidence.e_value / steps)
             evidence = replace(evidence, e_value=e_values[name])
         sentence = _said(name, evidence, requests)
         said.append(sentence)
@@ -157,30 +158,6 @@ def _compared(name: str, champion: Side, challenger: Side, allowed_output: float
         allowed={OUTPUT: allowed_output, SLOW: ALLOWED_SLOW}.get(name, 0.0),
         either_way=name == OUTPUT,
     )
-
-
-def _of_losses(steps: Iterable[tuple[Sums, Sums]]) -> tuple[Evidence, int]:
-    """What the losses of all steps tell together, and of how many requests of the challenger.
-
-    Each step weighs by these: as a canary grows, its requests are later ones than the champion's.
-    """
-    found, counts, e_value = [], [], 1.0
-    for sides in steps:
-        step = compare(*sides, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
-        if step.is_told:
-            found.append((step.champion, step.challenger, step.error))
-            counts.append(sides[1].count)
-            e_value = _times(e_value, step.e_value)
-    if not found:
-        return NONE, 0
-    champion, challenger, errors = np.array(found).T
-    shares = np.array(counts) / sum(counts)
-    error = math.sqrt(float(shares**2 @ errors**2))
-    return Evidence(float(shares @ champion), float(shares @ challenger), error, e_value), int(sum(counts))
-
-
-def _times(one: float, other: float) -> float:
-    return min(one * other, MOST_EVIDENCE)
 
 
 def _least(champion: Sums, challenger: Sums) -> float:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from mlops_ray.data import prediction_log
 from mlops_ray.features.definitions import LABEL
 from mlops_ray.monitoring import joint, known, logged
 from mlops_ray.monitoring.deltas import PREDICTION
@@ -25,6 +26,8 @@ from mlops_ray.registry.package import Package
 
 #: What a row counts at most beside the average one: the estimate may not hang on a few.
 MOST_WEIGHT = 20.0
+#: Values of a side that are looked at: of many columns there are fewer rows, which takes a second at most.
+MOST_VALUES = 4_000_000
 #: As many rows of one weight must tell as much, or none of the test's is like the window's.
 LEAST_EFFECTIVE = 200.0
 #: How often the weights are dealt out by chance.
@@ -41,9 +44,9 @@ class Weighted(NamedTuple):
 def of_log(package: Package, expected: Expected, tested: pl.DataFrame, rows: pl.DataFrame) -> Weighted | None:
     """The weighted estimate of rows of the log, by rows `tested` (`known.tested`).
 
-    Features that only tell the time weigh nothing. `None` of a regression, whose errors are estimated row by
-    row from the inputs already, where either side has fewer than `joint.MIN_ROWS`, and where the test has
-    hardly a row that is like the window's.
+    Features that only tell the time weigh nothing, and those that the log does not have. `None` of a
+    regression, whose errors are estimated row by row from the inputs already, where either side has fewer
+    than `joint.MIN_ROWS`, and where the test has hardly a row that is like the window's.
     """
     if expected.task == "regression":
         return None
@@ -51,13 +54,14 @@ def of_log(package: Package, expected: Expected, tested: pl.DataFrame, rows: pl.
     ours, theirs = known.whole(tested, package), known.whole(window, package)
     if min(ours.height, theirs.height) < joint.MIN_ROWS:
         return None
-    clock = package.feature_set.clock
-    names = [part.name for part in package.encoder.parts for _ in part.names]
-    columns = [at for at, name in enumerate(names) if name not in clock]
-    if not columns:
+    encoder = logged.encoder(package, rows.columns)
+    width = sum(len(part.names) for part in encoder.parts)
+    if not width:
         return None
-    reference, moved = (package.encoder.transform(each)[:, columns] for each in (ours, theirs))
-    weights = weigh(reference, moved)
+    most = max(joint.MIN_ROWS, MOST_VALUES // width)
+    ours = prediction_log.spread(ours.lazy(), most)
+    theirs = prediction_log.spread(theirs.lazy(), min(most, known.MOST_ROWS))
+    weights = weigh(encoder.transform(ours), encoder.transform(theirs))
     return estimate(expected, logged.answers(ours), ours[LABEL].to_numpy(), weights, logged.answers(rows))
 
 
@@ -66,6 +70,8 @@ def weigh(reference: Matrix, window: Matrix, seed: int = 0) -> Values:
 
     Each half of the rows is judged by a model that has seen the other.
     """
+    columns = joint.liveliest(np.concatenate([reference, window]))
+    reference, window = reference[:, columns], window[:, columns]
     random = np.random.default_rng(seed)
     halves = [np.array_split(random.permutation(len(each)), 2) for each in (reference, window)]
     weights = np.empty(len(reference))
@@ -73,9 +79,10 @@ def weigh(reference: Matrix, window: Matrix, seed: int = 0) -> Values:
         ours, theirs = (each[1 - asked] for each in halves)
         rows = halves[0][asked]
         (margins,), _ = joint.learned([reference[ours], window[theirs]], [reference[rows]])
-        weights[rows] = np.exp(np.minimum(margins, np.log(MOST_WEIGHT)))
-    weights /= weights.mean()
-    return weights
+        weights[rows] = np.exp(margins)
+    capped: Values = np.minimum(weights / weights.mean(), MOST_WEIGHT)
+    capped /= capped.mean()
+    return capped
 
 
 def estimate(

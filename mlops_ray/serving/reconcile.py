@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import polars as pl
+
 from mlops_ray.config import Release
 from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line
 from mlops_ray.monitoring import outcomes
@@ -77,7 +79,7 @@ class _Labels:
 
     turn: int = -1
     known: Known = field(default_factory=Known)
-    going: Future[tuple[Known, float]] | None = None
+    going: Future[tuple[Known | BaseException, float]] | None = None
     again_at: float = 0.0
     has_failed: bool = False
 
@@ -226,7 +228,7 @@ class Reconciler:
         if at.state != "verified" and now - work.judged_at < JUDGE_S:
             return document
         settings, work.judged_at = release.settings(document), now
-        verdict, requests = self._judged(document, settings.effect, work)
+        verdict, requests = self._judged(document, settings, work)
         seen = Seen(now - challenger["at"], requests, verdict.worse, verdict.is_told)
         if at.state != "verified":
             told = {"turn": document["turn"], "requests": requests, "said": verdict.said}
@@ -250,7 +252,7 @@ class Reconciler:
         reason = f"the replicas did not load it within {LOAD_S:.0f} s"
         return release.moved(document, Standing("refused", reason=reason), now)
 
-    def _judged(self, document: Document, allowed_output: float, work: _Work) -> tuple[Verdict, int]:
+    def _judged(self, document: Document, settings: Release, work: _Work) -> tuple[Verdict, int]:
         """What is known of the present step, and of how many requests of the challenger."""
         before = document["challenger"]["evidence"]
         state = self.storage.read_json(MONITOR, f"{document['model']}.json") or {}
@@ -259,7 +261,13 @@ class Reconciler:
             # Labels of the steps before may come all the same.
             sides = Side(""), Side("")
         losses = self._labelled(document, work).steps
-        verdict = judge(*sides, allowed_output=allowed_output, before=before, losses=losses)
+        verdict = judge(
+            *sides,
+            allowed_output=settings.effect,
+            before=before,
+            losses=losses,
+            steps=steps.compared(settings),
+        )
         return verdict, sides[1].requests
 
     def _labelled(self, document: Document, work: _Work) -> Known:
@@ -273,22 +281,23 @@ class Reconciler:
             told.going = self._aside.submit(self._read, of, told.known)
         if told.going is None or not told.going.done():
             return told.known
-        going, told.going = told.going, None
-        took_s = 0.0
-        try:
-            told.known, took_s = going.result()
-            told.has_failed = False
-        except Exception as error:  # noqa: BLE001 - whatever a log or a package holds, the release goes on
-            if not told.has_failed:
-                logger.error("the labels of %s are not compared: %s", document["model"], one_line(error))
-            told.has_failed = True
+        (found, took_s), told.going = told.going.result(), None
+        if isinstance(found, Known):
+            told.known = found
+        elif not told.has_failed:
+            logger.error("the labels of %s are not compared: %s", document["model"], one_line(found))
+        told.has_failed = not isinstance(found, Known)
         told.again_at = now + max(LABELS_S, REST * took_s)
         return told.known
 
-    def _read(self, of: Compared, before: Known) -> tuple[Known, float]:
-        """The losses, and how long it took to read them."""
+    def _read(self, of: Compared, before: Known) -> tuple[Known | BaseException, float]:
+        """The losses, or why they are not known, and how long it took; whatever is there, releases go on."""
         began = time.monotonic()
-        return outcomes.read(self.storage, of, before), time.monotonic() - began
+        try:
+            found: Known | BaseException = outcomes.read(self.storage, of, before)
+        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - polars' is no Exception
+            found = error
+        return found, time.monotonic() - began
 
     def _buried(self, document: Document, dead: Sequence[Follower]) -> Document:
         """What dead replicas said is taken away; that they held the challenger is told against it."""

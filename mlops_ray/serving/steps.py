@@ -117,6 +117,15 @@ def shadowed(standing: Standing) -> float:
     return SHADOWED if standing.state == "shadow" else 0.0
 
 
+def compared(release: Release) -> int:
+    """In how many steps champion and challenger are compared.
+
+    >>> compared(Release(canary=(1, 10, 50)))
+    3
+    """
+    return max(1, len(release.canary) + (release.shadow is not None))
+
+
 def _step(release: Release, at: int) -> CanaryStep:
     # A project file that was changed meanwhile may name fewer.
     found = release.canary[min(at, len(release.canary) - 1)]

@@ -150,13 +150,16 @@ features:
         ("bevore", "'bevore' is neither a feature nor a key of the target's rows; did you mean 'before'?"),
         ("load", "'load' is neither a feature nor a key"),
         ("before", "'before' is for machines alone, and a segment shows its values"),
+        ("read", "'read' is a time, of which each row has its own"),
     ],
 )
 def test_a_segment_that_cuts_nothing_is_refused_before_anything_is_done(
     tmp_path: Path, segment: str, said: str
 ) -> None:
     (tmp_path / "rows.csv").write_text(rows(1))
-    text = PROJECT.replace("max: 9000}}", "max: 9000}}\n    policy: {machine_only: [load]}")
+    column, policy = "load2: {type: datetime}", "policy: {machine_only: [load]}"
+    text = PROJECT.replace("max: 9000}}", f"max: 9000}}, {column}}}\n    {policy}")
+    text = text.replace("ago: 2d}}", "ago: 2d}}, read: {latest: load2}")
     (tmp_path / "project.yaml").write_text(f"{text}monitoring: {{segments: [site, {segment}]}}\n")
     project = config.load(tmp_path / "project.yaml", {})
     with pytest.raises(ConfigError, match=re.escape(said)):

@@ -114,9 +114,12 @@ def test_what_a_release_compares_is_told_from_what_it_does_not(storage: Storage)
     read(storage).drop("turn", "key_bucket").write_parquet(paths[-1])
     told = read(storage).select("request_id", "turn", "key_bucket").unique().sort("request_id")
     assert told.rows() == [("of 7", 7, 1_023), ("of 8", 8, 1_023), ("of none", None, None)]
-    found = prediction_log.compared(paths, after=7).collect()
-    assert found["request_id"].to_list() == ["of 8", "of 8"]
-    assert prediction_log.compared(paths[-1:], after=0).collect().is_empty()
+    found = prediction_log.scan(paths).collect()
+    assert found.filter(pl.col("turn") > 7)["request_id"].to_list() == ["of 8", "of 8"]
+    assert found["turn"].null_count() == 1 + 5
+    assert set(found.columns) == {*prediction_log.ABOUT}
+    asked = next(name for name in read(storage).columns if name.startswith("request."))
+    assert asked in prediction_log.scan(paths, [asked]).collect_schema()
 
 
 def test_features_that_repeat_a_column_of_the_request_are_written_once(storage: Storage) -> None:

@@ -36,7 +36,7 @@ def errors_of(answers: np.ndarray) -> dict[str, np.ndarray]:
 
 def class_reference(decides: str) -> Expected:
     labels, answers = classified(3 * ROWS)
-    known = performance._calibrator(answers, labels)
+    known = performance.calibrator(answers, labels)
     assert known is not None
     own = losses.learn(decides, labels, answers, known(answers), {})
     return Expected("classification", decides, {}, {}, known, 0.5, losses=own)

@@ -113,14 +113,20 @@ def test_what_is_worse_is_said_with_the_evidence(figure: str, value: float, said
     assert "4,000 requests" in found
 
 
-def test_steps_add_up_and_what_changed_for_both_sides_between_them_is_no_difference() -> None:
+def test_what_changed_for_both_sides_between_steps_is_no_difference() -> None:
     early, late = {ERRORS: 0.01}, {ERRORS: 0.04}
     both = [step("canary 1", 0, early, early), step("canary 2", 5, late, late)]
     assert after(both).worse == ()
-    # What one step leaves open, several tell.
-    slightly = [(every(100, f"canary {n}"), every(62, f"canary {n}")) for n in range(5)]
-    assert after(slightly[:1]).worse == ()
-    assert len(after(slightly).worse) == 1
+
+
+def test_what_the_same_keys_show_in_every_step_is_no_surer_for_that() -> None:
+    again = [(every(100, f"canary {n}"), every(62, f"canary {n}")) for n in range(5)]
+    assert after(again).evidence == after(again[:1]).evidence
+    assert after(again).worse == ()
+    # Of several steps each may err in its part.
+    sides = every(100, "canary 1"), every(62, "canary 1")
+    whole, part = (judge(*sides, allowed_output=0.5, steps=steps).evidence[ERRORS] for steps in (1, 5))
+    assert part == pytest.approx(whole / 5)
 
 
 def after(sides: list[tuple[Side, Side]]) -> Verdict:
@@ -192,6 +198,19 @@ def losses(seed: int, times: float, weight: float, requests: int = 1_500) -> tup
     return champion, challenger
 
 
+def of_same_keys(seed: int, steps: int) -> list[tuple[Sums, Sums]]:
+    """What equal versions lose in steps with the same keys on either side, some of which lose far more."""
+    random = np.random.default_rng(seed)
+    asks, level = random.dirichlet(np.ones(300)), random.lognormal(0.0, 1.0, 300)
+    tries, found = random.random(300) < 0.5, []
+    for _ in range(steps):
+        keys = random.choice(300, 3_000, p=asks)
+        lost = level[keys] * random.exponential(1.0, 3_000)
+        ours, theirs = (Sums.of(keys[mine], lost[mine]) for mine in (~tries[keys], tries[keys]))
+        found.append((ours, theirs))
+    return found
+
+
 def of_losses(steps: list[tuple[Sums, Sums]], **more: dict[str, float]) -> Verdict:
     return judge(Side("1"), Side("1"), allowed_output=0.5, losses=steps, **more)
 
@@ -207,6 +226,11 @@ def test_equal_losses_are_seldom_found_and_larger_ones_are() -> None:
     assert sum(is_found(seed, 1.0) for seed in range(200)) <= 5
     assert sum(is_found(seed, 1.3) for seed in range(200, 240)) >= 38
     assert not any(is_found(seed, 0.5) for seed in range(240, 260))
+
+
+def test_the_same_keys_in_many_steps_are_no_more_keys() -> None:
+    found = [bool(of_losses(of_same_keys(seed, 8)).worse) for seed in range(200)]
+    assert sum(found) <= 5
 
 
 def test_what_labels_say_of_all_steps_counts_once_and_is_said_in_words() -> None:

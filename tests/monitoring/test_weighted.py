@@ -144,6 +144,38 @@ def test_a_look_shows_it_beside_the_plain_one(package: Package, tmp_path: Path) 
     assert plain == found
 
 
+def test_where_it_cannot_be_made_the_rest_is_said(
+    package: Package, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def breaks(*_: object) -> None:
+        raise ValueError("no such line")
+
+    reference, rows = world(1, 5_000), logged(world(2, 5_000))
+    whole, found = quality.judge(package, expect(reference), rows, rows.columns, None, None)
+    monkeypatch.setattr(weighted, "of_log", breaks)
+    assert quality.judge(package, expect(reference), rows, rows.columns, None, reference) == (whole, found)
+    assert "the weighted estimate of rows is not known (no such line)" in caplog.text
+
+
+def test_features_that_the_log_lacks_weigh_nothing(package: Package) -> None:
+    """Trees would tell all of its rows from all others."""
+    reference, window = world(1, 5_000), logged(world(2, 5_000, at_b=0.9)).drop("request.site")
+    expected = expect(reference)
+    found = weighted.of_log(package, expected, reference, window)
+    assert found is not None
+    assert found.rows > 4_000
+    assert weighted.of_log(package, expected, reference, window.select("prediction")) is None
+
+
+def test_of_many_columns_there_are_fewer_rows(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, window = world(1, 5_000), logged(world(2, 5_000))
+    width = sum(len(part.names) for part in package.encoder.parts)
+    monkeypatch.setattr(weighted, "MOST_VALUES", 1_000 * width)
+    found = weighted.of_log(package, expect(reference), reference, window)
+    assert found is not None
+    assert found.rows <= 1_000
+
+
 def test_a_version_whose_test_is_not_kept_has_none(tmp_path: Path) -> None:
     older = written(tmp_path, {"file": SET})
     assert known.tested(tmp_path, older) is None

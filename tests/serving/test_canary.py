@@ -342,9 +342,9 @@ def test_labels_that_callers_send_tell_what_both_lose(moved: Replica, shares: di
 
     assert run(tell()) == 200
     moved.log.flush()
-    log = prediction_log.compared(prediction_log.since(moved.storage, MODEL, 0.0), after=0)
-    known = labels.read(labels.since(moved.storage, MODEL, 0.0))
-    ((ours, theirs),) = outcomes.losses(log, known, "1", Scale("mae", 4.0, 1e9))
+    log = prediction_log.scan(prediction_log.since(moved.storage, MODEL, 0.0))
+    known = [each.collect() for each in labels.scan(labels.since(moved.storage, MODEL, 0.0))]
+    ((ours, theirs),) = outcomes.losses(log, known, "1", Scale("mae", 4.0, 1e9), after=0)
     # The champion answers 13 to every row, the challenger 1,013.
     assert (ours.mean, theirs.mean) == (1.0, 251.0)
     tried = [version(reply) for reply in answered].count("2")

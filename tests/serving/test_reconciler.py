@@ -22,6 +22,7 @@ from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.errors import NotFoundError, PackageError, StorageError
+from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.losses import Losses
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
 from mlops_ray.registry.package import Package
@@ -353,6 +354,21 @@ def test_a_log_that_cannot_be_read_is_told_once_and_what_was_known_stays(
     (told,) = [record for record in caplog.records if "labels" in record.getMessage()]
     assert "are not compared: parquet" in told.getMessage()
     assert "2,000 labelled requests" in str(measured.storage.read_json(record.SEEN, f"{NAME}.json"))
+
+
+def test_a_log_that_makes_polars_panic_holds_no_release_up(
+    measured: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its panics are no `Exception`."""
+
+    def panics(*_: object) -> None:
+        raise pl.exceptions.PanicException("index out of bounds")
+
+    monkeypatch.setattr(outcomes, "read", panics)
+    measured.push(2, canary=[10])
+    measured.to("canary")
+    assert measured.to("champion")["champion"]["version"] == "2"
+    assert caplog.text.count("are not compared: index out of bounds") == 1
 
 
 def test_nobody_waits_for_labels_that_are_being_read(measured: World) -> None:
