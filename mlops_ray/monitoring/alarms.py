@@ -19,8 +19,8 @@ LISTED = 0.1
 #: What chance makes oftener than so is no evidence, however much of the budget is left.
 MOST_SHARE = 0.05
 #: A part of the budget is left: p-values are right to the last, and what holds is shown to hold by simulation
-#: only with room for its noise.
-SPENT = 0.9
+#: only with room for its noise, the largest of a hundred cells.
+SPENT = 0.85
 #: Episodes that are kept to be read back.
 MOST_EPISODES = 500
 
@@ -39,8 +39,8 @@ class Budget:
     def share(self, seconds: float) -> float:
         """The probability that a look may spend that comes so long after the last one, at most `MOST_SHARE`.
 
-        >>> Budget(1.0, 90 * 86_400).share(86_400)
-        0.01
+        >>> round(Budget(1.0, 90 * 86_400).share(86_400), 4)
+        0.0094
         """
         return min(MOST_SHARE, SPENT * self.most * max(seconds, 0.0) / self.per_s)
 

@@ -49,9 +49,12 @@ def drawn(reference: Numbers, current: Numbers, statistic: float, *, below: floa
 
     It ends early where it is clear that it is above `below` (Besag and Clifford 1991, Sequential Monte Carlo
     p-values, Biometrika 78).
+
+    Each pair of samples has draws of its own: were they the same for all, chance that makes one test too
+    liberal would make every test of a model so, look by look.
     """
-    random = np.random.default_rng(seed)
     both = (reference + current).astype(np.int64)
+    random = np.random.default_rng([seed, *both.tolist(), *current.astype(np.int64).tolist()])
     rows = int(current.sum())
     # Of so many draws one may be as different, by chance.
     draws = min(math.ceil(2 / below), MOST_DRAWS)

@@ -26,6 +26,20 @@ def exactly(reference: np.ndarray, current: np.ndarray, statistic: float) -> flo
     return total
 
 
+def test_each_pair_of_samples_has_draws_of_its_own() -> None:
+    """With the same draws for all tests, the chance of one of them would be that of a model's every look."""
+    random = np.random.default_rng(9)
+    both = 1_000 * REFERENCE
+    found = []
+    for _ in range(40):
+        current = random.multivariate_hypergeometric(both.astype(np.int64), 200).astype(float)
+        # The same difference asked about, whatever the samples: only their draws differ.
+        found.append(tails.drawn(both - current, current, 14.0, below=1e-3))
+    assert len(set(found)) > 4
+    again = tails.drawn(both - current, current, 14.0, below=1e-3)
+    assert again == found[-1]
+
+
 @pytest.mark.parametrize("window", [WINDOW, [6, 3, 2, 1], [4, 4, 2, 2], [3, 5, 3, 1]])
 def test_draws_come_to_what_all_tables_say(window: list[float]) -> None:
     current = np.array(window, float)
