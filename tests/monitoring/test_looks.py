@@ -17,7 +17,7 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import DataError
 from mlops_ray.monitoring import journal, looks, monitor, performance, period, report
-from mlops_ray.monitoring.alarms import Alarms
+from mlops_ray.monitoring.alarms import SPENT, Alarms
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.metrics import metrics_text
 from mlops_ray.monitoring.monitor import Monitor
@@ -113,7 +113,7 @@ def read(live: Live, file: str) -> list[dict[str, Any]]:
 def test_a_quiet_window_opens_nothing_and_can_be_read_back(live: Live) -> None:
     assert live.look(0, normal()) is None
     (look,), (window,) = read(live, journal.LOOKS), read(live, journal.WINDOWS)
-    assert (look["found"], look["rows"], look["spent"]) == ([], 500, pytest.approx(0.01))
+    assert (look["found"], look["rows"], look["spent"]) == ([], 500, pytest.approx(SPENT / 90))
     assert {finding["about"] for finding in look["findings"]} >= {"amount", "prediction", "estimated mae"}
     assert look["quality"]["estimated"]["mae"] == pytest.approx(1.6, abs=0.2)
     assert Counts.from_json(window["counts"]).rows == 500
@@ -301,7 +301,7 @@ def test_a_period_is_one_page_with_its_alarms_quality_and_drift(live: Live) -> N
         "2026-11-03T00:00:00+00:00",
         "2026-11-04T00:00:00+00:00",
     ]
-    assert (found["rows"], found["spent"]) == (1_000, pytest.approx(0.02))
+    assert (found["rows"], found["spent"]) == (1_000, pytest.approx(2 * SPENT / 90))
     assert [alarm["resolved"] for alarm in found["alarms"]] == ["2026-11-05T00:00:00+00:00"]
     assert [psi > 0.1 for _, psi in found["columns"]["amount"]] == [True, False]
     text = period.html(found)
