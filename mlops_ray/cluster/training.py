@@ -306,7 +306,7 @@ class Trainer:
             baselines=report.baselines,
             intervals=report.intervals,
             origin=_origin(task, cpus),
-            training_set={k: training_set.manifest[k] for k in KEPT} | self._tested(tested, held_out),
+            training_set={k: training_set.manifest[k] for k in KEPT} | self._kept(tested, held_out),
             reference=counted.beside(answered).to_json(),
             expected=replace(
                 expected,
@@ -320,7 +320,7 @@ class Trainer:
             sign=signing.own_key(self.project, self.storage),
         )
 
-    def _tested(self, tested: _Tested, held_out: pl.DataFrame) -> dict[str, str]:
+    def _kept(self, tested: _Tested, held_out: pl.DataFrame) -> dict[str, str]:
         """Where rows of the test lie with what was answered and what came true (monitoring.weighted)."""
         task, answers = tested.task, tested.answers
         if task.kind == "regression":

@@ -94,18 +94,21 @@ def new(storage: Storage, model: str, after: float = 0.0, until: float = math.in
     known_at = pl.col(KNOWN_AT)
     found = []
     for keys, files in _files(storage, model, last).items():
-        scan = pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed")
-        came = scan.filter(known_at > first, known_at <= last)
-        before = scan.filter(known_at <= first).select(keys)
+        every = _scanned(files)
+        came = every.filter(known_at > first, known_at <= last)
+        before = every.filter(known_at <= first).select(keys)
         found.append(came.join(before, on=keys, how="anti").collect(engine="streaming"))
     return [frame for frame in found if frame.height]
 
 
 def _files(storage: Storage, model: str, last: datetime) -> dict[tuple[str, ...], list[Path]]:
     """The files of labels that came by then, by how they name their rows; what is none is told of."""
-    dates = sorted((storage.root / FOLDER / model).glob("date=*"))
-    paths = [path for date in dates if date.name <= f"date={last:%Y-%m-%d}" for path in _of_day(date)]
-    return _by_keys(paths)
+    until = f"date={last:%Y-%m-%d}"
+    return _by_keys(path for date in _dates(storage, model) if date.name <= until for path in _of_day(date))
+
+
+def _dates(storage: Storage, model: str) -> list[Path]:
+    return sorted((storage.root / FOLDER / model).glob("date=*"))
 
 
 def _of_day(date: Path) -> list[Path]:
@@ -133,16 +136,16 @@ def _log_once(path: Path, why: str) -> None:
 def since(storage: Storage, model: str, at: float) -> list[Path]:
     """The files of the day of that time and of later ones, seconds since the epoch; `scan` reads them."""
     first = f"date={from_micros(int(at * 1e6)):%Y-%m-%d}"
-    dates = sorted((storage.root / FOLDER / model).glob("date=*"))
-    return [path for date in dates if date.name >= first for path in _of_day(date)]
+    return [path for date in _dates(storage, model) if date.name >= first for path in _of_day(date)]
 
 
 def scan(paths: Iterable[Path]) -> list[pl.LazyFrame]:
     """All labels of files, by how they name their rows."""
-    return [
-        pl.concat([pl.scan_parquet(path) for path in files], how="diagonal_relaxed")
-        for files in _by_keys(paths).values()
-    ]
+    return [_scanned(files) for files in _by_keys(paths).values()]
+
+
+def _scanned(paths: Sequence[Path]) -> pl.LazyFrame:
+    return pl.concat([pl.scan_parquet(path) for path in paths], how="diagonal_relaxed")
 
 
 def compact(storage: Storage, model: str) -> int:
@@ -151,11 +154,11 @@ def compact(storage: Storage, model: str) -> int:
     A kill in between leaves labels twice, and a label that comes again counts once.
     """
     gone = 0
-    for date in sorted((storage.root / FOLDER / model).glob("date=*")):
+    for date in _dates(storage, model):
         if date.name >= f"date={datetime.now(UTC):%Y-%m-%d}":
             continue
         by_keys: dict[tuple[str, ...], list[Path]] = {}
-        for path in sorted(date.glob("[!.]*.parquet")):
+        for path in _of_day(date):
             by_keys.setdefault(tuple(sorted(pl.read_parquet_schema(path))), []).append(path)
         for paths in by_keys.values():
             if len(paths) > 1:

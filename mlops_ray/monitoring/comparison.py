@@ -87,10 +87,7 @@ class Sums:
     @property
     def variance_of_mean(self) -> float:
         """By how much the buckets differ: the variance of a ratio of sums."""
-        filled = self.requests > 0
-        residuals = (self.total - self.mean * self.requests)[filled]
-        number = len(residuals)
-        return float((residuals**2).sum()) / self.count**2 * number / max(number - 1, 1)
+        return _spread(np.ones(1), [self])
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,8 @@ class Side:
     step: str
     figures: dict[str, Sums] = field(default_factory=dict)
 
-    def add(self, key: str, figures: dict[str, float], at_s: float = 0.0) -> None:
-        """Takes in a request of a routing key, at a time in seconds."""
-        self.count(bucket(key), figures, at_s)
-
-    def count(self, at: int, figures: dict[str, float], at_s: float = 0.0) -> None:
-        """Takes in a request of a routing key in this bucket."""
+    def add(self, at: int, figures: dict[str, float], at_s: float = 0.0) -> None:
+        """Takes in a request of a routing key in this bucket, at a time in seconds."""
         for name, value in figures.items():
             self.figures.setdefault(name, Sums.empty()).add(at, value)
         if SLOW in figures:
@@ -124,25 +120,20 @@ def judge(
     Raises `ValueError` for sides of two steps.
     """
     _require_one_step(champion, challenger)
-    worse, said, e_values = [], [], dict(before or {})
     is_told = False
-    for name in EFFECTS:
-        if name == LOSS:
-            evidence = together(losses, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
-            requests = int(sum(theirs.count for _, theirs in losses))
-        else:
-            evidence, requests = _compared(name, champion, challenger, allowed_output), challenger.requests
-        if not evidence.is_told:
-            continue
-        is_told |= name == ERRORS
-        if name != LOSS:
+    e_values, found = dict(before or {}), list[tuple[Evidence, str]]()
+    for name in (ERRORS, SLOW, OUTPUT):
+        evidence = _compared(name, champion, challenger, allowed_output)
+        if evidence.is_told:
             e_values[name] = max(e_values.get(name, 0.0), evidence.e_value / steps)
             evidence = replace(evidence, e_value=e_values[name])
-        sentence = _said(name, evidence, requests)
-        said.append(sentence)
-        if evidence.is_worse:
-            worse.append(sentence)
-    return Verdict(tuple(worse), is_told, e_values, tuple(said))
+            found.append((evidence, _said(name, evidence, challenger.requests)))
+            is_told |= name == ERRORS
+    of_all = together(losses, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
+    if of_all.is_told:
+        found.append((of_all, _said(LOSS, of_all, int(sum(theirs.count for _, theirs in losses)))))
+    worse = tuple(sentence for evidence, sentence in found if evidence.is_worse)
+    return Verdict(worse, is_told, e_values, tuple(sentence for _, sentence in found))
 
 
 def _compared(name: str, champion: Side, challenger: Side, allowed_output: float) -> Evidence:

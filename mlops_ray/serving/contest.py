@@ -142,7 +142,7 @@ class Contest:
             is_slow = self.pace.is_slow(tried.latency_us, tried.rows)
             if is_slow is not None:
                 figures[SLOW] = float(is_slow)
-        self._sides()[not is_champion].count(bucket, figures, time.monotonic())
+        self._sides()[not is_champion].add(bucket, figures, time.monotonic())
 
     def _mean(self, answers: Values | None) -> float | None:
         """The mean answer of a request in standard deviations from those of the champion's training.
@@ -228,7 +228,7 @@ class Contest:
         if ours is not None and theirs is not None:
             champion[OUTPUT], challenger[OUTPUT] = 0.0, theirs - ours
         for side, figures in zip(self._sides(), (champion, challenger), strict=True):
-            side.count(copy.bucket, figures)
+            side.add(copy.bucket, figures)
         if part is not None and theirs is not None:
             self.challenger.keep_copy(part, copy.id, latency_us, copy.size, (self.turn, copy.bucket))
 

@@ -14,7 +14,7 @@ from mlops_ray.data.counts import CountSpec
 from mlops_ray.monitoring import deltas
 from mlops_ray.monitoring.deltas import Outbox, Tally
 from mlops_ray.monitoring.drift import MIN_ROWS
-from mlops_ray.monitoring.sides import ERRORS
+from mlops_ray.monitoring.sides import ERRORS, bucket
 from mlops_ray.monitoring.state import MAX_VERSIONS, MINUTES, ModelState, counted
 
 SPECS = (CountSpec("x", "numeric", edges=(0.0, 1.0)), CountSpec("prediction", "numeric", edges=(0.0, 1.0)))
@@ -123,7 +123,7 @@ def test_sides_of_a_turn_are_counted_once_and_those_of_an_earlier_turn_no_more()
     def compared(turn: int, requests: int) -> None:
         for number in range(requests):
             for side in outbox.sides(turn):
-                side.add(f"key-{number}", {ERRORS: 1.0})
+                side.add(bucket(f"key-{number}"), {ERRORS: 1.0})
         delta = over_the_wire(outbox.delta())
         for _ in range(2):
             state.receive(delta, 0.0)

@@ -20,7 +20,7 @@ requests = st.tuples(
 def counted(of: list[tuple[str, dict[str, float]]]) -> Side:
     side = Side("step")
     for key, figures in of:
-        side.add(key, figures)
+        side.add(bucket(key), figures)
     return side
 
 
@@ -57,7 +57,7 @@ def test_counts_of_two_steps_are_neither_added_nor_compared() -> None:
 def test_what_is_no_number_is_not_counted_in_silence() -> None:
     for value in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="no figure"):
-            Side("step").add("key", {OUTPUT: value})
+            Side("step").add(bucket("key"), {OUTPUT: value})
 
 
 def test_keys_are_spread_over_all_buckets_the_same_in_every_process() -> None:
@@ -75,7 +75,7 @@ def step(
         side = Side(name)
         for number in range(4_000):
             figures = {name: float(random.random() < of.get(name, 0.01)) for name in (ERRORS, SLOW)}
-            side.add(f"key-{number % keys}", figures | {OUTPUT: random.normal(of.get(OUTPUT, 0.0))})
+            side.add(bucket(f"key-{number % keys}"), figures | {OUTPUT: random.normal(of.get(OUTPUT, 0.0))})
         sides.append(side)
     return sides[0], sides[1]
 
@@ -150,8 +150,8 @@ def test_a_step_without_an_error_makes_the_next_no_blinder() -> None:
 def test_answers_that_are_all_alike_are_compared_too(moved: float) -> None:
     champion, challenger = Side("1"), Side("1")
     for number in range(200):
-        champion.add(f"key-{number}", {ERRORS: 0.0, OUTPUT: 0.0})
-        challenger.add(f"key-{number}", {ERRORS: 0.0, OUTPUT: moved})
+        champion.add(bucket(f"key-{number}"), {ERRORS: 0.0, OUTPUT: 0.0})
+        challenger.add(bucket(f"key-{number}"), {ERRORS: 0.0, OUTPUT: moved})
     verdict = judge(champion, challenger, allowed_output=0.5)
     assert len(verdict.worse) == bool(moved)
     assert all(np.isfinite(value) for value in verdict.evidence.values())
@@ -162,9 +162,9 @@ def test_requests_that_are_slow_together_are_not_many() -> None:
     champion, challenger = Side("1"), Side("1")
     for number in range(6_000):
         stalled = 3_000 <= number < 3_064
-        champion.add(f"key-{number}", {ERRORS: 0.0, SLOW: 0.0}, number / 10)
+        champion.add(bucket(f"key-{number}"), {ERRORS: 0.0, SLOW: 0.0}, number / 10)
         challenger.add(
-            f"key-{number}", {ERRORS: 0.0, SLOW: float(stalled)}, 300.0 if stalled else number / 10
+            bucket(f"key-{number}"), {ERRORS: 0.0, SLOW: float(stalled)}, 300.0 if stalled else number / 10
         )
     assert judge(champion, challenger, allowed_output=0.5).worse == ()
 
@@ -173,7 +173,7 @@ def every(often: int, name: str) -> Side:
     """A side of which one request in so many fails."""
     side = Side(name)
     for number in range(4_000):
-        side.add(f"key-{number}", {ERRORS: float(number % often == 0)})
+        side.add(bucket(f"key-{number}"), {ERRORS: float(number % often == 0)})
     return side
 
 

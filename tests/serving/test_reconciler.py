@@ -24,7 +24,7 @@ from mlops_ray.data import labels, prediction_log
 from mlops_ray.errors import NotFoundError, PackageError, StorageError
 from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.losses import Losses
-from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, bucket
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column, Schema
 from mlops_ray.serving import heartbeats, reconcile, reconciler, record, release
@@ -155,7 +155,7 @@ class World:
             side = Side(str(turn))
             for number in range(requests):
                 figures = {name: float(random.random() < means.get(name, 0.01)) for name in (ERRORS, SLOW)}
-                side.add(f"key-{number}", figures | {OUTPUT: random.normal(means.get(OUTPUT, 0.0))})
+                side.add(bucket(f"key-{number}"), figures | {OUTPUT: random.normal(means.get(OUTPUT, 0.0))})
             sides.append(side.to_json())
         self.storage.write_json({"turn": turn, "sides": sides}, "monitor", f"{NAME}.json")
 
