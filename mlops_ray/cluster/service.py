@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 30.0
 #: Where the reconciler says what it sees of a challenger (serving.record, which asks for more imports).
 SEEN = "release/seen"
+#: Where alerts read to which address their links lead (monitoring.alerting).
+ADDRESS = "address.json"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -302,6 +304,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
         answer = predict(url, project.project, request, storage)
         result["said"] = f"{request} → {answer['outputs'][0]['data'][0]:.4g}"
     called = front.url(project, cluster)
+    storage.write_json({"url": project.serving.listen.url or called}, ADDRESS)
     return Live(
         url=called,
         grpc=f"{urlsplit(called).hostname}:{project.serving.listen.grpc_port or cluster.grpc_port}",

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mlops_ray.config.mail import mail
 from mlops_ray.config.reading import Origin, parse, read, unset
 from mlops_ray.config.source import KnownAt, Source
 from mlops_ray.config.values import (
@@ -342,6 +343,8 @@ class Listen(Model):
     """Its private key, a PEM file without a passphrase that others may not read."""
     tls: Literal["here", "elsewhere"] = "here"
     """`elsewhere`: a proxy in front of it ends TLS, and what arrives here is readable on its way."""
+    url: str | None = Field(None, pattern="^https?://")
+    """Where people reach it, for links in alerts; default: at host and port."""
 
     @model_validator(mode="after")
     def _tls(self) -> Self:
@@ -456,15 +459,24 @@ class Labels(Model):
     delay: Duration = 0
 
 
+def _mail(address: str) -> str:
+    mail(address)
+    return address
+
+
 class Alert(Model):
     """Where alarms go; exactly one route."""
 
     exactly_one = ("webhook", "email", "log", "prometheus")
 
-    webhook: str | None = None
-    email: str | None = None
+    webhook: str | None = Field(None, pattern="^https?://")
+    """Gets each message as JSON by POST."""
+    email: Annotated[str, AfterValidator(_mail)] | None = None
+    """A server and who is written to, e.g. smtp://user:password@mail.example.org/ops@example.org"""
     log: bool | None = None
+    """A line of JSON in the monitor's log."""
     prometheus: bool | None = None
+    """Prometheus reads `mlops_alarm` at /metrics; its rules are in configs/prometheus."""
 
 
 class Retrain(Model):

@@ -109,7 +109,8 @@ class Look:
 class Episode:
     """What goes on from `opened` until `resolved`: what was found, when it was first, as it was last seen.
 
-    `found` maps what a finding is about to `{"since", "kind", "evidence", "harm"}`.
+    `found` maps what a finding is about to `{"since", "kind", "evidence", "harm", "p"}`, the last as adjusted
+    for all that the look asked which found it; an earlier document lacks it.
     """
 
     opened: float
@@ -166,12 +167,13 @@ class Alarms:
             self.episodes = [*self.episodes, going][-MOST_EPISODES:]
         for finding in look.findings:
             if finding.about in look.found or (finding.about in going.found and finding.matters):
-                since = going.found.get(finding.about, {"since": look.at})["since"]
+                before = going.found.get(finding.about, {"since": look.at})
                 going.found[finding.about] = {
-                    "since": since,
+                    "since": before["since"],
                     "kind": finding.kind,
                     "evidence": finding.evidence,
                     "harm": finding.harm,
+                    "p": finding.p_holm if finding.about in look.found else before.get("p"),
                 }
         if look.is_quiet:
             going.quiet += 1

@@ -13,7 +13,8 @@ from ray import serve
 
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import looks
+from mlops_ray.monitoring import alerts, looks
+from mlops_ray.monitoring.alerting import Alerting
 from mlops_ray.monitoring.deltas import DEPLOYMENT
 from mlops_ray.monitoring.journal import FOLDER
 from mlops_ray.monitoring.report import report
@@ -27,6 +28,8 @@ MAX_ONGOING_REQUESTS = 1_000
 HEALTH_CHECK_S = 1.0
 #: How often is looked for windows to close.
 TEND_S = 5.0
+#: How often is looked for what people are to be told, and what became of what they were.
+ALERT_S = 5.0
 #: How often a look is tried that fails.
 MOST_TRIES = 5
 #: How often the files of the prediction logs are joined.
@@ -45,8 +48,10 @@ class Monitor:
         self._one_at_a_time = asyncio.Lock()
         self._compacted_at = time.monotonic()
         self._compacting: asyncio.Task[None] | None = None
+        self._alerting = Alerting(self._storage)
         # Serve constructs within its loop.
-        self._tending = asyncio.get_running_loop().create_task(self._tend())
+        loop = asyncio.get_running_loop()
+        self._tending, self._telling = loop.create_task(self._tend()), loop.create_task(self._tell())
 
     async def record(self, delta: dict[str, Any]) -> int:
         """Stores a delta (`deltas.Outbox.delta`), acknowledges its number; the same again is harmless."""
@@ -63,7 +68,10 @@ class Monitor:
     async def snapshot(self) -> dict[str, Any]:
         """The document of `report`, for each model by its name."""
         async with self._one_at_a_time:
-            return {name: report(self._storage, state) for name, state in self._models.items()}
+            return {
+                name: report(self._storage, state) | {"alerts": self._alerting.counted(name)}
+                for name, state in self._models.items()
+            }
 
     async def _tend(self) -> None:
         """Closes windows also while nobody asks for predictions, and looks at those that have closed."""
@@ -74,6 +82,20 @@ class Monitor:
                     await self._look(state)
                 except Exception as error:  # noqa: BLE001 - the next turn tries again
                     logger.error("the windows of %s are not looked at (%s)", state.model, one_line(error))
+
+    async def _tell(self) -> None:
+        """Has people told of what is wrong, and that it is over."""
+        while True:
+            await asyncio.sleep(ALERT_S)
+            try:
+                await self._alert()
+            except Exception as error:  # noqa: BLE001 - the next turn tries again
+                logger.error("alerts do not go out (%s)", one_line(error))
+
+    async def _alert(self) -> None:
+        async with self._one_at_a_time:
+            seen = [alerts.seen(state, time.time()) for state in self._models.values()]
+        await asyncio.to_thread(self._alerting.tick, seen)
 
     async def _look(self, state: ModelState) -> None:
         """Looks at what has closed, one window after another; counts come in meanwhile.

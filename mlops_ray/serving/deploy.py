@@ -94,6 +94,8 @@ def settle(project: Project, storage: Storage) -> None:
         tuple(sorted(signing.trusted(project, storage))),
         tuple(sorted(estimator.allowed(project))),
         tuple(hook.model_dump() for hook in project.release.hooks),
+        tuple(alert.model_dump() for alert in project.monitoring.alerts),
+        project.serving.slo.error_rate,
     )
     record.settle(storage, project.project, settings)
 

@@ -9,12 +9,13 @@ import logging
 import os
 import shlex
 import subprocess
-import urllib.request
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-#: How often a call is tried, and how long one may take.
-TRIES, CALL_S = 3, 30.0
+from mlops_ray.monitoring.sending import CALL_S, post, reason
+
+#: How often a call is tried.
+TRIES = 3
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +34,10 @@ def call(hooks: Iterable[Mapping[str, Any]], event: Mapping[str, Any]) -> None:
 def _tried(hook: Mapping[str, Any], event: Mapping[str, Any]) -> None:
     for number in range(TRIES):
         try:
-            _post(hook["webhook"], event) if hook["webhook"] else _run(hook["command"], event)
+            post(hook["webhook"], event) if hook["webhook"] else _run(hook["command"], event)
         except Exception as error:  # noqa: BLE001 - whatever it is, others are told
             # An address may hold a password, a command too, and so may what it said.
-            kind, said = "webhook" if hook["webhook"] else "command", type(error).__name__
+            kind, said = "webhook" if hook["webhook"] else "command", reason(error)
             if isinstance(error, subprocess.CalledProcessError):
                 said = f"status {error.returncode}"
             logger.warning(
@@ -44,13 +45,6 @@ def _tried(hook: Mapping[str, Any], event: Mapping[str, Any]) -> None:
             )
         else:
             return
-
-
-def _post(address: str, event: Mapping[str, Any]) -> None:
-    headers = {"content-type": "application/json"}
-    request = urllib.request.Request(address, json.dumps(event).encode(), headers)  # noqa: S310 - a user's own
-    with urllib.request.urlopen(request, timeout=CALL_S):  # noqa: S310
-        pass
 
 
 def _run(command: str, event: Mapping[str, Any]) -> None:

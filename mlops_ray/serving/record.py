@@ -200,7 +200,8 @@ def forget(storage: Storage, name: str, id: str) -> None:
 class Settings:
     """What the reconciler must know of a model's project, as it was deployed.
 
-    `tracking` is MLflow's address, `hooks` are those of the project file; both may hold passwords.
+    `tracking` is MLflow's address, `hooks` and `alerts` are those of the project file: all may hold
+    passwords. The monitor reads the alerts, and which share of requests may fail.
     """
 
     tracking: str
@@ -209,6 +210,8 @@ class Settings:
     trusted: tuple[str, ...] = ()
     types: tuple[str, ...] = ()
     hooks: tuple[dict[str, Any], ...] = ()
+    alerts: tuple[dict[str, Any], ...] = ()
+    error_rate: float = 0.001
 
 
 def settle(storage: Storage, name: str, settings: Settings) -> None:
@@ -219,8 +222,9 @@ def settle(storage: Storage, name: str, settings: Settings) -> None:
 def settings(storage: Storage, name: str) -> Settings | None:
     """The settings of a model; `None` where it was not deployed from this storage."""
     found = storage.read_json(SETTINGS, f"{name}.json")
-    lists = ("functions", "trusted", "types", "hooks")
-    return None if found is None else Settings(**found | {key: tuple(found[key]) for key in lists})
+    lists = {"functions", "trusted", "types", "hooks", "alerts"}
+    read: dict[str, Any] = {key: tuple(found[key]) for key in lists.intersection(found or ())}
+    return None if found is None else Settings(**found | read)
 
 
 def mark(path: Path) -> tuple[int, int] | None:

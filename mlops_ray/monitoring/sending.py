@@ -1,0 +1,179 @@
+"""How messages leave: by POST, by SMTP, as lines of a log. No error shows an address, which may be secret."""
+
+import base64
+import html
+import json
+import logging
+import smtplib
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from datetime import datetime
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import format_datetime
+from typing import Any, Literal, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import orjson
+
+from mlops_ray.config.mail import Mail, mail
+from mlops_ray.monitoring import alerts
+
+#: How long a call may take.
+CALL_S = 30.0
+Kind = Literal["webhook", "email", "log"]
+
+#: Its lines are JSON and nothing else.
+logger = logging.getLogger(__name__)
+
+
+class Route(NamedTuple):
+    """A way to people: its kind, and an address, which is empty for the log."""
+
+    kind: Kind
+    address: str = ""
+
+    def shown(self) -> str:
+        """Where it leads, without what may be a secret.
+
+        >>> Route("webhook", "https://user:secret@hooks.example.org/T0/secret").shown()
+        'https://hooks.example.org/…'
+        >>> Route("email", "smtp://ann:secret@mail.example.org/ops@example.org").shown()
+        'ops@example.org by mail.example.org:587'
+        """
+        if self.kind == "webhook":
+            parts = urlsplit(self.address)
+            return f"{parts.scheme}://{parts.hostname}/…"
+        if self.kind == "email":
+            to = mail(self.address)
+            return f"{', '.join(to.to)} by {to.host}:{to.port}"
+        return "the monitor's log"
+
+
+def routes(declared: list[Mapping[str, Any]]) -> list[Route]:
+    """The routes of a project's alerts over which something is sent: Prometheus asks by itself."""
+    return [
+        Route(kind, "" if kind == "log" else alert[kind])
+        for alert in declared
+        for kind in ("webhook", "email", "log")
+        if alert.get(kind)
+    ]
+
+
+def send(route: Route, message: Mapping[str, Any]) -> None:
+    """Returns when the other side has taken the message (`alerts.message`); raises whatever hinders it."""
+    if route.kind == "webhook":
+        post(route.address, message)
+    elif route.kind == "email":
+        _write(mail(route.address), message)
+    else:
+        for alert in message["alerts"]:
+            logger.warning(orjson.dumps({"alert": message["id"], "at": message["at"], **alert}).decode())
+
+
+def reason(error: Exception) -> str:
+    """Why something was not sent, without what was asked where.
+
+    >>> reason(urllib.error.URLError(ConnectionRefusedError(111, "Connection refused")))
+    'Connection refused'
+    >>> reason(ValueError("http://user:secret@host")), reason(smtplib.SMTPAuthenticationError(535, b"secret"))
+    ('ValueError', 'status 535')
+    """
+    if isinstance(error, urllib.error.HTTPError):
+        return f"status {error.code}"
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, Exception):
+        return reason(error.reason)
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"status {error.smtp_code}"
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        return f"status {min(status for status, _ in error.recipients.values())}"
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return "it offers no STARTTLS; tls=no sends in the clear, or no login"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted: {error.verify_message}"
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+# ---------------------------------------------------------------- HTTP
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """What is sent elsewhere becomes a GET there, which says nothing: it counts as an error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def post(address: str, document: Mapping[str, Any]) -> None:
+    """Sends JSON; returns when it was answered with 2xx. A user and password go into the head."""
+    place, headers = _without_user(address)
+    headers |= {"content-type": "application/json"}
+    request = urllib.request.Request(place, json.dumps(document).encode(), headers)  # noqa: S310 - a user's own
+    with urllib.request.build_opener(_NoRedirect).open(request, timeout=CALL_S):
+        pass
+
+
+def _without_user(address: str) -> tuple[str, dict[str, str]]:
+    """
+    >>> _without_user("http://ann:s%40fe@host/x")
+    ('http://host/x', {'authorization': 'Basic YW5uOnNAZmU='})
+    """
+    parts = urlsplit(address)
+    user, is_there, host = parts.netloc.rpartition("@")
+    if not is_there:
+        return address, {}
+    secret = base64.b64encode(unquote(user).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"authorization": f"Basic {secret}"}
+
+
+# ---------------------------------------------------------------- e-mail
+
+
+def _write(to: Mail, message: Mapping[str, Any]) -> None:
+    context = None if to.tls == "no" else ssl.create_default_context()
+    with _connected(to, context) as server:
+        if context is not None and to.tls == "starttls":
+            server.starttls(context=context)
+        if to.user:
+            server.login(to.user, to.password)
+        refused = server.send_message(letter(to, message))
+        if refused:
+            logger.warning("an alert was refused by %d of %d who get it", len(refused), len(to.to))
+
+
+def _connected(to: Mail, context: ssl.SSLContext | None) -> smtplib.SMTP:
+    if to.tls == "from the start":
+        return smtplib.SMTP_SSL(to.host, to.port, timeout=CALL_S, context=context)
+    return smtplib.SMTP(to.host, to.port, timeout=CALL_S)
+
+
+def letter(to: Mail, message: Mapping[str, Any]) -> EmailMessage:
+    """The message as text and as HTML; its id stays, so that who gets it twice may see that."""
+    # The policy refuses a header that holds a line break.
+    made = EmailMessage(policy=SMTP)
+    sender = to.sender or (to.user if "@" in to.user else f"mlops-ray@{socket.gethostname()}")
+    made["Subject"], made["From"], made["To"] = alerts.subject(message), sender, ", ".join(to.to)
+    made["Date"] = format_datetime(datetime.fromisoformat(message["at"]))
+    made["Message-ID"] = f"<{message['id']}@mlops-ray>"
+    made["Auto-Submitted"] = "auto-generated"
+    made.set_content(message["text"] + "\n")
+    made.add_alternative(page(message), subtype="html")
+    return made
+
+
+def page(message: Mapping[str, Any]) -> str:
+    """The message as HTML: a heading, a list and a link for each alert."""
+    return "".join(["<!doctype html><html><body>", *map(_part, message["alerts"]), "</body></html>"])
+
+
+def _part(alert: Mapping[str, Any]) -> str:
+    found = "".join(
+        f"<li>{html.escape(alerts.line(finding).removeprefix('- '))}</li>" for finding in alert["findings"]
+    )
+    more = f"<li>and {alert['more']} more</li>" if alert["more"] else ""
+    link = html.escape(alert["link"])
+    heading = html.escape(alerts.heading(alert))
+    return f'<h3>{heading}</h3><ul>{found}{more}</ul><p><a href="{link}">{link}</a></p>'
