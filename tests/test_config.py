@@ -235,3 +235,32 @@ def test_bounds_that_leave_nothing_between_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"clip is \[least, most\], and 1 is not below 0"):
         Postprocess(clip=(1, 0))
     assert Postprocess(clip=(None, 0)).clip == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("route", "said"),
+    [
+        ("{webhook: hooks.example.org}", "monitoring.alerts.0.webhook: an address begins with http"),
+        ("{webhook: 'https://h/s3cret', log: true}", "say exactly one of webhook, email, log, prometheus"),
+        ("{email: 'smtp://ann:s3cret@host/nobody'}", "is no mailbox"),
+        ("{email: 'smtp://ann:s3cret@host/a@b.org?from=a%0AB@c.org'}", "is no mailbox"),
+        ("{email: 'smtp://ann:s3cret@host/a@b.org%0d%0aBcc:c@d.org'}", "is no mailbox"),
+        ("{email: 'smtp://ann:s3cret/x@host/a@b.org'}", "cannot be read as an address"),
+        ("{email: 'smtp://ann:s3cret#x@host/a@b.org'}", "write e.g. smtp://"),
+        ("{email: 'smtp://ann:s3cret@host/a@b.org?tls=no'}", "everybody on the way could read the password"),
+        ("{email: 'smtp://ann:s3cret@host/a@b.org?form=a@b.org'}", "the option 'form' is not known"),
+        ("{email: 'smtps://host/a@b.org?tls=no'}", "with smtps it is yes"),
+        ("{email: 'mailto:a@b.org'}", "write e.g. smtp://"),
+    ],
+)
+def test_an_alert_that_cannot_be_sent_is_an_error_that_shows_no_secret(
+    tmp_path: Path, route: str, said: str
+) -> None:
+    file = tmp_path / "project.yaml"
+    text = EXAMPLE.read_text()
+    assert '{webhook: "${ALERT_URL}"}' in text
+    file.write_text(text.replace('{webhook: "${ALERT_URL}"}', route))
+    with pytest.raises(ConfigError) as raised:
+        config.load(file, {})
+    assert said in str(raised.value)
+    assert "s3cret" not in str(raised.value)

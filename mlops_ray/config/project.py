@@ -34,6 +34,7 @@ from mlops_ray.config.values import (
     Sql,
     Step,
     Timezone,
+    Url,
     as_list,
     columns_of,
     duration_in_words,
@@ -343,7 +344,7 @@ class Listen(Model):
     """Its private key, a PEM file without a passphrase that others may not read."""
     tls: Literal["here", "elsewhere"] = "here"
     """`elsewhere`: a proxy in front of it ends TLS, and what arrives here is readable on its way."""
-    url: str | None = Field(None, pattern="^https?://")
+    url: Url | None = None
     """Where people reach it, for links in alerts; default: at host and port."""
 
     @model_validator(mode="after")
@@ -423,7 +424,7 @@ class Hook(Model):
 
     exactly_one = ("webhook", "command")
 
-    webhook: str | None = Field(None, pattern="^https?://")
+    webhook: Url | None = None
     command: str | None = Field(None, min_length=1)
     on: tuple[ReleaseState, ...] = ()
 
@@ -469,7 +470,7 @@ class Alert(Model):
 
     exactly_one = ("webhook", "email", "log", "prometheus")
 
-    webhook: str | None = Field(None, pattern="^https?://")
+    webhook: Url | None = None
     """Gets each message as JSON by POST."""
     email: Annotated[str, AfterValidator(_mail)] | None = None
     """A server and who is written to, e.g. smtp://user:password@mail.example.org/ops@example.org"""

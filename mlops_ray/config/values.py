@@ -129,6 +129,13 @@ def _country(name: str) -> str:
     return name
 
 
+def _url(address: str) -> str:
+    """What it shows of itself may be a secret."""
+    if not address.startswith(("http://", "https://")):
+        raise ValueError("an address begins with http:// or https://")
+    return address
+
+
 def as_list(value: object) -> object:
     """A list, which a file may write as its only item."""
     return [value] if isinstance(value, str | dict) else value
@@ -138,6 +145,8 @@ Duration = Annotated[int, BeforeValidator(parse_duration, json_schema_input_type
 #: A duration that is not nothing.
 Step = Annotated[Duration, AfterValidator(_some_time)]
 Share = Annotated[float, BeforeValidator(_parse_share, json_schema_input_type=float | str)]
+#: Not a pattern: an editor that checks a file sees `${VAR}` in its place.
+Url = Annotated[str, AfterValidator(_url)]
 Sql = Annotated[str, AfterValidator(checked_sql)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
 #: At most so many in so long, e.g. `1/7d`.

@@ -22,6 +22,9 @@ GROUP_WAIT_S = 30.0
 REMIND_S = 86_400.0
 #: Episodes of a model, newest first, of which is told; one that many others have followed is history.
 MOST_EPISODES = 20
+#: What was told is known for so long, whether or not it is there: a document may not be readable just now. Of
+#: what was over before nothing is told.
+FORGET_S = 30 * 86_400.0
 #: Findings of a trouble that a message shows, and troubles: e-mail is to be read, and servers refuse what is
 #: too large. The rest of the findings is counted; the rest of the troubles is the next message.
 MOST_FINDINGS, MOST_TOLD = 20, 50
@@ -52,9 +55,9 @@ PLACES: dict[What, str] = {"alarm": "/alarms"}
 class Trouble:
     """Something that is wrong with a model, or was.
 
-    `findings` are `{"about", "kind", "evidence", "p", "harm"}`: `p` says how likely chance
-    alone makes what was seen, and is `None` where no chance is in it. Times are seconds since the epoch; `until`
-    is `None` while it goes on.
+    `findings` are `{"about", "kind", "since", "evidence", "p", "harm"}`: `p` says how likely chance
+    alone makes what was seen, and is `None` where no chance is in it. Times are seconds since the epoch;
+    `until` is `None` while it goes on.
     """
 
     id: str
@@ -129,10 +132,14 @@ def of_alarms(model: str, alarms: Alarms | None) -> list[Trouble]:
             episode.version,
             episode.opened,
             episode.resolved,
-            tuple({"p": None} | what | {"about": about} for about, what in episode.ranked),
+            tuple(_found(about, what) for about, what in episode.ranked),
         )
         for episode in (alarms.episodes[-MOST_EPISODES:] if alarms else [])
     ]
+
+
+def _found(about: str, what: Mapping[str, Any]) -> dict[str, Any]:
+    return _finding(about, what["kind"], what["evidence"], what["since"], what.get("p"), what["harm"])
 
 
 def of_release(model: str, history: Iterable[Mapping[str, Any]]) -> list[Trouble]:
@@ -143,7 +150,7 @@ def of_release(model: str, history: Iterable[Mapping[str, Any]]) -> list[Trouble
 def _of_turn(model: str, turn: Mapping[str, Any]) -> Trouble:
     at, version = datetime.fromisoformat(turn["at"]).timestamp(), turn["version"]
     said = f"version {version} is {turn['state'].replace('_', ' ')}: {turn['reason'] or 'no reason is known'}"
-    found = _finding(f"version {version}", "release", said)
+    found = _finding(f"version {version}", "release", said, at)
     return Trouble(f"{model}/release/{turn['turn']}", model, "release", version, at, at, (found,))
 
 
@@ -155,7 +162,7 @@ def of_losses(
     if lost <= before or now - last < LOST_EVERY_S:
         return None
     said = f"{lost - before:,} answered rows are not in the prediction log, {lost:,} in all"
-    finding = _finding("prediction log", "log", said)
+    finding = _finding("prediction log", "log", said, now)
     return Trouble(f"{model}/lost/{lost}", model, "lost", version, now, now, (finding,))
 
 
@@ -179,7 +186,7 @@ def of_errors(going: Trouble | None, seen: Seen, version: str, allowed: float, n
         f"{100 * allowed:.3g} % is allowed"
     )
     since = now if going is None else going.since
-    found = _finding("errors", "errors", said, harm=minutes.share)
+    found = _finding("errors", "errors", said, since, harm=minutes.share)
     return Trouble(f"{seen.model}/errors/{iso(since)}", seen.model, "errors", version, since, None, (found,))
 
 
@@ -198,8 +205,12 @@ def _failed(seen: Seen, now: float, minutes: int) -> _Failed:
     return _Failed(sum(requests for requests, _ in known), sum(failed for _, failed in known))
 
 
-def _finding(about: str, kind: str, evidence: str, harm: float = 1.0) -> dict[str, Any]:
-    return {"about": about, "kind": kind, "evidence": evidence, "p": None, "harm": harm}
+def _finding(
+    about: str, kind: str, evidence: str, since: float, p: float | None = None, harm: float = 1.0
+) -> dict[str, Any]:
+    said = {"about": about, "kind": kind, "since": iso(since), "evidence": plain(evidence)}
+    # Those of a look may be numpy's.
+    return said | {"p": None if p is None else float(p), "harm": float(harm)}
 
 
 # ---------------------------------------------------------------- what is to be said
@@ -213,7 +224,7 @@ def news(troubles: Iterable[Trouble], told: Mapping[str, Told], since: float, no
     found = []
     for trouble in sorted(troubles, key=lambda trouble: (trouble.since, trouble.id)):
         before = told.get(trouble.id)
-        why = _first(trouble, since) if before is None else _next(trouble, before, now)
+        why = _first(trouble, max(since, now - FORGET_S)) if before is None else _next(trouble, before, now)
         if why is not None:
             found.append(News(trouble, why, 1 if before is None else before.times + 1))
     return found[:MOST_TOLD]
@@ -240,9 +251,9 @@ def _next(trouble: Trouble, before: Told, now: float) -> Why | None:
 def said(
     news: Iterable[News], told: Mapping[str, Told], troubles: Iterable[Trouble], now: float
 ) -> dict[str, Told]:
-    """What a route has said once these are; what is no trouble any more is forgotten."""
+    """What a route has said once these are; in the end what is no trouble any more is forgotten."""
     there = {trouble.id for trouble in troubles}
-    kept = {id: what for id, what in told.items() if id in there}
+    kept = {id: what for id, what in told.items() if id in there or now - what.at < FORGET_S}
     for trouble, why, number in news:
         before = kept.get(trouble.id, Told((), now, 0, 0, is_over=False))
         about = {*before.about, *(what["about"] for what in trouble.findings)}
@@ -275,10 +286,7 @@ def message(news: Sequence[News], base: str, now: float) -> dict[str, Any]:
 def _alert(each: News, base: str) -> dict[str, Any]:
     trouble, why, number = each
     link = f"{base}/dashboard#/models/{quote(trouble.model, safe='')}{PLACES.get(trouble.what, '')}"
-    findings = [
-        {key: plain(value) if isinstance(value, str) else value for key, value in what.items()}
-        for what in trouble.findings[:MOST_FINDINGS]
-    ]
+    findings = list(trouble.findings[:MOST_FINDINGS])
     said: dict[str, Any] = {
         "id": f"{trouble.id}/{number}/{why}",
         "status": "event" if trouble.what in EVENTS else "resolved" if trouble.is_over else "firing",
@@ -292,11 +300,7 @@ def _alert(each: News, base: str) -> dict[str, Any]:
         "more": len(trouble.findings) - len(findings),
         "link": link,
     }
-    return said | {"text": "\n".join([heading(said), *map(line, findings), *_more(said), link])}
-
-
-def _more(alert: Mapping[str, Any]) -> list[str]:
-    return [f"- and {alert['more']} more"] if alert["more"] else []
+    return said | {"text": "\n".join([heading(said), *(f"- {each}" for each in lines(said)), link])}
 
 
 def heading(alert: Mapping[str, Any]) -> str:
@@ -316,12 +320,18 @@ def heading(alert: Mapping[str, Any]) -> str:
     return f"[{status}] {alert['model']}{version}: {alert['what']} {when}"
 
 
-def line(finding: Mapping[str, Any]) -> str:
+def lines(alert: Mapping[str, Any]) -> list[str]:
+    """What was found, and how sure that is; when, where that was later than the first.
+
+    >>> later = {"evidence": "x is larger", "kind": "input", "p": 0.0005, "since": "2026-11-02T00:00:00"}
+    >>> lines({"since": "2026-11-01T00:00:00", "findings": [later], "more": 2})
+    ['x is larger (input; since 2026-11-02 00:00 UTC; by chance at most once in 2,000 looks)', 'and 2 more']
     """
-    >>> line({"evidence": "load is larger", "kind": "input", "p": 0.0005})
-    '- load is larger (input; by chance at most once in 2,000 looks)'
-    """
-    return f"- {finding['evidence']} ({'; '.join([finding['kind'], *sure(finding['p'])])})"
+    said = []
+    for finding in alert["findings"]:
+        later = [f"since {_minute(finding['since'])}"] if finding["since"] > alert["since"] else []
+        said.append(f"{finding['evidence']} ({'; '.join([finding['kind'], *later, *sure(finding['p'])])})")
+    return said + ([f"and {alert['more']} more"] if alert["more"] else [])
 
 
 def sure(p: float | None) -> list[str]:
@@ -356,7 +366,6 @@ def _minute(instant: str) -> str:
 
 def trial(model: str, now: float) -> News:
     """What is sent over a route to see whether it works."""
-    found = _finding(
-        "test", "test", "this is a test: somebody tries where alerts go; nothing is wrong", harm=0.0
-    )
+    said = "this is a test: somebody tries where alerts go; nothing is wrong"
+    found = _finding("test", "test", said, now, harm=0.0)
     return News(Trouble(f"{model}/test/{iso(now)}", model, "test", "", now, now, (found,)), "happened", 1)

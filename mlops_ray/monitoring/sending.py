@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import logging
 import smtplib
 import socket
@@ -111,7 +110,7 @@ def post(address: str, document: Mapping[str, Any]) -> None:
     """Sends JSON; returns when it was answered with 2xx. A user and password go into the head."""
     place, headers = _without_user(address)
     headers |= {"content-type": "application/json"}
-    request = urllib.request.Request(place, json.dumps(document).encode(), headers)  # noqa: S310 - a user's own
+    request = urllib.request.Request(place, orjson.dumps(document), headers)  # noqa: S310 - a user's own
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=CALL_S):
         pass
 
@@ -170,10 +169,6 @@ def page(message: Mapping[str, Any]) -> str:
 
 
 def _part(alert: Mapping[str, Any]) -> str:
-    found = "".join(
-        f"<li>{html.escape(alerts.line(finding).removeprefix('- '))}</li>" for finding in alert["findings"]
-    )
-    more = f"<li>and {alert['more']} more</li>" if alert["more"] else ""
-    link = html.escape(alert["link"])
-    heading = html.escape(alerts.heading(alert))
-    return f'<h3>{heading}</h3><ul>{found}{more}</ul><p><a href="{link}">{link}</a></p>'
+    found = "".join(f"<li>{html.escape(each)}</li>" for each in alerts.lines(alert))
+    heading, link = html.escape(alerts.heading(alert)), html.escape(alert["link"])
+    return f'<h3>{heading}</h3><ul>{found}</ul><p><a href="{link}">{link}</a></p>'
