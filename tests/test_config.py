@@ -250,6 +250,7 @@ def test_bounds_that_leave_nothing_between_are_refused() -> None:
         ("{email: 'smtp://ann:s3cret@host/a@b.org?tls=no'}", "everybody on the way could read the password"),
         ("{email: 'smtp://ann:s3cret@host/a@b.org?form=a@b.org'}", "the option 'form' is not known"),
         ("{email: 'smtps://host/a@b.org?tls=no'}", "with smtps it is yes"),
+        ("{email: 'smtp://ann:s3cret%C3%BC@host/a@b.org'}", "signs of ASCII alone"),
         ("{email: 'mailto:a@b.org'}", "write e.g. smtp://"),
     ],
 )

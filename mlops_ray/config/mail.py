@@ -58,6 +58,8 @@ def mail(address: str) -> Mail:
         raise ValueError(f"who is written to, or from= whom, is no mailbox; write e.g. {EXAMPLE}")
     tls = _tls(parts, said.get("tls", "yes"))
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not (user + password).isascii():
+        raise ValueError("a user and a password may hold signs of ASCII alone, as Python's smtplib has it")
     if password and tls == "no":
         raise ValueError("with tls=no everybody on the way could read the password")
     return Mail(host, port or PORTS[tls], tls, to, sender, user, password)

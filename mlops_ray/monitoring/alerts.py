@@ -352,7 +352,7 @@ def subject(message: Mapping[str, Any]) -> str:
     models = list(dict.fromkeys(alert["model"] for alert in alerts))
     what = ", ".join(dict.fromkeys(alert["what"] for alert in alerts))
     who = models[0] if len(models) == 1 else f"{len(models)} models: {', '.join(models)}"
-    about = f"[{message['status']}] {who}: {what}"
+    about = plain(f"[{message['status']}] {who}: {what}")
     return about if len(about) <= 120 else about[:119] + "…"
 
 
