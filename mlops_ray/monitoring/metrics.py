@@ -1,7 +1,7 @@
 """The monitor's counts as Prometheus metrics, by the names that interfaces.md fixes."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,23 +10,30 @@ from prometheus_client.registry import Collector
 
 from mlops_ray.data.counts import BATCH_ROWS, REQUEST_US
 from mlops_ray.monitoring.alarms import Kind
+from mlops_ray.monitoring.alerts import FAILED
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MICROSECONDS = 1e6
 
 
-def metrics_text(snapshot: dict[str, Any], champions: dict[str, str]) -> bytes:
-    """The text that Prometheus reads; `champions` is the live version of each model."""
+def metrics_text(snapshot: dict[str, Any], releases: Iterable[Mapping[str, Any]]) -> bytes:
+    """The text that Prometheus reads; `releases` are the documents of the models (serving.record)."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(snapshot, champions))
+    registry.register(_Snapshot(snapshot, list(releases)))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, snapshot: dict[str, Any], champions: dict[str, str]) -> None:
-        self._models = snapshot
+    def __init__(self, snapshot: dict[str, Any], releases: list[Mapping[str, Any]]) -> None:
+        self._models, self._releases = snapshot, releases
+        roles = {
+            (release["model"], entry["version"]): role
+            for release in releases
+            for role in ("challenger", "champion")
+            if (entry := release.get(role))
+        }
         self._versions = [
-            (model, version, "champion" if champions.get(model) == version else "retired", document)
+            (model, version, roles.get((model, version), "retired"), document)
             for model, state in snapshot.items()
             for version, document in state["versions"].items()
         ]
@@ -43,6 +50,8 @@ class _Snapshot(Collector):
         yield self._drift()
         yield self._lost()
         yield self._alarms()
+        yield self._alerts()
+        yield self._release()
         for how in ("estimated", "realised"):
             yield self._quality(how)
 
@@ -96,6 +105,29 @@ class _Snapshot(Collector):
             found = Counter(what["kind"] for episode in going for what in episode["found"])
             for kind in get_args(Kind):
                 family.add_metric([model, kind], found[kind])
+        return family
+
+    def _alerts(self) -> Metric:
+        """Messages that were taken, and tries that failed."""
+        labels = ["model", "route", "outcome"]
+        family = CounterMetricFamily("mlops_alerts", "Alerts sent, and tries that failed", labels=labels)
+        for model, document in self._models.items():
+            for route, outcome, count in document.get("alerts", []):
+                family.add_metric([model, route, outcome], count)
+        return family
+
+    def _release(self) -> Metric:
+        """The versions that answer or are compared; and the last one that failed, until something follows."""
+        text = "Share of the keys that a version answers, by its state"
+        family = GaugeMetricFamily("mlops_release", text, labels=["model", "version", "state"])
+        for release in self._releases:
+            weight = release.get("weight", 0.0) / 100
+            for entry, share in ((release.get("champion"), 1 - weight), (release.get("challenger"), weight)):
+                if entry:
+                    family.add_metric([release["model"], entry["version"], entry["state"]], share)
+            for last in release.get("history", [])[-1:]:
+                if last["state"] in FAILED:
+                    family.add_metric([release["model"], last["version"], last["state"]], 0.0)
         return family
 
     def _quality(self, how: str) -> Metric:

@@ -85,9 +85,7 @@ class Routes(Application):
         return json_reply(openapi(record.read_all(self._storage)))
 
     async def _metrics(self, call: Call) -> Reply:
-        documents = record.read_all(self._storage)
-        champions = {document["model"]: document["champion"]["version"] for document in documents}
-        text = metrics_text(await self._snapshot(), champions)
+        text = metrics_text(await self._snapshot(), record.read_all(self._storage))
         return Reply(200, text, {"content-type": CONTENT_TYPE})
 
     # The dashboard, for people: a login form where the others have a 401.

@@ -323,7 +323,7 @@ def test_what_a_look_said_is_told_to_people_and_to_prometheus(
     assert "alarm: rows, version 1: amount is larger" in caplog.text
     told = report.report(live.storage, live.state)
     assert told["alarms"][0]["found"][0]["about"] in ("amount", "prediction")
-    text = metrics_text({packages.NAME: told}, {packages.NAME: "1"}).decode()
+    text = metrics_text({packages.NAME: told}, []).decode()
     assert 'mlops_alarm{kind="input",model="rows"} 1.0' in text
     assert 'mlops_alarm{kind="data",model="rows"} 0.0' in text
     assert 'mlops_estimated_metric{metric="mae",model="rows"}' in text
@@ -332,6 +332,6 @@ def test_what_a_look_said_is_told_to_people_and_to_prometheus(
         live.look(day, normal())
     assert "resolved: the alarm of rows" in caplog.text
     told = report.report(live.storage, live.state)
-    assert 'mlops_alarm{kind="input",model="rows"} 0.0' in metrics_text({packages.NAME: told}, {}).decode()
+    assert 'mlops_alarm{kind="input",model="rows"} 0.0' in metrics_text({packages.NAME: told}, []).decode()
     again = ModelState.from_json(json.loads(json.dumps(live.state.to_json())))
     assert report.report(live.storage, again) == told
