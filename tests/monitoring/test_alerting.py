@@ -258,6 +258,27 @@ def test_killed_at_any_write_it_loses_nothing_and_repeats_at_most_one_message(
         assert all(message["alerts"] == once[message["id"]] for message in web.got)
 
 
+def test_what_is_sent_again_is_the_same_though_more_has_happened_since(world: World) -> None:
+    healthy = world.storage
+    with receivers.web() as web:
+        for model in "ab":
+            world.deploy(model, {"webhook": web.url})
+        world.tick()
+        world.die()
+        # It is sent, and that it was taken is not noted any more.
+        world.storage = Dying(healthy.root, 2, before=True)
+        world.look("a", "x")
+        with pytest.raises(KilledError):
+            world.tick(60)
+        world.storage = healthy
+        world.die()
+        world.look("a", "x", "y")
+        world.look("b", "x")
+        world.tick(60)
+        assert said(web) == [[("a", "begun")], [("a", "begun")], [("a", "more"), ("b", "begun")]]
+        assert web.got[0] == web.got[1]
+
+
 def test_of_two_processes_one_tells(world: World) -> None:
     with receiving(world, "a") as (web, _):
         second = World(world.storage, world.now, world.states)
@@ -319,6 +340,8 @@ def test_a_release_that_failed_and_rows_that_were_lost_are_told(world: World) ->
     with receiving(world, "a") as (web, _):
         world.tick(60)
         assert web.got == []
+        # What is lost, also while nobody looks, is told by who comes next.
+        world.die()
         counters.write_bytes(prediction_log.COUNTS.pack(1_000, 900, 0))
         turn = {"turn": 1, "version": "2", "state": "refused", "step": 0, "reason": "it is not signed"}
         world.now += 1
