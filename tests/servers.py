@@ -1,6 +1,7 @@
-"""Real servers for tests: PostgreSQL, an S3 store and MLflow's, each on a free port of this machine."""
+"""Real servers for tests, each on a free port: PostgreSQL, Prometheus, an S3 store and MLflow's."""
 
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -10,11 +11,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -25,6 +29,9 @@ DEBIAN = "/usr/lib/postgresql/*/bin"
 #: A PostgreSQL server refuses to run as root.
 OTHER_USER = "postgres"
 READY = "database system is ready to accept connections"
+PROMETHEUS_READY = "Server is ready to receive web requests"
+#: How long a server may take to see what it looks for every second, and how often we ask it.
+PATIENCE_S, POLL_S = 60.0, 0.1
 #: Another program may take a port between our looking for a free one and the server's taking it.
 TRIES = 5
 #: Has signs that an address writes otherwise; no message may show it.
@@ -171,6 +178,61 @@ def mlflow_command(*arguments: str, folder: Path, **environ: str) -> Iterator[st
             process.wait()
             rest.join()
     pytest.fail(f"mlflow {arguments[0]} did not start in {TRIES} tries: {''.join(before)}")
+
+
+@dataclass(frozen=True)
+class PrometheusServer:
+    """A server that scrapes, evaluates and answers at `url`."""
+
+    url: str
+
+    def ask(self, path: str, **query: str) -> Any:
+        """What it answers to a question of its API; raises what HTTP says of a bad one."""
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urlencode(query)}", timeout=30) as reply:
+            return json.load(reply)["data"]
+
+    def until(self, holds: Callable[[Any], Any], path: str, **query: str) -> Any:
+        """What it answers once that is as it is to be."""
+        end = time.monotonic() + PATIENCE_S
+        while not holds(found := self.ask(path, **query)):
+            assert time.monotonic() < end, f"not within {PATIENCE_S} s: {path} {query}: {found}"
+            time.sleep(POLL_S)
+        return found
+
+
+@contextlib.contextmanager
+def prometheus(folder: Path) -> Iterator[PrometheusServer]:
+    """A server by the `prometheus.yml` of a folder, in which it keeps what it scrapes."""
+    program = require("prometheus")
+    for _ in range(TRIES):
+        port = free_port()
+        process = subprocess.Popen(
+            [
+                program,
+                f"--config.file={folder / 'prometheus.yml'}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address=127.0.0.1:{port}",
+            ],
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        before: list[str] = []
+        ready = any(before.append(line) or PROMETHEUS_READY in line for line in lines)
+        rest = threading.Thread(target=lambda lines=lines: list(lines), daemon=True)
+        rest.start()
+        try:
+            if ready:
+                yield PrometheusServer(f"http://127.0.0.1:{port}")
+                return
+        finally:
+            process.kill()
+            process.wait()
+            rest.join()
+    pytest.fail(f"prometheus did not start in {TRIES} tries: {''.join(before)}")
 
 
 def free_port() -> int:
