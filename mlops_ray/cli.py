@@ -23,7 +23,7 @@ from rich.text import Text
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import interrupt, service
 from mlops_ray.config import Project
-from mlops_ray.errors import DataError, MlopsError, TrainingError, UsageError, did_you_mean
+from mlops_ray.errors import DataError, MlopsError, ServiceError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.pages import plain
 from mlops_ray.storage import Storage, replacing
@@ -46,6 +46,8 @@ monitor_app = typer.Typer(no_args_is_help=True, help="What the monitor saw.")
 app.add_typer(monitor_app, name="monitor")
 labels_app = typer.Typer(no_args_is_help=True, help="What came true.")
 app.add_typer(labels_app, name="labels")
+alerts_app = typer.Typer(no_args_is_help=True, help="Who hears of alarms.")
+app.add_typer(alerts_app, name="alerts")
 #: Characters of a line where nobody is there to see it wrap.
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -90,8 +92,7 @@ def serve(file: ProjectFile, detach: Detach = False, as_json: Json = False) -> N
 
 def _serve(file: Path, detach: bool, as_json: bool, *, train: bool) -> None:
     project, storage = _open(file)
-    for warning in config.warnings(file):
-        err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
+    _warn(file)
     with (
         _Terminal() as progress,
         service.running(project, storage, progress, detach=detach, train=train) as live,
@@ -404,6 +405,20 @@ def replay(
     _show_period(storage, "replay", found, as_json)
 
 
+@alerts_app.command("test", epilog="Example: mlops-ray alerts test configs/factory_load.yaml")
+def alerts_test(file: ProjectFile, as_json: Json = False) -> None:
+    """Send a test over each route of monitoring.alerts, and say what came of it; status 1 where one fails."""
+    from mlops_ray.cluster import alerts
+
+    project, storage = _open(file)
+    _warn(file)
+    found = alerts.tried(project, storage)
+    rows = [[each["route"], each["to"], each["said"]] for each in found]
+    _show(found, as_json, lambda _: _print_table(["route", "to", "what came of it"], rows))
+    if failed := [each["route"] for each in found if not each["works"]]:
+        raise ServiceError(f"nobody would hear of an alarm by {', '.join(failed)}")
+
+
 @labels_app.command("load", epilog="Example: mlops-ray labels load truth.csv configs/factory_load.yaml")
 def labels_load(
     truth: Annotated[Path, typer.Argument(metavar="FILE", help="Parquet or CSV with a column `label`.")],
@@ -436,6 +451,11 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(interrupt.INTERRUPTED)
+
+
+def _warn(file: Path) -> None:
+    for warning in config.warnings(file):
+        err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _open(file: Path) -> tuple[Project, Storage]:

@@ -30,7 +30,7 @@ DEBIAN = "/usr/lib/postgresql/*/bin"
 OTHER_USER = "postgres"
 READY = "database system is ready to accept connections"
 PROMETHEUS_READY = "Server is ready to receive web requests"
-#: How long a server may take to see what it looks for every second, and how often we ask it.
+#: How long a server may take for what it is to do at once, or within half a minute; how often we look.
 PATIENCE_S, POLL_S = 60.0, 0.1
 #: Another program may take a port between our looking for a free one and the server's taking it.
 TRIES = 5
@@ -192,12 +192,8 @@ class PrometheusServer:
             return json.load(reply)["data"]
 
     def until(self, holds: Callable[[Any], Any], path: str, **query: str) -> Any:
-        """What it answers once that is as it is to be."""
-        end = time.monotonic() + PATIENCE_S
-        while not holds(found := self.ask(path, **query)):
-            assert time.monotonic() < end, f"not within {PATIENCE_S} s: {path} {query}: {found}"
-            time.sleep(POLL_S)
-        return found
+        """What it answers, once that is as it is to be."""
+        return until(lambda: (found := self.ask(path, **query)) and holds(found) and found)
 
 
 @contextlib.contextmanager
@@ -233,6 +229,15 @@ def prometheus(folder: Path) -> Iterator[PrometheusServer]:
             process.wait()
             rest.join()
     pytest.fail(f"prometheus did not start in {TRIES} tries: {''.join(before)}")
+
+
+def until(asked: Callable[[], Any]) -> Any:
+    """What is answered as soon as that is anything."""
+    end = time.monotonic() + PATIENCE_S
+    while not (found := asked()):
+        assert time.monotonic() < end, f"not within {PATIENCE_S} s"
+        time.sleep(POLL_S)
+    return found
 
 
 def free_port() -> int:

@@ -45,6 +45,15 @@ def test_the_example_of_the_feature_store_gives_the_answers_that_stand_below_it(
     assert_frame_equal(found, expected, check_dtypes=False)
 
 
+def test_the_example_of_alerts_is_a_part_of_a_project_file(tmp_path: Path) -> None:
+    (alerts,) = [block for block in blocks("yaml") if "alerts:" in block]
+    file = tmp_path / "project.yaml"
+    text = (ROOT / "configs" / "factory_load.yaml").read_text()
+    file.write_text(text.partition("monitoring:\n")[0] + alerts)
+    environ = {"ALERT_URL": "https://hooks.example.org", "SMTP_URL": "smtp://localhost/ops@example.org"}
+    assert len(config.load(file, environ).monitoring.alerts) == 4
+
+
 def test_the_example_of_data_has_the_valid_rows_and_the_quarantine_that_stand_below_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -411,12 +411,17 @@ def down(storage: Storage) -> bool:
 
 
 def _ask(url: str, storage: Storage, timeout_s: float, **request: Any) -> dict[str, Any]:
+    return dict(json.loads(fetched(url, storage, timeout_s, **request)))
+
+
+def fetched(url: str, storage: Storage, timeout_s: float, **request: Any) -> bytes:
+    """What our own service answers, asked with the key of this machine; raises `ClusterError`."""
     key = storage.path("local.key").read_text().strip()
     headers = {"Authorization": f"Bearer {key}", **request.pop("headers", {})}
     try:
         wanted = urllib.request.Request(url, headers=headers, **request)  # noqa: S310 - our own http address
         with urllib.request.urlopen(wanted, timeout=timeout_s) as reply:  # noqa: S310
-            return dict(json.loads(reply.read()))
+            return bytes(reply.read())
     except urllib.error.HTTPError as error:
         said = error.read().decode(errors="replace")[:500]
         raise ClusterError(f"{url} answered {error.code}: {said}") from error

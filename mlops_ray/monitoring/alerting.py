@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import StorageError
+from mlops_ray.errors import StorageError, one_line
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
 from mlops_ray.monitoring.sending import Route, reason, routes, send
@@ -84,27 +84,30 @@ class Alerting:
     def tick(self, seen: Iterable[Seen]) -> None:
         """Takes up what came of messages, and sends what is due; a second process does nothing."""
         if self._mine is None:
-            self._mine = locked(self.storage.path(FOLDER, LOCK))
-            if self._mine is None:
+            mine = locked(self.storage.path(FOLDER, LOCK))
+            if mine is None:
                 return
             self._read()
+            self._mine = mine
         now = self.clock()
         settings = self._settings()
         self._open_lines(settings, now)
         known = {each.model: each for each in seen}
-        troubles = [
-            trouble
-            for model in settings
-            for trouble in self._troubles(
-                known.get(model, Seen(model)), settings[model].get("error_rate", ALLOWED_ERRORS), now
-            )
-        ]
+        troubles = []
+        for model, said in settings.items():
+            allowed = said.get("error_rate", ALLOWED_ERRORS)
+            try:
+                troubles += self._troubles(known.get(model, Seen(model)), allowed, now)
+            except Exception as error:  # noqa: BLE001 - what is wrong with one document hides no other model
+                logger.error("what is wrong with %s is not known (%s)", model, one_line(error))
         for line in self._lines.values():
             self._tend(line, [trouble for trouble in troubles if trouble.model in line.models], now)
 
     def counted(self, model: str) -> list[tuple[str, str, int]]:
         """How many messages of a model were `sent` and tries `failed`, by route."""
-        return [(kind, outcome, count) for (of, kind, outcome), count in self._counts.items() if of == model]
+        # Another thread may count meanwhile.
+        counts = list(self._counts.items())
+        return [(kind, outcome, count) for (of, kind, outcome), count in counts if of == model]
 
     def close(self) -> None:
         """Ends; what is on its way is sent again by who comes next."""
@@ -224,6 +227,8 @@ class Alerting:
             document = self.storage.read_json(FOLDER, TOLD)
             if document is None:
                 return
+            if document["format"] != FORMAT_VERSION:
+                raise ValueError
             unknown = Route("log")
             lines = {key: _Line.from_json(unknown, line) for key, line in document["lines"].items()}
             kept = {model: list(map(Trouble.from_json, each)) for model, each in document["kept"].items()}

@@ -8,7 +8,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -18,15 +18,18 @@ from urllib.parse import unquote, urlsplit
 
 import orjson
 
+import mlops_ray
 from mlops_ray.config.mail import Mail, mail
+from mlops_ray.errors import one_line
 from mlops_ray.monitoring import alerts
 
 #: How long a call may take.
 CALL_S = 30.0
 Kind = Literal["webhook", "email", "log"]
 
-#: Its lines are JSON and nothing else.
 logger = logging.getLogger(__name__)
+#: Its lines are JSON and nothing else.
+lines = logging.getLogger("mlops_ray.alerts")
 
 
 class Route(NamedTuple):
@@ -52,7 +55,7 @@ class Route(NamedTuple):
         return "the monitor's log"
 
 
-def routes(declared: list[Mapping[str, Any]]) -> list[Route]:
+def routes(declared: Iterable[Mapping[str, Any]]) -> list[Route]:
     """The routes of a project's alerts over which something is sent: Prometheus asks by itself."""
     return [
         Route(kind, "" if kind == "log" else alert[kind])
@@ -70,7 +73,7 @@ def send(route: Route, message: Mapping[str, Any]) -> None:
         _write(mail(route.address), message)
     else:
         for alert in message["alerts"]:
-            logger.warning(orjson.dumps({"alert": message["id"], "at": message["at"], **alert}).decode())
+            lines.warning(orjson.dumps({"message": message["id"], "at": message["at"], **alert}).decode())
 
 
 def reason(error: Exception) -> str:
@@ -90,7 +93,8 @@ def reason(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         return f"status {min(status for status, _ in error.recipients.values())}"
     if isinstance(error, smtplib.SMTPNotSupportedError):
-        return "it offers no STARTTLS; tls=no sends in the clear, or no login"
+        hint = "; with ?tls=no it would go in the clear" if "STARTTLS" in str(error) else ""
+        return one_line(error) + hint
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
@@ -109,7 +113,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def post(address: str, document: Mapping[str, Any]) -> None:
     """Sends JSON; returns when it was answered with 2xx. A user and password go into the head."""
     place, headers = _without_user(address)
-    headers |= {"content-type": "application/json"}
+    # Some receivers refuse what calls itself Python.
+    headers |= {"content-type": "application/json", "user-agent": f"mlops_ray/{mlops_ray.__version__}"}
     request = urllib.request.Request(place, orjson.dumps(document), headers)  # noqa: S310 - a user's own
     with urllib.request.build_opener(_NoRedirect).open(request, timeout=CALL_S):
         pass

@@ -11,10 +11,12 @@ import pytest
 from mlops_ray import keys
 from mlops_ray.client import Client
 from mlops_ray.cluster import local
+from mlops_ray.serving import record
 from mlops_ray.storage import Storage
+from tests import receivers
 from tests.cluster import certificates
 from tests.e2e.conftest import mlops, processes_of
-from tests.servers import free_port
+from tests.servers import free_port, until
 
 PATIENCE_S = 60.0
 PROJECT = """
@@ -47,9 +49,12 @@ class Trained:
     def file(self) -> Path:
         return self.folder / "project.yaml"
 
-    def listen(self, **said: object) -> None:
-        """Writes the project file, which says this of where it listens."""
-        self.file.write_text(PROJECT + f"serving: {json.dumps({'listen': said})}\n")
+    def listen(self, *alerts: dict[str, object], **said: object) -> None:
+        """Writes the project file, which says this of where it listens, and who hears of alarms."""
+        more = {"serving": {"listen": said}, "monitoring": {"alerts": alerts}}
+        self.file.write_text(
+            PROJECT + json.dumps(more)[1:-1].replace(', "monitoring"', '\n"monitoring"') + "\n"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +86,21 @@ def test_nothing_starts_for_callers_beyond_this_machine_before_they_have_a_key(t
     assert processes_of(trained.storage.root) == []
 
 
-def test_the_champion_is_live_again_by_tls_and_nothing_is_trained(trained: Trained) -> None:
+@pytest.fixture
+def hearing() -> Iterator[receivers.Web]:
+    """Who hears of alarms."""
+    with receivers.web() as web:
+        yield web
+
+
+def test_the_champion_is_live_again_by_tls_nothing_is_trained_and_alerts_arrive(
+    trained: Trained, hearing: receivers.Web
+) -> None:
     certificate, key_file = certificates.write(trained.folder)
     port, grpc_port = free_port(), free_port()
-    trained.listen(host="127.0.0.1", port=port, grpc_port=grpc_port, certificate=certificate, key=key_file)
+    alerts: tuple[dict[str, object], ...] = ({"webhook": hearing.url}, {"prometheus": True})
+    place = {"port": port, "grpc_port": grpc_port, "certificate": certificate, "key": key_file}
+    trained.listen(*alerts, host="127.0.0.1", **place)
     key = keys.add(trained.storage, "web", "predict")
     before = [path.name for path in trained.storage.path("reports").iterdir()]
     done = mlops("serve", trained.file, "--detach", "--json")
@@ -101,15 +117,26 @@ def test_the_champion_is_live_again_by_tls_and_nothing_is_trained(trained: Train
     state = json.loads(mlops("status", trained.file, "--json").stdout)
     assert (state["state"], state["url"]) == ("live", found["url"])
 
+    # Who is to hear of alarms does, and is led to where the service is.
+    tested = json.loads(mlops("alerts", "test", trained.file, "--json").stdout)
+    assert [(each["route"], each["works"]) for each in tested] == [("webhook", True), ("prometheus", True)]
+    until(lambda: (trained.storage.read_json("alerts", "told.json") or {}).get("lines"))
+    record.ask(trained.storage, "small", "push", 99, by="test")
+
     listed = json.loads(mlops("status", trained.file, "--ports", "--json").stdout)
     guards = {entry["name"]: (entry["port"], entry["guard"]) for entry in listed}
     assert (guards["front"], guards["haproxy_stats"][1]) == ((str(port), "key"), "firewall")
 
     # A service that runs takes over what the project says now; all who start it are told what is open.
-    trained.listen(host="0.0.0.0", port=port, grpc_port=grpc_port, certificate=certificate, key=key_file)
+    trained.listen(*alerts, host="0.0.0.0", **place)
     again = mlops("serve", trained.file, "--detach", "--json")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("our own front end (0.0.0.0, port: ") == 1
     assert again.stderr.count("asks for nothing, whatever one sets: keep it behind a firewall") == 2
+    until(lambda: len(hearing.got) == 2)
+    (test,), (refused,) = (message["alerts"] for message in hearing.got)
+    assert (test["what"], refused["what"], refused["version"]) == ("test", "release", "99")
+    assert "version 99 is refused: " in refused["text"]
+    assert test["link"] == f"{found['url']}/dashboard#/models/small"
     assert "stopped" in mlops("down", trained.file).stdout
     assert processes_of(trained.storage.root) == []

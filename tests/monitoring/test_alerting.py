@@ -334,6 +334,21 @@ def test_a_damaged_record_is_put_aside_and_what_goes_on_is_told(world: World, te
     assert (world.storage.root / FOLDER / "told.damaged").read_text() == text
 
 
+def test_a_document_that_is_damaged_hides_no_other_model(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    with receiving(world, "a", "b") as (web, _):
+        world.storage.write_json({"history": [{"state": "refused"}]}, record.FOLDER, "a.json")
+        for model in "ab":
+            world.look(model, "x")
+        world.tick(60)
+        assert said(web) == [[("b", "begun")]]
+        assert "what is wrong with a is not known" in caplog.text
+        world.storage.path(record.FOLDER, "a.json").unlink()
+        world.tick(60)
+        assert said(web)[1:] == [[("a", "begun")]]
+
+
 def test_a_release_that_failed_and_rows_that_were_lost_are_told(world: World) -> None:
     counters = world.storage.path(prediction_log.FOLDER, "a", prediction_log.COUNTERS, "one")
     counters.write_bytes(prediction_log.COUNTS.pack(10, 8, 0))

@@ -53,6 +53,7 @@ def test_a_webhook_gets_the_message_as_json() -> None:
         send(Route("webhook", there.url), message("a", "b"))
     assert there.got == [message("a", "b")]
     assert there.heads[0]["content-type"] == "application/json"
+    assert there.heads[0]["user-agent"].startswith("mlops_ray/")
 
 
 def test_a_user_and_a_password_in_an_address_go_into_the_head() -> None:
@@ -116,7 +117,7 @@ def test_a_server_that_does_not_encrypt_or_is_another_gets_nothing(
 ) -> None:
     address = f"smtp://ann:{WRITTEN}@localhost:{{}}/ops@example.org"
     with receivers.post() as plain:
-        assert "no STARTTLS" in fails(Route("email", address.format(plain.port)))
+        assert "with ?tls=no it would go in the clear" in fails(Route("email", address.format(plain.port)))
     other = certificates.write(tmp_path, "other")
     with receivers.post(other, users={"ann": SECRET}) as unknown:
         assert "certificate is not trusted" in fails(Route("email", address.format(unknown.port)))
@@ -161,7 +162,7 @@ def test_nothing_ends_a_header(trusted: tuple[str, str]) -> None:
 def test_the_log_gets_a_line_of_json_for_each_alert(caplog: pytest.LogCaptureFixture) -> None:
     send(Route("log"), message("a", "b"))
     lines = [json.loads(record.getMessage()) for record in caplog.records]
-    assert [(line["model"], line["status"], line["alert"]) for line in lines] == [
+    assert [(line["model"], line["status"], line["message"]) for line in lines] == [
         (model, "firing", message("a", "b")["id"]) for model in "ab"
     ]
     assert all("\n" not in record.getMessage() for record in caplog.records)
