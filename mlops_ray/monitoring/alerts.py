@@ -47,8 +47,8 @@ Why = Literal["begun", "more", "reminder", "over", "happened"]
 EVENTS: frozenset[What] = frozenset({"lost", "release", "test"})
 #: What became of a version that people should hear of: it is not live.
 FAILED = ("rolled_back", "refused", "inconclusive")
-#: Where the page shows it.
-PLACES: dict[What, str] = {"alarm": "/alarms"}
+#: The part of a model's page that shows it.
+PLACES: dict[What, str] = {"alarm": "/alarms", "errors": "/errors", "release": "/releases"}
 
 
 @dataclass(frozen=True)
