@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from mlops_ray.serving.reconcile import Reconciler
 from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.verify import LOAD_S
 from mlops_ray.storage import Storage
+from tests import receivers
 from tests.serving import packages
 
 NAME = packages.NAME
@@ -892,26 +892,8 @@ def test_one_reconciler_works_and_another_waits_for_its_end(storage: Storage) ->
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """A web server that keeps what is posted to it; at first it fails."""
-    got: list[dict[str, Any]] = []
-    failures = iter([500])
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            status = next(failures, 200)
-            if status == 200:
-                got.append(json.loads(body))
-            self.send_response(status)
-            self.end_headers()
-
-        def log_message(self, *args: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/hook", got
-    server.shutdown()
-    server.server_close()
+    with receivers.web(500) as there:
+        yield there.url, there.got
 
 
 def test_hooks_hear_of_the_states_that_they_ask_for(
