@@ -4,7 +4,8 @@
     audit/head.json      number and digest of the last line
 
 `digest` is SHA-256 of the rest of a line, to which `before` belongs, the digest of the line before: whoever
-changes a line, takes one out or moves it has to change all that follow, and the head. Several processes write.
+changes a line, takes one out or moves it has to change all that follow, and the head. Several processes may
+write.
 """
 
 import fcntl

@@ -711,6 +711,7 @@ def _print_status(found: dict[str, Any]) -> None:
                 "drift": ", ".join(drifted) or "none found",
                 "alarm": _alarm(model["alarms"]),
                 **_released(model),
+                **_retrained(model["loop"]),
             }
         )
 
@@ -744,6 +745,20 @@ def _alarm(episodes: list[dict[str, Any]]) -> str:
     if not episodes or episodes[0]["resolved"] is not None:
         return "none"
     return "; ".join(found["evidence"] for found in episodes[0]["found"])
+
+
+def _retrained(loop: dict[str, Any] | None) -> dict[str, str]:
+    """What the loop does for a model, or why it does nothing; empty where no project asks for it."""
+    if loop is None or loop["decided"] is None:
+        return {}
+    last = loop["retrainings"][-1:]
+    became = [
+        f"the last was {each['state'].replace('_', ' ')}: {each['said']}" for each in last if each["ended"]
+    ]
+    going = [
+        f"{each['state']}: {each['said']} (ray job logs {each['id']})" for each in last if not each["ended"]
+    ]
+    return {"retraining": "; ".join([*(going or [loop["decided"]["reason"]]), *became])}
 
 
 def _released(model: dict[str, Any]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import releases, training
+from mlops_ray.cluster import loop, looper, releases, training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -63,7 +63,6 @@ class Pipeline:
             "target.label_known by a column": bool(
                 self.project.target.label_known and self.project.target.label_known.column
             ),
-            "monitoring.retrain": self.project.monitoring.retrain is not None,
             "cost.prices": self.project.cost.prices is not None,
         }
         for what, asked in asks.items():
@@ -299,8 +298,13 @@ class Pipeline:
             listen.host, listen.grpc_port or cluster.grpc_port, listen.certificate, listen.key
         )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
+            loops = loop.settle(self.project, self.storage)
             deployed = deploy.deploy(
-                self.project, self.storage, http_port=cluster.http_port, listener=listener
+                self.project,
+                self.storage,
+                http_port=cluster.http_port,
+                listener=listener,
+                beside={looper.APPLICATION: looper.deployment} if loops else {},
             )
             started = ", ".join(deployed.started)
             result["said"] = (

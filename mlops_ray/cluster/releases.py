@@ -23,6 +23,8 @@ POLL_S = 0.05
 FOLLOW_S = 2 * heartbeats.DEAD_S
 #: Where a version stands while a process of its own, and then the replicas, load it.
 LOADING = ("registered", "verified")
+#: Where it is on its way.
+GOING_ON = (*LOADING, "shadow", "canary")
 #: Where a version ends that does not go live.
 SENT_BACK = ("refused", "rolled_back", "inconclusive")
 
@@ -101,7 +103,7 @@ def followed(
         waits = any(ask.version == str(version) for ask in record.asked(storage, name))
         document = record.read(storage, name) or record.new(name)
         found = outcome(document, version)
-        goes_on = waits or found["state"] in (LOADING if until_loaded else (*LOADING, "shadow", "canary"))
+        goes_on = waits or found["state"] in (LOADING if until_loaded else GOING_ON)
         if not goes_on:
             return _followed_by_all(storage, document)
         seen = (

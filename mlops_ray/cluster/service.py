@@ -32,6 +32,8 @@ REQUEST_TIMEOUT_S = 30.0
 SEEN = "release/seen"
 #: Where alerts read to which address their links lead (monitoring.alerting).
 ADDRESS = "address.json"
+#: Where the loop says what it decided (cluster.loop, as above).
+LOOP = "loop"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -147,6 +149,39 @@ def train(
         return trained
 
 
+def retrained(project: Project, storage: Storage, progress: Progress) -> dict[str, Any]:
+    """Trains again on the cluster of this storage and pushes what passes its gate; waits for other runs.
+
+    `{"outcome", "version", "said"}`, the outcome `releasing` of a version that is pushed, `unchanged` where
+    there was nothing new to learn, and `refused` of one that is not to go live.
+    """
+    from mlops_ray.cluster import loop
+
+    name = project.project
+    with (
+        contextlib.ExitStack() as lock,
+        _working(project, storage, progress, lock, whole=True, wait=True) as (pipeline, connected, ours),
+    ):
+        if ours:
+            raise ClusterError("the service was stopped meanwhile")
+        connected()
+        pipeline.prepare()
+        trained = pipeline.train(pipeline.build(pipeline.ingest()))
+        version = int(trained["version"])
+        going = loop.see(storage, name).releasing
+        if going is not None and not trained["refused"]:
+            # Somebody else's, which a push would end.
+            said = f"version {version} is registered and not pushed, since version {going} is being released"
+            outcome = "refused"
+        elif pipeline.push(trained) is not None:
+            outcome, said = "releasing", f"version {version} is pushed"
+        else:
+            outcome = "refused" if trained["refused"] else "unchanged"
+            said = "; ".join(trained["refused"]) or f"nothing is new since version {version} was trained"
+        _leave_cluster(storage, stop=False)
+        return {"outcome": outcome, "version": version, "said": said}
+
+
 def reproduce(project: Project, storage: Storage, progress: Progress, version: int) -> dict[str, Any]:
     """Trains a version again from its record and compares it: see `Trainer.reproduce`."""
     with (
@@ -229,14 +264,20 @@ def reading(project: Project, storage: Storage, progress: Progress) -> Iterator[
 
 @contextlib.contextmanager
 def _working(
-    project: Project, storage: Storage, progress: Progress, lock: contextlib.ExitStack, *, whole: bool = False
+    project: Project,
+    storage: Storage,
+    progress: Progress,
+    lock: contextlib.ExitStack,
+    *,
+    whole: bool = False,
+    wait: bool = False,
 ) -> Iterator[tuple["Pipeline", Callable[[], LocalCluster], bool]]:
     """A pipeline, what connects it to a cluster, and whether that is ours, which `lock` keeps from others.
 
-    `whole` where all stages are to be run, and not the data's alone. After an error or Ctrl-C a cluster that
-    is ours is stopped.
+    `whole` where all stages are to be run, and not the data's alone; `wait` for another run's end. After an
+    error or Ctrl-C a cluster that is ours is stopped.
     """
-    lock.enter_context(alone(storage))
+    lock.enter_context(alone(storage, wait=wait))
     ours = local.find(storage.root) is None
     with interrupt.stops(storage.root if ours else None):
         pipeline = _pipeline(project, storage, progress)
@@ -388,6 +429,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         if model["challenger"]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
+        model["loop"] = storage.read_json(LOOP, f"{model['name']}.json")
     is_quiet = heartbeats.silent_s(storage) > heartbeats.SILENT_S
     return {
         "state": "live",

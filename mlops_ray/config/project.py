@@ -531,7 +531,7 @@ class Signing(Model):
 
 
 #: What runs beside the models under a name of its own.
-TAKEN = ("gateway", "monitor", "reconciler")
+TAKEN = ("gateway", "loop", "monitor", "reconciler")
 
 
 def _free(name: str) -> str:
@@ -559,6 +559,11 @@ class Project(Model):
     signing: Signing = Signing()
 
     _origin: Origin = PrivateAttr(Origin(None, {}))
+
+    @property
+    def file(self) -> str | None:
+        """Where it was read from, if it was."""
+        return self._origin.file
 
     def located(self, error: ConfigError) -> ConfigError:
         """The error with file and line, for the place in this project that it is at."""

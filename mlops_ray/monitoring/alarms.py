@@ -65,6 +65,11 @@ class Finding:
     column: str = ""
 
     @property
+    def differs(self) -> bool:
+        """Whether it keeps a look from being quiet: large enough to matter, and hardly chance."""
+        return self.matters and self.p_holm <= QUIET_LEVEL
+
+    @property
     def p_of_tests(self) -> float:
         """`p`, paid for all of its own tests."""
         return min(1.0, self.p * self.tests)
@@ -87,11 +92,7 @@ class Look:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing differs; a look that asked nothing, or not all that is usual, tells nothing."""
-        return (
-            self.is_whole
-            and bool(self.findings)
-            and not any(finding.matters and finding.p_holm <= QUIET_LEVEL for finding in self.findings)
-        )
+        return self.is_whole and bool(self.findings) and not any(finding.differs for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
@@ -111,6 +112,7 @@ class Episode:
 
     `found` maps what a finding is about to `{"since", "kind", "evidence", "harm", "p"}`, the last as adjusted
     for all that the look asked which found it; an earlier document lacks it.
+    `why` it was resolved.
     """
 
     opened: float
@@ -118,6 +120,7 @@ class Episode:
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     resolved: float | None = None
     quiet: int = 0
+    why: str = ""
 
     @property
     def ranked(self) -> list[tuple[str, dict[str, Any]]]:
@@ -158,6 +161,7 @@ class Alarms:
         self.looked_at = look.at
         going = self.open
         if going is not None and going.version != version:
+            going.why = f"version {version} is live"
             going.resolved, going = look.at, None
         opened = None
         if going is None:
@@ -180,7 +184,7 @@ class Alarms:
         elif look.findings and look.is_whole:
             going.quiet = 0
         if going.quiet >= QUIET:
-            going.resolved = look.at
+            going.resolved, going.why = look.at, f"{QUIET} looks in a row found no difference"
         return opened
 
     def to_json(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
     monitor/MODEL/windows.jsonl   version, since, until, counts
     monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns,
-                                  quality, integrity
+                                  quality, integrity; resolved, the episode that it ended, and why
 
 One process writes. A line that was begun and not ended is no line; one that was written twice, since the
 writer died before it had saved that it was, counts once.

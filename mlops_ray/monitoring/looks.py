@@ -5,6 +5,7 @@ version's package refers to.
 import io
 import logging
 from collections.abc import Collection
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -211,18 +212,22 @@ def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | Non
     model, version = state.model, window.version
     ends = {"version": version, "since": window.since, "until": window.until}
     journal.append(storage, model, journal.WINDOWS, ends | {"counts": window.counts.to_json()})
-    going = state.alarms.open if state.alarms else None
+    # What cannot be written down is not taken in, and is looked at again.
+    taken = deepcopy(state.alarms)
+    going = taken.open if taken else None
     opened = None
-    if seen is not None and state.alarms is not None:
-        journal.append(storage, model, journal.LOOKS, entry(window, seen))
+    if seen is not None and taken is not None:
+        opened = taken.take(seen.look, version)
+        ended = {} if going is None or going.resolved is None else {"resolved": going.to_json()}
+        journal.append(storage, model, journal.LOOKS, entry(window, seen) | ended)
+        state.alarms = taken
         state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
-        opened = state.alarms.take(seen.look, version)
     state.unseen = [other for other in state.unseen if other is not window]
     if opened is not None:
         said = "; ".join(what["evidence"] for _, what in opened.ranked)
         logger.warning("alarm: %s, version %s: %s", model, version, said)
     if going is not None and going.resolved is not None:
-        logger.warning("resolved: the alarm of %s, version %s", model, going.version)
+        logger.warning("resolved: the alarm of %s, version %s: %s", model, going.version, going.why)
     return opened
 
 
@@ -305,6 +310,7 @@ def told(alarms: Alarms | None) -> list[dict[str, Any]]:
             "version": episode.version,
             "opened": episode.opened,
             "resolved": episode.resolved,
+            "why": episode.why,
             "found": [{"about": about, **what} for about, what in episode.ranked],
         }
         for episode in reversed(found)

@@ -11,8 +11,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -58,13 +59,15 @@ def deploy(
     http_port: int,
     host: str = "127.0.0.1",
     listener: Listener | None = None,
+    beside: Mapping[str, Callable[[str, dict[str, str]], serve.Application]] = MappingProxyType({}),
 ) -> Deployed:
     """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
 
     Starts an application only where its digest of code, resources and settings differs from what runs. The
     model must have a champion, or a version of it was pushed, which is released first. `listener` is where
-    the gateway speaks gRPC. Raises `ClusterError` where something does not come up, or the first version is
-    refused, `PolicyError` where no place is allowed for all models of the storage.
+    the gateway speaks gRPC; `beside` are applications without a route that look after all models, each made
+    from the storage and the labels of where it may run. Raises `ClusterError` where something does not come
+    up, or the first version is refused, `PolicyError` where no place is allowed for all models.
     """
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
@@ -73,7 +76,10 @@ def deploy(
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
     policies = [source.policy for source in project.sources.values()]
     regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
-    wanted = _applications(project, storage, label_selector(policies), _selector_of_all(regions), listener)
+    of_all, root = _selector_of_all(regions), str(storage.root)
+    wanted = _applications(project, storage, label_selector(policies), of_all, listener)
+    for name, build in beside.items():
+        wanted[name] = _Application(None, _digest(root, of_all), partial(build, root, of_all))
     running, known = _running(), _deployed(storage).get("digests", {})
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})

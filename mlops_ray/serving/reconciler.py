@@ -5,7 +5,7 @@ Of several such processes one works, and the others wait for its end.
 
 import threading
 from functools import lru_cache
-from typing import IO
+from typing import IO, ClassVar
 
 from ray import serve
 
@@ -19,11 +19,13 @@ from mlops_ray.storage import Storage, locked
 APPLICATION, HEALTH_CHECK_S = "reconciler", 1.0
 #: How often wishes are looked for.
 POLL_S = 0.1
-LOCK = ".reconciler.lock"
 
 
-class Reconciling:
-    """The process that reconciles a storage for as long as it lives."""
+class Single:
+    """A process that does a `_work` on a storage for as long as it lives, while no other does."""
+
+    #: Where the right to it lies, in the storage.
+    LOCK: ClassVar[tuple[str, str]]
 
     def __init__(self, storage_root: str) -> None:
         self._storage = Storage.open(storage_root)
@@ -34,22 +36,38 @@ class Reconciling:
     def check_health(self) -> None:
         """What Serve asks; raises where the work has ended."""
         if not self._thread.is_alive():
-            raise RuntimeError("nobody reconciles")
+            raise RuntimeError(f"{type(self).__name__} has ended")
+
+    def _run(self) -> None:
+        while (mine := locked(self._storage.path(*self.LOCK))) is None:
+            if self._ended.wait(POLL_S):
+                return
+        with mine:
+            self._work()
+
+    def _work(self) -> None:
+        """Goes on until `_ended`."""
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        self._ended.set()
+
+
+class Reconciling(Single):
+    """The process that reconciles a storage for as long as it lives."""
+
+    LOCK = (record.FOLDER, ".reconciler.lock")
 
     def _run(self) -> None:
         # MLflow's import takes seconds, in which a rollback is not to wait.
         threading.Thread(target=_registry, args=("",), daemon=True).start()
-        while (mine := lock(self._storage)) is None:
-            if self._ended.wait(POLL_S):
-                return
-        reconciler = Reconciler(self._storage, _registry, Verifier())
-        with mine:
-            while not self._ended.wait(POLL_S):
-                reconciler.tick()
-            reconciler.close()
+        super()._run()
 
-    def __del__(self) -> None:
-        self._ended.set()
+    def _work(self) -> None:
+        reconciler = Reconciler(self._storage, _registry, Verifier())
+        while not self._ended.wait(POLL_S):
+            reconciler.tick()
+        reconciler.close()
 
 
 @lru_cache
@@ -73,4 +91,4 @@ def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Appli
 
 def lock(storage: Storage) -> IO[str] | None:
     """The right to reconcile a storage, for as long as the file is open; `None` where another has it."""
-    return locked(storage.path(record.FOLDER, LOCK))
+    return locked(storage.path(*Reconciling.LOCK))

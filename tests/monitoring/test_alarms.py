@@ -84,6 +84,7 @@ def test_an_episode_is_over_when_nothing_has_differed_for_a_while_and_another_ma
         looked(state, (4.5 + number) * DAY, SAME)
     assert state.open is None
     assert state.episodes[0].resolved == (3.5 + QUIET) * DAY
+    assert state.episodes[0].why == "2 looks in a row found no difference"
     assert looked(state, 9 * DAY, MOVED) is state.episodes[1]
 
 
@@ -91,7 +92,8 @@ def test_an_episode_ends_with_the_version_that_it_is_about() -> None:
     state = Alarms(0.0)
     looked(state, DAY, MOVED)
     assert looked(state, 2 * DAY, SAME, version="2") is None
-    assert (state.open, state.episodes[0].resolved) == (None, 2 * DAY)
+    (episode,) = state.episodes
+    assert (state.open, episode.resolved, episode.why) == (None, 2 * DAY, "version 2 is live")
 
 
 def test_looks_and_episodes_can_be_read_back() -> None:

@@ -187,6 +187,29 @@ def test_a_version_that_is_not_live_opens_nothing(live: Live) -> None:
     assert read(live, journal.LOOKS) == []
 
 
+def test_the_first_look_at_another_live_version_ends_the_alarm_of_the_one_before_and_the_journal_says_why(
+    live: Live,
+) -> None:
+    live.look(0, normal(mean=65))
+    packages.crown(live.storage, packages.NAME, 2, live.predictor.package)
+    live.look(1, normal(), version="2")
+    resolved = read(live, journal.LOOKS)[-1]["resolved"]
+    assert (resolved["version"], resolved["why"]) == ("1", "version 2 is live")
+    assert [look.get("resolved") for look in read(live, journal.LOOKS)[:-1]] == [None]
+
+
+def test_a_look_that_cannot_be_written_down_is_not_taken_in(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(journal, "append", full)
+    with pytest.raises(OSError, match="no space"):
+        live.look(0, normal(mean=65))
+    assert live.state.alarms == Alarms(NOW)
+
+
 def test_a_line_that_was_begun_is_none_and_one_written_twice_counts_once(live: Live) -> None:
     live.look(0, normal())
     path = live.storage.path(journal.FOLDER, packages.NAME, journal.LOOKS)
