@@ -343,7 +343,10 @@ class Loop:
         return replace(going, state="failed", said=said, ended=self.clock())
 
     def _submitted(self, name: str, going: Retraining, settings: Settings) -> Retraining:
-        if broken := faults(see(self.storage, name)):
+        seen = see(self.storage, name)
+        if seen.releasing is not None:
+            return replace(going, said=f"not begun yet: version {seen.releasing} is being released")
+        if broken := faults(seen):
             said = f"not begun, for the data are not whole any more: {'; '.join(broken)}"
             return replace(going, state="withdrawn", said=said, ended=self.clock())
         try:
