@@ -54,11 +54,8 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> En
 def entries(storage: Storage) -> Iterator[Entry]:
     """The lines, oldest first; raises `StorageError` where one cannot be read."""
     for path in _segments(storage):
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
-            try:
-                yield orjson.loads(line)
-            except orjson.JSONDecodeError:
-                raise StorageError(f"{path}, line {number}: no entry of the audit record") from None
+        for line in path.read_bytes().splitlines():
+            yield _entry(path, line)
 
 
 def verify(storage: Storage) -> int:
@@ -90,8 +87,15 @@ def _last(storage: Storage) -> Entry:
         if rest:
             os.truncate(path, path.stat().st_size - len(rest))
         if whole:
-            return dict(orjson.loads(whole[-1]))
+            return _entry(path, whole[-1])
     return {"number": 0, "digest": ""}
+
+
+def _entry(path: Path, line: bytes) -> Entry:
+    try:
+        return dict(orjson.loads(line))
+    except (orjson.JSONDecodeError, TypeError, ValueError):
+        raise StorageError(f"{path} is damaged: {line[:60]!r} is no entry of the audit record") from None
 
 
 def _segment(storage: Storage) -> Path:

@@ -47,7 +47,7 @@ TAMPERING: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "a record cut short": (lambda lines: lines[:3], "cut short: 3 entries of 5"),
     "no record at all": (lambda lines: [], "cut short: 0 entries of 5"),
     "a last line made anew": (_forged, "entry 5 of the audit record is another than it was"),
-    "no line": (lambda lines: [*lines[:2], b"{"], "line 3: no entry"),
+    "no line": (lambda lines: [*lines[:2], b"{"], "is no entry of the audit record"),
 }
 
 
@@ -60,10 +60,9 @@ def test_whoever_changes_takes_away_or_moves_lines_is_seen_also_after_more_was_w
     path.write_bytes(b"".join(line + b"\n" for line in change(path.read_bytes().splitlines())))
     with pytest.raises(StorageError, match=said):
         audit.verify(storage)
-    if how != "no line":
+    with pytest.raises(StorageError):
         audit.append(storage, "tested", "a test", {"step": 6})
-        with pytest.raises(StorageError):
-            audit.verify(storage)
+        audit.verify(storage)
 
 
 def test_a_writer_that_was_killed_costs_nothing_but_its_own_line(storage: Storage) -> None:

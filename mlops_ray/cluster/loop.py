@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -139,8 +139,9 @@ def decide(seen: Seen, past: Sequence[Retraining], settings: Settings, now: floa
     """
     if going := under_way(past):
         return Decision("wait", "running", f"the retraining of {when(going.at)} goes on")
-    if seen.episode is None or seen.episode.version != seen.version:
+    if not is_of_live(seen):
         return Decision("wait", "quiet", "no alarm of the live version is open")
+    assert seen.episode is not None
     found = tuple({"about": about, **what} for about, what in seen.episode.ranked)
     if seen.releasing is not None:
         return Decision("wait", "release", f"version {seen.releasing} is being released", found)
@@ -157,6 +158,11 @@ def decide(seen: Seen, past: Sequence[Retraining], settings: Settings, now: floa
     if (due := next_at(past, settings, now)) > now:
         return Decision("wait", "too soon", _not_before(due, past, settings), found)
     return Decision("retrain", "cause", because, found)
+
+
+def is_of_live(seen: Seen) -> bool:
+    """Whether an alarm is open, and of the version that is live: one of another is as good as over."""
+    return seen.episode is not None and seen.episode.version == seen.version
 
 
 def under_way(past: Sequence[Retraining]) -> Retraining | None:
@@ -209,12 +215,12 @@ def next_at(past: Sequence[Retraining], settings: Settings, now: float) -> float
     """
     if not settings.number:
         return math.inf
-    begun = [each for each in past if each.state != "withdrawn"]
-    times, due = sorted(each.at for each in begun), [now]
+    counted = [each for each in past if each.state != "withdrawn"]
+    times, due = sorted(each.at for each in counted), [now]
     if len(times) >= settings.number:
         due.append(times[-settings.number] + settings.per_s)
-    if begun and begun[-1].ended is not None and begun[-1].state != "champion":
-        due.append(begun[-1].at + settings.per_s / settings.number)
+    if counted and counted[-1].ended is not None and counted[-1].state != "champion":
+        due.append(counted[-1].at + settings.per_s / settings.number)
     return max(due)
 
 
@@ -246,10 +252,21 @@ def settle(project: Project, storage: Storage) -> bool:
     return True
 
 
+def notes(project: Project) -> list[str]:
+    """What who starts a service is to know of its loop."""
+    date = project.training.validation.test.from_
+    if project.monitoring.retrain is None or date is None:
+        return []
+    return [
+        f"a retraining learns nothing of what came after {date} (training.validation.test.from): a share of "
+        "the rows, e.g. 20%, moves with them"
+    ]
+
+
 def read(storage: Storage, name: str) -> Document:
     """What the loop did for a model; of one that it never looked at, an empty beginning."""
-    begun = {"format": FORMAT_VERSION, "model": name, "decided": None, "next": None, "retrainings": []}
-    return begun | {"untold": []} | (storage.read_json(FOLDER, f"{name}.json") or {})
+    empty = {"format": FORMAT_VERSION, "model": name, "decided": None, "next": None, "retrainings": []}
+    return empty | {"untold": []} | (storage.read_json(FOLDER, f"{name}.json") or {})
 
 
 def see(storage: Storage, name: str) -> Seen:
@@ -293,6 +310,8 @@ class Loop:
     storage: Storage
     jobs: Jobs
     clock: Callable[[], float] = time.time
+    #: What was last wrong, by model: it is said once.
+    _wrong: dict[str, str] = field(default_factory=dict)
 
     def tick(self) -> None:
         """Once for every model; what is wrong with one hinders no other."""
@@ -301,8 +320,12 @@ class Loop:
                 found = self.storage.read_json(SETTINGS, path.name)
                 if found is not None:
                     self._turn(path.stem, Settings(**found | {"when": tuple(found["when"])}))
+                self._wrong.pop(path.stem, None)
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                logger.error("the loop of %s does not go on (%s)", path.stem, one_line(error))
+                said = f"{type(error).__name__}: {one_line(error)}"
+                if self._wrong.get(path.stem) != said:
+                    logger.error("the loop of %s does not go on (%s)", path.stem, said)
+                self._wrong[path.stem] = said
 
     def _turn(self, name: str, settings: Settings) -> None:
         document = self._told(read(self.storage, name))
@@ -346,8 +369,10 @@ class Loop:
         seen = see(self.storage, name)
         if seen.releasing is not None:
             return replace(going, said=f"not begun yet: version {seen.releasing} is being released")
-        if broken := faults(seen):
-            said = f"not begun, for the data are not whole any more: {'; '.join(broken)}"
+        # It may have waited for long: what it was asked for by may be over.
+        why = [] if is_of_live(seen) else ["no alarm of the live version is open any more"]
+        if why := why or faults(seen):
+            said = f"not begun: {'; '.join(why)}"
             return replace(going, state="withdrawn", said=said, ended=self.clock())
         try:
             self.jobs.submit(going.id, settings)

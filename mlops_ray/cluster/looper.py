@@ -4,6 +4,7 @@ It stands on nobody's path, and needs no CPU of its own. A job outlives it; who 
 its id.
 """
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ray import serve
 from ray.job_submission import JobSubmissionClient
 
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
+from mlops_ray.cluster.retraining import GIVES_WAY
 from mlops_ray.errors import ClusterError, one_line
 from mlops_ray.policy import placed
 from mlops_ray.serving.reconciler import Single
@@ -30,6 +32,7 @@ class Looping(Single):
     LOCK = (FOLDER, ".lock")
 
     def _work(self) -> None:
+        os.nice(GIVES_WAY)
         loop = Loop(self._storage, RayJobs(str(self._storage.root)))
         while not self._ended.wait(POLL_S):
             loop.tick()

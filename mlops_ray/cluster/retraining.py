@@ -16,7 +16,7 @@ from mlops_ray.errors import DataError, MlopsError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
 
-#: The nice value of the job's own process, as of the trials' (training.trial): who answers goes first.
+#: The nice value of the loop and its jobs, as of trials (training.trial): who answers goes first.
 GIVES_WAY = 15
 
 

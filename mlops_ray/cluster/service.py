@@ -320,7 +320,7 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
-    from mlops_ray.cluster import releases
+    from mlops_ray.cluster import loop, releases
     from mlops_ray.serving import record
 
     project, storage = pipeline.project, pipeline.storage
@@ -330,7 +330,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
     trained = pipeline.train(pipeline.build(pipeline.ingest())) if train else None
     pushed = None if trained is None else pipeline.push(trained)
     url = pipeline.serve(cluster)
-    notes = front.apply(project, cluster)
+    notes = front.apply(project, cluster) + loop.notes(project)
     if pushed is not None:
         with pipeline.stages.timed("release", lambda r: r["said"]) as result:
             document = releases.followed(

@@ -142,9 +142,13 @@ training: {search: {resources: {cpu: 2}}}
     asked = config.load(file, {})
     assert Settings.of(asked) == Settings(str(file), ("performance",), 3, 43_200.0, 2.0, {})
     assert loop.settle(asked, storage)
+    assert loop.notes(asked) == []
+    file.write_text(file.read_text().replace("training: {", "training: {validation: {test: {from: 2026-01-01}}, "))
+    assert "learns nothing of what came after 2026-01-01" in loop.notes(config.load(file, {}))[0]
     assert [path.name for path in (storage.root / loop.SETTINGS).iterdir()] == ["m.json"]
     file.write_text(text)
     assert not loop.settle(config.load(file, {}), storage)
+    assert loop.notes(config.load(file, {})) == []
     assert list((storage.root / loop.SETTINGS).iterdir()) == []
 
 
@@ -425,6 +429,18 @@ def test_what_was_asked_for_is_not_begun_on_data_that_have_become_bad(world: Wor
     assert "it stands still" in done.said
 
 
+def test_what_was_asked_for_is_not_begun_for_an_alarm_that_is_over(world: World) -> None:
+    world.is_away = True
+    asked_for(world)
+    for _ in range(alarms.QUIET):
+        world.look()
+    world.is_away = False
+    world.tick()
+    (done,) = loop.retrainings(world.document)
+    assert (done.state, world.began) == ("withdrawn", [])
+    assert "no alarm of the live version is open any more" in done.said
+
+
 def test_what_was_asked_for_waits_for_the_end_of_a_release_and_counts_from_when_it_began(
     world: World,
 ) -> None:
@@ -463,10 +479,13 @@ def test_an_alarm_of_the_version_before_asks_for_nothing_also_where_its_release_
     assert world.alarms.open is not None
 
 
-def test_a_damaged_document_of_one_model_hinders_no_other(world: World) -> None:
+def test_a_damaged_document_of_one_model_hinders_no_other_and_is_told_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     Storage.write_json(world.storage, {"when": 3}, loop.SETTINGS, "a.json")
     asked_for(world)
     assert len(world.began) == 1
+    assert len([line for line in caplog.messages if "the loop of a does not go on" in line]) == 1
 
 
 EVENTS = st.one_of(
