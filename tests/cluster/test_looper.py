@@ -1,0 +1,64 @@
+"""Retrainings as Ray jobs: found by their ids, begun once, with a reason where they fail."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlops_ray.cluster import loop, retraining
+from mlops_ray.cluster.local import LocalCluster
+from mlops_ray.cluster.loop import Settings
+from mlops_ray.cluster.looper import RayJobs
+from mlops_ray.errors import ClusterError
+from mlops_ray.expressions import SEARCH_PATH
+from mlops_ray.storage import Storage
+
+#: A job that does nothing takes 10 s on a free machine.
+PATIENCE_S = 200.0
+WRONG = "project: m\nsources: {}\nfaetures: {}\n"
+
+
+def settings(file: Path, cpus: float = 1.0) -> Settings:
+    return Settings(str(file), ("performance",), 1, 60.0, cpus, {})
+
+
+def test_a_job_is_found_by_its_id_and_says_why_it_fails(
+    ray_cluster: LocalCluster, storage: Storage, tmp_path: Path
+) -> None:
+    file = tmp_path / "a project.yaml"
+    file.write_text(WRONG)
+    jobs = RayJobs(str(storage.root))
+    assert jobs.state("retrain-m-1") is None
+    jobs.submit("retrain-m-1", settings(file))
+    with pytest.raises(ClusterError, match="already exists"):
+        RayJobs(str(storage.root)).submit("retrain-m-1", settings(file))
+    end = time.monotonic() + PATIENCE_S
+    while (state := RayJobs(str(storage.root)).state("retrain-m-1")) in ("PENDING", "RUNNING"):
+        assert time.monotonic() < end
+    assert state == "FAILED"
+    said = storage.read_json(loop.JOBS, "retrain-m-1.json")
+    assert said["outcome"] == "failed"
+    assert "'faetures'" in said["said"]
+    assert loop.begun(storage, "retrain-m-1").exists()
+
+
+def test_what_keeps_a_trial_from_running_is_said(ray_cluster: LocalCluster, tmp_path: Path) -> None:
+    jobs = RayJobs(str(tmp_path))
+    assert jobs.lacks(settings(tmp_path, cpus=0.001)) == ""
+    assert "of 2 are held by replicas" in jobs.lacks(settings(tmp_path, cpus=3.0))
+
+
+def test_a_job_begins_once_whoever_submits_it_again(
+    storage: Storage, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set by the job, for itself alone.
+    monkeypatch.setenv(SEARCH_PATH, "")
+    file = tmp_path / "project.yaml"
+    file.write_text(WRONG)
+    assert retraining.run(file, "one", storage) == 2
+    said: Any = storage.read_json(loop.JOBS, "one.json")
+    file.write_text("")
+    assert retraining.run(file, "one", storage) == 0
+    assert "one has begun before" in capsys.readouterr().out
+    assert storage.read_json(loop.JOBS, "one.json") == said
