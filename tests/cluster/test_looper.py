@@ -39,7 +39,7 @@ def test_a_job_is_found_by_its_id_and_says_why_it_fails(
     assert state == "FAILED"
     said = storage.read_json(loop.JOBS, "retrain-m-1.json")
     assert said["outcome"] == "failed"
-    assert "'faetures'" in said["said"]
+    assert "a project.yaml" in said["said"]
     assert loop.begun(storage, "retrain-m-1").exists()
 
 

@@ -165,26 +165,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         callers.start()
         yield made
         made.over.set()
-        lines = [
-            (look["at"], "look", look["version"], look["rows"], look["found"], look.get("resolved"))
-            for look in _looks(made)
-        ]
-        lines += [
-            (
-                datetime.fromisoformat(e["at"]).timestamp(),
-                e["what"],
-                e["about"].get("rule") or e["about"].get("said"),
-            )
-            for e in made.told
-        ]
-        lines += [
-            (datetime.fromisoformat(e["at"]).timestamp(), "release", e["version"], e["state"])
-            for e in made.release["history"]
-        ]
-        print("NOW", time.time())
-        for line in sorted(lines, key=lambda l: l[0]):
-            print(*line)
-        print((made.storage.root / "pipeline.json").read_text()[:0])
         callers.join()
         assert made.failed == []
     finally:
