@@ -54,7 +54,8 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> En
 def entries(storage: Storage) -> Iterator[Entry]:
     """The lines, oldest first; raises `StorageError` where one cannot be read."""
     for path in _segments(storage):
-        for line in path.read_bytes().splitlines():
+        # What has no end yet is being written, or never was.
+        for line in path.read_bytes().split(b"\n")[:-1]:
             yield _entry(path, line)
 
 
