@@ -143,7 +143,9 @@ training: {search: {resources: {cpu: 2}}}
     assert Settings.of(asked) == Settings(str(file), ("performance",), 3, 43_200.0, 2.0, {})
     assert loop.settle(asked, storage)
     assert loop.notes(asked) == []
-    file.write_text(file.read_text().replace("training: {", "training: {validation: {test: {from: 2026-01-01}}, "))
+    file.write_text(
+        file.read_text().replace("training: {", "training: {validation: {test: {from: 2026-01-01}}, ")
+    )
     assert "learns nothing of what came after 2026-01-01" in loop.notes(config.load(file, {}))[0]
     assert [path.name for path in (storage.root / loop.SETTINGS).iterdir()] == ["m.json"]
     file.write_text(text)
