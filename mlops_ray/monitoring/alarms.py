@@ -111,8 +111,7 @@ class Episode:
     """What goes on from `opened` until `resolved`: what was found, when it was first, as it was last seen.
 
     `found` maps what a finding is about to `{"since", "kind", "evidence", "harm", "p"}`, the last as adjusted
-    for all that the look asked which found it; an earlier document lacks it.
-    `why` it was resolved.
+    for all that the look asked which found it (an earlier document lacks it); `why` says why it was resolved.
     """
 
     opened: float
