@@ -227,6 +227,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def safe(error: BaseException) -> str:
+    """What a log may say of an error: our own sentence, and of others, which may quote rows, the type.
+
+    >>> safe(ValueError("could not convert 'x'")), safe(OSError(28, "No space left on device"))
+    ('ValueError', 'OSError: No space left on device')
+    """
+    if isinstance(error, MlopsError):
+        return one_line(error)
+    told = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what it says: what Polars says behind it is advice about its own options."""
     return " ".join(str(error).split("\n")[0].split())[:200]

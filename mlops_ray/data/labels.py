@@ -19,7 +19,7 @@ from pathlib import Path
 import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED
-from mlops_ray.errors import DataError, one_line
+from mlops_ray.errors import DataError, safe
 from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column
 from mlops_ray.storage import PRIVATE, Storage, replacing

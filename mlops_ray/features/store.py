@@ -89,7 +89,7 @@ class FeatureStore:
             {
                 "name": feature.name,
                 "type": types[feature.name],
-                "definition": _in_words(feature),
+                "definition": in_words(feature),
                 "identity": self.features.identity(feature.name)[:12],
             }
             for feature in every
@@ -179,7 +179,7 @@ def _require_narrow(path: Path) -> None:
                 )
 
 
-def _in_words(feature: Stored | Computed) -> str:
+def in_words(feature: Stored | Computed) -> str:
     if isinstance(feature, Computed):
         return _computed_in_words(feature)
     if feature.kind == "window":

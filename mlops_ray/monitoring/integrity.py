@@ -23,7 +23,7 @@ from scipy import stats
 
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import ASKED
-from mlops_ray.errors import DataError, MlopsError, PolicyError, one_line
+from mlops_ray.errors import DataError, MlopsError, PolicyError, one_line, safe
 from mlops_ray.features.commits import BEGINNING
 from mlops_ray.monitoring import journal, skew
 from mlops_ray.monitoring.alarms import Finding
@@ -102,7 +102,7 @@ def _recomputed(
         # A monitor elsewhere, or without the histories, sees the rest.
         return [], {}, one_line(error)
     except (MlopsError, OSError, ValueError, OverflowError, pl.exceptions.PolarsError) as error:
-        logger.error("the features of %s are not computed again (%s)", model, one_line(error))
+        logger.error("the features of %s are not computed again (%s)", model, safe(error))
         return [], {}, f"{type(error).__name__}, see the log of the monitor"
 
 

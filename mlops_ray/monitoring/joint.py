@@ -20,7 +20,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import rankdata
 
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.errors import MlopsError, safe
 from mlops_ray.monitoring import known, logged
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
@@ -75,7 +75,7 @@ def findings(
         found = finding(ours, theirs, [part.name for part in encoder.parts for _ in part.names])
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("whether whole rows of %s differ is not known (%s)", package.name, one_line(error))
+        logger.error("whether whole rows of %s differ is not known (%s)", package.name, safe(error))
         return []
     return [] if found is None else [found]
 

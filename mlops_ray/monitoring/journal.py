@@ -1,8 +1,10 @@
-"""What the monitor has seen, for good: a line for each window that closed, and for each look.
+"""What the monitor has seen, for good: a line for each window that closed, for each look, and each hour.
 
     monitor/MODEL/windows.jsonl   version, since, until, counts
     monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns,
                                   quality, integrity; resolved, the episode that it ended, and why
+                                  quality, integrity
+    monitor/MODEL/traffic.jsonl   version, since, until, requests, refused, failed, cells, total
 
 One process writes. A line that was begun and not ended is no line; one that was written twice, since the
 writer died before it had saved that it was, counts once.
@@ -17,7 +19,7 @@ import orjson
 from mlops_ray.storage import Storage
 
 FOLDER = "monitor"
-WINDOWS, LOOKS = "windows.jsonl", "looks.jsonl"
+WINDOWS, LOOKS, TRAFFIC = "windows.jsonl", "looks.jsonl", "traffic.jsonl"
 
 
 def append(storage: Storage, model: str, file: str, entry: dict[str, Any]) -> None:

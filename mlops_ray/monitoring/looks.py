@@ -17,7 +17,7 @@ import polars as pl
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import FLUSH_S
-from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.errors import MlopsError, safe
 from mlops_ray.monitoring import (
     alarms,
     attribution,
@@ -180,7 +180,7 @@ def _of_entities(
         compared, outside = seasons.compare(watch, release.usual, now, before, until)
     except (ValueError, OverflowError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("the entities of %s are not compared (%s)", release.package.name, one_line(error))
+        logger.error("the entities of %s are not compared (%s)", release.package.name, safe(error))
         return None, []
     return outside, seasons.findings(watch, compared, share)
 
@@ -268,7 +268,7 @@ def _labelled(storage: Storage, model: str, release: Release, known: tuple[float
         return Labelled(rows, prediction_log.rows_of(storage, model, release.version, *ends, some))
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("the labels of %s are not known (%s)", model, one_line(error))
+        logger.error("the labels of %s are not known (%s)", model, safe(error))
         return None
 
 
@@ -292,7 +292,8 @@ def released(version: str, folder: Path, digest: str, *, is_champion: bool = Tru
     return Release(version, is_champion, *_known(folder, digest))
 
 
-@lru_cache(maxsize=8)
+#: Of so many models the live version, the one before it and a challenger: pages are about all of them.
+@lru_cache(maxsize=64)
 def _known(folder: Path, digest: str) -> tuple[Package, Counts, Expected | None, pl.DataFrame | None]:
     """A package never changes, so it is read once; a replica, which answers by it, looks who signed it."""
     package = packages.read(folder, digest=digest)

@@ -11,9 +11,9 @@ from typing import Any
 import polars as pl
 from ray import serve
 
-from mlops_ray.data import labels, prediction_log
-from mlops_ray.errors import MlopsError, one_line
-from mlops_ray.monitoring import alerts, looks
+from mlops_ray.data import error_log, labels, prediction_log
+from mlops_ray.errors import MlopsError, safe
+from mlops_ray.monitoring import alerts, journal, looks
 from mlops_ray.monitoring.alerting import Alerting
 from mlops_ray.monitoring.deltas import DEPLOYMENT
 from mlops_ray.monitoring.journal import FOLDER
@@ -43,6 +43,7 @@ class Monitor:
 
     def __init__(self, storage_root: str) -> None:
         self._storage = Storage.open(storage_root)
+        error_log.install(self._storage, "monitor")
         self._models = {state.model: state for state in _stored(self._storage)}
         self._unsaved: set[str] = set()
         self._one_at_a_time = asyncio.Lock()
@@ -65,6 +66,10 @@ class Monitor:
             self._compacting = asyncio.create_task(self._compact())
         return int(delta["sequence"])
 
+    async def ping(self) -> bool:
+        """Whether there is somebody who counts."""
+        return True
+
     async def snapshot(self) -> dict[str, Any]:
         """The document of `report`, for each model by its name."""
         async with self._one_at_a_time:
@@ -79,9 +84,21 @@ class Monitor:
             await asyncio.sleep(TEND_S)
             for state in list(self._models.values()):
                 try:
+                    await self._keep(state)
                     await self._look(state)
                 except Exception as error:  # noqa: BLE001 - the next turn tries again
-                    logger.error("the windows of %s are not looked at (%s)", state.model, one_line(error))
+                    logger.error("the windows of %s are not looked at (%s)", state.model, safe(error))
+
+    async def _keep(self, state: ModelState) -> None:
+        """Writes the hours that are over into the journal; one that was written twice counts once."""
+        async with self._one_at_a_time:
+            over = state.hours(time.time())
+            for version, hour in over:
+                await asyncio.to_thread(journal.append, self._storage, state.model, journal.TRAFFIC, hour.entry(version))
+                state.versions[version].hours.remove(hour)
+            if over:
+                self._unsaved.add(state.model)
+                await self._save(state)
 
     async def _tell(self) -> None:
         """Has people told of what is wrong, and that it is over."""
@@ -109,7 +126,7 @@ class Monitor:
             try:
                 seen = await asyncio.to_thread(looks.see, self._storage, state.outlook, window)
             except Exception as error:  # noqa: BLE001 - one window that cannot be looked at holds up no other
-                logger.error("a window of %s cannot be looked at (%s)", state.model, one_line(error))
+                logger.error("a window of %s cannot be looked at (%s)", state.model, safe(error))
                 window.tries += 1
                 if window.tries < MOST_TRIES:
                     continue
@@ -131,7 +148,7 @@ class Monitor:
                 await asyncio.to_thread(prediction_log.compact, self._storage, name)
                 await asyncio.to_thread(labels.compact, self._storage, name)
             except (OSError, pl.exceptions.PolarsError) as error:
-                logger.error("the log and the labels of %s stay in small files: %s", name, one_line(error))
+                logger.error("the log and the labels of %s stay in small files: %s", name, safe(error))
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

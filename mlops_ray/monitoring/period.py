@@ -82,8 +82,8 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "alarms": [_told(each) for each in episodes],
         "columns": _columns(seen),
         "quality": _quality(seen),
-        "segments": _segments(seen),
-        "splits": _splits(seen),
+        "segments": segments(seen),
+        "splits": splits(seen),
         "integrity": _integrity(seen),
         "skew": _skew(seen),
         "outside": _outside(seen),
@@ -177,7 +177,7 @@ def _quality(seen: Sequence[Document]) -> dict[str, Document]:
     return found
 
 
-def _segments(seen: Sequence[Document]) -> list[Document]:
+def segments(seen: Sequence[Document]) -> list[Document]:
     """Each segment as the last look had it that wrote it down; looks of older monitors have none."""
     latest: dict[tuple[str, str], Document] = {}
     for look in seen:
@@ -186,7 +186,7 @@ def _segments(seen: Sequence[Document]) -> list[Document]:
     return sorted(latest.values(), key=lambda row: (-row["harm"], row["column"], row["value"]))
 
 
-def _splits(seen: Sequence[Document]) -> list[Document]:
+def splits(seen: Sequence[Document]) -> list[Document]:
     return [
         look["quality"]["split"] | {"until": _iso(look["until"])}
         for look in seen

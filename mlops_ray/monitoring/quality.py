@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.data.labels import LABEL
-from mlops_ray.errors import MlopsError, one_line
+from mlops_ray.errors import MlopsError, safe
 from mlops_ray.monitoring import logged, performance, segments, weighted
 from mlops_ray.monitoring.alarms import Finding
 from mlops_ray.monitoring.losses import Split
@@ -62,7 +62,7 @@ def judge(
             )
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("the quality of %s is not known (%s)", package.name, one_line(error))
+        logger.error("the quality of %s is not known (%s)", package.name, safe(error))
     said = {
         "estimated": estimated,
         "rows": number,

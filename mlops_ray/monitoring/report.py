@@ -61,12 +61,13 @@ def _minute(minute: Minute) -> dict[str, Any]:
 def _drift(release: Release, window: Window) -> list[dict[str, Any]]:
     ours, theirs = release.reference.by_name, window.counts.by_name
     return [
-        _column(drift, *ours[drift.column], theirs[drift.column][1])
+        column(drift, *ours[drift.column], theirs[drift.column][1])
         for drift in compare(release.reference, window.counts, release.clock, exactly=False)
     ]
 
 
-def _column(drift: Drift, spec: CountSpec, reference: Cells, current: Cells) -> dict[str, Any]:
+def column(drift: Drift, spec: CountSpec, reference: Cells, current: Cells) -> dict[str, Any]:
+    """How a column differs, with the shares of its cells in both."""
     return asdict(drift) | {
         "kind": spec.kind,
         "labels": spec.labels,

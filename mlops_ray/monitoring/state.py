@@ -18,8 +18,8 @@ from mlops_ray.monitoring.drift import MIN_ROWS
 from mlops_ray.monitoring.sides import Side
 
 FORMAT_VERSION = 2
-#: Minutes of traffic that the page draws.
-MINUTES = 120
+#: Minutes of traffic that the page draws; of longer ago it has hours.
+MINUTES, HOUR_S = 120, 3600
 #: Versions of one model whose counts are kept: the newest that had traffic.
 MAX_VERSIONS = 20
 #: Seconds after which a silent sender is forgotten; a living one repeats what was not acknowledged every few
@@ -89,7 +89,7 @@ class Outlook(NamedTuple):
 
 @dataclass
 class Minute:
-    """The traffic of one minute: requests, those answered with 4xx and with 5xx, microseconds a request."""
+    """The traffic of one minute, or of an hour: requests, those answered with 4xx and with 5xx, microseconds a request."""
 
     at: int
     requests: int = 0
@@ -115,6 +115,12 @@ class Minute:
             self.request_us.total,
         ]
 
+    def entry(self, version: str) -> dict[str, Any]:
+        """An hour as the journal of traffic has it."""
+        counts = {"requests": self.requests, "refused": self.refused, "failed": self.failed}
+        times = {"cells": self.request_us.cells, "total": self.request_us.total}
+        return {"version": version, "since": self.at, "until": self.at + HOUR_S, **counts, **times}
+
     @classmethod
     def from_json(cls, data: list[Any]) -> Self:
         """The minute that `to_json` wrote."""
@@ -131,11 +137,14 @@ class Watched:
     last: Window | None = None
     rows: int = 0
     minutes: OrderedDict[int, Minute] = field(default_factory=OrderedDict)
+    #: The hour that goes on, and those that are over and not in the journal yet.
+    hours: list[Minute] = field(default_factory=list)
 
     def add(self, tally: Tally, now: float) -> None:
         """Adds a tally; one of other cells begins a window of its own."""
         self.traffic.merge(tally.traffic)
         self._minute(now).add(tally.traffic)
+        self._hour(now).add(tally.traffic)
         if self.window.counts.specs != tally.counts.specs:
             self.window, self.last = Window(now, Counts.empty(tally.counts.specs)), None
         self.window.counts.merge(tally.counts)
@@ -161,6 +170,12 @@ class Watched:
             self.minutes.popitem(last=False)
         return minute
 
+    def _hour(self, now: float) -> Minute:
+        at = int(now // HOUR_S) * HOUR_S
+        if not self.hours or self.hours[-1].at < at:
+            self.hours.append(Minute(at))
+        return self.hours[-1]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
         return {
@@ -169,6 +184,7 @@ class Watched:
             "last": self.last.to_json() if self.last else None,
             "rows": self.rows,
             "minutes": [minute.to_json() for minute in self.minutes.values()],
+            "hours": [hour.to_json() for hour in self.hours],
         }
 
     @classmethod
@@ -181,6 +197,8 @@ class Watched:
             Window.from_json(data["last"]) if data["last"] else None,
             data["rows"],
             OrderedDict((minute.at, minute) for minute in minutes),
+            # Earlier documents have none.
+            [Minute.from_json(hour) for hour in data.get("hours", [])],
         )
 
 
@@ -237,6 +255,11 @@ class ModelState:
             window = watched.close(now, self.window_s)
             if window is not None:
                 self.unseen.append(Closed(version, window.since, now, window.counts, invalid=window.invalid))
+
+    def hours(self, now: float) -> list[tuple[str, Minute]]:
+        """The hours that are over and not in the journal yet, by version."""
+        over = [(version, hour) for version, watched in self.versions.items() for hour in watched.hours]
+        return [(version, hour) for version, hour in over if hour.at + HOUR_S <= now]
 
     def _add(self, version: str, tally: Tally, now: float) -> None:
         if version not in self.versions:

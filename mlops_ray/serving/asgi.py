@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import orjson
 
+from mlops_ray.data import error_log
 from mlops_ray.errors import (
     CallerGoneError,
     MethodNotAllowedError,
@@ -61,15 +62,20 @@ class Reply:
 
 
 class Call:
-    """One HTTP request, its body still unread; `path` is percent-encoded, as it was sent."""
+    """One HTTP request, its body still unread; `path` and `query` are percent-encoded, as they were sent."""
 
-    __slots__ = ("_headers", "_id", "_receive", "method", "path")
+    __slots__ = ("_headers", "_id", "_receive", "method", "path", "query")
 
     def __init__(
-        self, method: str, path: str, headers: Iterable[tuple[bytes, bytes]], receive: Receive
+        self,
+        method: str,
+        path: str,
+        headers: Iterable[tuple[bytes, bytes]],
+        receive: Receive,
+        query: bytes = b"",
     ) -> None:
         """Of a header that comes twice the first counts; their names are in lower case."""
-        self.method, self.path, self._receive = method, path, receive
+        self.method, self.path, self._receive, self.query = method, path, receive, query
         self._headers = dict(reversed([*headers]))
         self._id = ""
 
@@ -78,7 +84,7 @@ class Call:
         """An encoded slash in the path is no slash, so that nothing is authorised by a decoded path."""
         raw = scope.get("raw_path")
         path = raw.partition(b"?")[0].decode("latin-1") if raw else str(scope["path"])
-        return cls(scope["method"], path, scope["headers"], receive)
+        return cls(scope["method"], path, scope["headers"], receive, scope.get("query_string", b""))
 
     def header(self, name: str) -> str | None:
         """A header by its name in lower case."""
@@ -172,9 +178,14 @@ def json_reply(document: Any, status: int = 200) -> Reply:
     return Reply(status, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def error_reply(error: Exception, call: Call) -> Reply:
-    """The reply that an error is worth: ours by its status, any other a 500 that says nothing but the id."""
+def error_reply(error: Exception, call: Call, version: str = "") -> Reply:
+    """The reply that an error is worth: ours by its status, any other a 500 that says nothing but the id.
+
+    The error log hears of it; `version` is what was asked.
+    """
+    said_of = {"request": call.id, "version": version}
     if isinstance(error, RequestError):
+        error_log.refuse(error.status, reason(error), error, **said_of)
         headers = dict(JSON)
         if error.status == 401:
             headers["www-authenticate"] = "Bearer"
@@ -185,10 +196,11 @@ def error_reply(error: Exception, call: Call) -> Reply:
         body = orjson.dumps({"error": str(error).encode("utf-8", "replace").decode()})
         return Reply(error.status, body, headers, reason(error))
     if isinstance(error, StorageError):
-        logger.error("request %s waits for a store: %s", call.id, error)
+        logger.error("request %s waits for a store: %s", call.id, error, extra={**said_of, "status": 503})
         said = {"error": "a store that the answer needs does not answer; ask again", "id": call.id}
         return Reply(503, orjson.dumps(said), {**JSON, "retry-after": "1"})
-    logger.error("request %s failed: %s", call.id, type(error).__name__, exc_info=shown(error))
+    name, told = type(error).__name__, {**said_of, "status": 500}
+    logger.error("request %s failed: %s", call.id, name, exc_info=shown(error), extra=told)
     return json_reply({"error": "internal error", "id": call.id}, 500)
 
 

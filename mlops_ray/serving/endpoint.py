@@ -115,7 +115,7 @@ class Endpoint(Application):
             until = deadline(call.header(TIMEOUT), self.admission.clock())
             place = self._admitted(until, call.size)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-            return _counted(live, error_reply(error, call), came_ns)
+            return _counted(live, error_reply(error, call, _version(live)), came_ns)
         asked = _Asked(came_ns, until, place)
         if contest is not None and live is not None:
             return self._contested(call, contest, live, key, action, asked)
@@ -131,7 +131,7 @@ class Endpoint(Application):
 
     async def _predicted(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
         try:
-            reply = await _replied(call, self._predict(call, live, action, asked))
+            reply = await _replied(call, self._predict(call, live, action, asked), live)
         finally:
             asked.place.leave()
         return _counted(live, reply, asked.came_ns)
@@ -144,7 +144,7 @@ class Endpoint(Application):
             try:
                 body = await self._body(call, asked)
             except Exception as error:  # noqa: BLE001 - no version is to blame
-                return _counted(live, error_reply(error, call), asked.came_ns)
+                return _counted(live, error_reply(error, call, live.version), asked.came_ns)
             at = bucket(key)
             asked = asked._replace(compared=(contest.turn, at))
             if live is contest.challenger:
@@ -184,7 +184,7 @@ class Endpoint(Application):
         try:
             reply, answers = await self._answer(call, live, action, body, asked)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-            reply = error_reply(error, call)
+            reply = error_reply(error, call, live.version)
         latency_us = _since_us(began_ns)
         is_late = latency_us >= self._patience_s * 1e6
         return reply, Tried(reply.status, latency_us, answers, is_late)
@@ -377,11 +377,15 @@ class Endpoint(Application):
 SHOWN_PATH = 200
 
 
-async def _replied(call: Call, answer: Awaitable[Reply]) -> Reply:
+async def _replied(call: Call, answer: Awaitable[Reply], live: Live | None = None) -> Reply:
     try:
         return await answer
     except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
-        return error_reply(error, call)
+        return error_reply(error, call, _version(live))
+
+
+def _version(live: Live | None) -> str:
+    return "" if live is None else live.version
 
 
 def authorize(keyring: Keyring, call: Call, *roles: Role) -> Caller:

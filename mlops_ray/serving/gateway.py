@@ -9,6 +9,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
+from mlops_ray.data import error_log
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.policy import placed
@@ -23,6 +24,8 @@ APPLICATION = "gateway"
 ROUTE = "/"
 #: A monitor that has just been killed is back within seconds; the page shows what it can meanwhile.
 SNAPSHOT_S = 3.0
+#: Whether it is there is asked with each page, which is to stay under a second.
+PING_S = 0.5
 #: Pages and scrapers, not predictions.
 MAX_ONGOING_REQUESTS = 1_000
 HEALTH_CHECK_S = 1.0
@@ -37,7 +40,8 @@ class Gateway:
 
     def __init__(self, storage_root: str, listener: rpc.Listener | None) -> None:
         self._storage, self._listener = Storage.open(storage_root), listener
-        self._routes = Routes(self._storage, self._snapshot)
+        error_log.install(self._storage, "gateway")
+        self._routes = Routes(self._storage, self._snapshot, self._ping)
         self._monitor: Any = None
         self._server: Any = None
         self._handles: dict[str, Any] = {}
@@ -48,9 +52,17 @@ class Gateway:
         return direct.by_serve(self._routes, self._start, self._stop)
 
     async def _snapshot(self) -> dict[str, Any]:
-        self._monitor = self._monitor or serve.get_deployment_handle(deltas.DEPLOYMENT, deltas.APPLICATION)
         async with asyncio.timeout(SNAPSHOT_S):
-            return cast(dict[str, Any], await self._monitor.snapshot.remote())
+            return cast(dict[str, Any], await self._watcher.snapshot.remote())
+
+    async def _ping(self) -> bool:
+        async with asyncio.timeout(PING_S):
+            return cast(bool, await self._watcher.ping.remote())
+
+    @property
+    def _watcher(self) -> Any:
+        self._monitor = self._monitor or serve.get_deployment_handle(deltas.DEPLOYMENT, deltas.APPLICATION)
+        return self._monitor
 
     async def _start(self) -> None:
         if self._listener is not None:

@@ -9,6 +9,7 @@ from typing import IO, ClassVar
 
 from ray import serve
 
+from mlops_ray.data import error_log
 from mlops_ray.policy import placed
 from mlops_ray.serving import record
 from mlops_ray.serving.reconcile import Reconciler, Registry
@@ -29,6 +30,7 @@ class Single:
 
     def __init__(self, storage_root: str) -> None:
         self._storage = Storage.open(storage_root)
+        error_log.install(self._storage, "reconciler")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -14,6 +14,7 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from mlops_ray.config import MICROSECONDS, Project, Serving
+from mlops_ray.data import error_log
 from mlops_ray.data.prediction_log import FLUSH_S, PredictionLog
 from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
@@ -68,6 +69,7 @@ class Replica:
         Where there is none yet, requests are told so until one is released.
         """
         storage, names = Storage.open(storage_root), frozenset(hidden)
+        error_log.install(storage, "replica", model)
         settings = Serving.model_validate(serving)
         window_s, most, per_s, fresh_s = watched
         self._outbox = Outbox(model, window_s, Budget(most, per_s), fresh_s)

@@ -4,10 +4,13 @@ Deny by default: health is open, everything else wants a key, and what is not li
 """
 
 import asyncio
+import gzip
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
 from mlops_ray.errors import ForbiddenError, NotFoundError, SlowBodyError, UnauthorizedError
@@ -15,6 +18,7 @@ from mlops_ray.keys import Keyring, Role
 from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
 from mlops_ray.monitoring.dashboard.sessions import Sessions
+from mlops_ray.monitoring.dashboard.views import Views
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
@@ -26,6 +30,10 @@ READY = "/v2/health/ready"
 #: A key has 43 characters; more than this is no login.
 MAX_LOGIN_BYTES = 4_096
 LOGIN_S = 10.0
+#: The paths of the page's documents, and of its files.
+DATA, ASSETS = "/dashboard/data/", f"{page.ASSETS}/"
+#: Parameters of a document that are read.
+MOST_PARAMETERS = 20
 
 Handler = Callable[[Call], Awaitable[Reply]]
 
@@ -33,10 +41,16 @@ logger = logging.getLogger(__name__)
 
 
 class Routes(Application):
-    """The gateway's paths. `snapshot` asks the monitor."""
+    """The gateway's paths. `snapshot` asks the monitor for all that it knows, `ping` whether it is there."""
 
-    def __init__(self, storage: Storage, snapshot: Callable[[], Awaitable[dict[str, Any]]]) -> None:
-        self._storage, self._snapshot = storage, snapshot
+    def __init__(
+        self,
+        storage: Storage,
+        snapshot: Callable[[], Awaitable[dict[str, Any]]],
+        ping: Callable[[], Awaitable[Any]] | None = None,
+    ) -> None:
+        self._storage, self._snapshot, self._ping = storage, snapshot, ping or snapshot
+        self._views, self._viewing = Views(storage), ThreadPoolExecutor(1, "dashboard")
         self._keyring, self._sessions = Keyring(storage), Sessions(storage)
         self._routes: dict[str, tuple[str, tuple[Role, ...], Handler]] = {
             "/v2": ("GET", ("predict", "read"), self._server),
@@ -105,6 +119,10 @@ class Routes(Application):
             return Reply(200, page.dashboard(), page.headers())
         if call.path == "/dashboard/data.json":
             return json_reply(await self._overview())
+        if call.path.startswith(DATA):
+            return await self._document(call)
+        if call.path.startswith(ASSETS):
+            return _asset(call)
         raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
 
     def _admit(self, call: Call) -> None:
@@ -127,10 +145,48 @@ class Routes(Application):
         cookie = self._sessions.cookie(name)
         return Reply(303, b"", {**page.headers(), "location": "/dashboard", "set-cookie": cookie})
 
-    async def _overview(self) -> dict[str, Any]:
+    async def _document(self, call: Call) -> Reply:
+        """A document of the page; one that the browser has already is not sent again."""
+        parts = [unquote(part) for part in call.path[len(DATA) :].split("/")]
+        asked = dict(parse_qsl(call.query.decode("latin-1"), max_num_fields=MOST_PARAMETERS))
+        found = asyncio.get_running_loop().run_in_executor(self._viewing, self._views.answer, parts, asked)
+        if parts == ["models"]:
+            is_there = await self._answering(self._ping)
+            document = await found | {"monitor": is_there is not None}
+        else:
+            document = await found
+        body = json_reply(document).body
+        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        headers = page.document_headers(tag)
+        if tag in (call.header("if-none-match") or ""):
+            return Reply(304, b"", headers)
+        if len(body) >= page.LEAST_GZIPPED and _takes_gzip(call):
+            headers["content-encoding"] = "gzip"
+            body = await asyncio.to_thread(gzip.compress, body, page.OF_DOCUMENTS)
+        return Reply(200, body, headers)
+
+    async def _answering(self, ask: Callable[[], Awaitable[Any]]) -> Any:
+        """What the monitor answers; `None` where it does not, as the page says."""
         try:
-            snapshot = await self._snapshot()
-        except Exception as error:  # noqa: BLE001 - the page says that the monitor is away
+            return await ask()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the rest can be shown
             logger.warning("the monitor does not answer: %s", type(error).__name__)
-            snapshot = None
-        return overview(record.read_all(self._storage), snapshot)
+            return None
+
+    async def _overview(self) -> dict[str, Any]:
+        return overview(record.read_all(self._storage), await self._answering(self._snapshot))
+
+
+def _asset(call: Call) -> Reply:
+    digest, _, name = call.path[len(ASSETS) :].partition("/")
+    found = page.assets().get(name)
+    if found is None or digest != page.digest():
+        raise NotFoundError("there is no such file of this version of the dashboard")
+    headers = page.asset_headers(found.type)
+    if not _takes_gzip(call):
+        return Reply(200, found.plain, headers)
+    return Reply(200, found.gzipped, headers | {"content-encoding": "gzip"})
+
+
+def _takes_gzip(call: Call) -> bool:
+    return "gzip" in (call.header("accept-encoding") or "")

@@ -177,7 +177,8 @@ async def _serve(
     except Exception as error:
         # The message may hold values of the request; the type and the traceback say enough.
         bare = RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
-        logger.error("request %s failed: %s", headers[REQUEST_ID], type(error).__name__, exc_info=bare)
+        told = {"request": headers[REQUEST_ID], "status": 500}
+        logger.error("request %s failed: %s", headers[REQUEST_ID], type(error).__name__, exc_info=bare, extra=told)
         status, details = 500, ""
     await context.abort(_code(status), details[:MAX_DETAILS] or "internal error", tuple(trailing.items()))
     raise AssertionError("abort raises")

@@ -1,0 +1,246 @@
+"""What the journals hold, kept in memory as far as it is drawn: each line is read once, however often is asked.
+
+A page that is opened reads the end of a journal, as far back as its period goes; one that is refreshed reads
+what came since. Of a look nothing is kept that is not drawn: a year of hours is 8,760 of them.
+"""
+
+import os
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import orjson
+
+from mlops_ray.data.counts import Counts
+from mlops_ray.errors import StorageError
+from mlops_ray.monitoring import integrity, journal
+from mlops_ray.storage import Storage
+
+#: Bytes that are read at first from a file's end; each further step back reads twice as many.
+FIRST_BYTES = 2**18
+#: Lines of all journals that are kept: some kB each at most, and more than a model's year of hours.
+MOST_LINES = 60_000
+NAN = float("nan")
+
+
+class Line(Protocol):
+    """What a line of a journal says: of which version, and of which window."""
+
+    @property
+    def version(self) -> str: ...
+    @property
+    def since(self) -> float: ...
+    @property
+    def until(self) -> float: ...
+
+
+class Seen(NamedTuple):
+    """A look, as far as it is drawn: the PSI of each column (NaN where untested), and which were found.
+
+    `quality` has the metrics "estimated" and "realised" of so many `rows` and `labelled` ones, `figures` are
+    those of `integrity.drawn`; `place` is where the whole line stands, from byte to byte.
+    """
+
+    version: str
+    since: float
+    until: float
+    rows: int
+    spent: float
+    columns: tuple[str, ...]
+    psi: array  # type: ignore[type-arg]
+    found: tuple[str, ...]
+    quality: dict[str, Any]
+    figures: dict[str, float]
+    skew: dict[str, Any]
+    outside: float | None
+    place: tuple[int, int]
+
+
+class Counted(NamedTuple):
+    """Where the counts of a window stand, from byte to byte."""
+
+    version: str
+    since: float
+    until: float
+    place: tuple[int, int]
+
+
+class Hour(NamedTuple):
+    """The traffic of a version in an hour; `cells` are those of `counts.REQUEST_US`."""
+
+    version: str
+    since: float
+    until: float
+    requests: int
+    refused: int
+    failed: int
+    cells: Sequence[int]
+
+
+Entry = TypeVar("Entry", bound=Line)
+
+
+class Grown(Generic[Entry]):
+    """The lines of a file that grows at its end alone, each parsed once."""
+
+    def __init__(self, path: Path, parse: Callable[[bytes, tuple[int, int]], Entry]) -> None:
+        self._path, self._parse = path, parse
+        self._file, self._begin, self._end = -1, 0, 0
+        self.lines: list[Entry] = []
+
+    def since(self, first: float) -> list[Entry]:
+        """The entries of windows that ended at `first` or later, oldest first; of two alike the later one."""
+        try:
+            with self._path.open("rb") as file:
+                self._forward(file)
+                self._back(file, first)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
+        found = {(line.version, line.since): line for line in self.lines if line.until >= first}
+        return list(found.values())
+
+    def whole(self, place: tuple[int, int]) -> Any:
+        """The document of a line."""
+        with self._path.open("rb") as file:
+            file.seek(place[0])
+            return orjson.loads(file.read(place[1] - place[0]))
+
+    def _forward(self, file: Any) -> None:
+        """What has come since; a last line that is not whole waits."""
+        known = os.fstat(file.fileno())
+        if known.st_ino != self._file or known.st_size < self._end:
+            self._file, self.lines = known.st_ino, []
+            self._begin = self._end = _last_line(file, known.st_size)
+        if known.st_size > self._end:
+            file.seek(self._end)
+            data = file.read(known.st_size - self._end)
+            added, self._end = self._parsed(data, self._end)
+            self.lines += added
+
+    def _back(self, file: Any, first: float) -> None:
+        size = FIRST_BYTES
+        while self._begin > 0 and not (self.lines and self.lines[0].until < first):
+            at = max(0, self._begin - size)
+            file.seek(at)
+            data = file.read(self._begin - at)
+            cut = data.find(b"\n") + 1 if at else 0
+            size *= 2
+            if at and not cut:
+                continue
+            added, _ = self._parsed(data[cut:], at + cut)
+            self.lines, self._begin = added + self.lines, at + cut
+
+    def _parsed(self, data: bytes, at: int) -> tuple[list[Entry], int]:
+        """The entries of these bytes, and where the first line begins that is not whole."""
+        found, rest = [], at + len(data)
+        pieces = data.split(b"\n")
+        for number, piece in enumerate(pieces):
+            end = at + len(piece)
+            if piece:
+                try:
+                    found.append(self._parse(piece, (at, end)))
+                except (ValueError, KeyError, TypeError):
+                    # A line that was begun and not ended is no line.
+                    if number == len(pieces) - 1:
+                        rest = at
+            at = end + 1
+        return found, rest
+
+
+def _last_line(file: Any, size: int) -> int:
+    """Where the last line begins."""
+    at = size
+    while at > 0:
+        start = max(0, at - FIRST_BYTES)
+        file.seek(start)
+        found = int(file.read(at - start).rfind(b"\n"))
+        if found >= 0:
+            return start + found + 1
+        at = start
+    return 0
+
+
+class History:
+    """The journals of all models of a storage."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._grown: OrderedDict[tuple[str, str], Grown[Any]] = OrderedDict()
+        self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def looks(self, model: str, first: float) -> list[Seen]:
+        """The looks at windows that ended at `first` or later, oldest first."""
+        return self._of(model, journal.LOOKS, self._look).since(first)
+
+    def latest(self, model: str) -> Seen | None:
+        """The last look."""
+        grown = self._of(model, journal.LOOKS, self._look)
+        grown.since(float("inf"))
+        return grown.lines[-1] if grown.lines else None
+
+    def look(self, model: str, seen: Seen) -> dict[str, Any]:
+        """All that a look wrote down."""
+        found: dict[str, Any] = self._of(model, journal.LOOKS, self._look).whole(seen.place)
+        return found
+
+    def windows(self, model: str, first: float) -> list[Counted]:
+        """The windows that ended at `first` or later, oldest first."""
+        return self._of(model, journal.WINDOWS, _window).since(first)
+
+    def counts(self, model: str, window: Counted) -> Counts:
+        """The counts of a window."""
+        return Counts.from_json(self._of(model, journal.WINDOWS, _window).whole(window.place)["counts"])
+
+    def traffic(self, model: str, first: float) -> list[Hour]:
+        """The hours that ended at `first` or later, oldest first."""
+        return self._of(model, journal.TRAFFIC, _hour).since(first)
+
+    def _of(self, model: str, file: str, parse: Callable[[bytes, tuple[int, int]], Any]) -> Grown[Any]:
+        """The journal; those that nobody asked for longest are forgotten where there are too many lines."""
+        path = self._storage.root / journal.FOLDER / model / file
+        grown = self._grown.setdefault((model, file), Grown(path, parse))
+        self._grown.move_to_end((model, file))
+        while len(self._grown) > 1 and sum(len(each.lines) for each in self._grown.values()) > MOST_LINES:
+            self._grown.popitem(last=False)
+        return grown
+
+    def _look(self, line: bytes, place: tuple[int, int]) -> Seen:
+        entry = orjson.loads(line)
+        columns = tuple(entry["columns"])
+        quality, whole = entry.get("quality") or {}, entry.get("integrity") or {}
+        found = set(entry["found"])
+        told = ("estimated", "realised", "rows", "labelled")
+        return Seen(
+            entry["version"],
+            entry["since"],
+            entry["until"],
+            entry["rows"],
+            entry["spent"],
+            self._names.setdefault(columns, columns),
+            array("f", [NAN if psi is None else psi for psi in entry["columns"].values()]),
+            tuple({f.get("column") or f["about"] for f in entry["findings"] if f["about"] in found}),
+            {key: quality[key] for key in told if quality.get(key)},
+            integrity.drawn(whole),
+            whole.get("skew") or {},
+            entry.get("outside"),
+            place,
+        )
+
+
+def _window(line: bytes, place: tuple[int, int]) -> Counted:
+    """Of a window the head alone is parsed: its counts are a hundred times as long."""
+    head, _, rest = line.partition(b',"counts":')
+    # Half a line has a head too.
+    if not rest.endswith(b"}}"):
+        raise ValueError("not whole")
+    entry = orjson.loads(head + b"}")
+    return Counted(entry["version"], entry["since"], entry["until"], place)
+
+
+def _hour(line: bytes, place: tuple[int, int]) -> Hour:
+    entry = orjson.loads(line)
+    return Hour(*(entry[key] for key in ("version", "since", "until", "requests", "refused", "failed", "cells")))

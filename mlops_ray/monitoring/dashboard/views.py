@@ -1,0 +1,555 @@
+"""What the page asks for, as JSON documents: each made of what others wrote, in a time that does not grow.
+
+Pictures get as many steps as they have room for, whatever lies behind them: of PSI the largest of a step's
+windows, of a metric the mean. Nothing here is a row, and of columns for machines only there is no
+distribution.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mlops_ray.data.counts import Counts
+from mlops_ray.errors import MlopsError, NotFoundError
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.shelves import ONLINE
+from mlops_ray.features.store import in_words
+from mlops_ray.instants import to_micros
+from mlops_ray.monitoring import journal, looks, period, report
+from mlops_ray.monitoring.dashboard import spans
+from mlops_ray.monitoring.dashboard.errors import Errors
+from mlops_ray.monitoring.dashboard.history import Counted, History, Hour, Seen
+from mlops_ray.monitoring.dashboard.spans import Span
+from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
+from mlops_ray.monitoring.looks import RELEASES, Release
+from mlops_ray.monitoring.state import HOUR_S, Watched
+from mlops_ray.storage import Storage
+
+#: Steps of the small pictures of the overview, and of a heat map.
+SPARKS, CELLS = 60, 120
+#: Columns of a heat map, those that moved most; there is a search for the others.
+MOST_COLUMNS = 60
+#: Windows whose counts are put together for one cell of a heat map.
+MOST_MERGED = 800
+#: Looks that are read whole for the segments that they wrote down, and the turns of a release that are told.
+MOST_WHOLE, MOST_TURNS = 30, 200
+#: Of 100 windows that chance alone makes, so many lie within the band.
+WITHIN, SIGMAS = 95, 1.96
+#: Documents of other parts: the runs of a model, what it costs, what the loop of retraining decided.
+RUNS, COSTS, LOOP = "runs", "cost", "loop"
+
+Document = dict[str, Any]
+Query = Mapping[str, str]
+
+
+class Group(NamedTuple):
+    """Windows that a picture shows as one step."""
+
+    since: float
+    until: float
+    looks: Sequence[Seen]
+
+
+class Views:
+    """The documents of a storage; one thread asks."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage, self._history, self._errors = storage, History(storage), Errors(storage)
+        self._of_model: dict[str, Callable[[str, Query], Document]] = {
+            "": self.model,
+            "drift": self.drift,
+            "column": self.column,
+            "performance": self.performance,
+            "alarms": self.alarms,
+            "releases": self.releases,
+            "features": self.features,
+            "runs": self.runs,
+            "costs": self.costs,
+        }
+
+    def answer(self, path: Sequence[str], query: Query) -> Document:
+        """The document at a path: `models`, `models/NAME`, `models/NAME/VIEW`, or `errors`.
+
+        Raises `NotFoundError` where there is none.
+        """
+        match list(path):
+            case ["models"]:
+                return self.models(query)
+            case ["errors"]:
+                return self._errors.search(spans.asked(query, cells=SPARKS), query)
+            case ["models", name, *rest] if len(rest) < 2 and "".join(rest) in self._of_model:
+                if not self._release(name):
+                    raise NotFoundError("no model of this name is live here")
+                return self._of_model["".join(rest)](name, query)
+        raise NotFoundError("there is no such part of the dashboard")
+
+    # ---------------------------------------------------------------- all models
+
+    def models(self, query: Query) -> Document:
+        """A row for each model."""
+        span = spans.asked(query, cells=SPARKS)
+        names = sorted(path.stem for path in self._storage.root.glob(f"{RELEASES}/[!.]*.json"))
+        found = [self._row(name, span) for name in names if self._release(name)]
+        return {"since": span.since, "models": found, "errors": self._count_errors(span)}
+
+    def _count_errors(self, span: Span) -> int:
+        return int(self._errors.search(span, {"level": "error"})["count"])
+
+    def _row(self, name: str, span: Span) -> Document:
+        release, state = self._release(name), self._state(name)
+        champion = release["champion"]
+        latest = self._history.latest(name)
+        return {
+            "name": name,
+            **{key: champion.get(key) for key in ("version", "state", "since", "family", "task")},
+            "previous": (release.get("previous") or {}).get("version"),
+            "challenger": _challenger(release),
+            "traffic": spans.traffic(span, self._hours(name, state, span)),
+            "now": _per_second(state),
+            "heard": max((at for _, at in state.get("sources", {}).values()), default=None),
+            "alarm": _open(_episodes(state)),
+            "alarms": sum(each["opened"] >= span.since for each in _episodes(state)),
+            "drift": latest and _moved(latest),
+            "quality": _quality(state),
+            "cost": _cost(self._document(COSTS, name)),
+        }
+
+    # ---------------------------------------------------------------- one model
+
+    def model(self, name: str, query: Query) -> Document:
+        """What is known of a model at a glance: its traffic, its version, what was refused and why."""
+        span = spans.asked(query)
+        release, state = self._release(name), self._state(name)
+        champion = release["champion"]
+        watched = dict(state.get("versions", [])).get(champion["version"], {})
+        counted = watched.get("traffic", {})
+        invalid = [{"column": c, "rule": r, "count": n} for c, r, n in counted.get("invalid", [])]
+        return self._row(name, span) | {
+            "turns": [each for each in release.get("history", []) if _second(each["at"]) >= span.since],
+            "rows": watched.get("rows", 0),
+            "metrics": champion.get("metrics", {}),
+            "baselines": champion.get("baselines", {}),
+            "rejected": counted.get("rejected", {}),
+            "invalid": sorted(invalid, key=lambda each: -each["count"]),
+            "window": _open_window(watched),
+            "watched": _watched(state),
+            "has": {"costs": self._document(COSTS, name) is not None, "loop": bool(self._document(LOOP, name))},
+        }
+
+    def drift(self, name: str, query: Query) -> Document:
+        """PSI by column and step, the columns that moved most first; `q` looks for a name."""
+        span = spans.asked(query, cells=CELLS)
+        groups = _grouped(span, self._history.looks(name, span.since))
+        sought = query.get("q", "").lower()
+        columns = [c for c in dict.fromkeys(c for g in groups for s in g.looks for c in s.columns) if sought in c.lower()]
+        place = {column: at for at, column in enumerate(columns)}
+        psi = np.full((len(groups), len(columns)), np.nan)
+        found: list[set[str]] = []
+        for row, group in zip(psi, groups, strict=True):
+            for seen in group.looks:
+                at = [place.get(column, -1) for column in seen.columns]
+                known = np.array(at) >= 0
+                mine = np.array(at)[known]
+                row[mine] = np.fmax(row[mine], np.frombuffer(seen.psi, np.float32)[known])
+            found.append({column for seen in group.looks for column in seen.found})
+        peaks = np.fmax.reduce(psi, axis=0, initial=-1.0) if len(groups) else np.zeros(0)
+        order = np.argsort(-peaks, kind="stable")[:MOST_COLUMNS].tolist()
+        hidden = self._hidden(name)
+        return {
+            "at": [[group.since, group.until] for group in groups],
+            "windows": [len(group.looks) for group in groups],
+            "rows": [sum(seen.rows for seen in group.looks) for group in groups],
+            "versions": [group.looks[-1].version for group in groups],
+            "columns": [
+                {
+                    "name": columns[at],
+                    "psi": _rounded(psi[:, at]),
+                    "found": [step for step, names in enumerate(found) if columns[at] in names],
+                    "is_hidden": columns[at] in hidden,
+                }
+                for at in order
+            ],
+            "total": len(columns),
+            "floor": EFFECT_FLOOR,
+            "outside": _mean([seen.outside for group in groups for seen in group.looks]),
+            "open": self._open(name),
+            "hidden": sorted(hidden),
+        }
+
+    def column(self, name: str, query: Query) -> Document:
+        """The distribution of a column in the windows of a step, beside the reference."""
+        column = query.get("column", "")
+        if column in self._hidden(name):
+            return {"column": column, "is_hidden": True}
+        releases = looks.releases(self._storage, name)
+        if "from" not in query:
+            version, counts, ends, windows = self._now(name)
+        else:
+            span = spans.asked(query)
+            version, counts, ends, windows = self._merged(name, span)
+        if counts is None or column not in counts.by_name:
+            return {"column": column, "is_hidden": False, "labels": [], "windows": 0}
+        spec, cells = counts.by_name[column]
+        known = {"column": column, "is_hidden": False, "version": version, "windows": windows, "since": ends[0], "until": ends[1]}
+        release = releases.get(version)
+        if release is None or spec not in release.reference.specs:
+            shares = (cells / max(1, cells.sum())).round(6).tolist()
+            return known | {"kind": spec.kind, "labels": spec.labels, "current": shares, "reference": None, "rows": counts.rows}
+        one = _only(release.reference, column), _only(counts, column)
+        told = compare(*one, release.clock, exactly=False)
+        return known | report.column(told[0], spec, one[0].cells[0], cells) | {"p_holm": None}
+
+    def performance(self, name: str, query: Query) -> Document:
+        """Each metric by estimate and by labels, step by step, with bands; the worst segments; what has grown."""
+        span = spans.asked(query)
+        seen = self._history.looks(name, span.since)
+        seen = [each for each in seen if each.until <= span.until]
+        groups = _grouped(span, seen)
+        releases = looks.releases(self._storage, name)
+        metrics = dict.fromkeys(m for each in seen for how in ("estimated", "realised") for m in each.quality.get(how, {}))
+        champion = releases.get(self._release(name)["champion"]["version"])
+        expected = champion.expected if champion else None
+        last = [self._history.look(name, each) for each in seen[-MOST_WHOLE:]]
+        return {
+            "at": [[group.since, group.until] for group in groups],
+            "metrics": {metric: _course(metric, groups, releases, expected) for metric in metrics},
+            "decides": expected.decides if expected else next(iter(metrics), None),
+            "within": WITHIN,
+            "labelled": [sum(each.quality.get("labelled", 0) for each in group.looks) for group in groups],
+            "rows": [sum(each.rows for each in group.looks) for group in groups],
+            "segments": period.segments(last)[: period.MOST_SEGMENTS],
+            "splits": period.splits(last),
+        }
+
+    def alarms(self, name: str, query: Query) -> Document:
+        """The episodes that went on in the span, the newest first, and what was looked at and spent."""
+        span = spans.asked(query)
+        state = self._state(name)
+        seen = self._history.looks(name, span.since)
+        going = [e for e in _episodes(state) if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since]
+        return {
+            "alarms": [
+                each | {"found": [what | {"said": period.KINDS.get(what["kind"], what["kind"])} for what in each["found"]]}
+                for each in going
+            ],
+            "total": len(_episodes(state)),
+            "looks": len(seen),
+            "rows": sum(each.rows for each in seen),
+            "spent": sum(each.spent for each in seen),
+            "watched": _watched(state),
+            "last": seen[-1].until if seen else None,
+            "loop": self._document(LOOP, name),
+        }
+
+    def releases(self, name: str, query: Query) -> Document:
+        """The turns of the release, the newest first, and how champion and challenger compare."""
+        release = self._release(name)
+        told = ("version", "state", "since", "reason", "family", "task", "created_at", "metrics", "baselines", "digest")
+        seen = self._document(f"{RELEASES}/seen", name) or {}
+        challenger = release.get("challenger")
+        return {
+            **{
+                side: found and {key: found.get(key) for key in told}
+                for side in ("champion", "previous", "challenger")
+                for found in [release.get(side)]
+            },
+            "step": _challenger(release),
+            "evidence": (challenger or {}).get("evidence") or {},
+            "seen": seen if challenger and seen.get("turn") == challenger.get("turn") else None,
+            "history": release.get("history", [])[-MOST_TURNS:][::-1],
+            "loop": self._document(LOOP, name),
+        }
+
+    def features(self, name: str, query: Query) -> Document:
+        """What the live version reads: each feature, how fresh its source is, how it is served and drifts."""
+        span = spans.asked(query)
+        release = looks.releases(self._storage, name).get(self._release(name)["champion"]["version"])
+        if release is None:
+            return {"features": [], "sources": [], "figures": {}}
+        made, seen = release.package.feature_set, self._history.looks(name, span.since)
+        psi = dict(zip(seen[-1].columns, seen[-1].psi, strict=True)) if seen else {}
+        skew: dict[str, list[int]] = {}
+        for each in seen:
+            for feature, (differ, rows) in each.skew.items():
+                before = skew.get(feature, [0, 0])
+                skew[feature] = [before[0] + differ, before[1] + rows]
+        weigh = release.expected.importance if release.expected else {}
+        every = {each.name: each for each in (*made.stored, *made.computed)}
+        groups = _grouped(span, seen)
+        return {
+            "features": [
+                {
+                    "name": column.name,
+                    "type": column.type,
+                    "made_of": in_words(every[column.name]) if column.name in every else "the request",
+                    "source": getattr(every.get(column.name), "source", None),
+                    "is_hidden": column.hidden,
+                    "is_clock": column.name in release.clock,
+                    "importance": weigh.get(column.name),
+                    "psi": _number(psi.get(column.name)),
+                    "skew": skew.get(column.name),
+                }
+                for column in made.columns
+            ],
+            "sources": self._sources(name, release),
+            "at": [[group.since, group.until] for group in groups],
+            "figures": {
+                figure: {"title": title, "unit": unit, "values": _rounded_list(_mean([s.figures.get(figure) for s in g.looks]) for g in groups)}
+                for figure, (title, unit) in period.FIGURES.items()
+            },
+        }
+
+    def runs(self, name: str, query: Query) -> Document:
+        """The jobs that learned, with their trials, as training wrote them down."""
+        found = self._document(RUNS, name) or {}
+        return {"runs": found.get("runs", []), "at": found.get("at")}
+
+    def costs(self, name: str, query: Query) -> Document:
+        """What the model costs, as its owner wrote it down."""
+        return {"cost": self._document(COSTS, name)}
+
+    # ---------------------------------------------------------------- what lies in the storage
+
+    def _document(self, folder: str, name: str) -> Any:
+        try:
+            return self._storage.read_json(folder, f"{name}.json")
+        except MlopsError:
+            # The rest of the page is no worse for it.
+            return None
+
+    def _release(self, name: str) -> Document:
+        """The release; empty where the model has none, or nothing is live."""
+        found = self._document(RELEASES, name) if re.fullmatch(r"[^./][^/]*", name) else None
+        return found if isinstance(found, dict) and isinstance(found.get("champion"), dict) else {}
+
+    def _state(self, name: str) -> Document:
+        found = self._document(journal.FOLDER, name)
+        return found if isinstance(found, dict) else {}
+
+    def _hours(self, name: str, state: Document, span: Span) -> list[Hour]:
+        """The traffic of a span: by the hour, of a short one by the minute."""
+        watched = [(version, each) for version, each in state.get("versions", [])]
+        if span.step < HOUR_S:
+            known = [(version, minute, 60) for version, each in watched for minute in each.get("minutes", [])]
+            short = _as_hours(known)
+            if short and min(hour.since for hour in short) <= span.since + HOUR_S:
+                return short
+        going = _as_hours((version, hour, HOUR_S) for version, each in watched for hour in each.get("hours", []))
+        found = {(each.version, each.since): each for each in (*self._history.traffic(name, span.since), *going)}
+        return list(found.values())
+
+    def _hidden(self, name: str) -> frozenset[str]:
+        """Features that only machines may read, of the versions that are at hand."""
+        known = looks.releases(self._storage, name).values()
+        return frozenset(c.name for release in known for c in release.package.feature_set.columns if c.hidden)
+
+    def _now(self, name: str) -> tuple[str, Counts | None, tuple[float, float | None], int]:
+        """The counts of the live version's window that says something."""
+        version = self._release(name)["champion"]["version"]
+        watched = dict(self._state(name).get("versions", [])).get(version)
+        if watched is None:
+            return version, None, (0.0, None), 0
+        window = Watched.from_json(watched).judged()
+        return version, window.counts, (window.since, window.until), 1
+
+    def _open(self, name: str) -> Document | None:
+        """How each column differs in the window that is open, from so many rows on."""
+        version, counts, ends, _ = self._now(name)
+        release = looks.releases(self._storage, name).get(version)
+        if counts is None or release is None or counts.rows < MIN_ROWS or ends[1] is not None:
+            return None
+        drifts = compare(release.reference, counts, release.clock, exactly=False)
+        found = {each.column: _number(each.psi_corrected) for each in drifts}
+        return {"since": ends[0], "rows": counts.rows, "version": version, "psi": found}
+
+    def _merged(self, name: str, span: Span) -> tuple[str, Counts | None, tuple[float, float], int]:
+        """The counts of the windows that ended in a span, those of the last one's version and cells."""
+        inside = [w for w in self._history.windows(name, span.since) if span.since < w.until <= span.until]
+        if not inside:
+            return "", None, (span.since, span.until), 0
+        last: Counted = inside[-1]
+        whole, count, since = self._history.counts(name, last), 1, last.since
+        for window in reversed(inside[-MOST_MERGED:-1]):
+            if window.version != last.version:
+                break
+            counts = self._history.counts(name, window)
+            if counts.specs != whole.specs:
+                break
+            whole.merge(counts)
+            count, since = count + 1, window.since
+        return last.version, whole, (since, last.until), count
+
+    def _sources(self, name: str, release: Release) -> list[Document]:
+        """Up to when everything known of each source is in the online store, and how old it may be."""
+        limits = self._state(name).get("fresh_s", {})
+        settings = self._document(f"{RELEASES}/settings", name) or {}
+        location = settings.get("online") or str(self._storage.root / ONLINE)
+        marks, said = {}, ""
+        try:
+            if "://" in location or self._storage.root.joinpath(location).exists():
+                with closing(OnlineStore(location)) as store:
+                    marks = store.watermarks(release.package.feature_set)
+        except MlopsError as error:
+            said = str(error)
+        return [
+            {
+                "source": view.source,
+                "until": to_micros(marks[view.source]) / 1e6 if view.source in marks else None,
+                "limit_s": limits.get(view.source),
+                "said": said,
+            }
+            for view in {view.source: view for view in release.package.feature_set.tables}.values()
+        ]
+
+
+# ---------------------------------------------------------------- parts of documents
+
+
+def _grouped(span: Span, seen: Sequence[Seen]) -> list[Group]:
+    """Each window by itself where there is room, else those that ended in the same step together."""
+    inside = [each for each in seen if each.until <= span.until or each is seen[-1]]
+    if len(inside) <= span.count or len(inside) <= CELLS:
+        return [Group(each.since, each.until, [each]) for each in inside]
+    groups = []
+    for _, members in groupby(inside, key=lambda each: span.place(each.until)):
+        together = list(members)
+        groups.append(Group(together[0].since, together[-1].until, together))
+    return groups
+
+
+def _course(metric: str, groups: Sequence[Group], releases: Mapping[str, Release], expected: Any) -> Document:
+    """A metric step by step: by estimate, by labels, half the widths of their bands, and the reference."""
+    found: Document = {}
+    for how, of, rows in (("estimated", "estimated", "rows"), ("realised", "measured", "labelled")):
+        values, bands = [], []
+        for group in groups:
+            known = [(s, s.quality[how][metric]) for s in group.looks if metric in s.quality.get(how, {})]
+            weights = [s.quality.get(rows, 1) for s, _ in known]
+            values.append(_number(np.average([v for _, v in known], weights=weights)) if known else None)
+            release = releases.get(known[-1][0].version) if known else None
+            figure = getattr(release.expected, of).get(metric) if release and release.expected else None
+            half = SIGMAS * figure.deviation_of(max(1, sum(weights))) if figure else math.nan
+            bands.append(_number(half))
+        figure = getattr(expected, of).get(metric) if expected else None
+        typical = [s.quality[rows] for g in groups for s in g.looks if s.quality.get(rows)]
+        usual = None
+        if figure is not None and typical:
+            half = SIGMAS * math.hypot(figure.deviation, figure.deviation_of(int(np.median(typical))))
+            usual = [_number(figure.value - half), _number(figure.value + half)]
+        found[how] = {"values": values, "bands": bands, "reference": figure and _number(figure.value), "usual": usual}
+    return found
+
+
+def _only(counts: Counts, column: str) -> Counts:
+    spec, cells = counts.by_name[column]
+    return Counts((spec,), [cells], counts.rows)
+
+
+def _challenger(release: Document) -> Document | None:
+    found = release.get("challenger")
+    if not found:
+        return None
+    told = {key: found.get(key) for key in ("version", "state", "step", "since")}
+    return told | {key: release.get(key) for key in ("weight", "shadow")} | {"steps": len(_steps(found))}
+
+
+def _steps(challenger: Document) -> Sequence[Any]:
+    return (challenger.get("release") or {}).get("canary") or ()
+
+
+def _episodes(state: Document) -> list[Document]:
+    alarms = state.get("alarms")
+    return looks.told(looks.Alarms.from_json(alarms)) if alarms else []
+
+
+def _open(episodes: Sequence[Document]) -> Document | None:
+    """The episode that goes on, in a line."""
+    going = next((each for each in episodes if each["resolved"] is None), None)
+    if going is None:
+        return None
+    first = going["found"][0] if going["found"] else {"kind": "", "evidence": ""}
+    said = period.KINDS.get(first["kind"], first["kind"])
+    return {"opened": going["opened"], "version": going["version"], "said": said, "evidence": first["evidence"], "count": len(going["found"])}
+
+
+def _moved(seen: Seen) -> Document:
+    moved = [c for c, psi in zip(seen.columns, seen.psi, strict=True) if psi > EFFECT_FLOOR]
+    tested = sum(not math.isnan(psi) for psi in seen.psi)
+    return {"until": seen.until, "columns": tested, "moved": len(moved), "found": list(seen.found)}
+
+
+def _quality(state: Document) -> Document | None:
+    """The metric that decides, as the last look has it."""
+    said = state.get("quality") or {}
+    reference = said.get("reference") or {}
+    decided = [each["metric"] for each in said.get("segments") or ()]
+    names = [m for how in ("realised", "estimated") for m in said.get(how) or {}]
+    metric = next((m for m in (*decided, *names) if m in names), None)
+    if metric is None:
+        return None
+    return {
+        "metric": metric,
+        "until": said.get("until"),
+        **{how: _number((said.get(how) or {}).get(metric)) for how in ("estimated", "realised")},
+        "reference": _number((reference.get("realised") or {}).get(metric)),
+    }
+
+
+def _cost(found: Any) -> Document | None:
+    return found.get("per_1000") if isinstance(found, dict) else None
+
+
+def _open_window(watched: Document) -> Document | None:
+    window = watched.get("window")
+    return window and {"since": window["since"], "rows": window["counts"]["rows"]}
+
+
+def _watched(state: Document) -> Document | None:
+    if not state.get("alarms"):
+        return None
+    return {"window_s": state["window_s"], "false_alarms": state["false_alarms"], "looked_at": state["alarms"]["looked_at"]}
+
+
+def _per_second(state: Document) -> float | None:
+    """Requests a second in the last minute that is whole and not long over."""
+    counts: dict[int, int] = {}
+    for _, watched in state.get("versions", []):
+        for minute in watched.get("minutes", []):
+            counts[minute[0]] = counts.get(minute[0], 0) + minute[1]
+    whole = sorted(counts)[-2:-1]
+    return counts[whole[0]] / 60 if whole else None
+
+
+def _as_hours(known: Iterable[tuple[str, list[Any], int]]) -> list[Hour]:
+    return [Hour(version, at, at + length, *counts, cells) for version, (at, *counts, cells, _), length in known]
+
+
+def _second(iso: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(iso).timestamp()
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _number(value: Any) -> float | None:
+    """Six significant digits, and no NaN: pictures need no more."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
+
+
+def _rounded(values: Iterable[float]) -> list[float | None]:
+    return [None if math.isnan(value) else round(float(value), 4) for value in values]
+
+
+def _rounded_list(values: Iterable[float | None]) -> list[float | None]:
+    return [_number(value) for value in values]
