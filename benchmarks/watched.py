@@ -1,12 +1,9 @@
 """A storage as monitor, replicas and reconciler leave it, for the dashboard: of a real replay, or made up."""
 
 import math
-import os
-import time
 import uuid
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,14 +12,13 @@ import polars as pl
 
 from mlops_ray.data import error_log
 from mlops_ray.data.counts import REQUEST_US, Counts, Histogram
-from mlops_ray.monitoring import journal, looks, replay
+from mlops_ray.monitoring import journal, replay
 from mlops_ray.monitoring.alarms import Alarms, Budget
 from mlops_ray.monitoring.looks import Release
 from mlops_ray.monitoring.replay import Replayed
 from mlops_ray.monitoring.state import HOUR_S, Minute, ModelState, Watched, Window
 from mlops_ray.registry.package import Package
 from mlops_ray.serving import record, release
-from mlops_ray.serving.steps import Standing
 from mlops_ray.storage import Storage
 
 DAY_S, WEEK_S = 86_400.0, 7 * 86_400.0
@@ -88,8 +84,8 @@ def hours(first: float, last: float, busy: int = BUSY) -> Iterable[Minute]:
         yield minute(at, count, int(refused), int(failed), int(RANDOM.choice([2_000, 2_500, 3_000])))
 
 
-def state(
-    storage: Storage, of: Release, name: str, alarms: Alarms, last: dict[str, Any], now: float, busy: int = BUSY
+def _state(
+    storage: Storage, version: str, name: str, alarms: Alarms, last: dict[str, Any], now: float, busy: int = BUSY
 ) -> None:
     """The monitor's document of a model whose window is open for some hours."""
     counts = Counts.from_json(last["counts"])
@@ -99,7 +95,7 @@ def state(
         watched.minutes[at] = minute(at, int(busy / 60 * RANDOM.uniform(0.8, 1.2)), int(RANDOM.random() < 0.1), 0, 2_000)
     watched.hours = current
     known = ModelState(name, alarms=alarms)
-    known.versions[of.version], known.sources = watched, {uuid.uuid4().hex: (9, now - 2)}
+    known.versions[version], known.sources = watched, {uuid.uuid4().hex: (9, now - 2)}
     known.quality = last.get("quality") or {}
     storage.write_json(known.to_json(), journal.FOLDER, f"{name}.json")
 
@@ -153,4 +149,55 @@ def keep(
     written(storage, name, journal.WINDOWS, counted)
     first = looked[0]["since"]
     written(storage, name, journal.TRAFFIC, (each.entry(of.version) for each in hours(first, now)))
-    state(storage, of, name, episodes, counted[-1] | {"quality": looked[-1]["quality"] | {"version": of.version, "until": looked[-1]["until"]}}, now)
+    _state(storage, of.version, name, episodes, counted[-1] | {"quality": looked[-1]["quality"] | {"version": of.version, "until": looked[-1]["until"]}}, now)
+
+
+def made_up(
+    storage: Storage, name: str, windows: int, window_s: float, columns: int, *, now: float, busy: int = BUSY
+) -> None:
+    """A model with so many windows up to now, of which the second column drifts in the last quarter."""
+    names = [f"column_{number:02d}" for number in range(columns)]
+    edges = tuple(np.linspace(0, 1, 21).tolist())
+    first = now - windows * window_s
+    champion = {"version": "1", "digest": "0" * 64, "package": "artifacts/none", "family": "xgboost"}
+    champion |= {"task": "regression", "created_at": _iso(first), "metrics": {"mae": 0.05}, "baselines": {}}
+    record.write(storage, release.crowned(record.new(name), champion, first))
+    psi = RANDOM.gamma(1.2, 0.01, (windows, columns))
+    psi[-windows // 4 :, 1 % columns] += 0.3
+    written(storage, name, journal.LOOKS, (_look(names, first, window_s, at, row) for at, row in enumerate(psi)))
+    written(storage, name, journal.WINDOWS, (_window(names, edges, first, window_s, at) for at in range(windows)))
+    written(storage, name, journal.TRAFFIC, (each.entry("1") for each in hours(first, now, busy)))
+    alarms = Alarms(now)
+    last = {"until": now - 60, "counts": _window(names, edges, first, window_s, windows - 1)["counts"]}
+    _state(storage, "1", name, alarms, last, now, busy)
+
+
+def _look(names: list[str], first: float, window_s: float, at: int, psi: Any) -> dict[str, Any]:
+    since, until = first + at * window_s, first + (at + 1) * window_s
+    findings = [
+        {"about": name, "kind": "input", "p": 0.4, "matters": bool(value > 0.02), "evidence": "", "harm": 0.01}
+        | {"p_holm": 1.0, "tests": 1, "column": name}
+        for name, value in zip(names, psi.tolist(), strict=True)
+    ]
+    quality = {"estimated": {"mae": 0.05 + 0.01 * psi[0]}, "rows": 500, "realised": {"mae": 0.052}, "labelled": 400}
+    reference = {how: {"mae": 0.05} for how in ("estimated", "realised")}
+    return {
+        "version": "1", "since": since, "until": until, "rows": 500,
+        "columns": dict(zip(names, psi.tolist(), strict=True)),
+        "quality": quality | {"reference": reference, "segments": [], "split": None},
+        "integrity": {}, "outside": None, "at": until, "spent": 0.01, "findings": findings,
+        "found": [names[1]] if psi[1] > 0.3 else [], "listed": [], "is_whole": True,
+    }  # fmt: skip
+
+
+def _window(names: list[str], edges: Any, first: float, window_s: float, at: int) -> dict[str, Any]:
+    counts = {"rows": 500, "columns": [
+        {"name": name, "kind": "numeric", "edges": list(edges), "categories": []}
+        | {"counts": RANDOM.multinomial(500, [1 / 23] * 23).tolist()} for name in names
+    ]}  # fmt: skip
+    ends = {"since": first + at * window_s, "until": first + (at + 1) * window_s}
+    return {"version": "1", **ends, "counts": counts}
+
+
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat()

@@ -14,7 +14,7 @@ import polars as pl
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.data import counts, prediction_log
-from mlops_ray.errors import PackageError, TrainingError
+from mlops_ray.errors import PackageError, StorageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
@@ -159,6 +159,11 @@ class Trainer:
             page = self.storage.path("reports", f"model-{name}-{version}.html")
             with replacing(page) as new:
                 new.write_text(files["card.html"], "utf-8")
+        try:
+            runs.keep(self.storage, name, self.tracking_uri)
+        except StorageError as error:
+            # The version is registered, whatever the page may show.
+            notes = [*notes, f"the dashboard does not show this run yet: {error}"]
         return {
             "version": version,
             "run_id": run.id,

@@ -65,6 +65,7 @@ class Gateway:
         return self._monitor
 
     async def _start(self) -> None:
+        self._routes.warm()
         if self._listener is not None:
             self._server, _ = await rpc.start(self._listener, self._ask, Keyring(self._storage))
 

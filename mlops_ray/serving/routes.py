@@ -59,6 +59,10 @@ class Routes(Application):
             "/metrics": ("GET", ("read",), self._metrics),
         }
 
+    def warm(self) -> None:
+        """Reads the journals that the first page shows, before anybody waits for them."""
+        self._viewing.submit(self._views.answer, ["models"], {"period": "year"})
+
     def take(self, call: Call) -> Awaitable[Reply]:
         """What becomes the reply to one HTTP request."""
         return self._reply(call)

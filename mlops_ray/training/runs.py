@@ -1,6 +1,7 @@
 """Runs compared: jobs and their trials side by side; jobs that learned from the same data, or like it."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from mlops_ray import pictures
@@ -20,6 +21,8 @@ LIKENESS = {DATASET, *WEIGHTS}
 LEAST_ALIKE, MOST_BEGUN = 0.3, 3
 #: What a trial costs: where it stands in a row, and in words.
 COSTS = {"seconds": "seconds of fit", "predict_us": "microseconds an answer"}
+#: Where the runs lie for the dashboard, which asks no tracking store, and the jobs that it shows, the newest.
+FOLDER, MOST_JOBS = "runs", 100
 #: Digits by which people tell runs apart; what a table has of each.
 SHORT = 8
 SHOWN = ("run", "started", "family", "metric", "score", "folds", "seconds", "state", "rows", "dataset")
@@ -30,11 +33,21 @@ Row = dict[str, Any]
 def look(project: Project, storage: Storage, tracking_uri: str, like: str | None) -> dict[str, Any]:
     """The `rows` of a project's runs, those `alike` one of them, and the file of the page that shows them."""
     path, uri = storage.path("reports", "runs.html"), tracking_uri
-    listed = rows(tracking.recorded(uri, project.project))
+    listed = keep(storage, project.project, uri)
     likest = alike(tracking.recorded(uri), like) if like else []
     with replacing(path) as file:
         file.write_text(runs_page(project.project, listed, likest), "utf-8")
     return {"runs": listed, "alike": likest, "page": str(path)}
+
+
+def keep(storage: Storage, project: str, tracking_uri: str) -> list[Row]:
+    """The `rows` of a project's runs, of which the newest are written down for the dashboard."""
+    listed = rows(tracking.recorded(tracking_uri, project))
+    newest = {row["run"] for row in [row for row in listed if row["parent"] is None][:MOST_JOBS]}
+    shown = [row for row in listed if (row["parent"] or row["run"]) in newest]
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    storage.write_json({"at": at, "runs": shown}, FOLDER, f"{project}.json")
+    return listed
 
 
 def rows(found: Sequence[Recorded]) -> list[Row]:

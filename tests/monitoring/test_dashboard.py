@@ -1,5 +1,6 @@
 """The page's document, its sessions, and that nothing from outside becomes markup."""
 
+import hashlib
 import re
 
 import pytest
@@ -67,11 +68,26 @@ def test_the_document_is_whole_without_traffic_and_without_the_monitor() -> None
 
 
 def test_the_page_asks_no_other_address_and_makes_no_markup_of_data() -> None:
-    text = page.dashboard().decode()
-    outside = set(re.findall(r"(?:https?:)?//[\w.]+", text)) - {"http://www.w3.org"}
-    assert outside == set()
-    for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "style="):
-        assert sink not in text
+    texts = {name: asset.plain.decode() for name, asset in page.assets().items()}
+    texts["index.html"], texts["login.html"] = page.dashboard().decode(), page.login_form().decode()
+    for name, text in texts.items():
+        # The library says in a comment where it comes from; its licence says who made it.
+        plain = re.sub(r"/\*!.*?\*/", "", text, flags=re.S) if name != "LICENSE.uplot" else ""
+        outside = set(re.findall(r"(?:https?:)?//[\w-]+\.[\w.]+", plain))
+        assert outside <= {"http://www.w3.org"}, name
+        for sink in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "style="):
+            assert sink not in text, (name, sink)
+
+
+def test_the_library_of_charts_is_the_one_that_its_makers_published() -> None:
+    """uPlot 1.6.32, `dist/uPlot.iife.min.js` and `dist/uPlot.min.css` of the npm package, byte for byte."""
+    digests = {
+        "uplot.js": "19c8d4c6ad88929a79f4ae49d6f7161566dfd0ba3d15cc495e974f787eb78f1f",
+        "uplot.css": "df630c6a8d6f8eeaff264b50f73ce5b114f646ffd9a0bb74f049b0a00135fa04",
+    }
+    for name, digest in digests.items():
+        assert hashlib.sha256(page.assets()[name].plain).hexdigest() == digest
+    assert b"MIT License" in page.assets()["LICENSE.uplot"].plain
 
 
 def test_what_was_wrong_with_a_key_is_escaped() -> None:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.monitoring.dashboard import page
 from tests.serving.calls import Answered, call
 from tests.serving.live import ROLES, Service, listening, service
 
@@ -25,6 +26,9 @@ OF_GATEWAY = {
     "/metrics": ("GET", {"read"}),
     "/dashboard": ("GET", {"read"}),
     "/dashboard/data.json": ("GET", {"read"}),
+    "/dashboard/data/models": ("GET", {"read"}),
+    "/dashboard/data/errors": ("GET", {"read"}),
+    f"{page.ASSETS}/{page.digest()}/app.js": ("GET", {"read"}),
     "/dashboard/nothing": (None, {"read"}),
 }
 OF_MODEL = {

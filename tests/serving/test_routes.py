@@ -1,10 +1,13 @@
 """The gateway's paths: open health, keys for the rest, nothing else; and the dashboard's login."""
 
+import gzip
+import re
 from typing import Any
 
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.monitoring.dashboard import page
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call
@@ -76,6 +79,10 @@ ROUTES = {
     "/metrics": {"read", "admin"},
     "/dashboard": {"read", "admin"},
     "/dashboard/data.json": {"read", "admin"},
+    "/dashboard/data/models": {"read", "admin"},
+    "/dashboard/data/models/m": {"read", "admin"},
+    "/dashboard/data/errors": {"read", "admin"},
+    f"{page.ASSETS}/{page.digest()}/app.js": {"read", "admin"},
 }
 
 
@@ -103,6 +110,12 @@ def test_no_route_answers_without_a_key_of_its_role(
         "/v2//models",
         "/v2%2Fmodels",
         "/dashboard/nope",
+        "/dashboard/data",
+        "/dashboard/data/",
+        "/dashboard/data/models/..",
+        "/dashboard/data/models/%2e%2e%2fsecrets",
+        f"{page.ASSETS}/{page.digest()}/../index.html",
+        f"{page.ASSETS}/0123456789abcdef/app.js",
         "/v2/models/../models",
     ],
 )
@@ -186,3 +199,36 @@ def test_the_page_says_when_the_monitor_is_away(gateway: Gateway) -> None:
     document = gateway.call("GET", "/dashboard/data.json", "read").json
     assert document["monitor"] is False
     assert document["models"][0]["metrics"] == {"relative_mae": 0.12}
+    assert gateway.call("GET", "/dashboard/data/models", "read").json["monitor"] is False
+
+
+def test_a_document_that_the_browser_has_is_not_sent_again(gateway: Gateway) -> None:
+    first = gateway.call("GET", "/dashboard/data/models/m/releases", "read")
+    tag = first.headers["etag"]
+    again = gateway.call("GET", "/dashboard/data/models/m/releases", "read", headers={"if-none-match": tag})
+    assert (again.status, again.body, again.headers["etag"]) == (304, b"", tag)
+    gateway.storage.write_json(
+        {"format": 1, "model": "m", "champion": CHAMPION | {"version": "4"}}, "release", "m.json"
+    )
+    other = gateway.call("GET", "/dashboard/data/models/m/releases", "read", headers={"if-none-match": tag})
+    assert (other.status, other.json["champion"]["version"]) == (200, "4")
+
+
+@pytest.mark.parametrize("path", ["/dashboard/data/errors", f"{page.ASSETS}/{page.digest()}/app.js"])
+def test_what_is_large_is_compressed_for_who_takes_it(gateway: Gateway, path: str) -> None:
+    plain = gateway.call("GET", path, "read")
+    packed = gateway.call("GET", path, "read", headers={"accept-encoding": "br, gzip"})
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["content-encoding"] == "gzip"
+    assert gzip.decompress(packed.body)[:50] == plain.body[:50]
+    assert len(packed.body) < len(plain.body) / 2
+
+
+def test_files_are_kept_for_good_at_an_address_that_says_what_they_are(gateway: Gateway) -> None:
+    page_text = gateway.call("GET", "/dashboard", "read").body.decode()
+    named = set(re.findall(r'(?:src|href)="(/[^"]*)"', page_text))
+    assert len(named) > 5
+    for path in named:
+        reply = gateway.call("GET", path, "read")
+        assert (reply.status, reply.headers["cache-control"]) == (200, "private, max-age=31536000, immutable")
+    assert "no-store" in gateway.call("GET", "/dashboard", "read").headers["cache-control"]

@@ -11,18 +11,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
-from mlops_ray.data.counts import Counts
+from mlops_ray.data.counts import REQUEST_US, Counts
 from mlops_ray.errors import StorageError
 from mlops_ray.monitoring import integrity, journal
 from mlops_ray.storage import Storage
 
 #: Bytes that are read at first from a file's end; each further step back reads twice as many.
 FIRST_BYTES = 2**18
-#: Lines of all journals that are kept: some kB each at most, and more than a model's year of hours.
+#: Lines of looks and windows that are kept: a kB each at most, and several models' years of hours. Those of
+#: traffic are a tenth of that, and of all models at once on the first page.
 MOST_LINES = 60_000
 NAN = float("nan")
+#: When an hour began, its requests, those refused, those failed, and the cells of `counts.REQUEST_US`.
+Matrix = npt.NDArray[np.float64]
+NOTHING: Matrix = np.zeros((0, 5 + len(REQUEST_US)))
 
 
 class Line(Protocol):
@@ -68,15 +74,12 @@ class Counted(NamedTuple):
 
 
 class Hour(NamedTuple):
-    """The traffic of a version in an hour; `cells` are those of `counts.REQUEST_US`."""
+    """The traffic of a version in an hour: requests, those refused and failed, the cells of their times."""
 
     version: str
     since: float
     until: float
-    requests: int
-    refused: int
-    failed: int
-    cells: Sequence[int]
+    counts: Sequence[int]
 
 
 Entry = TypeVar("Entry", bound=Line)
@@ -170,6 +173,7 @@ class History:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._grown: OrderedDict[tuple[str, str], Grown[Any]] = OrderedDict()
+        self._traffic: dict[str, tuple[Any, Matrix]] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def looks(self, model: str, first: float) -> list[Seen]:
@@ -195,18 +199,31 @@ class History:
         """The counts of a window."""
         return Counts.from_json(self._of(model, journal.WINDOWS, _window).whole(window.place)["counts"])
 
-    def traffic(self, model: str, first: float) -> list[Hour]:
-        """The hours that ended at `first` or later, oldest first."""
-        return self._of(model, journal.TRAFFIC, _hour).since(first)
+    def traffic(self, model: str, first: float) -> Matrix:
+        """The hours that ended at `first` or later: when they began, and the counts of each (`Hour`)."""
+        hours = self._of(model, journal.TRAFFIC, _hour).since(first)
+        if not hours:
+            return NOTHING
+        key = len(hours), hours[0].since, hours[-1].since
+        known, matrix = self._traffic.get(model, (None, NOTHING))
+        if known != key:
+            matrix = np.array([(hour.since, *hour.counts) for hour in hours], np.float64)
+            self._traffic[model] = key, matrix
+        return matrix
 
     def _of(self, model: str, file: str, parse: Callable[[bytes, tuple[int, int]], Any]) -> Grown[Any]:
         """The journal; those that nobody asked for longest are forgotten where there are too many lines."""
         path = self._storage.root / journal.FOLDER / model / file
         grown = self._grown.setdefault((model, file), Grown(path, parse))
         self._grown.move_to_end((model, file))
-        while len(self._grown) > 1 and sum(len(each.lines) for each in self._grown.values()) > MOST_LINES:
-            self._grown.popitem(last=False)
+        while (kept := self._heavy()) and sum(len(self._grown[key].lines) for key in kept) > MOST_LINES:
+            if kept[0] == (model, file):
+                break
+            del self._grown[kept[0]]
         return grown
+
+    def _heavy(self) -> list[tuple[str, str]]:
+        return [key for key in self._grown if key[1] != journal.TRAFFIC]
 
     def _look(self, line: bytes, place: tuple[int, int]) -> Seen:
         entry = orjson.loads(line)
@@ -243,4 +260,5 @@ def _window(line: bytes, place: tuple[int, int]) -> Counted:
 
 def _hour(line: bytes, place: tuple[int, int]) -> Hour:
     entry = orjson.loads(line)
-    return Hour(*(entry[key] for key in ("version", "since", "until", "requests", "refused", "failed", "cells")))
+    counts = array("L", (entry["requests"], entry["refused"], entry["failed"], *entry["cells"]))
+    return Hour(entry["version"], entry["since"], entry["until"], counts)

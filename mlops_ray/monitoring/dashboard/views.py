@@ -23,7 +23,7 @@ from mlops_ray.instants import to_micros
 from mlops_ray.monitoring import journal, looks, period, report
 from mlops_ray.monitoring.dashboard import spans
 from mlops_ray.monitoring.dashboard.errors import Errors
-from mlops_ray.monitoring.dashboard.history import Counted, History, Hour, Seen
+from mlops_ray.monitoring.dashboard.history import NOTHING, Counted, History, Matrix, Seen
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
 from mlops_ray.monitoring.looks import RELEASES, Release
@@ -157,9 +157,11 @@ class Views:
                 mine = np.array(at)[known]
                 row[mine] = np.fmax(row[mine], np.frombuffer(seen.psi, np.float32)[known])
             found.append({column for seen in group.looks for column in seen.found})
-        peaks = np.fmax.reduce(psi, axis=0, initial=-1.0) if len(groups) else np.zeros(0)
-        order = np.argsort(-peaks, kind="stable")[:MOST_COLUMNS].tolist()
-        hidden = self._hidden(name)
+        peaks = np.fmax.reduce(psi, axis=0, initial=-1.0)
+        times = np.array([sum(column in names for names in found) for column in columns])
+        tested = np.flatnonzero(np.isfinite(psi).any(axis=0))
+        order = tested[np.lexsort((-peaks[tested], -times[tested]))][:MOST_COLUMNS].tolist() if len(tested) else []
+        hidden, release = self._hidden(name), self._champion(name)
         return {
             "at": [[group.since, group.until] for group in groups],
             "windows": [len(group.looks) for group in groups],
@@ -174,7 +176,9 @@ class Views:
                 }
                 for at in order
             ],
-            "total": len(columns),
+            "total": len(tested),
+            "untested": sorted({*columns} - {columns[at] for at in tested.tolist()}),
+            "has_seasons": release is not None and release.has_seasons,
             "floor": EFFECT_FLOOR,
             "outside": _mean([seen.outside for group in groups for seen in group.looks]),
             "open": self._open(name),
@@ -212,7 +216,7 @@ class Views:
         groups = _grouped(span, seen)
         releases = looks.releases(self._storage, name)
         metrics = dict.fromkeys(m for each in seen for how in ("estimated", "realised") for m in each.quality.get(how, {}))
-        champion = releases.get(self._release(name)["champion"]["version"])
+        champion = self._champion(name)
         expected = champion.expected if champion else None
         last = [self._history.look(name, each) for each in seen[-MOST_WHOLE:]]
         return {
@@ -268,7 +272,7 @@ class Views:
     def features(self, name: str, query: Query) -> Document:
         """What the live version reads: each feature, how fresh its source is, how it is served and drifts."""
         span = spans.asked(query)
-        release = looks.releases(self._storage, name).get(self._release(name)["champion"]["version"])
+        release = self._champion(name)
         if release is None:
             return {"features": [], "sources": [], "figures": {}}
         made, seen = release.package.feature_set, self._history.looks(name, span.since)
@@ -331,17 +335,19 @@ class Views:
         found = self._document(journal.FOLDER, name)
         return found if isinstance(found, dict) else {}
 
-    def _hours(self, name: str, state: Document, span: Span) -> list[Hour]:
-        """The traffic of a span: by the hour, of a short one by the minute."""
-        watched = [(version, each) for version, each in state.get("versions", [])]
-        if span.step < HOUR_S:
-            known = [(version, minute, 60) for version, each in watched for minute in each.get("minutes", [])]
-            short = _as_hours(known)
-            if short and min(hour.since for hour in short) <= span.since + HOUR_S:
-                return short
-        going = _as_hours((version, hour, HOUR_S) for version, each in watched for hour in each.get("hours", []))
-        found = {(each.version, each.since): each for each in (*self._history.traffic(name, span.since), *going)}
-        return list(found.values())
+    def _hours(self, name: str, state: Document, span: Span) -> Matrix:
+        """The traffic of a span: by the hour, of the last one by the minute."""
+        place = "minutes" if span.step < HOUR_S and span.until - span.since <= 2 * HOUR_S else "hours"
+        going = [
+            (at, requests, refused, failed, *cells)
+            for _, watched in state.get("versions", [])
+            for at, requests, refused, failed, cells, _ in watched.get(place, [])
+        ]
+        now = np.array(going, np.float64).reshape(-1, NOTHING.shape[1])
+        return now if place == "minutes" else np.concatenate([self._history.traffic(name, span.since), now])
+
+    def _champion(self, name: str) -> Release | None:
+        return looks.releases(self._storage, name).get(self._release(name)["champion"]["version"])
 
     def _hidden(self, name: str) -> frozenset[str]:
         """Features that only machines may read, of the versions that are at hand."""
@@ -413,7 +419,7 @@ class Views:
 def _grouped(span: Span, seen: Sequence[Seen]) -> list[Group]:
     """Each window by itself where there is room, else those that ended in the same step together."""
     inside = [each for each in seen if each.until <= span.until or each is seen[-1]]
-    if len(inside) <= span.count or len(inside) <= CELLS:
+    if len(inside) <= span.count:
         return [Group(each.since, each.until, [each]) for each in inside]
     groups = []
     for _, members in groupby(inside, key=lambda each: span.place(each.until)):
@@ -480,7 +486,8 @@ def _open(episodes: Sequence[Document]) -> Document | None:
 def _moved(seen: Seen) -> Document:
     moved = [c for c, psi in zip(seen.columns, seen.psi, strict=True) if psi > EFFECT_FLOOR]
     tested = sum(not math.isnan(psi) for psi in seen.psi)
-    return {"until": seen.until, "columns": tested, "moved": len(moved), "found": list(seen.found)}
+    found = [column for column in seen.columns if column in seen.found]
+    return {"until": seen.until, "columns": tested, "moved": len(moved), "found": found}
 
 
 def _quality(state: Document) -> Document | None:
@@ -523,10 +530,6 @@ def _per_second(state: Document) -> float | None:
             counts[minute[0]] = counts.get(minute[0], 0) + minute[1]
     whole = sorted(counts)[-2:-1]
     return counts[whole[0]] / 60 if whole else None
-
-
-def _as_hours(known: Iterable[tuple[str, list[Any], int]]) -> list[Hour]:
-    return [Hour(version, at, at + length, *counts, cells) for version, (at, *counts, cells, _), length in known]
 
 
 def _second(iso: str) -> float:

@@ -174,7 +174,7 @@ export function bar(share, kind, mark) {
 /** How the values of a column are spread: shares of its cells, of the reference and of now. */
 export function distribution(found) {
   return picture((host) => {
-    const width = Math.max(240, Math.floor(host.clientWidth)), height = 210, left = 44, bottom = 40;
+    const width = Math.max(240, Math.floor(host.clientWidth)), height = 210, left = 44, bottom = 26;
     const labels = found.labels, ours = found.reference ?? [], theirs = found.current;
     const most = Math.max(0.001, ...ours, ...theirs), step = (width - left) / labels.length;
     const y = (share) => (share / most) * (height - bottom - 10);
@@ -184,7 +184,7 @@ export function distribution(found) {
       drawn.append(svg("line", { x1: left, x2: width, y1: at, y2: at, class: "grid" }),
         svg("text", { x: left - 6, y: at + 4, "text-anchor": "end" }, short(most * part * 100) + " %"));
     }
-    const every = Math.ceil(labels.length / Math.max(2, Math.floor((width - left) / 64)));
+    const every = Math.ceil(labels.length / Math.max(2, Math.floor((width - left) / 66)));
     labels.forEach((label, i) => {
       const x = left + i * step, thick = Math.max(1, step * 0.36);
       drawn.append(svg("g", {},
@@ -192,9 +192,10 @@ export function distribution(found) {
         svg("rect", { x, y: 0, width: step, height: height - bottom, class: "hit" }),
         ours.length ? svg("rect", { x: x + step * 0.12, y: height - bottom - y(ours[i]), width: thick, height: y(ours[i]), rx: 1, class: "second" }) : null,
         svg("rect", { x: x + step * 0.12 + (ours.length ? thick : 0), y: height - bottom - y(theirs[i]), width: thick, height: y(theirs[i]), rx: 1, class: "accent" })));
-      if (i % every === 0)
-        drawn.append(svg("text", { x: Math.min(x + 2, width), y: height - bottom + 15 + ((i / every) % 2) * 14,
-          "text-anchor": x + 60 > width ? "end" : "start" }, label.length > 14 ? label.slice(0, 13) + "…" : label));
+      // Of a bin its lower end; there is no room for both.
+      const text = found.kind === "numeric" ? label.split(" – ")[0] : label;
+      if (i % every === 0 && x + 40 < width)
+        drawn.append(svg("text", { x: x + step * 0.12, y: height - bottom + 16 }, text.length > 10 ? text.slice(0, 9) + "…" : text));
     });
     host.replaceChildren(drawn);
   }, { class: "distribution", role: "img", "aria-label": `Shares of the values of ${found.column}, reference and window` });

@@ -66,9 +66,8 @@ export function picture(drawing, attributes) {
 }
 
 /** A box with a title, a remark, and what belongs to it. */
-export const panel = (title, note, ...content) => boxed("panel", title, note, ...content);
-export const boxed = (kind, title, note, ...content) =>
-  el("section", { class: kind },
+export const panel = (title, note, ...content) =>
+  el("section", { class: "panel" },
     title && el("div", { class: "head" }, el("h2", {}, title), note && el("p", { class: "note" }, note)), ...content);
 
 export const chip = (kind, text) => el("span", { class: "chip " + kind }, text);

@@ -4,6 +4,7 @@ import { chip, el, empty, panel } from "./dom.js";
 import { chart } from "./charts.js";
 import { compact, plural, shortly, when } from "./format.js";
 
+const FIRST = 40, MOST = 200;
 const FIELDS = { level: "Level", stage: "Stage", type: "Type", version: "Version", model: "Model" };
 
 export const urls = ({ query, period }) => {
@@ -34,9 +35,10 @@ export function search(data, { query, change, model, span }) {
         series: [{ label: "errors", values: data.errors, color: "bad", kind: "bars" }, { label: "warnings", values: data.warnings, color: "warn", kind: "bars" }] }),
       data.is_cut && el("p", { class: "note" }, "Only the newest files of the log were searched.")),
     data.lines.length
-      ? el("ul", { class: "errors" }, data.lines.map(line))
+      ? el("ul", { class: "errors" }, data.lines.slice(0, query.get("all") ? MOST : FIRST).map(line))
       : empty("Nothing was logged that fits.", "Choose a longer period, or clear the search."),
-    data.lines.length === 200 ? el("p", { class: "note" }, "The newest 200 lines are shown; counts are of all.") : null,
+    data.lines.length > FIRST && !query.get("all") ? el("button", { type: "button", onclick: () => change({ all: 1 }) }, `Show ${data.lines.length - FIRST} more`) : null,
+    data.lines.length === MOST && query.get("all") ? el("p", { class: "note" }, "The newest 200 lines are shown; counts are of all.") : null,
   ];
 }
 

@@ -31,7 +31,7 @@ export function heatmap({ at, columns, windows, open, chosen }) {
 /** What the colours mean. */
 export const scale = () =>
   el("ul", { class: "scale" }, STEPS.map((step, at) => el("li", { class: `heat-${at}` },
-    at === 0 ? `below ${STEPS[1]}` : at === STEPS.length - 1 ? `${step} and more` : `${step} –`)),
+    at === 0 ? `below ${STEPS[1]}` : at === STEPS.length - 1 ? `${step} and more` : `${step} – ${STEPS[at + 1]}`)),
     el("li", { class: "found" }, "found by a test"));
 
 function paint(host, asked) {
@@ -59,8 +59,8 @@ function paint(host, asked) {
       context.fillStyle = value === null ? colour("sunk") : heats[level(value)];
       context.fillRect(from, row * ROW + 1, Math.max(1, to - from - gap), ROW - 2);
     });
-    context.fillStyle = colour("text");
     for (const step of column.found) {
+      context.fillStyle = colour(level(column.psi[step]) > 4 ? "card" : "text");
       const [from, to] = host.steps[step];
       context.beginPath();
       context.arc((from + to - gap) / 2, row * ROW + ROW / 2, Math.min(2.5, (to - from) / 2.4), 0, 7);

@@ -2,13 +2,13 @@
    runs and costs, each at an address of its own. */
 
 import { bar, chart, distribution } from "./charts.js";
-import { chip, code, el, empty, panel, table, tile } from "./dom.js";
+import { chip, code, el, empty, panel, some, table, tile } from "./dom.js";
 import { search, urls as errorUrls } from "./errors.js";
-import { ago, between, chance, compact, day, lasting, milliseconds, percent, plural, psi, seconds, shareOf, short, shortly, when, whole, words } from "./format.js";
+import { ago, since, between, chance, compact, day, lasting, milliseconds, percent, plural, psi, seconds, shareOf, short, shortly, when, whole, words } from "./format.js";
 import { heatmap, scale } from "./heatmap.js";
 import { state } from "./models.js";
 
-const CELL_PX = 7;
+const CELL_PX = 7, FLOOR = 0.02;
 const TABS = { "": ["Overview", overview], drift: ["Drift", drift], performance: ["Performance", performance], alarms: ["Alarms", alarms],
   errors: ["Errors", (data, route) => search(data, route)], releases: ["Releases", releases], features: ["Features", features],
   runs: ["Runs", runs], costs: ["Costs", costs] };
@@ -67,7 +67,7 @@ function overview(_, route, head) {
       tile("Answered within, p99", milliseconds(total.p99_us), `half within ${milliseconds(total.p50_us)}`),
       tile("Failed (5xx)", shareOf(total.failed, total.requests), plural(total.failed, "request"), total.failed ? "" : "ok"),
       tile("Refused (4xx)", shareOf(total.refused, total.requests), plural(total.refused, "request")),
-      tile("Columns that moved", moved ? `${moved.moved} of ${moved.columns}` : "–", moved ? `window until ${shortly(moved.until)}` : "no window has closed yet"),
+      tile("Drift found", moved ? `${moved.found.length} of ${moved.columns}` : "–", moved ? `columns; by PSI ${moved.moved} beyond ${FLOOR}` : "no window has closed yet", moved?.found.length ? "warn" : ""),
       quality && tile(words(quality.metric), short(quality.realised ?? quality.estimated), `${quality.realised === null ? "estimated; " : "by labels; "}in the test ${short(quality.reference)}`),
       head.cost && tile("Cost per 1,000", `${short(head.cost.amount)} ${head.cost.currency}`, head.cost.at ? `as of ${day(head.cost.at)}` : null)),
     el("div", { class: "pair" },
@@ -126,6 +126,8 @@ function drift(data, route, head, { column }) {
     at.length ? (columns.length ? heatmap({ at, columns, windows: data.windows, open, chosen }) : empty("No column is called so.", "Clear the search."))
       : empty("No window has closed in this period.", "Choose a longer one."),
     data.total > columns.length ? el("p", { class: "note" }, `The ${columns.length} columns of ${data.total} that moved most; the search finds the others.`) : null,
+    data.untested.length ? el("p", { class: "note" }, `Not tested: ${data.untested.join(", ")}.`) : null,
+    data.has_seasons ? el("p", { class: "note" }, "The rows are a course of time: against all of training PSI shows the season too. Found is what no calendar makes.") : null,
     data.hidden.length ? el("p", { class: "note" }, `Of columns for machines only nothing but their drift is shown: ${data.hidden.join(", ")}.`) : null,
     data.outside ? el("p", { class: "note" }, `${percent(data.outside)} of the hours are of days that the training set did not have.`) : null,
     columns.length ? el("details", { class: "numbers" }, el("summary", {}, "Columns as a table"), listed(data, open)) : null);
@@ -181,18 +183,19 @@ function performance(data, route, head) {
     el("p", { class: "lead" }, `Estimated from rows without labels, which does not see that the same inputs mean something else; measured where labels came (${plural(labelled, "row")}). `,
       `The shaded band is where ${data.within} of 100 windows lie by chance alone.`,
       labelled ? null : ["  Labels come by ", code(`POST /v2/models/${head.name}/labels`), " or ", code("mlops-ray labels load FILE"), "."]),
-    el("div", { class: "metrics" }, names.map((name, at) => panel(words(name), at ? null : "the metric that decides", course(name, data, route, at ? 170 : 260)))),
+    panel(words(names[0]), names[0] === data.decides ? "the metric that decides" : null, course(names[0], data, route, 260)),
+    names.length > 1 && el("div", { class: "metrics" }, names.slice(1).map((name) => panel(words(name), null, course(name, data, route, 170)))),
     data.segments.length ? panel("The worst segments", "Each as the last look had it to which it was among the least likely; beside it the same segment of the test part", worst(data.segments)) : null,
     data.splits.length ? panel("What the loss has grown by", "Of labels that came: moved inputs, other shares of labels, and what is left, which is another relation of the two (concept drift)",
-      table("What the loss has grown by", ["Window's end", "Test part", "Now", "By inputs", "By labels", "What is left"],
-        data.splits.toReversed().map((each) => [shortly(seconds(each.until)), ...[each.before, each.now, each.inputs, each.labels, each.rest].map(short)]), [1, 2, 3, 4, 5])) : null,
+      some(7, data.splits.toReversed(), (rows) => table("What the loss has grown by", ["Window's end", "Test part", "Now", "By inputs", "By labels", "What is left"],
+        rows.map((each) => [shortly(seconds(each.until)), ...[each.before, each.now, each.inputs, each.labels, each.rest].map(short)]), [1, 2, 3, 4, 5]))) : null,
   ];
 }
 
 function course(name, { at, metrics }, { span }, height) {
   const { estimated, realised } = metrics[name], times = at.map(([, until]) => until);
   const has = (of) => of.values.some((value) => value !== null);
-  const around = (of) => of.values.map((value, step) => (value === null || of.bands[step] === null ? null : [value - of.bands[step], value + of.bands[step]]));
+  const around = (of) => of.values.map((value, step) => (value === null || of.bands[step] === null ? null : [Math.max(0, value - of.bands[step]), value + of.bands[step]]));
   const usual = realised.usual ?? estimated.usual, reference = realised.reference ?? estimated.reference;
   const series = [
     usual && { label: "usual", values: times.map(() => usual), color: "band", kind: "band" },
@@ -205,8 +208,8 @@ function course(name, { at, metrics }, { span }, height) {
 
 function worst(segments) {
   const three = (of) => (of ? of.map((value, at) => (at < 2 ? short(value) : whole(value))) : ["–", "–", "–"]);
-  return table("The worst segments", ["Segment", "Metric", "Estimated", "in the test", "rows", "By labels", "in the test", "rows"],
-    segments.map((row) => [`${row.column} = ${row.value}`, words(row.metric), ...three(row.estimated), ...three(row.realised)]), [2, 3, 4, 5, 6, 7]);
+  return some(10, segments, (rows) => table("The worst segments", ["Segment", "Metric", "Estimated", "in the test", "rows", "By labels", "in the test", "rows"],
+    rows.map((row) => [`${row.column} = ${row.value}`, words(row.metric), ...three(row.estimated), ...three(row.realised)]), [2, 3, 4, 5, 6, 7]));
 }
 
 // ---------------------------------------------------------------- alarms
@@ -226,7 +229,7 @@ function alarms(data, { chosen, link, parts }, head) {
 function episode({ version, opened, resolved, found }, link, base) {
   const going = resolved === null, kinds = { performance: "performance", input: "drift", prediction: "drift", joint: "drift", data: "features" };
   return el("li", { class: "episode" + (going ? " bad" : ""), "data-key": opened },
-    el("div", { class: "head" }, el("h2", {}, when(opened)), chip(going ? "bad" : "ok", going ? `goes on, ${ago(opened).replace(" ago", "")}` : `over after ${lasting(resolved - opened)}`),
+    el("div", { class: "head" }, el("h2", {}, when(opened)), chip(going ? "bad" : "ok", going ? `goes on, ${since(opened)}` : `over after ${lasting(resolved - opened)}`),
       el("span", { class: "note" }, `version ${version}` + (going ? "" : `, until ${when(resolved)}`))),
     el("ul", { class: "found" }, found.map((what) => el("li", {},
       chip("", what.said), el("div", {}, el("p", {}, el("strong", {}, words(what.about)), what.evidence ? `: ${what.evidence}` : ""),
@@ -256,7 +259,7 @@ function releases(data, route, head) {
       el("ol", { class: "steps" }, ["registered", "verified", "shadow", "canary", "champion"].map((name) =>
         el("li", { class: name === step.state ? "now" : null, "aria-current": name === step.state ? "step" : null }, words(name), name === "canary" && step.weight ? ` ${percent(step.weight / 100)}` : ""))),
       Object.keys(data.evidence).length ? table("Evidence so far", ["Figure", "Value"], Object.entries(data.evidence).map(([name, value]) => [words(name), short(value)]), [1]) : null),
-    panel("Versions", "On the test part of each",
+    el("div", { class: "pair" }, panel("Versions", "Metrics are those of the test part of each",
       table("Versions", ["", ...sides.map(([name, of]) => `${name}, ${of.version}`)], [
         ["State", ...sides.map(([, of]) => words(of.state))], ["Family", ...sides.map(([, of]) => words(of.family ?? "–"))],
         ["Trained", ...sides.map(([, of]) => (of.created_at ? when(seconds(of.created_at)) : "–"))],
@@ -264,11 +267,11 @@ function releases(data, route, head) {
         ...metrics.map((name) => [words(name), ...sides.map(([, of]) => short(of.metrics?.[name]))]),
         ["Digest", ...sides.map(([, of]) => code((of.digest ?? "").slice(0, 12)))],
       ], sides.map((_, at) => at + 1))),
-    loop(data.loop),
     panel("Log of releases", plural(data.history.length, "turn"),
       el("ol", { class: "log" }, data.history.map((turn) => el("li", { "data-key": turn.turn }, el("time", {}, when(seconds(turn.at))),
         chip({ champion: "ok", rolled_back: "bad", refused: "bad", inconclusive: "warn" }[turn.state] ?? "", words(turn.state)),
-        el("span", {}, el("b", {}, `version ${turn.version}`), turn.state === "canary" ? `, step ${turn.step + 1}` : "", turn.reason ? `: ${turn.reason}` : ""))))),
+        el("span", {}, el("b", {}, `version ${turn.version}`), turn.state === "canary" ? `, step ${turn.step + 1}` : "", turn.reason ? `: ${turn.reason}` : "")))))),
+    loop(data.loop),
   ];
 }
 
@@ -280,7 +283,7 @@ function features(data, route) {
   const most = Math.max(...data.features.map((each) => each.importance ?? 0), 1e-12);
   return [
     data.sources.length ? panel("Freshness", "Up to when all that is known of a source is in the online store",
-      el("dl", { class: "tiles" }, data.sources.map(({ source, until, limit_s, said }) => {
+      el("dl", { class: "tiles few" }, data.sources.map(({ source, until, limit_s, said }) => {
         const late = until !== null && limit_s && now - until > limit_s;
         return tile(source, until === null ? "not there" : ago(until), until === null ? said || "mlops-ray features materialize" : `${when(until)}${limit_s ? `; at most ${lasting(limit_s)}` : ""}`, late || until === null ? "bad" : limit_s ? "ok" : "");
       }))) : null,

@@ -1,0 +1,278 @@
+"""The page in a real browser: what it asks for, what it says, who can reach and read it, how it is kept fresh."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from benchmarks import watched
+from benchmarks.browser import Page, browser
+from mlops_ray import keys
+from mlops_ray.monitoring import journal
+from mlops_ray.monitoring.alarms import Alarms, Episode
+from mlops_ray.monitoring.dashboard import spans
+from mlops_ray.serving.routes import Routes
+from mlops_ray.storage import Storage
+from tests.conftest import require, require_package
+from tests.serving.live import listening
+
+DAY = 86_400.0
+MODEL = "#/models/north/"
+#: Every part of the page, and how it may be asked for.
+PAGES = (
+    "#/?period=quarter",
+    "#/errors?period=year",
+    "#/models/north?period=30d",
+    f"{MODEL}drift?period=quarter",
+    f"{MODEL}drift?period=quarter&column=column_01",
+    f"{MODEL}performance?period=quarter",
+    f"{MODEL}alarms?period=year",
+    f"{MODEL}errors?period=year",
+    f"{MODEL}releases",
+    f"{MODEL}features",
+    f"{MODEL}runs",
+    "#/models/south/drift",
+    "#/models/south/performance",
+    "#/nowhere",
+    "#/models/nobody",
+)
+WIDTHS = (390, 1024, 1920)
+
+
+@dataclass
+class Shown:
+    """A tab in which somebody has logged in, the service's address, and what it shows."""
+
+    page: Page
+    url: str
+    storage: Storage
+    key: str
+    now: float
+
+    def go(self, address: str) -> None:
+        self.page.go(f"{self.url}/dashboard{address}")
+
+    @property
+    def text(self) -> str:
+        return str(self.page.run("document.querySelector('#main').innerText"))
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
+    """A model with an alarm, two hundred windows and errors, and one that is new."""
+    storage = Storage.open(str(tmp_path_factory.mktemp("shown")))
+    now = float(spans.time.time())
+    watched.made_up(storage, "north", 200, DAY, 12, now=now, busy=300)
+    watched.made_up(storage, "south", 0, DAY, 3, now=now, busy=300)
+    watched.errors(storage, "north", now)
+    _alarmed(storage, now)
+    key = keys.add(storage, "reader", "read")
+    with listening(Routes(storage, _snapshot)) as url, browser(require("chromium")) as tab, tab() as page:
+        found = Shown(page, url, storage, key, now)
+        page.size(1024, 800)
+        page.log_in(url, key)
+        yield found
+
+
+async def _snapshot() -> dict[str, Any]:
+    return {}
+
+
+def _alarmed(storage: Storage, now: float) -> None:
+    document = storage.read_json(journal.FOLDER, "north.json")
+    what = {"since": now - 3 * DAY, "kind": "input", "harm": 1.0}
+    what |= {"evidence": "column_01 is larger: <b>half</b> lies above 0.7"}
+    document["alarms"] = Alarms(now, [Episode(now - 3 * DAY, "1", {"column_01": what})]).to_json()
+    storage.write_json(document, journal.FOLDER, "north.json")
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    require_package("axe_core_python")
+    return resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_page_is_drawn_without_an_error_and_asks_nobody_else(
+    shown: Shown, width: int, dark: bool
+) -> None:
+    page = shown.page
+    page.size(width, 900, dark=dark)
+    for address in PAGES:
+        page.asked.clear()
+        shown.go(address)
+        # What is not there is answered with 404, which is no error of the page.
+        said = [text for text in page.said if "status of 404" not in text or "models/nobody" not in text]
+        page.said.clear()
+        assert said == [], address
+        hosts = {urlsplit(url).netloc for url in page.asked if url.startswith("http")}
+        assert hosts == {urlsplit(shown.url).netloc}, address
+        assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), f"{address} is too wide"
+        assert page.run("document.querySelector('#main h1').innerText.length > 0"), address
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_everybody_can_read_and_reach_what_is_there(
+    shown: Shown, axe: str, width: int, dark: bool
+) -> None:
+    shown.page.size(width, 900, dark=dark)
+    for address in PAGES:
+        shown.go(address)
+        shown.page.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        assert _violations(shown.page, axe) == [], address
+
+
+def test_everybody_can_log_in(shown: Shown, axe: str) -> None:
+    page = shown.page
+    page.call("Network.clearBrowserCookies")
+    page.call("Page.navigate", url=f"{shown.url}/dashboard?login")
+    page.until("document.querySelector('#key') !== null")
+    assert _violations(page, axe) == []
+    page.log_in(shown.url, shown.key)
+
+
+def _violations(page: Page, axe: str) -> list[Any]:
+    page.run(f"window.axe || ({{}}, (0, function () {{ {axe} }}).call(window)); true")
+    found = page.run(
+        "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map(({id, nodes}) =>"
+        " [id, nodes.slice(0, 3).map(({html, failureSummary}) => [html.slice(0, 200), failureSummary])]))"
+    )
+    return list(found)
+
+
+def test_a_link_leads_where_it_says_also_after_the_login(shown: Shown) -> None:
+    address = f"{MODEL}drift?period=quarter&column=column_01"
+    shown.page.log_in(shown.url, shown.key, address)
+    assert shown.page.run("location.hash") == address
+    shown.page.until("document.querySelector('.side .distribution, .side .note') !== null")
+    assert "column_01" in str(shown.page.run("document.querySelector('.side').innerText"))
+
+
+def test_pages_follow_each_other_and_lead_back(shown: Shown) -> None:
+    page = shown.page
+    page.size(1024, 900)
+    shown.go("#/")
+    page.run("document.querySelector('.models a').click()")
+    page.until("document.querySelector('h1').innerText === 'north'")
+    page.run("[...document.querySelectorAll('.tabs a')].find((link) => link.innerText === 'Drift').click()")
+    page.until("document.querySelector('.cells canvas') !== null")
+    page.run("[...document.querySelectorAll('.periods a')].find((link) => link.innerText === 'Year').click()")
+    page.until("location.hash.includes('period=year') && !document.querySelector('#main').ariaBusy")
+    page.run("history.back()")
+    page.until("location.hash === '#/models/north/drift'")
+    page.run("history.back()")
+    page.until("location.hash === '#/models/north' && document.querySelector('.tiles') !== null")
+    page.run("history.back()")
+    page.until("document.querySelector('h1').innerText === 'Models'")
+
+
+def test_the_keyboard_reaches_everything_that_can_be_used(shown: Shown) -> None:
+    page = shown.page
+    page.size(1024, 900)
+    for address in (f"{MODEL}drift?period=quarter", "#/errors?period=year", "#/"):
+        shown.go(address)
+        usable = "a[href], button, input, select, summary, [tabindex='0']"
+        count = page.run(
+            f"[...document.querySelectorAll(\"{usable}\")].filter((each) => each.checkVisibility()).length"
+        )
+        reached: set[Any] = set()
+        # One more is the browser's own.
+        for _ in range(count + 1):
+            page.press("Tab")
+            reached.add(page.run(_WHICH))
+        reached.discard("BODY")
+        assert len(reached) == count, address
+
+
+#: Something that tells the focused node from all others.
+_WHICH = (
+    "(() => { const it = document.activeElement; return it === document.body ? 'BODY' :"
+    " [...document.querySelectorAll('*')].indexOf(it); })()"
+)
+
+
+def test_the_heat_map_is_walked_with_arrows_and_opened_with_enter(shown: Shown) -> None:
+    page = shown.page
+    page.size(1024, 900)
+    shown.go(f"{MODEL}drift?period=quarter")
+    page.run("document.querySelector('.cells').focus()")
+    page.press("ArrowDown", "ArrowDown", "ArrowLeft")
+    told = str(page.run("document.querySelector('.told').innerText"))
+    name = page.run("document.querySelectorAll('.names .name')[1].innerText")
+    assert told.startswith(f"{name}, ")
+    assert "PSI" in told
+    page.press("Enter")
+    page.until("location.hash.includes('column=') && document.querySelector('.side .distribution svg') !== null")
+    assert page.run("document.querySelector('.side h2').innerText") == name
+    # The focus stays, so that the next cell is one key away.
+    assert page.run("document.activeElement.classList.contains('cells')")
+    page.press("ArrowUp", "Enter")
+    page.until(f"document.querySelector('.side h2').innerText !== {json.dumps(name)}")
+
+
+def test_what_came_since_is_shown_without_a_flicker(shown: Shown) -> None:
+    page, storage = shown.page, shown.storage
+    page.size(1024, 900)
+    shown.go(f"{MODEL}drift?period=quarter")
+    page.run("document.querySelector('.cells').focus(); window.kept = document.querySelector('.cells canvas')")
+    page.run("window.gone = 0; new MutationObserver((all) => all.forEach((each) => (gone += each.removedNodes.length)))"
+             ".observe(document.querySelector('#main'), {childList: true, subtree: true})")
+    before = shown.text
+    seen = watched._look([f"column_{n:02d}" for n in range(12)], shown.now - DAY / 2, DAY / 4, 0, np.full(12, 0.6))
+    journal.append(storage, "north", journal.LOOKS, seen)
+    # As it does every few seconds.
+    page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
+    page.until(f"document.querySelector('#main').innerText !== {json.dumps(before)}")
+    assert page.run("document.querySelector('.cells canvas') === kept")
+    assert page.run("document.activeElement.classList.contains('cells')")
+    assert page.run("gone") < 5
+
+
+def test_a_search_finds_errors_and_its_address_can_be_shared(shown: Shown) -> None:
+    page = shown.page
+    page.size(1024, 900)
+    shown.go("#/errors?period=year")
+    page.run("document.querySelector('input').focus()")
+    page.call("Input.insertText", text="No space left")
+    page.until("location.hash.includes('No+space+left') && document.querySelectorAll('.errors > li').length > 0"
+               " && [...document.querySelectorAll('.errors .said')].every((each) => /No space left/.test(each.innerText))")
+    assert page.run("document.activeElement.value") == "No space left"
+    address, found = page.run("location.hash"), shown.text
+    shown.go("#/")
+    shown.go(address)
+    assert shown.text == found
+
+
+def test_what_others_wrote_is_text_and_no_markup(shown: Shown) -> None:
+    shown.go("#/models/north")
+    assert "<b>half</b> lies above" in shown.text
+
+
+def test_an_empty_page_says_what_to_do(shown: Shown) -> None:
+    for part, word in {"drift": "mlops-ray replay", "performance": "window", "runs": "mlops-ray train"}.items():
+        shown.go(f"#/models/south/{part}")
+        assert word in shown.text, part
+
+
+def test_a_service_that_is_away_is_said_to_be_and_what_was_there_stays(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = shown.page
+    shown.go("#/")
+    page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    try:
+        page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
+        page.until("/trying again/.test(document.querySelector('#said').innerText)")
+        assert "north" in shown.text
+    finally:
+        page.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
+    page.until("/^Live/.test(document.querySelector('#said').innerText)")
+    page.said.clear()
