@@ -110,6 +110,18 @@ def _traffic(now: float) -> Any:
     return traffic
 
 
+def loop(storage: Storage, name: str, now: float) -> None:
+    """What the loop of retraining leaves: one that ended well, and one that its gate refused."""
+    done = {"id": "retrain-1", "at": now - 60 * DAY_S, "reason": "the alarm of version 1 goes on", "state": "champion"}
+    done |= {"version": 2, "said": "", "ended": now - 60 * DAY_S + 900}
+    refused = {"id": "retrain-2", "at": now - 20 * DAY_S, "reason": "the alarm of version 2 goes on"}
+    refused |= {"state": "refused", "version": None, "said": "it is no better than the champion", "ended": now - 20 * DAY_S + 700}
+    decided = {"version": "2", "opened": now - 3 * DAY_S, "what": "wait", "rule": "at_most", "evidence": []}
+    decided |= {"reason": "at most one retraining in seven days", "since": now - 2 * DAY_S}
+    found = {"model": name, "decided": decided, "next": now + DAY_S, "retrainings": [done, refused]}
+    storage.write_json(found, "loop", f"{name}.json")
+
+
 def errors(storage: Storage, name: str, now: float) -> None:
     """Lines as replicas, monitor and reconciler write them."""
     kinds = [

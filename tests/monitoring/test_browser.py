@@ -70,6 +70,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     watched.made_up(storage, "north", 200, DAY, 12, now=now, busy=300)
     watched.made_up(storage, "south", 0, DAY, 3, now=now, busy=300)
     watched.errors(storage, "north", now)
+    watched.loop(storage, "north", now)
     _alarmed(storage, now)
     key = keys.add(storage, "reader", "read")
     with listening(Routes(storage, _snapshot)) as url, browser(require("chromium")) as tab, tab() as page:

@@ -284,6 +284,37 @@ def test_the_monitor_looks_by_itself_once_the_log_is_written(
     assert on_disk(live).alarms.looked_at == NOW + DAY  # type: ignore[union-attr]
 
 
+def test_each_hour_of_traffic_is_a_line_once_also_after_a_kill(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [NOW]
+    monkeypatch.setattr(monitor.time, "time", lambda: clock[0])
+    hours = lambda: [(e["since"], e["requests"], e["failed"]) for e in read(live, journal.TRAFFIC)]  # noqa: E731
+
+    async def lives() -> None:
+        watcher = Monitor(str(live.storage.root))
+        for sequence, minute in enumerate((0, 59, 61, 150), 1):
+            clock[0] = NOW + 60 * minute
+            delta = observed(live, 0.0, sequence)
+            delta["versions"]["1"]["traffic"]["requests"] = {"200": 5, "500": 1}
+            await watcher.record(delta)
+        kept = live.storage.read_json(journal.FOLDER, f"{packages.NAME}.json")
+        await watcher._keep(watcher._models[packages.NAME])
+        assert hours() == [(NOW, 12, 2), (NOW + 3600, 6, 1)]
+        # As if it had died before it could save that it has written them.
+        live.storage.write_json(kept, journal.FOLDER, f"{packages.NAME}.json")
+        watcher = Monitor(str(live.storage.root))
+        await watcher._keep(watcher._models[packages.NAME])
+        assert hours() == [(NOW, 12, 2), (NOW + 3600, 6, 1)]
+        # The last hour ends also where nobody asks any more.
+        clock[0] = NOW + 3 * 3600
+        await watcher._keep(watcher._models[packages.NAME])
+        assert hours()[2:] == [(NOW + 7200, 6, 1)]
+
+    asyncio.run(lives())
+    assert on_disk(live).versions["1"].hours == []
+
+
 def on_disk(live: Live) -> ModelState:
     return ModelState.from_json(live.storage.read_json(journal.FOLDER, f"{packages.NAME}.json"))
 

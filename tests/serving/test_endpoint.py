@@ -11,7 +11,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
-from mlops_ray.data import labels, prediction_log
+from mlops_ray.data import error_log, labels, prediction_log
 from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
@@ -255,6 +255,30 @@ def test_a_defect_is_a_500_that_shows_no_value_and_is_logged_without_one(
     assert "id-1" in caplog.text
     assert "standin.py" in caplog.text
     assert "666" not in caplog.text
+
+
+def test_errors_are_logged_with_request_version_stage_and_type_and_without_a_value(
+    service: Service, storage: Storage
+) -> None:
+    log = error_log.install(storage, "replica", MODEL)
+    try:
+        service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": 666}]})
+        for _ in range(3):
+            service.call("POST", "/invocations", json={"dataframe_records": [ROW | {"load": "very-secret"}]})
+        service.call("POST", "/infer", "label", body=b"{}")
+    finally:
+        logging.getLogger("mlops_ray").removeHandler(log)
+        error_log._installed.clear()
+        log.close()
+    text = b"".join(path.read_bytes() for path in storage.root.glob("errors/*.jsonl"))
+    assert b"666" not in text
+    assert b"secret" not in text
+    found = {line["type"]: line for line in map(orjson.loads, text.splitlines())}
+    defect, refused, forbidden = (found[name] for name in ("ZeroDivisionError", "invalid_row", "forbidden"))
+    told = {"model": MODEL, "version": "1", "request": "id-1", "stage": "predict", "status": 500}
+    assert {key: defect[key] for key in told} == told
+    assert (refused["status"], refused["count"], refused["version"]) == (422, 3, "1")
+    assert (forbidden["status"], forbidden["stage"]) == (403, "admission")
 
 
 @pytest.mark.parametrize("predictor", [StandIn, OfAmounts])

@@ -93,6 +93,18 @@ def test_jobs_are_listed_newest_first_each_with_its_trials_best_first() -> None:
     }
 
 
+def test_the_newest_jobs_are_kept_for_the_dashboard_with_their_trials(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, old = job(2), job(1)
+    found = [new, old, trial(new, "a", 0.3), trial(old, "b", 0.4)]
+    monkeypatch.setattr(tracking, "recorded", lambda uri, project: found)
+    monkeypatch.setattr(runs, "MOST_JOBS", 1)
+    assert len(runs.keep(storage, "demo", "sqlite:///x")) == 4
+    kept = storage.read_json(runs.FOLDER, "demo.json")["runs"]
+    assert [row["run"] for row in kept] == [new.id, "a" * 32]
+
+
 def test_where_higher_is_better_the_highest_is_the_best() -> None:
     made = job(1, **{tracking.METRIC: "roc_auc", tracking.TASK: "classification"})
     listed = runs.rows([made, trial(made, "a", 0.7), trial(made, "b", 0.9)])

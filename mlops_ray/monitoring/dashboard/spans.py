@@ -44,6 +44,11 @@ class Span(NamedTuple):
         """Where the steps begin."""
         return [int(self.since + place * self.step) for place in range(self.count)]
 
+    def by_the_hour(self) -> "Span":
+        """The same in whole hours, for what is known by the hour alone."""
+        step = max(self.step, HOUR_S)
+        return Span(self.since // step * step, self.until, step)
+
     def place(self, at: float) -> int:
         """The step in which an instant lies; its ends count as inside."""
         return min(max(int((at - self.since) // self.step), 0), self.count - 1)

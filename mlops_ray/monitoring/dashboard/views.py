@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from mlops_ray.monitoring.dashboard.history import NOTHING, Counted, History, Ma
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
 from mlops_ray.monitoring.looks import RELEASES, Release
-from mlops_ray.monitoring.state import HOUR_S, Watched
+from mlops_ray.monitoring.state import MINUTES, Watched
 from mlops_ray.storage import Storage
 
 #: Steps of the small pictures of the overview, and of a heat map.
@@ -109,9 +110,8 @@ class Views:
             **{key: champion.get(key) for key in ("version", "state", "since", "family", "task")},
             "previous": (release.get("previous") or {}).get("version"),
             "challenger": _challenger(release),
-            "traffic": spans.traffic(span, self._hours(name, state, span)),
+            "traffic": self._traffic(name, state, span),
             "now": _per_second(state),
-            "heard": max((at for _, at in state.get("sources", {}).values()), default=None),
             "alarm": _open(_episodes(state)),
             "alarms": sum(each["opened"] >= span.since for each in _episodes(state)),
             "drift": latest and _moved(latest),
@@ -247,7 +247,7 @@ class Views:
             "spent": sum(each.spent for each in seen),
             "watched": _watched(state),
             "last": seen[-1].until if seen else None,
-            "loop": self._document(LOOP, name),
+            "loop": _loop(self._document(LOOP, name)),
         }
 
     def releases(self, name: str, query: Query) -> Document:
@@ -266,7 +266,7 @@ class Views:
             "evidence": (challenger or {}).get("evidence") or {},
             "seen": seen if challenger and seen.get("turn") == challenger.get("turn") else None,
             "history": release.get("history", [])[-MOST_TURNS:][::-1],
-            "loop": self._document(LOOP, name),
+            "loop": _loop(self._document(LOOP, name)),
         }
 
     def features(self, name: str, query: Query) -> Document:
@@ -335,16 +335,16 @@ class Views:
         found = self._document(journal.FOLDER, name)
         return found if isinstance(found, dict) else {}
 
-    def _hours(self, name: str, state: Document, span: Span) -> Matrix:
-        """The traffic of a span: by the hour, of the last one by the minute."""
-        place = "minutes" if span.step < HOUR_S and span.until - span.since <= 2 * HOUR_S else "hours"
-        going = [
-            (at, requests, refused, failed, *cells)
-            for _, watched in state.get("versions", [])
-            for at, requests, refused, failed, cells, _ in watched.get(place, [])
-        ]
-        now = np.array(going, np.float64).reshape(-1, NOTHING.shape[1])
-        return now if place == "minutes" else np.concatenate([self._history.traffic(name, span.since), now])
+    def _traffic(self, name: str, state: Document, span: Span) -> Document:
+        """The traffic of a span: by the hour, of the last two by the minute."""
+        minutes, going = _counted(state, "minutes"), _counted(state, "hours")
+        if span.until - span.since <= MINUTES * 60 and (minutes[:, 0] >= span.since).any():
+            return spans.traffic(span, minutes)
+        span = span.by_the_hour()
+        known = self._history.traffic(name, span.since)
+        # The monitor may have written an hour, and not have saved yet that it has.
+        new = going[~np.isin(going[:, 0], known[:, 0])] if len(known) else going
+        return spans.traffic(span, np.concatenate([known, new]))
 
     def _champion(self, name: str) -> Release | None:
         return looks.releases(self._storage, name).get(self._release(name)["champion"]["version"])
@@ -511,6 +511,14 @@ def _cost(found: Any) -> Document | None:
     return found.get("per_1000") if isinstance(found, dict) else None
 
 
+def _loop(found: Any) -> Document | None:
+    """What the loop of retraining decided last, and what it did (`cluster.loop`)."""
+    if not isinstance(found, dict):
+        return None
+    retrainings = found.get("retrainings") or []
+    return {"decided": found.get("decided"), "next": found.get("next"), "retrainings": retrainings[-MOST_WHOLE:]}
+
+
 def _open_window(watched: Document) -> Document | None:
     window = watched.get("window")
     return window and {"since": window["since"], "rows": window["counts"]["rows"]}
@@ -533,9 +541,17 @@ def _per_second(state: Document) -> float | None:
 
 
 def _second(iso: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(iso).timestamp()
+
+
+def _counted(state: Document, place: str) -> Matrix:
+    """The minutes or the hours of a monitor's document, of all versions."""
+    found = [
+        (at, requests, refused, failed, *cells)
+        for _, watched in state.get("versions", [])
+        for at, requests, refused, failed, cells, _ in watched.get(place, [])
+    ]
+    return np.array(found, np.float64).reshape(-1, NOTHING.shape[1])
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -19,7 +19,7 @@ const main = document.getElementById("main"), live = document.getElementById("li
 
 function read() {
   const [path, text = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const parts = path.split("/").filter(Boolean).map(decodeURIComponent), query = new URLSearchParams(text);
+  const parts = path.split("/").filter(Boolean).map(decoded), query = new URLSearchParams(text);
   const known = PERIODS.find(([name]) => name === query.get("period"));
   const isSpan = query.get("from") && query.get("to");
   const period = isSpan ? `from=${query.get("from")}&to=${query.get("to")}` : `period=${known ? known[0] : USUAL}`;
@@ -35,6 +35,10 @@ function read() {
     // What is typed is no step to go back to.
     change: (more) => { history.replaceState(null, "", own(path, query, more)); show(); },
     go: (more) => { location.hash = own(path, query, more); } };
+}
+
+function decoded(text) {
+  try { return decodeURIComponent(text); } catch { return text; }
 }
 
 function own(path, query, more) {
@@ -82,10 +86,12 @@ async function show() {
     }
     shown = { path: route.path, text };
     live.className = "live on";
+    live.removeAttribute("role");
     said.textContent = `Live, ${clock(Date.now() / 1000)}`;
   } catch (error) {
     if (mine !== asking) return;
     live.className = "live off";
+    live.setAttribute("role", "alert");
     said.textContent = `no answer (${error.message}); trying again`;
     if (error.status === 404 || error.status === 400)
       children(main, el("main", {}, el("h1", { tabindex: -1 }, "Nothing here"), el("p", {}, error.message),
@@ -118,7 +124,8 @@ function arrived() {
 /** Pictures are drawn in the pixels that they get. */
 new ResizeObserver(() => draw(main)).observe(main);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw(main));
-addEventListener("hashchange", () => (location.hash === "#main" ? main.focus() : show()));
+addEventListener("hashchange", show);
+document.querySelector(".skip").onclick = (event) => { event.preventDefault(); main.focus(); };
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(waiting) : show()));
 document.getElementById("zone").textContent = `Times are those of ${zone()}`;
 show();

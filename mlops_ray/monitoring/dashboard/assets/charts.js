@@ -38,7 +38,11 @@ function numbers(label, at, series, show) {
     el("summary", {}, "Numbers"), rows);
 }
 
+const plotted = new Set();
+
 function plot(host, asked) {
+  // What is not shown any more listens no longer.
+  for (const other of plotted) if (!other.isConnected) { other.plot.destroy(); plotted.delete(other); }
   const width = Math.floor(host.clientWidth);
   if (!width) return;
   const shape = JSON.stringify([dark.matches, asked.height, asked.level, asked.series.map((each) => [each.label, each.color, each.kind])]);
@@ -51,6 +55,7 @@ function plot(host, asked) {
     host.replaceChildren();
     host.plot = new uPlot(options(host, asked, width), columns(asked), host);
     host.shape = shape;
+    plotted.add(host);
   }
   host.data = asked.series;
 }

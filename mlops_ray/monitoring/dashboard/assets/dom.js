@@ -44,6 +44,7 @@ export function morph(old, fresh) {
   }
   if (old.nodeName === "INPUT" && old !== document.activeElement) old.value = fresh.getAttribute("value") ?? "";
   children(old, fresh);
+  if (old.nodeName === "SELECT" && old !== document.activeElement) old.value = fresh.value;
 }
 
 /** The same of the children alone. */

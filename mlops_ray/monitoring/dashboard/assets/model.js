@@ -19,8 +19,9 @@ export function urls(route) {
   const { parts, period, query } = route, name = encodeURIComponent(parts[1]), tab = tabOf(route);
   const found = { head: `models/${name}?${period}` };
   if (tab === "errors") {
-    query.set("model", parts[1]);
-    return { ...found, data: errorUrls(route).data };
+    const asked = new URLSearchParams(query);
+    asked.set("model", parts[1]);
+    return { ...found, data: errorUrls({ ...route, query: asked }).data };
   }
   if (tab) found.data = `models/${name}/${tab}?${period}`;
   if (tab === "drift") {
@@ -132,7 +133,7 @@ function drift(data, route, head, { column }) {
     data.outside ? el("p", { class: "note" }, `${percent(data.outside)} of the hours are of days that the training set did not have.`) : null,
     columns.length ? el("details", { class: "numbers" }, el("summary", {}, "Columns as a table"), listed(data, open)) : null);
   return el("div", { class: "split" + (chosen ? " opened" : "") }, map,
-    el("aside", { class: "side", "aria-live": "polite", "aria-label": "Distribution" }, chosen ? spread(column, data, chosen, route) : hint(now, open)));
+    el("section", { class: "side", "aria-live": "polite", "aria-label": "Distribution" }, chosen ? spread(column, data, chosen, route) : hint(now, open)));
 }
 
 function listed({ at, columns, open: now }, open) {
@@ -236,16 +237,16 @@ function episode({ version, opened, resolved, found }, link, base) {
         el("p", { class: "note" }, `seen ${when(what.since)} · `, el("a", { href: link(`${base}/${kinds[what.kind] ?? "drift"}`, { from: Math.floor(opened - 14 * 86400), to: Math.ceil((resolved ?? Date.now() / 1000) + 86400) }) }, "what it looked like")))))));
 }
 
-/** What the loop of retraining has decided, where there is one. */
+/** What the loop of retraining has decided and done, where there is one. */
 function loop(found) {
   if (!found) return null;
-  const fact = (name, value) => (value ? [el("dt", {}, name), el("dd", {}, value)] : null);
-  const time = (value) => (typeof value === "number" ? when(value) : value ? when(seconds(value)) : null);
-  const decisions = [...(found.decisions ?? [])].reverse().slice(0, 10);
-  const running = found.running ?? found.job;
-  return panel("Retraining", null,
-    el("dl", { class: "facts" }, fact("Running", running && (typeof running === "string" ? running : running.id ?? running.submission_id ?? "a job")), fact("Next allowed", time(found.next_allowed ?? found.next))),
-    decisions.length ? table("What was decided", ["When", "Decided", "Why"], decisions.map((each) => [time(each.at) ?? "–", words(each.decision ?? each.what ?? each.decided ?? ""), each.why ?? each.reason ?? ""])) : null);
+  const { decided, next, retrainings } = found, kinds = { champion: "ok", failed: "bad", rolled_back: "bad", refused: "warn", inconclusive: "warn" };
+  const going = retrainings.find((each) => each.ended === null && each.state !== "withdrawn");
+  const said = { retrain: "train again", wait: "wait", refuse: "refuse" };
+  return panel("Retraining", going ? `Going on since ${when(going.at)}: ${words(going.state)}` : next ? `The next one is allowed from ${when(next)}` : null,
+    decided && el("p", {}, chip(decided.what === "refuse" ? "warn" : "", said[decided.what] ?? decided.what), ` ${decided.reason} `, el("span", { class: "note" }, `(since ${shortly(decided.since)})`)),
+    retrainings.length ? table("Retrainings", ["Asked", "State", "Version", "Why", "What became of it", "Took"], retrainings.toReversed().map((each) =>
+      [when(each.at), chip(kinds[each.state] ?? "", words(each.state)), each.version === null ? "–" : String(each.version), each.reason, each.said || "–", each.ended === null ? "goes on" : lasting(each.ended - each.at)])) : el("p", { class: "note" }, "None was needed so far."));
 }
 
 // ---------------------------------------------------------------- releases
