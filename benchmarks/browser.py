@@ -78,7 +78,9 @@ class Page:
                 if found := self.run(script):
                     return found
             self.run(PAINTED)
-        raise AssertionError(f"never true: {script}; the page says {self.run('document.body.innerText')[:2000]}")
+        raise AssertionError(
+            f"never true: {script}; the page says {self.run('document.body.innerText')[:2000]}"
+        )
 
     def go(self, url: str) -> None:
         """Opens an address anew, and waits until the page has its data."""
@@ -102,7 +104,11 @@ class Page:
     def size(self, width: int, height: int, *, dark: bool = False) -> None:
         """The size of the window in pixels, and whether its reader likes it dark."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
@@ -110,7 +116,15 @@ class Page:
 
     def press(self, *keys: str) -> None:
         """Presses keys, one after another, by their names (`Tab`, `Enter`, `ArrowLeft`, `Shift+Tab`)."""
-        codes = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, " ": 32}
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+            " ": 32,
+        }
         for key in keys:
             name = key.removeprefix("Shift+")
             what = {"key": name, "code": name, "windowsVirtualKeyCode": codes[name]}

@@ -123,7 +123,13 @@ def measured(page: Page, url: str, key: str, windows: str, models: int) -> Itera
             for _ in range(2):
                 page.show("#/errors?period=1h")
                 times.append(round(page.run(CLICKED.format(address=shown))))
-            yield {"windows": windows, "page": name, "period": period, "first_ms": times[0], "again_ms": times[1]}
+            yield {
+                "windows": windows,
+                "page": name,
+                "period": period,
+                "first_ms": times[0],
+                "again_ms": times[1],
+            }
 
 
 def pictures(folder: Path, storage: Storage) -> None:
@@ -154,8 +160,15 @@ def replayed(folder: Path) -> Storage:
     rows, now = seasons.year(folder), time.time()
     halved = (pl.col("site") == "BL-H") & (pl.col("time") >= seasons.END - timedelta(days=40))
     load = pl.when(halved).then(pl.col("label") / 2).otherwise(pl.col("label"))
-    log = replay.log(release, seasons.features_of(rows.with_columns(label=load)), predictor.predict_features, seasons.DAY_US)
-    seen, windows = watched.replayed(release, log.filter(pl.col("at") >= seasons.BEGIN, pl.col("at") < seasons.END))
+    log = replay.log(
+        release,
+        seasons.features_of(rows.with_columns(label=load)),
+        predictor.predict_features,
+        seasons.DAY_US,
+    )
+    seen, windows = watched.replayed(
+        release, log.filter(pl.col("at") >= seasons.BEGIN, pl.col("at") < seasons.END)
+    )
     storage, name = Storage.open(str(folder / "half" / "storage")), "factory-load"
     package = packages.read(release.package.folder, digest=release.package.digest)
     watched.live(storage, name, 1, package, now - 183 * DAY_S)
@@ -171,7 +184,8 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if asked.pictures:
-            return pictures(asked.pictures, replayed(Path(folder)))
+            pictures(asked.pictures, replayed(Path(folder)))
+            return
         rows: list[dict[str, Any]] = []
         models = 3 if asked.quick else MODELS
         for name, (windows, window_s) in list(YEAR.items())[: 1 if asked.quick else 2]:

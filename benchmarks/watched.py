@@ -85,14 +85,22 @@ def hours(first: float, last: float, busy: int = BUSY) -> Iterable[Minute]:
 
 
 def _state(
-    storage: Storage, version: str, name: str, alarms: Alarms, last: dict[str, Any], now: float, busy: int = BUSY
+    storage: Storage,
+    version: str,
+    name: str,
+    alarms: Alarms,
+    last: dict[str, Any],
+    now: float,
+    busy: int = BUSY,
 ) -> None:
     """The monitor's document of a model whose window is open for some hours."""
     counts = Counts.from_json(last["counts"])
     watched = Watched(traffic=_traffic(now), window=Window(last["until"], counts), rows=4_200_000)
     current = list(hours(now - HOUR_S, now, busy))[-1:]
     for at in range(int(now // 60) * 60 - 119 * 60, int(now), 60):
-        watched.minutes[at] = minute(at, int(busy / 60 * RANDOM.uniform(0.8, 1.2)), int(RANDOM.random() < 0.1), 0, 2_000)
+        watched.minutes[at] = minute(
+            at, int(busy / 60 * RANDOM.uniform(0.8, 1.2)), int(RANDOM.random() < 0.1), 0, 2_000
+        )
     watched.hours = current
     known = ModelState(name, alarms=alarms)
     known.versions[version], known.sources = watched, {uuid.uuid4().hex: (9, now - 2)}
@@ -112,10 +120,20 @@ def _traffic(now: float) -> Any:
 
 def loop(storage: Storage, name: str, now: float) -> None:
     """What the loop of retraining leaves: one that ended well, and one that its gate refused."""
-    done = {"id": "retrain-1", "at": now - 60 * DAY_S, "reason": "the alarm of version 1 goes on", "state": "champion"}
+    done = {
+        "id": "retrain-1",
+        "at": now - 60 * DAY_S,
+        "reason": "the alarm of version 1 goes on",
+        "state": "champion",
+    }
     done |= {"version": 2, "said": "", "ended": now - 60 * DAY_S + 900}
     refused = {"id": "retrain-2", "at": now - 20 * DAY_S, "reason": "the alarm of version 2 goes on"}
-    refused |= {"state": "refused", "version": None, "said": "it is no better than the champion", "ended": now - 20 * DAY_S + 700}
+    refused |= {
+        "state": "refused",
+        "version": None,
+        "said": "it is no better than the champion",
+        "ended": now - 20 * DAY_S + 700,
+    }
     decided = {"version": "2", "opened": now - 3 * DAY_S, "what": "wait", "rule": "at_most", "evidence": []}
     decided |= {"reason": "at most one retraining in seven days", "since": now - 2 * DAY_S}
     found = {"model": name, "decided": decided, "next": now + DAY_S, "retrainings": [done, refused]}
@@ -124,16 +142,18 @@ def loop(storage: Storage, name: str, now: float) -> None:
 
 def errors(storage: Storage, name: str, now: float) -> None:
     """Lines as replicas, monitor and reconciler write them."""
+    defect, store = "mlops_ray.serving.batcher:141", "the online store redis://cache:6379 does not answer"
+    full = f"the prediction log of {name} cannot be written (OSError: No space left on device)"
     kinds = [
-        ("error", "predict", "ZeroDivisionError", 500, "request … failed: ZeroDivisionError", "mlops_ray.registry.predictor:141"),
-        ("error", "features", "StorageError", 503, "the online store redis://cache:6379 does not answer", "mlops_ray.features.shelves:362"),
+        ("error", "predict", "ZeroDivisionError", 500, "request failed: ZeroDivisionError", defect),
+        ("error", "features", "StorageError", 503, store, "mlops_ray.features.shelves:362"),
         ("error", "predict", "deadline", 504, "the deadline was over before there was an answer", ""),
-        ("warning", "decode", "invalid_row", 422, "row …, column …: … is none of the values that are allowed", ""),
+        ("warning", "decode", "invalid_row", 422, "row …, column …: … is none of the allowed values", ""),
         ("warning", "admission", "overloaded", 429, "… requests wait already; ask again later", ""),
         ("warning", "admission", "unauthorized", 401, "this key is not known", ""),
-        ("error", "monitor", "OSError", None, f"the prediction log of {name} cannot be written (OSError: No space left on device)", "mlops_ray.serving.replica:130"),
-        ("warning", "release", "timeout", None, "the registry is not told yet: it does not answer", "mlops_ray.serving.reconcile:287"),
-    ]  # fmt: skip
+        ("error", "log", "OSError", None, full, "mlops_ray.serving.replica:130"),
+        ("warning", "release", "timeout", None, "the registry is not told yet", ""),
+    ]
     weights = np.array([4, 6, 20, 60, 25, 8, 2, 5]) / 130
     lines = []
     for back in sorted(RANDOM.exponential(9 * DAY_S, 600), reverse=True):
@@ -141,9 +161,9 @@ def errors(storage: Storage, name: str, now: float) -> None:
         count = int(RANDOM.integers(1, 40)) if level == "warning" else 1
         lines.append(
             {"model": name, "process": "replica", "at": now - float(back), "level": level, "stage": stage}
-            | {"version": "1", "request": uuid.UUID(bytes=RANDOM.bytes(16)).hex, "type": kind, "status": status}
+            | {"version": "1", "request": RANDOM.bytes(16).hex(), "type": kind, "status": status}
             | {"said": said, "where": where, "count": count}
-        )  # fmt: skip
+        )
     path = storage.path(error_log.FOLDER, f"replica-{uuid.uuid4().hex[:8]}-1.jsonl")
     path.write_bytes(b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines))
 
@@ -161,7 +181,15 @@ def keep(
     written(storage, name, journal.WINDOWS, counted)
     first = looked[0]["since"]
     written(storage, name, journal.TRAFFIC, (each.entry(of.version) for each in hours(first, now)))
-    _state(storage, of.version, name, episodes, counted[-1] | {"quality": looked[-1]["quality"] | {"version": of.version, "until": looked[-1]["until"]}}, now)
+    _state(
+        storage,
+        of.version,
+        name,
+        episodes,
+        counted[-1]
+        | {"quality": looked[-1]["quality"] | {"version": of.version, "until": looked[-1]["until"]}},
+        now,
+    )
 
 
 def made_up(
@@ -176,8 +204,12 @@ def made_up(
     record.write(storage, release.crowned(record.new(name), champion, first))
     psi = RANDOM.gamma(1.2, 0.01, (windows, columns))
     psi[-windows // 4 :, 1 % columns] += 0.3
-    written(storage, name, journal.LOOKS, (_look(names, first, window_s, at, row) for at, row in enumerate(psi)))
-    written(storage, name, journal.WINDOWS, (_window(names, edges, first, window_s, at) for at in range(windows)))
+    written(
+        storage, name, journal.LOOKS, (_look(names, first, window_s, at, row) for at, row in enumerate(psi))
+    )
+    written(
+        storage, name, journal.WINDOWS, (_window(names, edges, first, window_s, at) for at in range(windows))
+    )
     written(storage, name, journal.TRAFFIC, (each.entry("1") for each in hours(first, now, busy)))
     alarms = Alarms(now)
     last = {"until": now - 60, "counts": _window(names, edges, first, window_s, windows - 1)["counts"]}
@@ -187,11 +219,23 @@ def made_up(
 def _look(names: list[str], first: float, window_s: float, at: int, psi: Any) -> dict[str, Any]:
     since, until = first + at * window_s, first + (at + 1) * window_s
     findings = [
-        {"about": name, "kind": "input", "p": 0.4, "matters": bool(value > 0.02), "evidence": "", "harm": 0.01}
+        {
+            "about": name,
+            "kind": "input",
+            "p": 0.4,
+            "matters": bool(value > 0.02),
+            "evidence": "",
+            "harm": 0.01,
+        }
         | {"p_holm": 1.0, "tests": 1, "column": name}
         for name, value in zip(names, psi.tolist(), strict=True)
     ]
-    quality = {"estimated": {"mae": 0.05 + 0.01 * psi[0]}, "rows": 500, "realised": {"mae": 0.052}, "labelled": 400}
+    quality = {
+        "estimated": {"mae": 0.05 + 0.01 * psi[0]},
+        "rows": 500,
+        "realised": {"mae": 0.052},
+        "labelled": 400,
+    }
     reference = {how: {"mae": 0.05} for how in ("estimated", "realised")}
     return {
         "version": "1", "since": since, "until": until, "rows": 500,

@@ -1,6 +1,7 @@
 """What went wrong in the service, as JSON lines that people can search: `STORAGE/errors/PROCESS-….jsonl`.
 
-    {"at", "level", "stage", "model", "version", "request", "type", "status", "said", "where", "count", "process"}
+    {"at", "level", "stage", "model", "version", "request", "type", "status", "said", "where", "count",
+     "process"}
 
 Each process has files of its own, and writes them in a thread of its own. Whatever a logger of ours is told
 from a warning on is a line. A caller's error is none: of those that are alike one line a minute says how many
@@ -282,4 +283,3 @@ def _kind(record: logging.LogRecord) -> str:
     args = record.args.values() if isinstance(record.args, Mapping) else record.args or ()
     named = [type(each).__name__ for each in args if isinstance(each, BaseException)]
     return named[0] if named else record.levelname.lower()
-

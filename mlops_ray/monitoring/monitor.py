@@ -94,7 +94,9 @@ class Monitor:
         async with self._one_at_a_time:
             over = state.hours(time.time())
             for version, hour in over:
-                await asyncio.to_thread(journal.append, self._storage, state.model, journal.TRAFFIC, hour.entry(version))
+                await asyncio.to_thread(
+                    journal.append, self._storage, state.model, journal.TRAFFIC, hour.entry(version)
+                )
                 state.versions[version].hours.remove(hour)
             if over:
                 self._unsaved.add(state.model)

@@ -89,7 +89,7 @@ class Outlook(NamedTuple):
 
 @dataclass
 class Minute:
-    """The traffic of one minute, or of an hour: requests, those answered with 4xx and with 5xx, microseconds a request."""
+    """The traffic of a minute or of an hour: requests, those answered with 4xx and 5xx, microseconds each."""
 
     at: int
     requests: int = 0

@@ -178,7 +178,9 @@ async def _serve(
         # The message may hold values of the request; the type and the traceback say enough.
         bare = RuntimeError(type(error).__name__).with_traceback(error.__traceback__)
         told = {"request": headers[REQUEST_ID], "status": 500}
-        logger.error("request %s failed: %s", headers[REQUEST_ID], type(error).__name__, exc_info=bare, extra=told)
+        logger.error(
+            "request %s failed: %s", headers[REQUEST_ID], type(error).__name__, exc_info=bare, extra=told
+        )
         status, details = 500, ""
     await context.abort(_code(status), details[:MAX_DETAILS] or "internal error", tuple(trailing.items()))
     raise AssertionError("abort raises")

@@ -49,7 +49,7 @@ def test_a_traceback_says_the_stage_and_nothing_of_what_an_error_quotes(
 
     try:
         METRICS["mae"].score("secret-4711", None)  # type: ignore[arg-type]
-    except Exception as error:  # noqa: BLE001 - whatever it is, its sentence may quote what it was given
+    except Exception as error:  # whatever it is, its sentence may quote what it was given
         LOGGER.error("request %s failed", "r1", exc_info=error)
     log.flush()
     (line,) = lines(storage)
@@ -107,9 +107,7 @@ def test_an_old_file_goes(log: ErrorLog, storage: Storage) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_a_full_disk_hurts_nobody(
-    log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_hurts_nobody(log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(lines: bytes) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: what it asks for, what it says, who can reach and read it, how it is kept fresh."""
+"""The page in a real browser: what it asks for and says, who can reach and read it, how it stays fresh."""
 
 import json
 from collections.abc import Iterator
@@ -120,9 +120,7 @@ def test_every_page_is_drawn_without_an_error_and_asks_nobody_else(
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_everybody_can_read_and_reach_what_is_there(
-    shown: Shown, axe: str, width: int, dark: bool
-) -> None:
+def test_everybody_can_read_and_reach_what_is_there(shown: Shown, axe: str, width: int, dark: bool) -> None:
     shown.page.size(width, 900, dark=dark)
     for address in PAGES:
         shown.go(address)
@@ -142,7 +140,8 @@ def test_everybody_can_log_in(shown: Shown, axe: str) -> None:
 def _violations(page: Page, axe: str) -> list[Any]:
     page.run(f"window.axe || ({{}}, (0, function () {{ {axe} }}).call(window)); true")
     found = page.run(
-        "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map(({id, nodes}) =>"
+        "axe.run(document, {resultTypes: ['violations']})"
+        ".then(({violations}) => violations.map(({id, nodes}) =>"
         " [id, nodes.slice(0, 3).map(({html, failureSummary}) => [html.slice(0, 200), failureSummary])]))"
     )
     return list(found)
@@ -181,7 +180,7 @@ def test_the_keyboard_reaches_everything_that_can_be_used(shown: Shown) -> None:
         shown.go(address)
         usable = "a[href], button, input, select, summary, [tabindex='0']"
         count = page.run(
-            f"[...document.querySelectorAll(\"{usable}\")].filter((each) => each.checkVisibility()).length"
+            f'[...document.querySelectorAll("{usable}")].filter((each) => each.checkVisibility()).length'
         )
         reached: set[Any] = set()
         # One more is the browser's own.
@@ -210,7 +209,9 @@ def test_the_heat_map_is_walked_with_arrows_and_opened_with_enter(shown: Shown) 
     assert told.startswith(f"{name}, ")
     assert "PSI" in told
     page.press("Enter")
-    page.until("location.hash.includes('column=') && document.querySelector('.side .distribution svg') !== null")
+    page.until(
+        "location.hash.includes('column=') && document.querySelector('.side .distribution svg') !== null"
+    )
     assert page.run("document.querySelector('.side h2').innerText") == name
     # The focus stays, so that the next cell is one key away.
     assert page.run("document.activeElement.classList.contains('cells')")
@@ -222,11 +223,18 @@ def test_what_came_since_is_shown_without_a_flicker(shown: Shown) -> None:
     page, storage = shown.page, shown.storage
     page.size(1024, 900)
     shown.go(f"{MODEL}drift?period=quarter")
-    page.run("document.querySelector('.cells').focus(); window.kept = document.querySelector('.cells canvas')")
-    page.run("window.gone = 0; new MutationObserver((all) => all.forEach((each) => (gone += each.removedNodes.length)))"
-             ".observe(document.querySelector('#main'), {childList: true, subtree: true})")
+    page.run(
+        "document.querySelector('.cells').focus(); window.kept = document.querySelector('.cells canvas')"
+    )
+    page.run(
+        "window.gone = 0;"
+        "new MutationObserver((all) => all.forEach((each) => (gone += each.removedNodes.length)))"
+        ".observe(document.querySelector('#main'), {childList: true, subtree: true})"
+    )
     before = shown.text
-    seen = watched._look([f"column_{n:02d}" for n in range(12)], shown.now - DAY / 2, DAY / 4, 0, np.full(12, 0.6))
+    seen = watched._look(
+        [f"column_{n:02d}" for n in range(12)], shown.now - DAY / 2, DAY / 4, 0, np.full(12, 0.6)
+    )
     journal.append(storage, "north", journal.LOOKS, seen)
     # As it does every few seconds.
     page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
@@ -242,8 +250,11 @@ def test_a_search_finds_errors_and_its_address_can_be_shared(shown: Shown) -> No
     shown.go("#/errors?period=year")
     page.run("document.querySelector('input').focus()")
     page.call("Input.insertText", text="No space left")
-    page.until("location.hash.includes('No+space+left') && document.querySelectorAll('.errors > li').length > 0"
-               " && [...document.querySelectorAll('.errors .said')].every((each) => /No space left/.test(each.innerText))")
+    page.until(
+        "location.hash.includes('No+space+left') && document.querySelectorAll('.errors > li').length > 0"
+        " && [...document.querySelectorAll('.errors .said')]"
+        ".every((each) => /No space left/.test(each.innerText))"
+    )
     assert page.run("document.activeElement.value") == "No space left"
     address, found = page.run("location.hash"), shown.text
     shown.go("#/")
@@ -257,7 +268,11 @@ def test_what_others_wrote_is_text_and_no_markup(shown: Shown) -> None:
 
 
 def test_an_empty_page_says_what_to_do(shown: Shown) -> None:
-    for part, word in {"drift": "mlops-ray replay", "performance": "window", "runs": "mlops-ray train"}.items():
+    for part, word in {
+        "drift": "mlops-ray replay",
+        "performance": "window",
+        "runs": "mlops-ray train",
+    }.items():
         shown.go(f"#/models/south/{part}")
         assert word in shown.text, part
 
@@ -267,13 +282,25 @@ def test_a_service_that_is_away_is_said_to_be_and_what_was_there_stays(
 ) -> None:
     page = shown.page
     shown.go("#/")
-    page.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+    page.call(
+        "Network.emulateNetworkConditions",
+        offline=True,
+        latency=0,
+        downloadThroughput=-1,
+        uploadThroughput=-1,
+    )
     try:
         page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
         page.until("/trying again/.test(document.querySelector('#said').innerText)")
         assert "north" in shown.text
     finally:
-        page.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        page.call(
+            "Network.emulateNetworkConditions",
+            offline=False,
+            latency=0,
+            downloadThroughput=-1,
+            uploadThroughput=-1,
+        )
     page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
     page.until("/^Live/.test(document.querySelector('#said').innerText)")
     page.said.clear()

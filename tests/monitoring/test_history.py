@@ -1,4 +1,4 @@
-"""Journals are read once, from their end, as far back as is asked; what was begun and not ended is no line."""
+"""Journals are read once, from their end, as far back as is asked; half a line is none."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +57,7 @@ def test_a_line_is_parsed_once_however_often_is_asked(read: Read) -> None:
     assert read.parsed == 4
 
 
-def test_only_as_much_of_the_end_is_read_as_is_asked_for(
-    read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_as_much_of_the_end_is_read_as_is_asked_for(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "FIRST_BYTES", 1_000)
     read.path.write_bytes(b"\n".join(line(at) for at in range(1_000)))
     assert read.since(995.5) == [995, 996, 997, 998, 999]

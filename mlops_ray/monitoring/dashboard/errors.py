@@ -1,4 +1,4 @@
-"""The error logs of all processes put together and searched: the newest lines, and counts of what was found."""
+"""The error logs of all processes searched: the newest lines, and counts of what was found."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -41,7 +41,9 @@ class Errors:
         found.sort(key=lambda line: line["at"], reverse=True)
         steps = {"error": [0] * span.count, "warning": [0] * span.count}
         for line in found:
-            steps["warning" if line["level"] == "warning" else "error"][span.place(line["at"])] += line["count"]
+            steps["warning" if line["level"] == "warning" else "error"][span.place(line["at"])] += line[
+                "count"
+            ]
         return {
             "lines": found[:MOST_SHOWN],
             "count": sum(line["count"] for line in found),

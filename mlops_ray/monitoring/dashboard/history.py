@@ -1,4 +1,4 @@
-"""What the journals hold, kept in memory as far as it is drawn: each line is read once, however often is asked.
+"""What the journals hold, in memory as far as it is drawn: each line is read once, however often is asked.
 
 A page that is opened reads the end of a journal, as far back as its period goes; one that is refreshed reads
 what came since. Of a look nothing is kept that is not drawn: a year of hours is 8,760 of them.

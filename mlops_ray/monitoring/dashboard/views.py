@@ -138,7 +138,10 @@ class Views:
             "invalid": sorted(invalid, key=lambda each: -each["count"]),
             "window": _open_window(watched),
             "watched": _watched(state),
-            "has": {"costs": self._document(COSTS, name) is not None, "loop": bool(self._document(LOOP, name))},
+            "has": {
+                "costs": self._document(COSTS, name) is not None,
+                "loop": bool(self._document(LOOP, name)),
+            },
         }
 
     def drift(self, name: str, query: Query) -> Document:
@@ -146,7 +149,11 @@ class Views:
         span = spans.asked(query, cells=CELLS)
         groups = _grouped(span, self._history.looks(name, span.since))
         sought = query.get("q", "").lower()
-        columns = [c for c in dict.fromkeys(c for g in groups for s in g.looks for c in s.columns) if sought in c.lower()]
+        columns = [
+            c
+            for c in dict.fromkeys(c for g in groups for s in g.looks for c in s.columns)
+            if sought in c.lower()
+        ]
         place = {column: at for at, column in enumerate(columns)}
         psi = np.full((len(groups), len(columns)), np.nan)
         found: list[set[str]] = []
@@ -160,7 +167,11 @@ class Views:
         peaks = np.fmax.reduce(psi, axis=0, initial=-1.0)
         times = np.array([sum(column in names for names in found) for column in columns])
         tested = np.flatnonzero(np.isfinite(psi).any(axis=0))
-        order = tested[np.lexsort((-peaks[tested], -times[tested]))][:MOST_COLUMNS].tolist() if len(tested) else []
+        order = (
+            tested[np.lexsort((-peaks[tested], -times[tested]))][:MOST_COLUMNS].tolist()
+            if len(tested)
+            else []
+        )
         hidden, release = self._hidden(name), self._champion(name)
         return {
             "at": [[group.since, group.until] for group in groups],
@@ -199,23 +210,38 @@ class Views:
         if counts is None or column not in counts.by_name:
             return {"column": column, "is_hidden": False, "labels": [], "windows": 0}
         spec, cells = counts.by_name[column]
-        known = {"column": column, "is_hidden": False, "version": version, "windows": windows, "since": ends[0], "until": ends[1]}
+        known = {
+            "column": column,
+            "is_hidden": False,
+            "version": version,
+            "windows": windows,
+            "since": ends[0],
+            "until": ends[1],
+        }
         release = releases.get(version)
         if release is None or spec not in release.reference.specs:
             shares = (cells / max(1, cells.sum())).round(6).tolist()
-            return known | {"kind": spec.kind, "labels": spec.labels, "current": shares, "reference": None, "rows": counts.rows}
+            return known | {
+                "kind": spec.kind,
+                "labels": spec.labels,
+                "current": shares,
+                "reference": None,
+                "rows": counts.rows,
+            }
         one = _only(release.reference, column), _only(counts, column)
         told = compare(*one, release.clock, exactly=False)
         return known | report.column(told[0], spec, one[0].cells[0], cells) | {"p_holm": None}
 
     def performance(self, name: str, query: Query) -> Document:
-        """Each metric by estimate and by labels, step by step, with bands; the worst segments; what has grown."""
+        """Each metric by estimate and by labels, step by step, with bands; the worst segments; the splits."""
         span = spans.asked(query)
         seen = self._history.looks(name, span.since)
         seen = [each for each in seen if each.until <= span.until]
         groups = _grouped(span, seen)
         releases = looks.releases(self._storage, name)
-        metrics = dict.fromkeys(m for each in seen for how in ("estimated", "realised") for m in each.quality.get(how, {}))
+        metrics = dict.fromkeys(
+            m for each in seen for how in ("estimated", "realised") for m in each.quality.get(how, {})
+        )
         champion = self._champion(name)
         expected = champion.expected if champion else None
         last = [self._history.look(name, each) for each in seen[-MOST_WHOLE:]]
@@ -235,10 +261,20 @@ class Views:
         span = spans.asked(query)
         state = self._state(name)
         seen = self._history.looks(name, span.since)
-        going = [e for e in _episodes(state) if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since]
+        going = [
+            e
+            for e in _episodes(state)
+            if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since
+        ]
         return {
             "alarms": [
-                each | {"found": [what | {"said": period.KINDS.get(what["kind"], what["kind"])} for what in each["found"]]}
+                each
+                | {
+                    "found": [
+                        what | {"said": period.KINDS.get(what["kind"], what["kind"])}
+                        for what in each["found"]
+                    ]
+                }
                 for each in going
             ],
             "total": len(_episodes(state)),
@@ -253,7 +289,18 @@ class Views:
     def releases(self, name: str, query: Query) -> Document:
         """The turns of the release, the newest first, and how champion and challenger compare."""
         release = self._release(name)
-        told = ("version", "state", "since", "reason", "family", "task", "created_at", "metrics", "baselines", "digest")
+        told = (
+            "version",
+            "state",
+            "since",
+            "reason",
+            "family",
+            "task",
+            "created_at",
+            "metrics",
+            "baselines",
+            "digest",
+        )
         seen = self._document(f"{RELEASES}/seen", name) or {}
         challenger = release.get("challenger")
         return {
@@ -303,7 +350,11 @@ class Views:
             "sources": self._sources(name, release),
             "at": [[group.since, group.until] for group in groups],
             "figures": {
-                figure: {"title": title, "unit": unit, "values": _rounded_list(_mean([s.figures.get(figure) for s in g.looks]) for g in groups)}
+                figure: {
+                    "title": title,
+                    "unit": unit,
+                    "values": _rounded_list(_mean([s.figures.get(figure) for s in g.looks]) for g in groups),
+                }
                 for figure, (title, unit) in period.FIGURES.items()
             },
         }
@@ -447,7 +498,12 @@ def _course(metric: str, groups: Sequence[Group], releases: Mapping[str, Release
         if figure is not None and typical:
             half = SIGMAS * math.hypot(figure.deviation, figure.deviation_of(int(np.median(typical))))
             usual = [_number(figure.value - half), _number(figure.value + half)]
-        found[how] = {"values": values, "bands": bands, "reference": figure and _number(figure.value), "usual": usual}
+        found[how] = {
+            "values": values,
+            "bands": bands,
+            "reference": figure and _number(figure.value),
+            "usual": usual,
+        }
     return found
 
 
@@ -480,7 +536,13 @@ def _open(episodes: Sequence[Document]) -> Document | None:
         return None
     first = going["found"][0] if going["found"] else {"kind": "", "evidence": ""}
     said = period.KINDS.get(first["kind"], first["kind"])
-    return {"opened": going["opened"], "version": going["version"], "said": said, "evidence": first["evidence"], "count": len(going["found"])}
+    return {
+        "opened": going["opened"],
+        "version": going["version"],
+        "said": said,
+        "evidence": first["evidence"],
+        "count": len(going["found"]),
+    }
 
 
 def _moved(seen: Seen) -> Document:
@@ -516,7 +578,11 @@ def _loop(found: Any) -> Document | None:
     if not isinstance(found, dict):
         return None
     retrainings = found.get("retrainings") or []
-    return {"decided": found.get("decided"), "next": found.get("next"), "retrainings": retrainings[-MOST_WHOLE:]}
+    return {
+        "decided": found.get("decided"),
+        "next": found.get("next"),
+        "retrainings": retrainings[-MOST_WHOLE:],
+    }
 
 
 def _open_window(watched: Document) -> Document | None:
@@ -527,7 +593,11 @@ def _open_window(watched: Document) -> Document | None:
 def _watched(state: Document) -> Document | None:
     if not state.get("alarms"):
         return None
-    return {"window_s": state["window_s"], "false_alarms": state["false_alarms"], "looked_at": state["alarms"]["looked_at"]}
+    return {
+        "window_s": state["window_s"],
+        "false_alarms": state["false_alarms"],
+        "looked_at": state["alarms"]["looked_at"],
+    }
 
 
 def _per_second(state: Document) -> float | None:
