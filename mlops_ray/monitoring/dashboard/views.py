@@ -7,11 +7,9 @@ distribution.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
-from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +20,9 @@ from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import in_words
 from mlops_ray.instants import to_micros
 from mlops_ray.monitoring import journal, looks, period, report
-from mlops_ray.monitoring.dashboard import spans
+from mlops_ray.monitoring.dashboard import parts, spans
 from mlops_ray.monitoring.dashboard.errors import Errors
-from mlops_ray.monitoring.dashboard.history import NOTHING, Counted, History, Matrix, Seen
+from mlops_ray.monitoring.dashboard.history import Counted, History
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
 from mlops_ray.monitoring.looks import RELEASES, Release
@@ -39,21 +37,11 @@ MOST_COLUMNS = 60
 MOST_MERGED = 800
 #: Looks that are read whole for the segments that they wrote down, and the turns of a release that are told.
 MOST_WHOLE, MOST_TURNS = 30, 200
-#: Of 100 windows that chance alone makes, so many lie within the band.
-WITHIN, SIGMAS = 95, 1.96
 #: Documents of other parts: the runs of a model, what it costs, what the loop of retraining decided.
 RUNS, COSTS, LOOP = "runs", "cost", "loop"
 
 Document = dict[str, Any]
 Query = Mapping[str, str]
-
-
-class Group(NamedTuple):
-    """Windows that a picture shows as one step."""
-
-    since: float
-    until: float
-    looks: Sequence[Seen]
 
 
 class Views:
@@ -109,14 +97,14 @@ class Views:
             "name": name,
             **{key: champion.get(key) for key in ("version", "state", "since", "family", "task")},
             "previous": (release.get("previous") or {}).get("version"),
-            "challenger": _challenger(release),
+            "challenger": parts.challenger(release),
             "traffic": self._traffic(name, state, span),
-            "now": _per_second(state),
-            "alarm": _open(_episodes(state)),
-            "alarms": sum(each["opened"] >= span.since for each in _episodes(state)),
-            "drift": latest and _moved(latest),
-            "quality": _quality(state),
-            "cost": _cost(self._document(COSTS, name)),
+            "now": parts.per_second(state),
+            "alarm": parts.going(parts.episodes(state)),
+            "alarms": sum(each["opened"] >= span.since for each in parts.episodes(state)),
+            "drift": latest and parts.moved(latest),
+            "quality": parts.quality(state),
+            "cost": parts.cost(self._document(COSTS, name)),
         }
 
     # ---------------------------------------------------------------- one model
@@ -130,14 +118,14 @@ class Views:
         counted = watched.get("traffic", {})
         invalid = [{"column": c, "rule": r, "count": n} for c, r, n in counted.get("invalid", [])]
         return self._row(name, span) | {
-            "turns": [each for each in release.get("history", []) if _second(each["at"]) >= span.since],
+            "turns": [each for each in release.get("history", []) if parts.second(each["at"]) >= span.since],
             "rows": watched.get("rows", 0),
             "metrics": champion.get("metrics", {}),
             "baselines": champion.get("baselines", {}),
             "rejected": counted.get("rejected", {}),
             "invalid": sorted(invalid, key=lambda each: -each["count"]),
-            "window": _open_window(watched),
-            "watched": _watched(state),
+            "window": parts.open_window(watched),
+            "watched": parts.watched(state),
             "has": {
                 "costs": self._document(COSTS, name) is not None,
                 "loop": bool(self._document(LOOP, name)),
@@ -147,7 +135,7 @@ class Views:
     def drift(self, name: str, query: Query) -> Document:
         """PSI by column and step, the columns that moved most first; `q` looks for a name."""
         span = spans.asked(query, cells=CELLS)
-        groups = _grouped(span, self._history.looks(name, span.since))
+        groups = parts.grouped(span, self._history.looks(name, span.since))
         sought = query.get("q", "").lower()
         columns = [
             c
@@ -181,7 +169,7 @@ class Views:
             "columns": [
                 {
                     "name": columns[at],
-                    "psi": _rounded(psi[:, at]),
+                    "psi": parts.rounded(psi[:, at]),
                     "found": [step for step, names in enumerate(found) if columns[at] in names],
                     "is_hidden": columns[at] in hidden,
                 }
@@ -191,7 +179,7 @@ class Views:
             "untested": sorted({*columns} - {columns[at] for at in tested.tolist()}),
             "has_seasons": release is not None and release.has_seasons,
             "floor": EFFECT_FLOOR,
-            "outside": _mean([seen.outside for group in groups for seen in group.looks]),
+            "outside": parts.mean([seen.outside for group in groups for seen in group.looks]),
             "open": self._open(name),
             "hidden": sorted(hidden),
         }
@@ -228,7 +216,7 @@ class Views:
                 "reference": None,
                 "rows": counts.rows,
             }
-        one = _only(release.reference, column), _only(counts, column)
+        one = parts.only(release.reference, column), parts.only(counts, column)
         told = compare(*one, release.clock, exactly=False)
         return known | report.column(told[0], spec, one[0].cells[0], cells) | {"p_holm": None}
 
@@ -237,7 +225,7 @@ class Views:
         span = spans.asked(query)
         seen = self._history.looks(name, span.since)
         seen = [each for each in seen if each.until <= span.until]
-        groups = _grouped(span, seen)
+        groups = parts.grouped(span, seen)
         releases = looks.releases(self._storage, name)
         metrics = dict.fromkeys(
             m for each in seen for how in ("estimated", "realised") for m in each.quality.get(how, {})
@@ -247,9 +235,9 @@ class Views:
         last = [self._history.look(name, each) for each in seen[-MOST_WHOLE:]]
         return {
             "at": [[group.since, group.until] for group in groups],
-            "metrics": {metric: _course(metric, groups, releases, expected) for metric in metrics},
+            "metrics": {metric: parts.course(metric, groups, releases, expected) for metric in metrics},
             "decides": expected.decides if expected else next(iter(metrics), None),
-            "within": WITHIN,
+            "within": parts.WITHIN,
             "labelled": [sum(each.quality.get("labelled", 0) for each in group.looks) for group in groups],
             "rows": [sum(each.rows for each in group.looks) for group in groups],
             "segments": period.segments(last)[: period.MOST_SEGMENTS],
@@ -263,7 +251,7 @@ class Views:
         seen = self._history.looks(name, span.since)
         going = [
             e
-            for e in _episodes(state)
+            for e in parts.episodes(state)
             if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since
         ]
         return {
@@ -277,13 +265,13 @@ class Views:
                 }
                 for each in going
             ],
-            "total": len(_episodes(state)),
+            "total": len(parts.episodes(state)),
             "looks": len(seen),
             "rows": sum(each.rows for each in seen),
             "spent": sum(each.spent for each in seen),
-            "watched": _watched(state),
+            "watched": parts.watched(state),
             "last": seen[-1].until if seen else None,
-            "loop": _loop(self._document(LOOP, name)),
+            "loop": parts.loop(self._document(LOOP, name)),
         }
 
     def releases(self, name: str, query: Query) -> Document:
@@ -309,11 +297,11 @@ class Views:
                 for side in ("champion", "previous", "challenger")
                 for found in [release.get(side)]
             },
-            "step": _challenger(release),
+            "step": parts.challenger(release),
             "evidence": (challenger or {}).get("evidence") or {},
             "seen": seen if challenger and seen.get("turn") == challenger.get("turn") else None,
             "history": release.get("history", [])[-MOST_TURNS:][::-1],
-            "loop": _loop(self._document(LOOP, name)),
+            "loop": parts.loop(self._document(LOOP, name)),
         }
 
     def features(self, name: str, query: Query) -> Document:
@@ -331,7 +319,7 @@ class Views:
                 skew[feature] = [before[0] + differ, before[1] + rows]
         weigh = release.expected.importance if release.expected else {}
         every = {each.name: each for each in (*made.stored, *made.computed)}
-        groups = _grouped(span, seen)
+        groups = parts.grouped(span, seen)
         return {
             "features": [
                 {
@@ -342,7 +330,7 @@ class Views:
                     "is_hidden": column.hidden,
                     "is_clock": column.name in release.clock,
                     "importance": weigh.get(column.name),
-                    "psi": _number(psi.get(column.name)),
+                    "psi": parts.number(psi.get(column.name)),
                     "skew": skew.get(column.name),
                 }
                 for column in made.columns
@@ -353,7 +341,10 @@ class Views:
                 figure: {
                     "title": title,
                     "unit": unit,
-                    "values": _rounded_list(_mean([s.figures.get(figure) for s in g.looks]) for g in groups),
+                    "values": [
+                        parts.number(parts.mean([s.figures.get(figure) for s in group.looks]))
+                        for group in groups
+                    ],
                 }
                 for figure, (title, unit) in period.FIGURES.items()
             },
@@ -388,7 +379,7 @@ class Views:
 
     def _traffic(self, name: str, state: Document, span: Span) -> Document:
         """The traffic of a span: by the hour, of the last two by the minute."""
-        minutes, going = _counted(state, "minutes"), _counted(state, "hours")
+        minutes, going = parts.counted(state, "minutes"), parts.counted(state, "hours")
         if span.until - span.since <= MINUTES * 60 and (minutes[:, 0] >= span.since).any():
             return spans.traffic(span, minutes)
         span = span.by_the_hour()
@@ -421,7 +412,7 @@ class Views:
         if counts is None or release is None or counts.rows < MIN_ROWS or ends[1] is not None:
             return None
         drifts = compare(release.reference, counts, release.clock, exactly=False)
-        found = {each.column: _number(each.psi_corrected) for each in drifts}
+        found = {each.column: parts.number(each.psi_corrected) for each in drifts}
         return {"since": ends[0], "rows": counts.rows, "version": version, "psi": found}
 
     def _merged(self, name: str, span: Span) -> tuple[str, Counts | None, tuple[float, float], int]:
@@ -462,183 +453,3 @@ class Views:
             }
             for view in {view.source: view for view in release.package.feature_set.tables}.values()
         ]
-
-
-# ---------------------------------------------------------------- parts of documents
-
-
-def _grouped(span: Span, seen: Sequence[Seen]) -> list[Group]:
-    """Each window by itself where there is room, else those that ended in the same step together."""
-    inside = [each for each in seen if each.until <= span.until or each is seen[-1]]
-    if len(inside) <= span.count:
-        return [Group(each.since, each.until, [each]) for each in inside]
-    groups = []
-    for _, members in groupby(inside, key=lambda each: span.place(each.until)):
-        together = list(members)
-        groups.append(Group(together[0].since, together[-1].until, together))
-    return groups
-
-
-def _course(metric: str, groups: Sequence[Group], releases: Mapping[str, Release], expected: Any) -> Document:
-    """A metric step by step: by estimate, by labels, half the widths of their bands, and the reference."""
-    found: Document = {}
-    for how, of, rows in (("estimated", "estimated", "rows"), ("realised", "measured", "labelled")):
-        values, bands = [], []
-        for group in groups:
-            known = [(s, s.quality[how][metric]) for s in group.looks if metric in s.quality.get(how, {})]
-            weights = [s.quality.get(rows, 1) for s, _ in known]
-            values.append(_number(np.average([v for _, v in known], weights=weights)) if known else None)
-            release = releases.get(known[-1][0].version) if known else None
-            figure = getattr(release.expected, of).get(metric) if release and release.expected else None
-            half = SIGMAS * figure.deviation_of(max(1, sum(weights))) if figure else math.nan
-            bands.append(_number(half))
-        figure = getattr(expected, of).get(metric) if expected else None
-        typical = [s.quality[rows] for g in groups for s in g.looks if s.quality.get(rows)]
-        usual = None
-        if figure is not None and typical:
-            half = SIGMAS * math.hypot(figure.deviation, figure.deviation_of(int(np.median(typical))))
-            usual = [_number(figure.value - half), _number(figure.value + half)]
-        found[how] = {
-            "values": values,
-            "bands": bands,
-            "reference": figure and _number(figure.value),
-            "usual": usual,
-        }
-    return found
-
-
-def _only(counts: Counts, column: str) -> Counts:
-    spec, cells = counts.by_name[column]
-    return Counts((spec,), [cells], counts.rows)
-
-
-def _challenger(release: Document) -> Document | None:
-    found = release.get("challenger")
-    if not found:
-        return None
-    told = {key: found.get(key) for key in ("version", "state", "step", "since")}
-    return told | {key: release.get(key) for key in ("weight", "shadow")} | {"steps": len(_steps(found))}
-
-
-def _steps(challenger: Document) -> Sequence[Any]:
-    return (challenger.get("release") or {}).get("canary") or ()
-
-
-def _episodes(state: Document) -> list[Document]:
-    alarms = state.get("alarms")
-    return looks.told(looks.Alarms.from_json(alarms)) if alarms else []
-
-
-def _open(episodes: Sequence[Document]) -> Document | None:
-    """The episode that goes on, in a line."""
-    going = next((each for each in episodes if each["resolved"] is None), None)
-    if going is None:
-        return None
-    first = going["found"][0] if going["found"] else {"kind": "", "evidence": ""}
-    said = period.KINDS.get(first["kind"], first["kind"])
-    return {
-        "opened": going["opened"],
-        "version": going["version"],
-        "said": said,
-        "evidence": first["evidence"],
-        "count": len(going["found"]),
-    }
-
-
-def _moved(seen: Seen) -> Document:
-    moved = [c for c, psi in zip(seen.columns, seen.psi, strict=True) if psi > EFFECT_FLOOR]
-    tested = sum(not math.isnan(psi) for psi in seen.psi)
-    found = [column for column in seen.columns if column in seen.found]
-    return {"until": seen.until, "columns": tested, "moved": len(moved), "found": found}
-
-
-def _quality(state: Document) -> Document | None:
-    """The metric that decides, as the last look has it."""
-    said = state.get("quality") or {}
-    reference = said.get("reference") or {}
-    decided = [each["metric"] for each in said.get("segments") or ()]
-    names = [m for how in ("realised", "estimated") for m in said.get(how) or {}]
-    metric = next((m for m in (*decided, *names) if m in names), None)
-    if metric is None:
-        return None
-    return {
-        "metric": metric,
-        "until": said.get("until"),
-        **{how: _number((said.get(how) or {}).get(metric)) for how in ("estimated", "realised")},
-        "reference": _number((reference.get("realised") or {}).get(metric)),
-    }
-
-
-def _cost(found: Any) -> Document | None:
-    return found.get("per_1000") if isinstance(found, dict) else None
-
-
-def _loop(found: Any) -> Document | None:
-    """What the loop of retraining decided last, and what it did (`cluster.loop`)."""
-    if not isinstance(found, dict):
-        return None
-    retrainings = found.get("retrainings") or []
-    return {
-        "decided": found.get("decided"),
-        "next": found.get("next"),
-        "retrainings": retrainings[-MOST_WHOLE:],
-    }
-
-
-def _open_window(watched: Document) -> Document | None:
-    window = watched.get("window")
-    return window and {"since": window["since"], "rows": window["counts"]["rows"]}
-
-
-def _watched(state: Document) -> Document | None:
-    if not state.get("alarms"):
-        return None
-    return {
-        "window_s": state["window_s"],
-        "false_alarms": state["false_alarms"],
-        "looked_at": state["alarms"]["looked_at"],
-    }
-
-
-def _per_second(state: Document) -> float | None:
-    """Requests a second in the last minute that is whole and not long over."""
-    counts: dict[int, int] = {}
-    for _, watched in state.get("versions", []):
-        for minute in watched.get("minutes", []):
-            counts[minute[0]] = counts.get(minute[0], 0) + minute[1]
-    whole = sorted(counts)[-2:-1]
-    return counts[whole[0]] / 60 if whole else None
-
-
-def _second(iso: str) -> float:
-    return datetime.fromisoformat(iso).timestamp()
-
-
-def _counted(state: Document, place: str) -> Matrix:
-    """The minutes or the hours of a monitor's document, of all versions."""
-    found = [
-        (at, requests, refused, failed, *cells)
-        for _, watched in state.get("versions", [])
-        for at, requests, refused, failed, cells, _ in watched.get(place, [])
-    ]
-    return np.array(found, np.float64).reshape(-1, NOTHING.shape[1])
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _number(value: Any) -> float | None:
-    """Six significant digits, and no NaN: pictures need no more."""
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.6g}")
-
-
-def _rounded(values: Iterable[float]) -> list[float | None]:
-    return [None if math.isnan(value) else round(float(value), 4) for value in values]
-
-
-def _rounded_list(values: Iterable[float | None]) -> list[float | None]:
-    return [_number(value) for value in values]
