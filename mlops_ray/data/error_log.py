@@ -181,7 +181,7 @@ class ErrorLog(logging.Handler):
         trace = record.exc_info[2] if record.exc_info else None
         at, stage = _raised(trace, record.name)
         # Loggers are given what `shown` makes of an error that is not ours, whose sentence is its type.
-        kind = "" if error is None else type(error).__name__
+        kind, model = "" if error is None else type(error).__name__, getattr(record, "model", "")
         kind = str(error) if kind == "RuntimeError" and str(error).isidentifier() else kind
         return {
             "at": record.created,
@@ -194,7 +194,7 @@ class ErrorLog(logging.Handler):
             "said": record.getMessage()[:LONGEST],
             "where": at or f"{record.name}:{record.lineno}",
             "count": 1,
-        } | ({"model": record.model} if getattr(record, "model", "") else {})
+        } | ({"model": model} if model else {})
 
     def _write(self, lines: bytes) -> None:
         if self._file.exists() and self._file.stat().st_size + len(lines) > MOST_OF_A_FILE:

@@ -12,6 +12,7 @@ import pytest
 from mlops_ray.data import error_log
 from mlops_ray.data.error_log import ErrorLog
 from mlops_ray.errors import InvalidRowError, OverloadedError
+from mlops_ray.registry.metrics import METRICS
 from mlops_ray.storage import Storage
 
 LOGGER = logging.getLogger("mlops_ray.monitoring.looks")
@@ -45,10 +46,12 @@ def test_what_a_logger_is_told_is_a_line_with_stage_type_and_place(log: ErrorLog
 def test_a_traceback_says_the_stage_and_nothing_of_what_an_error_quotes(
     log: ErrorLog, storage: Storage
 ) -> None:
-    from mlops_ray.registry.metrics import METRICS
+    class Broken:
+        def __len__(self) -> int:
+            raise ValueError("secret-4711 is no label")
 
     try:
-        METRICS["mae"].score("secret-4711", None)  # type: ignore[arg-type]
+        METRICS["mae"](Broken(), Broken())  # type: ignore[arg-type]
     except Exception as error:  # whatever it is, its sentence may quote what it was given
         LOGGER.error("request %s failed", "r1", exc_info=error)
     log.flush()

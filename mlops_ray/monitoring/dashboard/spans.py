@@ -23,7 +23,7 @@ PERIODS = {
 DEFAULT = "7d"
 #: Lengths of a step that people read easily, in seconds.
 STEPS = (60, 300, 900, HOUR_S, 2 * HOUR_S, 3 * HOUR_S, 6 * HOUR_S, 12 * HOUR_S, DAY_S)
-STEPS += tuple(days * DAY_S for days in (2, 4, 7, 14, 30))
+STEPS += tuple(days * DAY_S for days in (2, 4, 7, 14, 30, 61, 122))
 #: Steps of a picture: what a page may ask for, and what it gets that does not ask.
 FEWEST, MOST, USUAL = 12, 400, 120
 
@@ -58,22 +58,26 @@ def asked(query: Mapping[str, str], now: float | None = None, *, cells: int = US
     """The span that `period`, or `from` and `to`, ask for, in at most `cells` steps.
 
     Steps begin at multiples of their length, so that what is over stays as it is from one look to the next.
-    Raises `RequestError` where that is no period.
     """
+    since, until = ends(query, now)
+    cells = min(max(_whole(query.get("cells"), cells), FEWEST), MOST)
+    step = next((step for step in STEPS if (until - since) / step <= cells), STEPS[-1])
+    step = max(step, int(np.ceil((until - since) / MOST)))
+    return Span(since // step * step, until, step)
+
+
+def ends(query: Mapping[str, str], now: float | None = None) -> tuple[float, float]:
+    """Where a span begins and ends; raises `RequestError` where that is no period."""
     until = time.time() if now is None else now
     if "from" in query or "to" in query:
         since, until = (_instant(query, key, other) for key, other in (("from", 0.0), ("to", until)))
         if not since < until:
             raise RequestError("`from` must lie before `to`; both are seconds since 1970")
-    else:
-        name = query.get("period", DEFAULT)
-        if name not in PERIODS:
-            raise RequestError(f"no period is called {name[:20]!r}; there is {', '.join(PERIODS)}")
-        since = until - PERIODS[name]
-    cells = min(max(_whole(query.get("cells"), cells), FEWEST), MOST)
-    step = next((step for step in STEPS if (until - since) / step <= cells), STEPS[-1])
-    step = max(step, int(np.ceil((until - since) / MOST)))
-    return Span(since // step * step, until, step)
+        return since, until
+    name = query.get("period", DEFAULT)
+    if name not in PERIODS:
+        raise RequestError(f"no period is called {name[:20]!r}; there is {', '.join(PERIODS)}")
+    return until - PERIODS[name], until
 
 
 def _instant(query: Mapping[str, str], key: str, other: float) -> float:

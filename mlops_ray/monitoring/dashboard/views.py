@@ -190,11 +190,8 @@ class Views:
         if column in self._hidden(name):
             return {"column": column, "is_hidden": True}
         releases = looks.releases(self._storage, name)
-        if "from" not in query:
-            version, counts, ends, windows = self._now(name)
-        else:
-            span = spans.asked(query)
-            version, counts, ends, windows = self._merged(name, span)
+        found = self._merged(name, *spans.ends(query)) if "from" in query else self._now(name)
+        version, counts, ends, windows = found
         if counts is None or column not in counts.by_name:
             return {"column": column, "is_hidden": False, "labels": [], "windows": 0}
         spec, cells = counts.by_name[column]
@@ -415,11 +412,13 @@ class Views:
         found = {each.column: parts.number(each.psi_corrected) for each in drifts}
         return {"since": ends[0], "rows": counts.rows, "version": version, "psi": found}
 
-    def _merged(self, name: str, span: Span) -> tuple[str, Counts | None, tuple[float, float], int]:
-        """The counts of the windows that ended in a span, those of the last one's version and cells."""
-        inside = [w for w in self._history.windows(name, span.since) if span.since < w.until <= span.until]
+    def _merged(
+        self, name: str, since: float, until: float
+    ) -> tuple[str, Counts | None, tuple[float, float | None], int]:
+        """The counts of the windows that ended in (since, until], of the last one's version and cells."""
+        inside = [w for w in self._history.windows(name, since) if since < w.until <= until]
         if not inside:
-            return "", None, (span.since, span.until), 0
+            return "", None, (since, until), 0
         last: Counted = inside[-1]
         whole, count, since = self._history.counts(name, last), 1, last.since
         for window in reversed(inside[-MOST_MERGED:-1]):

@@ -116,8 +116,8 @@ function invalid({ invalid: found, version }) {
 function drift(data, route, head, { column }) {
   const { query, go, change } = route, { at, columns, open: now } = data;
   if (!at.length && !now) return empty("No window has closed yet.", ...closes(head));
-  const chosen = query.get("column") ? { column: query.get("column"), step: at.findIndex(([since, until]) => query.get("at") === `${Math.floor(since)}-${Math.ceil(until)}`) } : null;
-  const open = (name, step) => go({ column: name, at: step < 0 ? "" : `${Math.floor(at[step][0])}-${Math.ceil(at[step][1])}` });
+  const chosen = query.get("column") ? { column: query.get("column"), step: at.findIndex(([since, until]) => query.get("at") === `${Math.ceil(since)}-${Math.ceil(until)}`) } : null;
+  const open = (name, step) => go({ column: name, at: step < 0 ? "" : `${Math.ceil(at[step][0])}-${Math.ceil(at[step][1])}` });
   let waiting;
   const map = panel("Drift by column",
     `PSI of each window less its bias; of several windows in a step the largest. ${plural(data.windows.reduce((a, b) => a + b, 0), "window")}, ${compact(data.rows.reduce((a, b) => a + b, 0))} rows.`,
