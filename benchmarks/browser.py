@@ -27,7 +27,7 @@ OPTIONS = (
     "--remote-debugging-port=0",
 )
 #: The longest that a browser on a busy machine takes for anything.
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 #: Waits for the next picture that the browser paints: what was begun before is then on the screen.
 PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true))))"
 

@@ -92,6 +92,8 @@ async function show() {
     if (mine !== asking) return;
     live.className = "live off";
     live.setAttribute("role", "alert");
+    // What has no status and is no failure of the network is a defect of the page.
+    if (error.status === undefined && !error.isAway) console.error(error);
     said.textContent = `no answer (${error.message}); trying again`;
     if (error.status === 404 || error.status === 400)
       children(main, el("main", {}, el("h1", { tabindex: -1 }, "Nothing here"), el("p", {}, error.message),
@@ -102,7 +104,8 @@ async function show() {
 }
 
 async function ask(url) {
-  const reply = await fetch(`/dashboard/data/${url}`, { credentials: "same-origin", cache: "no-cache" });
+  const reply = await fetch(`/dashboard/data/${url}`, { credentials: "same-origin", cache: "no-cache" })
+    .catch((error) => { throw Object.assign(error, { isAway: true }); });
   // The session is over: the form asks for a key, and leads back here.
   if (reply.status === 401) location.reload();
   const text = await reply.text();

@@ -279,8 +279,8 @@ function releases(data, route, head) {
 // ---------------------------------------------------------------- features
 
 function features(data, route) {
-  const { at, figures } = data, times = at.map(([, until]) => until), now = Date.now() / 1000;
   if (!data.features.length) return empty("The package of the live version cannot be read.", "See the errors of the service.");
+  const { at, figures } = data, times = at.map(([, until]) => until), now = Date.now() / 1000;
   const most = Math.max(...data.features.map((each) => each.importance ?? 0), 1e-12);
   return [
     data.sources.length ? panel("Freshness", "Up to when all that is known of a source is in the online store",
