@@ -65,8 +65,12 @@ class Page:
                 self.asked.append(found["request"]["url"])
 
     def run(self, script: str) -> Any:
-        """What an expression amounts to; a promise is waited for."""
-        done = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        """What an expression amounts to; a promise is waited for.
+
+        As if a person had done it: steps that nobody took are none to go back to.
+        """
+        how = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
+        done = self.call("Runtime.evaluate", expression=script, **how)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
