@@ -37,7 +37,8 @@ MOST_OF_A_FILE, MOST_BYTES, KEPT_S = 2 * 2**20, 32 * 2**20, 30 * 86_400.0
 #: Characters of a sentence.
 LONGEST = 500
 
-#: Which part of the service a module is: the innermost of ours that a traceback leads through says the stage.
+#: Which part of the service a module is. What a logger is told is of its own part; of a request the innermost
+#: module of ours that a traceback leads through says it.
 STAGES = {
     "mlops_ray.serving.protocol": "decode",
     "mlops_ray.serving.tensors": "decode",
@@ -70,6 +71,8 @@ STAGES = {
     "mlops_ray.serving.replica": "log",
     "mlops_ray.cluster.loop": "retraining",
 }
+#: It follows releases, and answers requests.
+OF_REQUESTS = {"mlops_ray.serving.versions": "predict"}
 #: Of a caller's error the stage in which it is found, by its name (`asgi.reason`).
 REFUSED_AT = {
     "unauthorized": "admission",
@@ -256,10 +259,10 @@ def tidy(storage: Storage) -> None:
 
 def _raised(trace: TracebackType | None, logger: str) -> tuple[str, str]:
     """Where an error was raised, in code of ours, and in which stage."""
-    at, stage = "", _stage(logger)
+    at, stage = "", ""
     for module, line in _frames(trace):
-        at, stage = f"{module}:{line}", _stage(module) or stage
-    return at, stage
+        at, stage = f"{module}:{line}", OF_REQUESTS.get(module) or _stage(module) or stage
+    return at, _stage(logger) or stage
 
 
 def _frames(trace: TracebackType | None) -> Iterator[tuple[str, int]]:

@@ -53,7 +53,7 @@ def test_a_traceback_says_the_stage_and_nothing_of_what_an_error_quotes(
     try:
         METRICS["mae"](Broken(), Broken())  # type: ignore[arg-type]
     except Exception as error:  # whatever it is, its sentence may quote what it was given
-        LOGGER.error("request %s failed", "r1", exc_info=error)
+        logging.getLogger("mlops_ray.serving.asgi").error("request %s failed", "r1", exc_info=error)
     log.flush()
     (line,) = lines(storage)
     assert (line["stage"], line["where"].rpartition(":")[0]) == ("predict", "mlops_ray.registry.metrics")

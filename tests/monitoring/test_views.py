@@ -180,7 +180,9 @@ def test_errors_are_searched_by_text_and_by_what_they_are(views: Views, storage:
             found = ask(views, "errors", period="year", **{field: value})
             assert found["count"] == count
             assert {line[field] for line in found["lines"]} == {value}
-    assert {line["type"] for line in ask(views, "errors", period="year", q="no space LEFT")["lines"]} == {"OSError"}
+    assert {line["type"] for line in ask(views, "errors", period="year", q="no space LEFT")["lines"]} == {
+        "OSError"
+    }
     one = every["lines"][0]["request"]
     assert [line["request"] for line in ask(views, "errors", period="year", q=one)["lines"]] == [one]
     assert ask(views, "errors", q="nothing like it")["lines"] == []

@@ -39,7 +39,7 @@ class Errors:
         inside = [line for line in lines if span.since <= line["at"] <= span.until]
         found = [line for line in inside if _fits(line, text, query)]
         found.sort(key=lambda line: line["at"], reverse=True)
-        steps = {"error": [0] * span.count, "warning": [0] * span.count}
+        steps = {"error": [0] * span.steps, "warning": [0] * span.steps}
         for line in found:
             steps["warning" if line["level"] == "warning" else "error"][span.place(line["at"])] += line[
                 "count"

@@ -10,6 +10,7 @@ import numpy as np
 
 from mlops_ray.data.counts import Counts
 from mlops_ray.monitoring import looks, period
+from mlops_ray.monitoring.alarms import Alarms
 from mlops_ray.monitoring.dashboard.history import NOTHING, Matrix, Seen
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
@@ -36,7 +37,7 @@ class Group(NamedTuple):
 def grouped(span: Span, seen: Sequence[Seen]) -> list[Group]:
     """Each window by itself where there is room, else those that ended in the same step together."""
     inside = [each for each in seen if each.until <= span.until]
-    if len(inside) <= span.count:
+    if len(inside) <= span.steps:
         return [Group(each.since, each.until, [each]) for each in inside]
     groups = []
     for _, members in groupby(inside, key=lambda each: span.place(each.until)):
@@ -114,7 +115,7 @@ def steps(challenger: Document) -> Sequence[Any]:
 
 def episodes(state: Document) -> list[Document]:
     alarms = state.get("alarms")
-    return looks.told(looks.Alarms.from_json(alarms)) if alarms else []
+    return looks.told(Alarms.from_json(alarms)) if alarms else []
 
 
 def going(episodes: Sequence[Document]) -> Document | None:

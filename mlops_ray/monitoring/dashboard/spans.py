@@ -22,8 +22,10 @@ PERIODS = {
 }
 DEFAULT = "7d"
 #: Lengths of a step that people read easily, in seconds.
-STEPS = (60, 300, 900, HOUR_S, 2 * HOUR_S, 3 * HOUR_S, 6 * HOUR_S, 12 * HOUR_S, DAY_S)
-STEPS += tuple(days * DAY_S for days in (2, 4, 7, 14, 30, 61, 122))
+STEPS = (
+    *(60, 300, 900, HOUR_S, 2 * HOUR_S, 3 * HOUR_S, 6 * HOUR_S, 12 * HOUR_S, DAY_S),
+    *(days * DAY_S for days in (2, 4, 7, 14, 30, 61, 122)),
+)
 #: Steps of a picture: what a page may ask for, and what it gets that does not ask.
 FEWEST, MOST, USUAL = 12, 400, 120
 
@@ -36,13 +38,13 @@ class Span(NamedTuple):
     step: int
 
     @property
-    def count(self) -> int:
+    def steps(self) -> int:
         return max(1, int(np.ceil((self.until - self.since) / self.step)))
 
     @property
     def starts(self) -> list[int]:
         """Where the steps begin."""
-        return [int(self.since + place * self.step) for place in range(self.count)]
+        return [int(self.since + place * self.step) for place in range(self.steps)]
 
     def by_the_hour(self) -> "Span":
         """The same in whole hours, for what is known by the hour alone."""
@@ -51,7 +53,7 @@ class Span(NamedTuple):
 
     def place(self, at: float) -> int:
         """The step in which an instant lies; its ends count as inside."""
-        return min(max(int((at - self.since) // self.step), 0), self.count - 1)
+        return min(max(int((at - self.since) // self.step), 0), self.steps - 1)
 
 
 def asked(query: Mapping[str, str], now: float | None = None, *, cells: int = USUAL) -> Span:
@@ -98,7 +100,7 @@ def _whole(text: str | None, other: int) -> int:
 def traffic(span: Span, hours: Matrix) -> dict[str, Any]:
     """Requests, those refused and those failed, and microseconds (p50, p99), step by step and in all."""
     inside = hours[(hours[:, 0] >= span.since) & (hours[:, 0] < span.until)]
-    counts = np.zeros((span.count, hours.shape[1] - 1))
+    counts = np.zeros((span.steps, hours.shape[1] - 1))
     np.add.at(counts, ((inside[:, 0] - span.since) // span.step).astype(int), inside[:, 1:])
     requests, refused, failed = counts[:, :3].T.astype(int).tolist()
     times = [Histogram(REQUEST_US, cells) for cells in counts[:, 3:].astype(int).tolist()]

@@ -15,6 +15,7 @@ import numpy as np
 
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import MlopsError, NotFoundError
+from mlops_ray.features.definitions import Computed, Stored
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import in_words
@@ -315,7 +316,8 @@ class Views:
                 before = skew.get(feature, [0, 0])
                 skew[feature] = [before[0] + differ, before[1] + rows]
         weigh = release.expected.importance if release.expected else {}
-        every = {each.name: each for each in (*made.stored, *made.computed)}
+        every: dict[str, Stored | Computed] = {each.name: each for each in made.stored}
+        every |= {each.name: each for each in made.computed}
         groups = parts.grouped(span, seen)
         return {
             "features": [
