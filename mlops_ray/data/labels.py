@@ -121,7 +121,7 @@ def _by_keys(paths: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
         try:
             keys = sorted(set(pl.read_parquet_schema(path)) - {LABEL, KNOWN_AT})
         except (OSError, pl.exceptions.PolarsError) as error:
-            _log_once(path, one_line(error))
+            _log_once(path, safe(error))
             continue
         found.setdefault(tuple(keys), []).append(path)
     return found

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import StorageError, one_line
+from mlops_ray.errors import StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
 from mlops_ray.monitoring.sending import Route, reason, routes, send
@@ -99,7 +99,7 @@ class Alerting:
             try:
                 troubles += self._troubles(known.get(model, Seen(model)), allowed, now)
             except Exception as error:  # noqa: BLE001 - what is wrong with one document hides no other model
-                logger.error("what is wrong with %s is not known (%s)", model, one_line(error))
+                logger.error("what is wrong with %s is not known (%s)", model, safe(error))
         for line in self._lines.values():
             self._tend(line, [trouble for trouble in troubles if trouble.model in line.models], now)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import PolicyError, one_line
+from mlops_ray.errors import PolicyError, safe
 from mlops_ray.features.dataset import FOLDER
 from mlops_ray.features.definitions import LABEL
 from mlops_ray.monitoring import skew
@@ -62,7 +62,7 @@ def _read(
         return _rows(storage_root / FOLDER / Path(recorded[which]).name, tuple(columns), most)
     except (PolicyError, OSError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
-        logger.error("the training set of %s cannot be read (%s)", package.name, one_line(error))
+        logger.error("the training set of %s cannot be read (%s)", package.name, safe(error))
         return None
 
 

@@ -109,7 +109,7 @@ class Monitor:
             try:
                 await self._alert()
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                logger.error("alerts do not go out (%s)", one_line(error))
+                logger.error("alerts do not go out (%s)", safe(error))
 
     async def _alert(self) -> None:
         async with self._one_at_a_time:

@@ -88,7 +88,7 @@ def _weighted(
         return weighted.of_log(package, expected, tested, rows)
     except (MlopsError, OSError, ValueError, pl.exceptions.PolarsError) as error:
         # It stands beside the others, which it does not hold up.
-        logger.error("the weighted estimate of %s is not known (%s)", package.name, one_line(error))
+        logger.error("the weighted estimate of %s is not known (%s)", package.name, safe(error))
         return None
 
 

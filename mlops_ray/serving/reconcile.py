@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import polars as pl
 
 from mlops_ray.config import Release
-from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line
+from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line, safe
 from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.outcomes import Compared, Known
 from mlops_ray.monitoring.sides import Side, Verdict, judge
@@ -285,7 +285,7 @@ class Reconciler:
         if isinstance(found, Known):
             told.known = found
         elif not told.has_failed:
-            logger.error("the labels of %s are not compared: %s", document["model"], one_line(found))
+            logger.error("the labels of %s are not compared: %s", document["model"], safe(found))
         told.has_failed = not isinstance(found, Known)
         told.again_at = now + max(LABELS_S, REST * took_s)
         return told.known
