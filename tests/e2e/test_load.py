@@ -4,11 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -31,8 +33,11 @@ KILLS = 20 if os.environ.get("MLOPS_WHOLE") else 2
 CALLERS, WARM_UP_S = 8, 20.0
 MODELS = {"rows": 2.0, "others": 3.0}
 pytestmark = pytest.mark.timeout(300 + 2 * SECONDS)
-#: What a replica's memory may grow by under load, of 200 MB: what libraries keep for next time.
-GROWTH_BYTES = 60 * 2**20
+#: What a replica's memory may grow by under load, of some 350 MB, from the first third to the last. In the
+#: first minute libraries lay by what they keep; after it only a leak grows, by no more than 1 MB a minute.
+GROWTH_BYTES = (20 if os.environ.get("MLOPS_WHOLE") else 60) * 2**20
+#: How often memory is taken: what is in use at one moment, of requests of 10,000 rows, is up to 50 MB more.
+SAMPLES = 90
 
 
 @dataclass(frozen=True)
@@ -102,8 +107,9 @@ def test_under_mixed_load_nobody_gets_anothers_answer_and_nothing_grows(served: 
     load.mixed(port, served.key, MODELS, WARM_UP_S, CALLERS, seed=1)
     all_is_written(served.storage)
     every = [process for name in MODELS for process in replicas(name)]
-    before = [(process.memory_info().rss, process.num_fds()) for process in every]
-    seen = load.mixed(port, served.key, MODELS, SECONDS, CALLERS, seed=2)
+    handles = [process.num_fds() for process in every]
+    with held(every) as memory:
+        seen = load.mixed(port, served.key, MODELS, SECONDS, CALLERS, seed=2)
     all_is_written(served.storage)
     assert seen.wrong == []
     assert by_kind(seen) == {
@@ -119,9 +125,37 @@ def test_under_mixed_load_nobody_gets_anothers_answer_and_nothing_grows(served: 
     assert {status for _, status in seen.statuses if status >= 500} <= {504}
     assert {status for (kind, status) in seen.statuses if kind == "hurried"} <= {200, 429, 504}
     assert {status for (kind, status) in seen.statuses if kind in ("slow", "huge")} <= {200, 429}
-    for process, (rss, fds) in zip(every, before, strict=True):
-        assert process.memory_info().rss - rss < GROWTH_BYTES
-        assert process.num_fds() <= fds + CALLERS
+    third = len(memory) // 3
+    first, last = (np.median(each, axis=0) for each in (memory[:third], memory[-third:]))
+    print(f"memory of each replica: {first / 2**20} MB in the first third, {last / 2**20} in the last")
+    assert (last - first < GROWTH_BYTES).all()
+    assert all(process.num_fds() <= fds + CALLERS for process, fds in zip(every, handles, strict=True))
+
+
+@contextmanager
+def held(processes: Sequence[psutil.Process]) -> Iterator[list[list[int]]]:
+    """Bytes that processes hold, taken time and again while the block runs: one list each time."""
+    taken: list[list[int]] = []
+    stop = threading.Event()
+
+    def take() -> None:
+        while not stop.wait(SECONDS / SAMPLES):
+            taken.append([resident(process) for process in processes])
+
+    taking = threading.Thread(target=take)
+    taking.start()
+    try:
+        yield taken
+    finally:
+        stop.set()
+        taking.join()
+
+
+def resident(process: psutil.Process) -> int:
+    """Bytes of memory without those that were given back, and that the kernel has not needed yet."""
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {parts[0]: int(parts[1]) for parts in map(str.split, lines[1:])}
+    return 1024 * (kilobytes["Rss:"] - kilobytes["LazyFree:"])
 
 
 def by_kind(seen: load.Seen) -> dict[str, set[int]]:
