@@ -79,6 +79,8 @@ class Alerting:
     _lost: dict[str, int] = field(default_factory=dict)
     #: Of each model, troubles with errors and losses, which nobody else remembers.
     _kept: dict[str, list[Trouble]] = field(default_factory=dict)
+    #: Of each model, why nothing is known of it; it is said once.
+    _unknown: dict[str, str] = field(default_factory=dict)
     _sending: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "alerts"))
 
     def tick(self, seen: Iterable[Seen]) -> None:
@@ -98,8 +100,11 @@ class Alerting:
             allowed = said.get("error_rate", ALLOWED_ERRORS)
             try:
                 troubles += self._troubles(known.get(model, Seen(model)), allowed, now)
+                self._unknown.pop(model, None)
             except Exception as error:  # noqa: BLE001 - what is wrong with one document hides no other model
-                logger.error("what is wrong with %s is not known (%s)", model, safe(error))
+                if self._unknown.get(model) != safe(error):
+                    logger.error("what is wrong with %s is not known (%s)", model, safe(error))
+                self._unknown[model] = safe(error)
         for line in self._lines.values():
             self._tend(line, [trouble for trouble in troubles if trouble.model in line.models], now)
 
@@ -142,6 +147,8 @@ class Alerting:
     # ------------------------------------------------------------ what is said
 
     def _tend(self, line: _Line, troubles: Sequence[Trouble], now: float) -> None:
+        # A clock that was wrong, and has been set back, silences nobody until then.
+        line.since, line.again_at = min(line.since, now), min(line.again_at, now + MOST_PAUSE_S)
         self._heard(line, now)
         if line.pending is None:
             self._gather(line, troubles, now)
@@ -154,7 +161,7 @@ class Alerting:
         if not news:
             line.news_since = None
             return
-        line.news_since = now if line.news_since is None else line.news_since
+        line.news_since = min(now, line.news_since or now)
         if now - line.news_since >= alerts.GROUP_WAIT_S:
             base = self._document(ADDRESS).get("url", "")
             line.pending = alerts.message(news, base, now)
@@ -192,9 +199,10 @@ class Alerting:
     def _document(self, *parts: str) -> dict[str, Any]:
         """An empty one where there is none, or it is damaged, which its owner says."""
         try:
-            return self.storage.read_json(*parts) or {}
+            found = self.storage.read_json(*parts)
         except StorageError:
             return {}
+        return found if isinstance(found, dict) else {}
 
     def _open_lines(self, settings: Mapping[str, Mapping[str, Any]], now: float) -> None:
         """Has a line for each route that a project names, and none for others."""
@@ -232,12 +240,13 @@ class Alerting:
             unknown = Route("log")
             lines = {key: _Line.from_json(unknown, line) for key, line in document["lines"].items()}
             kept = {model: list(map(Trouble.from_json, each)) for model, each in document["kept"].items()}
-        except (StorageError, KeyError, TypeError, ValueError) as error:
+            lost = {model: int(rows) for model, rows in document["lost"].items()}
+        except (StorageError, AttributeError, KeyError, TypeError, ValueError) as error:
             path = self.storage.root / FOLDER / TOLD
             logger.error("%s cannot be read (%s); what goes on is told again", path, type(error).__name__)
             path.replace(path.with_suffix(".damaged"))
             return
-        self._lines, self._kept, self._lost = lines, kept, document["lost"]
+        self._lines, self._kept, self._lost = lines, kept, lost
 
 
 def _ends(troubles: Iterable[Trouble]) -> list[tuple[str, float | None]]:

@@ -112,7 +112,8 @@ def seen(state: ModelState, now: float) -> Seen:
     minutes: dict[int, tuple[int, int]] = {}
     for watched in state.versions.values():
         for at, minute in watched.minutes.items():
-            if at > now - 60 * LONG_MINUTES:
+            # Those to come were counted before the clock was set back.
+            if now - 60 * LONG_MINUTES < at <= now:
                 requests, failed = minutes.get(at, (0, 0))
                 minutes[at] = (requests + minute.requests, failed + minute.failed)
     return Seen(
@@ -159,7 +160,7 @@ def of_losses(
 ) -> Trouble | None:
     """That rows are missing in the prediction log since it was `before`, unless that was told just now."""
     last = max((trouble.since for trouble in kept if trouble.what == "lost"), default=-LOST_EVERY_S)
-    if lost <= before or now - last < LOST_EVERY_S:
+    if lost <= before or abs(now - last) < LOST_EVERY_S:
         return None
     said = f"{lost - before:,} answered rows are not in the prediction log, {lost:,} in all"
     finding = _finding("prediction log", "log", said, now)
@@ -245,7 +246,8 @@ def _next(trouble: Trouble, before: Told, now: float) -> Why | None:
         return "over"
     if {what["about"] for what in trouble.findings} - {*before.about}:
         return "more"
-    return "reminder" if now - before.at >= REMIND_S * 2**before.reminders else None
+    # What was told in times to come was so before the clock was set back.
+    return "reminder" if abs(now - before.at) >= REMIND_S * 2**before.reminders else None
 
 
 def said(

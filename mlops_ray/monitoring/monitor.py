@@ -103,13 +103,17 @@ class Monitor:
                 await self._save(state)
 
     async def _tell(self) -> None:
-        """Has people told of what is wrong, and that it is over."""
+        """Has people told of what is wrong, and that it is over; what hinders it is said once."""
+        said = ""
         while True:
             await asyncio.sleep(ALERT_S)
             try:
                 await self._alert()
+                said = ""
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                logger.error("alerts do not go out (%s)", safe(error))
+                if safe(error) != said:
+                    logger.error("alerts do not go out (%s)", safe(error))
+                said = safe(error)
 
     async def _alert(self) -> None:
         async with self._one_at_a_time:

@@ -323,7 +323,19 @@ def test_what_is_kept_is_the_owner_s_and_holds_no_address(world: World) -> None:
         assert web.url.partition("//")[2] not in path.read_text()
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"lines": {"x": 1}}', '{"lines": {}, "kept": {"a": [{}]}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"format": 2}',
+        '{"format": 1, "lines": {"x": 1}}',
+        '{"format": 1, "lines": []}',
+        '{"format": 1, "lines": {}, "kept": {"a": [{}]}}',
+        '{"format": 1, "lines": {}, "kept": {}}',
+        '{"format": 1, "lines": {}, "kept": {}, "lost": {"a": "b"}}',
+    ],
+)
 def test_a_damaged_record_is_put_aside_and_what_goes_on_is_told(world: World, text: str) -> None:
     world.storage.path(FOLDER, TOLD).write_text(text)
     with receivers.web() as web:
@@ -339,11 +351,12 @@ def test_a_document_that_is_damaged_hides_no_other_model(
 ) -> None:
     with receiving(world, "a", "b") as (web, _):
         world.storage.write_json({"history": [{"state": "refused"}]}, record.FOLDER, "a.json")
+        world.storage.write_json([1], record.SETTINGS, "c.json")
         for model in "ab":
             world.look(model, "x")
         world.tick(60)
         assert said(web) == [[("b", "begun")]]
-        assert "what is wrong with a is not known" in caplog.text
+        assert caplog.text.count("what is wrong with a is not known") == 1
         world.storage.path(record.FOLDER, "a.json").unlink()
         world.tick(60)
         assert said(web)[1:] == [[("a", "begun")]]
@@ -369,6 +382,28 @@ def test_a_release_that_failed_and_rows_that_were_lost_are_told(world: World) ->
         text = web.got[0]["text"]
         assert "98 answered rows are not in the prediction log, 100 in all" in text
         assert "version 2 is refused: it is not signed" in text
+
+
+def test_a_clock_that_was_ahead_and_is_set_back_silences_nobody(world: World) -> None:
+    world.now += 365 * DAY
+    with receivers.web(500) as web:
+        world.deploy("a", {"webhook": web.url})
+        world.look("a", "x")
+        # It waits for others, or for another try, when the clock is set back.
+        world.tick(GROUP_WAIT_S)
+        assert len(web.heads) == 1
+        world.now = NOW
+        turn = {"turn": 1, "version": "2", "state": "refused", "step": 0, "reason": "it is not signed"}
+        world.tick()
+        world.now += 1
+        record.write(world.storage, record.new("a") | {"history": [turn | {"at": alerts.iso(world.now)}]})
+        world.tick(MOST_PAUSE_S + 2 * GROUP_WAIT_S)
+        assert said(web) == [[("a", "begun")], [("a", "happened"), ("a", "reminder")]]
+        (line,) = world.running._lines.values()
+        line.news_since = world.now + DAY
+        world.look("a", "x", "y")
+        world.tick(2 * GROUP_WAIT_S)
+        assert said(web)[2:] == [[("a", "more")]]
 
 
 def test_errors_are_told_until_they_are_over_also_by_another_process(world: World) -> None:

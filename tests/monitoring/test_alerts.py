@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.monitoring import alarms, alerts
 from mlops_ray.monitoring.alarms import Alarms, Finding
 from mlops_ray.monitoring.alerts import FORGET_S, REMIND_S, News, Seen, Told, Trouble
+from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
 
 DAY = 86_400.0
 NOW = 1_800_000_000.0
@@ -247,6 +249,21 @@ def test_rows_that_the_prediction_log_lost_are_told_with_their_number_at_most_on
     again = alerts.of_losses([first], "m", "3", 1_301, 1_205, NOW + 3_600)
     assert again is not None
     assert again.id != first.id
+
+
+def test_what_was_counted_and_told_before_the_clock_was_set_back_is_of_no_later_time() -> None:
+    ahead = NOW + 365 * DAY
+    route = Route()
+    assert route.hears(ahead, trouble("m", ahead)) == [("m", "begun")]
+    assert route.hears(NOW, trouble("m", ahead)) == [("m", "reminder")]
+    assert route.hears(NOW + 1, trouble("m", ahead)) == []
+    lost = alerts.of_losses([], "m", "3", 5, 0, ahead)
+    assert lost is not None
+    assert alerts.of_losses([lost], "m", "3", 9, 5, NOW) is not None
+    state, watched = ModelState("m"), Watched(Traffic(), Window(NOW, Counts.empty(())))
+    state.versions["3"] = watched
+    watched.minutes |= {int(at): Minute(int(at), 100, 0, 100) for at in (NOW, ahead)}
+    assert alerts.seen(state, NOW + 1).minutes == ((int(NOW), 100, 100),)
 
 
 def test_troubles_can_be_read_back() -> None:
