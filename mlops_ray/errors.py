@@ -228,13 +228,15 @@ def one_line(error: BaseException) -> str:
 
 
 def safe(error: BaseException) -> str:
-    """What a log may say of an error: our own sentence, and of others, which may quote rows, the type.
+    """What a log may say of an error: our sentence, without data; of others, which may quote rows, the type.
 
+    >>> safe(DataError("not a number", said=": 'x'"))
+    'not a number'
     >>> safe(ValueError("could not convert 'x'")), safe(OSError(28, "No space left on device"))
     ('ValueError', 'OSError: No space left on device')
     """
     if isinstance(error, MlopsError):
-        return one_line(error)
+        return one_line(error.without_data() if isinstance(error, DataError) else error)
     told = error.strerror if isinstance(error, OSError) else None
     return f"{type(error).__name__}: {told}" if told else type(error).__name__
 

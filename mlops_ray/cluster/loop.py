@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from mlops_ray import audit
 from mlops_ray.cluster import releases
 from mlops_ray.config import MICROSECONDS, Project, parse_duration
-from mlops_ray.errors import ClusterError, ConfigError, one_line
+from mlops_ray.errors import ClusterError, ConfigError, safe
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.alarms import QUIET, Alarms, Episode, Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
@@ -322,7 +322,7 @@ class Loop:
                     self._turn(path.stem, Settings(**found | {"when": tuple(found["when"])}))
                 self._wrong.pop(path.stem, None)
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                said = f"{type(error).__name__}: {one_line(error)}"
+                said = safe(error)
                 if self._wrong.get(path.stem) != said:
                     logger.error("the loop of %s does not go on (%s)", path.stem, said)
                 self._wrong[path.stem] = said

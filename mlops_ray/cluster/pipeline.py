@@ -267,6 +267,7 @@ class Pipeline:
     def push(self, trained: dict[str, Any]) -> int | None:
         """Pushes the trained version if it passed the gate, and returns it; `None` where the champion stays.
 
+        It is loaded, and people are told, as the project was deployed last (`deploy.settle`).
         Raises `TrainingError` where it did not pass and there is no champion to stay.
         """
         name, version = self.project.project, int(trained["version"])
@@ -286,7 +287,6 @@ class Pipeline:
                 said = f"version {version} was {before['state'].replace('_', ' ')}: {before['reason']}"
                 result["said"] = f"version {champion} stays champion: {said}"
                 return None
-            deploy.settle(self.project, self.storage)
             releases.push(self.project, self.storage, version)
             result["said"] = f"version {version} is pushed"
         return version

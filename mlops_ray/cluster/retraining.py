@@ -12,7 +12,7 @@ from typing import Any
 
 from mlops_ray import config
 from mlops_ray.cluster import head
-from mlops_ray.errors import DataError, MlopsError
+from mlops_ray.errors import ConfigError, MlopsError, safe
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
 
@@ -67,10 +67,16 @@ def run(file: Path, id: str, storage: Storage) -> int:
         sys.stdout.write(f"{id} has begun before, and begins once\n")
         return 0
     try:
-        told.say(**service.retrained(config.load(file), storage, told))
+        project = config.load(file)
+        going = loop.under_way(loop.retrainings(loop.read(storage, project.project)))
+        if going is None or going.id != id:
+            raise ConfigError(
+                f"{project.project} is not the model that is to be trained again", file=str(file)
+            )
+        told.say(**service.retrained(project, storage, told))
     except MlopsError as error:
         # Who reads it later need not be who may see rows.
-        said = str(error.without_data() if isinstance(error, DataError) else error)
+        said = safe(error)
         told.say(outcome="failed", version=None, said=said)
         sys.stdout.write(f"error: {said}\n")
         return error.exit_status

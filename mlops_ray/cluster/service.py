@@ -155,9 +155,6 @@ def retrained(project: Project, storage: Storage, progress: Progress) -> dict[st
     `{"outcome", "version", "said"}`, the outcome `releasing` of a version that is pushed, `unchanged` where
     there was nothing new to learn, and `refused` of one that is not to go live.
     """
-    from mlops_ray.cluster import loop
-
-    name = project.project
     with (
         contextlib.ExitStack() as lock,
         _working(project, storage, progress, lock, whole=True, wait=True) as (pipeline, connected, ours),
@@ -166,20 +163,29 @@ def retrained(project: Project, storage: Storage, progress: Progress) -> dict[st
             raise ClusterError("the service was stopped meanwhile")
         connected()
         pipeline.prepare()
-        trained = pipeline.train(pipeline.build(pipeline.ingest()))
-        version = int(trained["version"])
-        going = loop.see(storage, name).releasing
-        if going is not None and not trained["refused"]:
-            # Somebody else's, which a push would end.
-            said = f"version {version} is registered and not pushed, since version {going} is being released"
-            outcome = "refused"
-        elif pipeline.push(trained) is not None:
-            outcome, said = "releasing", f"version {version} is pushed"
-        else:
-            outcome = "refused" if trained["refused"] else "unchanged"
-            said = "; ".join(trained["refused"]) or f"nothing is new since version {version} was trained"
+        found = pushed_again(pipeline, pipeline.train(pipeline.build(pipeline.ingest())))
         _leave_cluster(storage, stop=False)
-        return {"outcome": outcome, "version": version, "said": said}
+        return found
+
+
+def pushed_again(pipeline: "Pipeline", trained: dict[str, Any]) -> dict[str, Any]:
+    """Pushes what a retraining has made, unless what was seen meanwhile forbids it; as `retrained` says."""
+    from mlops_ray.cluster import loop
+
+    version, refused = int(trained["version"]), "; ".join(trained["refused"])
+    seen = loop.see(pipeline.storage, pipeline.project.project)
+    held = f"version {version} is registered and not pushed, since"
+    if not refused and seen.releasing is not None:
+        # Somebody else's, which a push would end.
+        refused = f"{held} version {seen.releasing} is being released"
+    elif not refused and (broken := loop.faults(seen)):
+        refused = f"{held} the data are not whole: {'; '.join(broken)}"
+    if refused:
+        return {"outcome": "refused", "version": version, "said": refused}
+    if pipeline.push(trained) is None:
+        said = f"nothing is new since version {version} was trained"
+        return {"outcome": "unchanged", "version": version, "said": said}
+    return {"outcome": "releasing", "version": version, "said": f"version {version} is pushed"}
 
 
 def reproduce(project: Project, storage: Storage, progress: Progress, version: int) -> dict[str, Any]:
@@ -321,14 +327,17 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
     from mlops_ray.cluster import loop, releases
-    from mlops_ray.serving import record
+    from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
     front.require_token(project, cluster)
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
     trained = pipeline.train(pipeline.build(pipeline.ingest())) if train else None
-    pushed = None if trained is None else pipeline.push(trained)
+    pushed = None
+    if trained is not None:
+        deploy.settle(project, storage)
+        pushed = pipeline.push(trained)
     url = pipeline.serve(cluster)
     notes = front.apply(project, cluster) + loop.notes(project)
     if pushed is not None:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray import audit, config
-from mlops_ray.cluster import loop
+from mlops_ray.cluster import loop, service
 from mlops_ray.cluster.loop import Loop, Retraining, Seen, Settings
 from mlops_ray.errors import ClusterError
 from mlops_ray.monitoring import alarms, journal
@@ -406,6 +407,44 @@ def test_one_that_is_rolled_back_is_an_outcome_with_its_reason(world: World) -> 
     (done,) = loop.retrainings(world.document)
     assert (done.state, done.said) == ("rolled_back", "version 2: it is rolled_back")
     assert "(rolled_back: version 2: it is rolled_back)" in world.document["decided"]["reason"]
+
+
+class Pushing:
+    """The part of a pipeline that pushes what was trained."""
+
+    def __init__(self, storage: Storage, *, is_live: bool = False) -> None:
+        self.storage, self.project, self.is_live = storage, SimpleNamespace(project=MODEL), is_live
+        self.pushed: list[int] = []
+
+    def push(self, trained: dict[str, Any]) -> int | None:
+        self.pushed.append(trained["version"])
+        return None if self.is_live else trained["version"]
+
+
+def pushed_again(of: Pushing, *refused: str) -> dict[str, Any]:
+    return service.pushed_again(of, {"version": 2, "refused": list(refused)})  # type: ignore[arg-type]
+
+
+def test_what_was_trained_is_pushed_if_its_gate_lets_it_and_it_is_new(world: World) -> None:
+    made = pushed_again(asked_for(world) and Pushing(world.storage))
+    assert made == {"outcome": "releasing", "version": 2, "said": "version 2 is pushed"}
+    assert pushed_again(Pushing(world.storage, is_live=True))["outcome"] == "unchanged"
+    assert pushed_again(Pushing(world.storage), "worse", "slower")["said"] == "worse; slower"
+
+
+def test_what_was_trained_is_not_pushed_where_the_data_turned_out_bad_or_another_is_released(
+    world: World,
+) -> None:
+    asked_for(world)
+    world.look(LOSS, STILL)
+    of = Pushing(world.storage)
+    found = pushed_again(of)
+    assert (found["outcome"], of.pushed) == ("refused", [])
+    assert "not pushed, since the data are not whole: it stands still" in found["said"]
+    world.push()
+    found = pushed_again(of)
+    assert (found["outcome"], of.pushed) == ("refused", [])
+    assert "since version 99 is being released" in found["said"]
 
 
 def test_without_room_for_a_trial_it_waits_and_says_so(world: World) -> None:

@@ -1,15 +1,17 @@
 """Retrainings as Ray jobs: found by their ids, begun once, with a reason where they fail."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mlops_ray.cluster import loop, retraining
+from mlops_ray.cluster import loop, retraining, service
 from mlops_ray.cluster.local import LocalCluster
-from mlops_ray.cluster.loop import Settings
+from mlops_ray.cluster.loop import Retraining, Settings
 from mlops_ray.cluster.looper import RayJobs
+from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
@@ -17,6 +19,12 @@ from mlops_ray.storage import Storage
 #: A job that does nothing takes 10 s on a free machine.
 PATIENCE_S = 200.0
 WRONG = "project: m\nsources: {}\nfaetures: {}\n"
+RIGHT = """
+project: m
+sources: {s: {path: a.csv, time: none, columns: {x: {type: float}, y: {type: float}}}}
+features: {row: {columns: [x]}}
+target: {source: s, expr: y, horizon: 0s, task: regression}
+"""
 
 
 def settings(file: Path, cpus: float = 1.0) -> Settings:
@@ -47,6 +55,31 @@ def test_what_keeps_a_trial_from_running_is_said(ray_cluster: LocalCluster, tmp_
     jobs = RayJobs(str(tmp_path))
     assert jobs.lacks(settings(tmp_path, cpus=0.001)) == ""
     assert "of 2 are held by replicas" in jobs.lacks(settings(tmp_path, cpus=3.0))
+
+
+def test_a_file_that_is_of_another_model_by_now_trains_nothing(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SEARCH_PATH, "")
+    trained: list[str] = []
+
+    def retrained(project: Project, *_: Any) -> dict[str, Any]:
+        trained.append(project.project)
+        return {"outcome": "unchanged"}
+
+    monkeypatch.setattr(service, "retrained", retrained)
+    asked = asdict(Retraining("one", 0.0, ""))
+    storage.write_json({"model": "m", "retrainings": [asked]}, loop.FOLDER, "m.json")
+    file = tmp_path / "project.yaml"
+    file.write_text(RIGHT.replace("project: m", "project: other"))
+    assert retraining.run(file, "one", storage) == 2
+    assert "other is not the model that is to be trained" in storage.read_json(loop.JOBS, "one.json")["said"]
+    file.write_text(RIGHT)
+    assert retraining.run(file, "two", storage) == 2
+    assert trained == []
+    loop.begun(storage, "one").unlink()
+    assert retraining.run(file, "one", storage) == 0
+    assert trained == ["m"]
 
 
 def test_a_job_begins_once_whoever_submits_it_again(

@@ -15,6 +15,7 @@ from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.data import ingest
 from mlops_ray.errors import ConfigError
+from mlops_ray.serving import deploy, record
 from mlops_ray.storage import Storage
 
 PROJECT = """
@@ -164,3 +165,17 @@ def test_a_segment_that_cuts_nothing_is_refused_before_anything_is_done(
     project = config.load(tmp_path / "project.yaml", {})
     with pytest.raises(ConfigError, match=re.escape(said)):
         Pipeline(project, Storage.open(project.storage))
+
+
+def test_a_push_where_a_variable_is_not_set_leaves_who_is_told_as_it_was_deployed(folder: Path) -> None:
+    (folder / "project.yaml").write_text(PROJECT + 'monitoring: {alerts: [{webhook: "${ALERT_URL}"}]}\n')
+    with_it, without = (
+        config.load(folder / "project.yaml", environ) for environ in ({"ALERT_URL": "http://h"}, {})
+    )
+    storage = Storage.open(without.storage)
+    deploy.settle(with_it, storage)
+    assert Pipeline(without, storage).push({"version": 1, "refused": []}) == 1
+    assert [ask.version for ask in record.asked(storage, "small")] == ["1"]
+    found = record.settings(storage, "small")
+    assert found is not None
+    assert [alert["webhook"] for alert in found.alerts] == ["http://h"]
