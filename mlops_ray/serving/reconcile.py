@@ -185,7 +185,7 @@ class Reconciler:
             return release.moved(document, Standing("refused", reason=str(error)), now)
         except Exception as error:  # whatever it was, the champion goes on
             logger.exception("version %s of %s cannot be verified", challenger["version"], name)
-            return release.moved(document, Standing("refused", reason=safe(error)), now)
+            return release.moved(document, Standing("refused", reason=one_line(error)), now)
 
     def _verify(self, name: str, champion: Document | None, challenger: Document) -> Document:
         """The entry of a registered version; raises where it must not be served."""
