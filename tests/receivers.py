@@ -81,11 +81,13 @@ def post(
     users: dict[str, str] | None = None,
     refuses: Iterable[str] = (),
     busy: int = 0,
+    bye: str = "221 bye",
 ) -> Iterator[Post]:
     """An SMTP server (RFC 5321) that keeps what it takes in.
 
     With a certificate it offers STARTTLS (RFC 3207), or is encrypted from the start; with `users` it takes
-    letters only from who logs in (RFC 4954), encrypted. It `refuses` recipients, and is `busy` that often.
+    letters only from who logs in (RFC 4954), encrypted. It `refuses` recipients, is `busy` that often, and
+    says `bye`.
     """
     context = None
     if certificate is not None:
@@ -116,7 +118,7 @@ def post(
                     kept.dialogue.append(line)
                     word, _, rest = line.partition(" ")
                     if word.upper() == "QUIT":
-                        self.say("221 bye")
+                        self.say(bye)
                         return
                     getattr(self, f"on_{word.lower()}", self.unknown)(rest)
 

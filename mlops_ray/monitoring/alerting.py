@@ -19,7 +19,7 @@ from mlops_ray.data import prediction_log
 from mlops_ray.errors import StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
-from mlops_ray.monitoring.sending import Route, reason, routes, send
+from mlops_ray.monitoring.sending import Route, is_of_content, reason, routes, send
 from mlops_ray.storage import PRIVATE, Storage, digest, locked
 
 FOLDER, TOLD, LOCK = "alerts", "told.json", ".lock"
@@ -55,6 +55,8 @@ class _Line:
     going: Future[None] | None = None
     again_at: float = 0.0
     pause_s: float = 0.0
+    #: What it says was refused; without what was found it may not be.
+    is_brief: bool = False
 
     def to_json(self) -> dict[str, Any]:
         told, after = ({id: list(what) for id, what in each.items()} for each in (self.told, self.after))
@@ -153,7 +155,8 @@ class Alerting:
         if line.pending is None:
             self._gather(line, troubles, now)
         if line.pending is not None and line.going is None and now >= line.again_at:
-            line.going = self._sending.submit(send, line.route, line.pending)
+            message = alerts.brief(line.pending) if line.is_brief else line.pending
+            line.going = self._sending.submit(send, line.route, message)
 
     def _gather(self, line: _Line, troubles: Sequence[Trouble], now: float) -> None:
         """Makes the next message, once its news have waited for others."""
@@ -174,6 +177,7 @@ class Alerting:
             return
         error, models = line.going.exception(), {alert["model"] for alert in line.pending["alerts"]}
         line.going = None
+        line.is_brief = error is not None and is_of_content(error) and not line.is_brief
         self._counts.update((model, line.route.kind, "failed" if error else "sent") for model in models)
         if error is not None:
             if not line.pause_s:

@@ -280,9 +280,23 @@ def message(news: Sequence[News], base: str, now: float) -> dict[str, Any]:
         "id": digest([alert["id"] for alert in alerts])[:32],
         "status": next(status for status in ("firing", "event", "resolved") if status in statuses),
         "at": iso(now),
-        "text": "\n\n".join(alert["text"] for alert in alerts),
+        "text": _text(alerts),
         "alerts": alerts,
     }
+
+
+def brief(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message without what was found, which may quote callers: a receiver may refuse what they say."""
+    counts = [alert["more"] + len(alert["findings"]) for alert in message["alerts"]]
+    alerts = [
+        _worded({**alert, "findings": [], "more": count})
+        for alert, count in zip(message["alerts"], counts, strict=True)
+    ]
+    return {**message, "text": _text(alerts), "alerts": alerts}
+
+
+def _text(alerts: Sequence[Mapping[str, Any]]) -> str:
+    return "\n\n".join(alert["text"] for alert in alerts)
 
 
 def _alert(each: News, base: str) -> dict[str, Any]:
@@ -302,7 +316,12 @@ def _alert(each: News, base: str) -> dict[str, Any]:
         "more": len(trouble.findings) - len(findings),
         "link": link,
     }
-    return said | {"text": "\n".join([heading(said), *(f"- {each}" for each in lines(said)), link])}
+    return _worded(said)
+
+
+def _worded(alert: dict[str, Any]) -> dict[str, Any]:
+    text = [heading(alert), *(f"- {each}" for each in lines(alert)), alert["link"]]
+    return alert | {"text": "\n".join(text)}
 
 
 def heading(alert: Mapping[str, Any]) -> str:
@@ -333,7 +352,8 @@ def lines(alert: Mapping[str, Any]) -> list[str]:
     for finding in alert["findings"]:
         later = [f"since {_minute(finding['since'])}"] if finding["since"] > alert["since"] else []
         said.append(f"{finding['evidence']} ({'; '.join([finding['kind'], *later, *sure(finding['p'])])})")
-    return said + ([f"and {alert['more']} more"] if alert["more"] else [])
+    more = f"and {alert['more']} more" if said else f"{alert['more']} that the page shows"
+    return said + ([more] if alert["more"] else [])
 
 
 def sure(p: float | None) -> list[str]:

@@ -1,6 +1,7 @@
 """How messages leave: by POST, by SMTP, as lines of a log. No error shows an address, which may be secret."""
 
 import base64
+import contextlib
 import html
 import logging
 import smtplib
@@ -25,6 +26,8 @@ from mlops_ray.monitoring import alerts
 
 #: How long a call may take.
 CALL_S = 30.0
+#: What a web server answers whom the message is too large, or says something wrong.
+REFUSED = (400, 413, 422)
 Kind = Literal["webhook", "email", "log"]
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,17 @@ def reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
+def is_of_content(error: BaseException) -> bool:
+    """Whether it is what the message says that the other side refuses, as it will each time.
+
+    >>> [is_of_content(smtplib.SMTPDataError(status, b"")) for status in (554, 451)]
+    [True, False]
+    """
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code in REFUSED
+    return isinstance(error, smtplib.SMTPDataError) and error.smtp_code >= 500
+
+
 # ---------------------------------------------------------------- HTTP
 
 
@@ -138,7 +152,7 @@ def _without_user(address: str) -> tuple[str, dict[str, str]]:
 
 def _write(to: Mail, message: Mapping[str, Any]) -> None:
     context = None if to.tls == "no" else ssl.create_default_context()
-    with _connected(to, context) as server:
+    with contextlib.closing(_connected(to, context)) as server:
         if context is not None and to.tls == "starttls":
             server.starttls(context=context)
         if to.user:
@@ -146,6 +160,9 @@ def _write(to: Mail, message: Mapping[str, Any]) -> None:
         refused = server.send_message(letter(to, message))
         if refused:
             logger.warning("an alert was refused by %d of %d who get it", len(refused), len(to.to))
+        # It has been taken, whatever the server says to that.
+        with contextlib.suppress(OSError):
+            server.quit()
 
 
 def _connected(to: Mail, context: ssl.SSLContext | None) -> smtplib.SMTP:

@@ -174,6 +174,24 @@ def test_a_route_that_fails_is_tried_until_it_works_and_holds_up_no_other(
     assert sorted(world.running.counted("a")) == [("webhook", "failed", 6), ("webhook", "sent", 2)]
 
 
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_message_whose_words_are_refused_goes_without_what_callers_wrote(world: World, status: int) -> None:
+    with receivers.web(status) as web:
+        world.deploy("a", {"webhook": web.url})
+        world.look("a", "x", "y")
+        world.tick(60)
+        (message,) = web.got
+        (alert,) = message["alerts"]
+        assert (alert["why"], alert["findings"], alert["more"]) == ("begun", [], 2)
+        assert "differs" not in message["text"]
+        assert "- 2 that the page shows" in message["text"]
+        # And it holds up nothing that follows.
+        world.look("a", quiet=alarms.QUIET)
+        world.tick(60)
+        assert said(web)[1:] == [[("a", "over")]]
+        assert len(web.got[1]["alerts"][0]["findings"]) == 2
+
+
 def test_a_receiver_that_is_away_for_long_is_asked_now_and_then(world: World) -> None:
     with receivers.web(*[500] * 10_000) as away:
         world.deploy("a", {"webhook": away.url})

@@ -144,6 +144,13 @@ def test_one_who_is_refused_keeps_it_from_nobody_else(caplog: pytest.LogCaptureF
     assert "refused by 1 of 2" in caplog.text
 
 
+def test_what_was_taken_is_so_whatever_the_server_says_to_a_good_bye() -> None:
+    for bye in ("421 I go", "no line of this protocol"):
+        with receivers.post(bye=bye) as there:
+            send(Route("email", f"smtp://127.0.0.1:{there.port}/ops@example.org?tls=no"), message())
+        assert len(there.got) == 1
+
+
 def test_nothing_ends_a_header(trusted: tuple[str, str]) -> None:
     said = message("m", evidence="a\r\nBcc: all@example.org\r\n.\r\nMAIL FROM:<x@y>")
     said["alerts"][0]["model"] = "m\r\nBcc: all@example.org"
