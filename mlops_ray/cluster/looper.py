@@ -29,7 +29,7 @@ POLL_S = 2.0
 class Looping(Single):
     """The process that closes the loop of a storage's models for as long as it lives."""
 
-    LOCK = (FOLDER, ".lock")
+    LOCK, PROCESS = (FOLDER, ".lock"), "loop"
 
     def _work(self) -> None:
         os.nice(GIVES_WAY)

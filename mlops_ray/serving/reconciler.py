@@ -27,10 +27,12 @@ class Single:
 
     #: Where the right to it lies, in the storage.
     LOCK: ClassVar[tuple[str, str]]
+    #: What it is called in the log of errors.
+    PROCESS: ClassVar[str]
 
     def __init__(self, storage_root: str) -> None:
         self._storage = Storage.open(storage_root)
-        error_log.install(self._storage, "reconciler")
+        error_log.install(self._storage, self.PROCESS)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -58,7 +60,7 @@ class Single:
 class Reconciling(Single):
     """The process that reconciles a storage for as long as it lives."""
 
-    LOCK = (record.FOLDER, ".reconciler.lock")
+    LOCK, PROCESS = (record.FOLDER, ".reconciler.lock"), "reconciler"
 
     def _run(self) -> None:
         # MLflow's import takes seconds, in which a rollback is not to wait.

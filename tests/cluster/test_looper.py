@@ -1,5 +1,7 @@
 """Retrainings as Ray jobs: found by their ids, begun once, with a reason where they fail."""
 
+import json
+import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +12,12 @@ import pytest
 from mlops_ray.cluster import loop, retraining, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.loop import Retraining, Settings
-from mlops_ray.cluster.looper import RayJobs
+from mlops_ray.cluster.looper import Looping, RayJobs
 from mlops_ray.config import Project
+from mlops_ray.data import error_log
 from mlops_ray.errors import ClusterError
 from mlops_ray.expressions import SEARCH_PATH
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, locked
 
 #: A job that does nothing takes 10 s on a free machine.
 PATIENCE_S = 200.0
@@ -55,6 +58,20 @@ def test_what_keeps_a_trial_from_running_is_said(ray_cluster: LocalCluster, tmp_
     jobs = RayJobs(str(tmp_path))
     assert jobs.lacks(settings(tmp_path, cpus=0.001)) == ""
     assert "of 2 are held by replicas" in jobs.lacks(settings(tmp_path, cpus=3.0))
+
+
+def test_what_goes_wrong_in_the_loop_is_told_as_the_loop_s(storage: Storage) -> None:
+    # Another one does the work, which lowers the priority of its process.
+    with locked(storage.path(*Looping.LOCK)) or pytest.fail("it is locked"):
+        waiting = Looping(str(storage.root))
+        logging.getLogger("mlops_ray.cluster.loop").error("it does not go on")
+        for log in error_log._installed:
+            log.flush()
+        waiting._ended.set()
+        waiting._thread.join()
+    (path,) = (storage.root / error_log.FOLDER).glob("*.jsonl")
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert (line["process"], line["stage"], line["said"]) == ("loop", "retraining", "it does not go on")
 
 
 def test_a_file_that_is_of_another_model_by_now_trains_nothing(
