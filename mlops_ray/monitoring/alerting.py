@@ -7,6 +7,7 @@ killed between sends the same again, and nothing is lost. One that is not taken 
 takes, with growing pauses, and holds up neither other routes nor the monitor.
 """
 
+import itertools
 import logging
 import time
 from collections import Counter
@@ -24,8 +25,9 @@ from mlops_ray.storage import PRIVATE, Storage, digest, locked
 
 FOLDER, TOLD, LOCK = "alerts", "told.json", ".lock"
 FORMAT_VERSION = 1
-#: Written by serving.record and cluster.service: releases, how projects are deployed, where people look.
-RELEASES, SETTINGS, ADDRESS = "release", "release/settings", "address.json"
+#: Written by serving.record, cluster.service and cluster.loop: releases, how projects are deployed, where
+#: people look, retrainings.
+RELEASES, SETTINGS, ADDRESS, LOOP = "release", "release/settings", "address.json", "loop"
 #: Of a project that was deployed before it said so.
 ALLOWED_ERRORS = 0.001
 #: Pauses between two tries: a receiver that restarts is there again within seconds, one that is away for a
@@ -132,7 +134,10 @@ class Alerting:
             self._kept[seen.model], self._lost[seen.model] = own, lost
             self._write()
         self._kept[seen.model] = own
-        return [*seen.alarms, *own, *alerts.of_release(seen.model, release.get("history", []))]
+        history = release.get("history", [])
+        trained = self._document(LOOP, f"{seen.model}.json").get("retrainings", [])
+        told = alerts.of_release(seen.model, history), alerts.of_retrainings(seen.model, trained, history)
+        return [*seen.alarms, *own, *itertools.chain(*told)]
 
     def _own(self, seen: Seen, version: str, allowed: float, now: float) -> tuple[list[Trouble], int]:
         """Troubles that nobody else remembers, and what was lost of the prediction log when that was told."""

@@ -41,14 +41,21 @@ LOST_EVERY_S = 3_600.0
 #: Troubles with errors and losses that are remembered, of each model.
 MOST_KEPT = 20
 
-What = Literal["alarm", "errors", "lost", "release", "test"]
+What = Literal["alarm", "errors", "lost", "release", "retraining", "test"]
 Why = Literal["begun", "more", "reminder", "over", "happened"]
 #: Of these there is no end to be told.
-EVENTS: frozenset[What] = frozenset({"lost", "release", "test"})
+EVENTS: frozenset[What] = frozenset({"lost", "release", "retraining", "test"})
 #: What became of a version that people should hear of: it is not live.
 FAILED = ("rolled_back", "refused", "inconclusive")
+#: What became of a retraining that pushed nothing, where it should have: of a version the release tells.
+CAME_TO_NOTHING = {"failed": "failed", "refused": "came to nothing"}
 #: The part of a model's page that shows it.
-PLACES: dict[What, str] = {"alarm": "/alarms", "errors": "/errors", "release": "/releases"}
+PLACES: dict[What, str] = {
+    "alarm": "/alarms",
+    "errors": "/errors",
+    "release": "/releases",
+    "retraining": "/alarms",
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,29 @@ def _of_turn(model: str, turn: Mapping[str, Any]) -> Trouble:
     said = f"version {version} is {turn['state'].replace('_', ' ')}: {turn['reason'] or 'no reason is known'}"
     found = _finding(f"version {version}", "release", said, at)
     return Trouble(f"{model}/release/{turn['turn']}", model, "release", version, at, at, (found,))
+
+
+def of_retrainings(
+    model: str, retrainings: Iterable[Mapping[str, Any]], history: Iterable[Mapping[str, Any]]
+) -> list[Trouble]:
+    """The retrainings of a model (`cluster.loop`) that pushed nothing: the alarm wants a person.
+
+    What became of a version that was pushed, `of_release` says.
+    """
+    released = {turn["version"] for turn in history}
+    return [
+        _of_retraining(model, each)
+        for each in retrainings
+        if each["state"] in CAME_TO_NOTHING and str(each["version"]) not in released
+    ]
+
+
+def _of_retraining(model: str, ended: Mapping[str, Any]) -> Trouble:
+    said = f"the retraining of {_minute(iso(ended['at']))} {CAME_TO_NOTHING[ended['state']]}: {ended['said']}"
+    found = _finding("retraining", "retraining", said, ended["ended"])
+    version = "" if ended["version"] is None else str(ended["version"])
+    id, at = f"{model}/retraining/{ended['id']}", ended["ended"]
+    return Trouble(id, model, "retraining", version, at, at, (found,))
 
 
 def of_losses(

@@ -7,12 +7,14 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mlops_ray.cluster import loop
+from mlops_ray.cluster.loop import Retraining
 from mlops_ray.data import prediction_log
 from mlops_ray.monitoring import alarms, alerting, alerts, journal
 from mlops_ray.monitoring.alarms import Alarms, Finding
@@ -393,13 +395,16 @@ def test_a_release_that_failed_and_rows_that_were_lost_are_told(world: World) ->
         world.now += 1
         document = record.new("a") | {"history": [turn | {"at": alerts.iso(world.now)}]}
         record.write(world.storage, document)
+        failed = Retraining("r", world.now, "", "failed", said="Ray says FAILED", ended=world.now)
+        world.storage.write_json({"retrainings": [asdict(failed)]}, loop.FOLDER, "a.json")
         world.tick(60)
         world.die()
         world.tick(7_200)
-        assert said(web) == [[("a", "happened"), ("a", "happened")]]
+        assert said(web) == [[("a", "happened")] * 3]
         text = web.got[0]["text"]
         assert "98 answered rows are not in the prediction log, 100 in all" in text
         assert "version 2 is refused: it is not signed" in text
+        assert "failed: Ray says FAILED" in text
 
 
 def test_a_clock_that_was_ahead_and_is_set_back_silences_nobody(world: World) -> None:

@@ -1,9 +1,11 @@
 """What people are told, and when: once each, together, again after a while, and when it is over."""
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 
+from mlops_ray.cluster.loop import Retraining
 from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.monitoring import alarms, alerts
 from mlops_ray.monitoring.alarms import Alarms, Finding
@@ -188,6 +190,33 @@ def test_a_version_that_does_not_go_live_is_an_event_with_the_reason() -> None:
     assert "- version 3 is rolled back: errors: 4 % (release)" in alert["text"]
     route = Route()
     assert [route.hears(NOW + days * DAY, made) for days in (0, 5)] == [[("m", "happened")], []]
+
+
+def test_a_retraining_that_came_to_nothing_is_an_event_with_the_reason() -> None:
+    asked = Retraining("retrain-m-1", NOW - 60, "mae is worse")
+    became = [
+        asked,
+        replace(asked, state="releasing", version=3),
+        replace(asked, state="unchanged", ended=NOW),
+        # Of these the release tells.
+        replace(asked, state="rolled_back", version=3, ended=NOW),
+        replace(asked, state="refused", version=3, said="it is not signed", ended=NOW),
+        replace(asked, state="failed", said="the job did not come to its end", ended=NOW),
+        replace(asked, state="refused", version=4, said="mae is no better than that of version 3", ended=NOW),
+    ]
+    failed, refused = alerts.of_retrainings("m", map(asdict, became), [{"version": "3"}])
+    for made, version, said in (
+        (failed, "", "failed: the job did"),
+        (refused, "4", "came to nothing: mae is"),
+    ):
+        (alert,) = alerts.message([News(made, "happened", 1)], "", NOW)["alerts"]
+        assert (alert["status"], alert["version"], alert["id"]) == (
+            "event",
+            version,
+            "m/retraining/retrain-m-1/1/happened",
+        )
+        assert f"- the retraining of {alerts.iso(NOW - 60)[:10]}" in alert["text"]
+        assert said in alert["text"]
 
 
 def minutes(*shares: float, requests: int = 100) -> Seen:
