@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
-from mlops_ray.errors import ForbiddenError, NotFoundError, SlowBodyError, UnauthorizedError
+from mlops_ray.errors import ForbiddenError, NotFoundError, RequestError, SlowBodyError, UnauthorizedError
 from mlops_ray.keys import Keyring, Role
 from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
@@ -152,7 +152,10 @@ class Routes(Application):
     async def _document(self, call: Call) -> Reply:
         """A document of the page; one that the browser has already is not sent again."""
         parts = [unquote(part) for part in call.path[len(DATA) :].split("/")]
-        asked = dict(parse_qsl(call.query.decode("latin-1"), max_num_fields=MOST_PARAMETERS))
+        try:
+            asked = dict(parse_qsl(call.query.decode("latin-1"), max_num_fields=MOST_PARAMETERS))
+        except ValueError:
+            raise RequestError(f"at most {MOST_PARAMETERS} parameters are read") from None
         found = asyncio.get_running_loop().run_in_executor(self._viewing, self._views.answer, parts, asked)
         if parts == ["models"]:
             is_there = await self._answering(self._ping)

@@ -147,6 +147,24 @@ def test_the_last_hour_is_shown_by_the_minute(views: Views, storage: Storage) ->
     assert traffic["total"]["requests"] == sum(each[1] for each in minutes if each[0] >= traffic["at"][0])
 
 
+def test_two_hours_of_long_ago_are_shown_by_the_hour(views: Views, storage: Storage) -> None:
+    since, until = NOW - 3 * DAY, NOW - 3 * DAY + 2 * HOUR
+    hours = [hour["requests"] for hour in entries(storage, journal.TRAFFIC) if since <= hour["since"] < until]
+    assert ask(views, "models/m", from_=since, to=until)["traffic"]["requests"] == hours
+
+
+def test_requests_a_second_are_those_of_the_last_minute(
+    views: Views, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = {
+        each[0]: each[1] for each in storage.read_json("monitor", "m.json")["versions"][0][1]["minutes"]
+    }
+    assert ask(views, "models/m")["now"] == minutes[NOW - 60] / 60 > 0
+    monkeypatch.setattr(spans.time, "time", lambda: NOW + HOUR)
+    assert ask(views, "models/m")["now"] == 0
+    assert ask(views, "models/m", period="1h")["traffic"]["total"]["requests"] == 0
+
+
 def test_performance_is_the_mean_by_rows_and_none_where_nothing_is_known(
     views: Views, storage: Storage
 ) -> None:
@@ -190,7 +208,10 @@ def test_errors_are_searched_by_text_and_by_what_they_are(views: Views, storage:
 
 @pytest.mark.parametrize(
     "path",
-    ["models/x", "models/..", "models/../secrets", "models/m/nothing", "models/m/drift/more", "", "x"],
+    [
+        *("models/x", "models/..", "models/../secrets", "models/m\0", f"models/{'m' * 300}", "models/M"),
+        *("models/m/nothing", "models/m/drift/more", "", "x"),
+    ],
 )
 def test_what_is_not_there_is_not_found(views: Views, storage: Storage, path: str) -> None:
     storage.write_json({"champion": {"version": "1"}}, "secrets.json")

@@ -56,6 +56,7 @@ async def call_async(
         "method": method,
         "path": path.replace("%2F", "/"),
         "raw_path": path.encode(),
+        "query_string": path.partition("?")[2].encode(),
         "headers": [(name.encode(), value.encode()) for name, value in given.items()],
     }
     await app(scope, receive, send)

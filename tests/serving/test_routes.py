@@ -114,6 +114,8 @@ def test_no_route_answers_without_a_key_of_its_role(
         "/dashboard/data/",
         "/dashboard/data/models/..",
         "/dashboard/data/models/%2e%2e%2fsecrets",
+        "/dashboard/data/models/m%00",
+        f"/dashboard/data/models/{'m' * 300}",
         f"{page.ASSETS}/{page.digest()}/../index.html",
         f"{page.ASSETS}/0123456789abcdef/app.js",
         "/v2/models/../models",
@@ -200,6 +202,12 @@ def test_the_page_says_when_the_monitor_is_away(gateway: Gateway) -> None:
     assert document["monitor"] is False
     assert document["models"][0]["metrics"] == {"relative_mae": 0.12}
     assert gateway.call("GET", "/dashboard/data/models", "read").json["monitor"] is False
+
+
+def test_more_parameters_than_are_read_are_refused(gateway: Gateway) -> None:
+    for count, status in ((20, 200), (21, 400)):
+        query = "&".join(f"a{number}=1" for number in range(count))
+        assert gateway.call("GET", f"/dashboard/data/models?{query}", "read").status == status
 
 
 def test_a_document_that_the_browser_has_is_not_sent_again(gateway: Gateway) -> None:

@@ -189,14 +189,11 @@ def watched(state: Document) -> Document | None:
     }
 
 
-def per_second(state: Document) -> float | None:
-    """Requests a second in the last minute that is whole and not long over."""
-    counts: dict[int, int] = {}
-    for _, watched in state.get("versions", []):
-        for minute in watched.get("minutes", []):
-            counts[minute[0]] = counts.get(minute[0], 0) + minute[1]
-    whole = sorted(counts)[-2:-1]
-    return counts[whole[0]] / 60 if whole else None
+def per_second(state: Document, now: float) -> float | None:
+    """Requests a second in the last minute that is over."""
+    minutes = counted(state, "minutes")
+    last = minutes[minutes[:, 0] == now // 60 * 60 - 60]
+    return float(last[:, 1].sum()) / 60 if len(minutes) else None
 
 
 def second(iso: str) -> float:

@@ -7,6 +7,7 @@ distribution.
 
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -38,6 +39,8 @@ MOST_COLUMNS = 60
 MOST_MERGED = 800
 #: Looks that are read whole for the segments that they wrote down, and the turns of a release that are told.
 MOST_WHOLE, MOST_TURNS = 30, 200
+#: What a model can be called (`config.Project.project`), as long as a file of the name can be.
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 #: Documents of other parts: the runs of a model, what it costs, what the loop of retraining decided.
 RUNS, COSTS, LOOP = "runs", "cost", "loop"
 
@@ -100,7 +103,7 @@ class Views:
             "previous": (release.get("previous") or {}).get("version"),
             "challenger": parts.challenger(release),
             "traffic": self._traffic(name, state, span),
-            "now": parts.per_second(state),
+            "now": parts.per_second(state, time.time()),
             "alarm": parts.going(parts.episodes(state)),
             "alarms": sum(each["opened"] >= span.since for each in parts.episodes(state)),
             "drift": latest and parts.moved(latest),
@@ -363,13 +366,13 @@ class Views:
     def _document(self, folder: str, name: str) -> Any:
         try:
             return self._storage.read_json(folder, f"{name}.json")
-        except MlopsError:
+        except (MlopsError, OSError):
             # The rest of the page is no worse for it.
             return None
 
     def _release(self, name: str) -> Document:
         """The release; empty where the model has none, or nothing is live."""
-        found = self._document(RELEASES, name) if re.fullmatch(r"[^./][^/]*", name) else None
+        found = self._document(RELEASES, name) if NAME.fullmatch(name) else None
         return found if isinstance(found, dict) and isinstance(found.get("champion"), dict) else {}
 
     def _state(self, name: str) -> Document:
@@ -379,7 +382,7 @@ class Views:
     def _traffic(self, name: str, state: Document, span: Span) -> Document:
         """The traffic of a span: by the hour, of the last two by the minute."""
         minutes, going = parts.counted(state, "minutes"), parts.counted(state, "hours")
-        if span.until - span.since <= MINUTES * 60 and (minutes[:, 0] >= span.since).any():
+        if len(minutes) and span.since >= time.time() - MINUTES * 60:
             return spans.traffic(span, minutes)
         span = span.by_the_hour()
         known = self._history.traffic(name, span.since)
