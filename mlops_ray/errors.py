@@ -227,7 +227,13 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def safe(error: BaseException) -> str:
+class Said(str):
+    """A sentence, and the name of the error's `type`, by which the error log has it."""
+
+    type: str
+
+
+def safe(error: BaseException) -> Said:
     """What a log may say of an error: our sentence, without data; of others, which may quote rows, the type.
 
     >>> safe(DataError("not a number", said=": 'x'"))
@@ -235,10 +241,14 @@ def safe(error: BaseException) -> str:
     >>> safe(ValueError("could not convert 'x'")), safe(OSError(28, "No space left on device"))
     ('ValueError', 'OSError: No space left on device')
     """
+    name, told = type(error).__name__, error.strerror if isinstance(error, OSError) else None
     if isinstance(error, MlopsError):
-        return one_line(error.without_data() if isinstance(error, DataError) else error)
-    told = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {told}" if told else type(error).__name__
+        told = one_line(error.without_data() if isinstance(error, DataError) else error)
+    else:
+        told = f"{name}: {told}" if told else name
+    found = Said(told)
+    found.type = name
+    return found
 
 
 def first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 
 import orjson
 
+from mlops_ray.errors import Said
 from mlops_ray.storage import PRIVATE, Storage
 
 FOLDER = "errors"
@@ -83,9 +84,9 @@ REFUSED_AT = {
     "deadline": "predict",
     "caller_gone": "admission",
 }
-#: What a sentence quotes: text in quotes, up to where it is cut off, and numbers and the like.
+#: What a sentence quotes: text in quotes, which no apostrophe begins, and numbers and the like.
 _QUOTED = re.compile(
-    r"""'(?:[^'\\…]|\\.)*(?:['…]|$)|"(?:[^"\\…]|\\.)*(?:["…]|$)"""
+    r"""(?:\bb|(?<!\w))(?:'(?:[^'\\]|\\.)*(?:'|$)|"(?:[^"\\]|\\.)*(?:"|$))"""
     r"""|(?<![\w.])[-+]?\d[\w.+-]*(?::[\w.+-]+)*|\b(?:True|False|None|nan|inf)\b"""
 )
 
@@ -150,10 +151,16 @@ class ErrorLog(logging.Handler):
         for (level, stage, kind), count in over.items():
             lines.append(
                 {"at": time.time(), "level": level, "stage": stage, "type": kind, "count": count}
-                | {"said": f"{count} more within {FLUSH_S:.0f} s"}
+                | {"said": f"{count} more of the kind"}
             )
-        if lines:
-            self._write(b"".join(orjson.dumps(self._head | line, option=_LINE) for line in lines))
+        try:
+            if lines:
+                self._write(b"".join(orjson.dumps(self._head | line, option=_LINE) for line in lines))
+        except OSError:
+            # They are tried again, as far as there is room; what is left out is counted.
+            for line in lines:
+                self._add(line)
+            raise
 
     def close(self) -> None:
         """Writes what waits, and ends."""
@@ -238,8 +245,8 @@ def unquoted(said: str) -> str:
 
     >>> unquoted("row 3, column 'load': 'x1' is not a number")
     'row …, column …: … is not a number'
-    >>> unquoted("row 3: 'a very long text that is cut… is not a number, and 'so' on")
-    'row …: … is not a number, and … on'
+    >>> unquoted("the caller's 'text with … in it' is none, and 'so' on")
+    "the caller's … is none, and … on"
     """
     return _QUOTED.sub("…", said)[:LONGEST]
 
@@ -284,5 +291,9 @@ def _stage(module: str) -> str:
 def _kind(record: logging.LogRecord) -> str:
     """The type of an error that stands among what a logger was told, else the level."""
     args = record.args.values() if isinstance(record.args, Mapping) else record.args or ()
-    named = [type(each).__name__ for each in args if isinstance(each, BaseException)]
+    named = [
+        each.type if isinstance(each, Said) else type(each).__name__
+        for each in args
+        if isinstance(each, Said | BaseException)
+    ]
     return named[0] if named else record.levelname.lower()

@@ -177,6 +177,8 @@ def _stored(storage: Storage) -> list[ModelState]:
         try:
             found.append(ModelState.from_json(storage.read_json(FOLDER, path.name)))
         except (MlopsError, KeyError, TypeError, ValueError) as error:
-            logger.error("%s cannot be read (%s); counting starts anew, the file is kept beside", path, error)
+            logger.error(
+                "%s cannot be read (%s); counting starts anew, the file is kept beside", path, safe(error)
+            )
             path.replace(path.with_suffix(".damaged"))
     return found

@@ -128,9 +128,9 @@ def show(value: object) -> str:
     """A caller's value as an error shows it.
 
     >>> show("x" * 100)
-    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…'"
     """
     if isinstance(value, int) and value not in INT64:
         return "a huge number"  # Python refuses to print more than 4,300 digits.
     text = repr(value) if not isinstance(value, list | dict) else f"a {type(value).__name__}"
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…{text[-1]}"

@@ -24,6 +24,7 @@ from mlops_ray.monitoring.sides import Side, Verdict, judge
 from mlops_ray.monitoring.state import counted
 from mlops_ray.schema import Schema
 from mlops_ray.serving import heartbeats, hooks, record, release, steps
+from mlops_ray.serving.asgi import shown
 from mlops_ray.serving.heartbeats import Follower
 from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.steps import Seen, Standing
@@ -131,8 +132,8 @@ class Reconciler:
         for name in record.names(self.storage):
             try:
                 self._reconcile(name, self._work.setdefault(name, _Work()))
-            except Exception:
-                logger.exception("the release of %s does not go on", name)
+            except Exception as error:
+                logger.error("the release of %s does not go on", name, exc_info=shown(error))
 
     def close(self) -> None:
         """Ends what goes on beside; it is begun again by the next one."""
@@ -184,8 +185,9 @@ class Reconciler:
         except MlopsError as error:
             return release.moved(document, Standing("refused", reason=str(error)), now)
         except Exception as error:  # whatever it was, the champion goes on
-            logger.exception("version %s of %s cannot be verified", challenger["version"], name)
-            return release.moved(document, Standing("refused", reason=one_line(error)), now)
+            told = challenger["version"], name
+            logger.error("version %s of %s cannot be verified", *told, exc_info=shown(error))
+            return release.moved(document, Standing("refused", reason=safe(error)), now)
 
     def _verify(self, name: str, champion: Document | None, challenger: Document) -> Document:
         """The entry of a registered version; raises where it must not be served."""

@@ -25,9 +25,8 @@ POLL_S = 0.1
 class Single:
     """A process that does a `_work` on a storage for as long as it lives, while no other does."""
 
-    #: Where the right to it lies, in the storage.
+    #: Where the right to it lies, in the storage, and what the error log calls it.
     LOCK: ClassVar[tuple[str, str]]
-    #: What it is called in the log of errors.
     PROCESS: ClassVar[str]
 
     def __init__(self, storage_root: str) -> None:

@@ -16,6 +16,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from mlops_ray.config import MICROSECONDS, Project, Serving
 from mlops_ray.data import error_log
 from mlops_ray.data.prediction_log import FLUSH_S, PredictionLog
+from mlops_ray.errors import safe
 from mlops_ray.features.shelves import online_location
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
@@ -127,7 +128,7 @@ class Replica:
             try:
                 await asyncio.to_thread(self._log.flush, PAUSE_S)
             except Exception as error:  # noqa: BLE001 - whatever it is, requests and later rows go on
-                logger.error("the prediction log cannot be written (%s); its rows wait", error)
+                logger.error("the prediction log cannot be written (%s); its rows wait", safe(error))
 
     async def _report(self) -> None:
         """Sends counts to the monitor, off the path of requests; what is not acknowledged is sent again."""
@@ -136,7 +137,7 @@ class Replica:
             try:
                 await self._flush()
             except Exception as error:  # noqa: BLE001 - requests are answered also where nobody counts them
-                logger.warning("the monitor took no counts (%s); they are sent again", type(error).__name__)
+                logger.warning("the monitor took no counts (%s); they are sent again", safe(error))
 
     async def _flush(self) -> None:
         delta = self._outbox.delta()

@@ -13,7 +13,14 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
-from mlops_ray.errors import ForbiddenError, NotFoundError, RequestError, SlowBodyError, UnauthorizedError
+from mlops_ray.errors import (
+    ForbiddenError,
+    NotFoundError,
+    RequestError,
+    SlowBodyError,
+    UnauthorizedError,
+    safe,
+)
 from mlops_ray.keys import Keyring, Role
 from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
@@ -177,7 +184,7 @@ class Routes(Application):
         try:
             return await ask()
         except Exception as error:  # noqa: BLE001 - whatever it is, the rest can be shown
-            logger.warning("the monitor does not answer: %s", type(error).__name__)
+            logger.warning("the monitor does not answer: %s", safe(error))
             return None
 
     async def _overview(self) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 
 from mlops_ray.data import error_log
 from mlops_ray.data.error_log import ErrorLog
-from mlops_ray.errors import InvalidRowError, OverloadedError
+from mlops_ray.errors import InvalidRowError, OverloadedError, StorageError, safe
 from mlops_ray.registry.metrics import METRICS
+from mlops_ray.serving.documents import show
 from mlops_ray.storage import Storage
 
 LOGGER = logging.getLogger("mlops_ray.monitoring.looks")
@@ -33,7 +34,8 @@ def lines(storage: Storage) -> list[dict[str, Any]]:
 
 
 def test_what_a_logger_is_told_is_a_line_with_stage_type_and_place(log: ErrorLog, storage: Storage) -> None:
-    LOGGER.error("a window cannot be looked at (%s)", OSError("x"), extra={"version": "3", "request": "r1"})
+    error = OSError(28, "full")
+    LOGGER.error("a window is not looked at (%s)", safe(error), extra={"version": "3", "request": "r1"})
     log.flush()
     (line,) = lines(storage)
     assert {key: line[key] for key in ("model", "process", "level", "stage", "type")} == {
@@ -41,6 +43,17 @@ def test_what_a_logger_is_told_is_a_line_with_stage_type_and_place(log: ErrorLog
     }  # fmt: skip
     assert (line["version"], line["request"], line["count"]) == ("3", "r1", 1)
     assert abs(line["at"] - time.time()) < 60
+
+
+def test_of_an_error_that_a_log_may_quote_the_type_is_kept(log: ErrorLog, storage: Storage) -> None:
+    for error in (ValueError("secret"), StorageError("the store is away")):
+        LOGGER.error("nothing is counted (%s)", safe(error))
+    log.flush()
+    told = [(line["type"], line["said"]) for line in lines(storage)]
+    assert told == [
+        ("ValueError", "nothing is counted (ValueError)"),
+        ("StorageError", "nothing is counted (the store is away)"),
+    ]
 
 
 def test_a_traceback_says_the_stage_and_nothing_of_what_an_error_quotes(
@@ -110,13 +123,19 @@ def test_an_old_file_goes(log: ErrorLog, storage: Storage) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_a_full_disk_hurts_nobody(log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_hurts_nobody_and_loses_no_count(
+    log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(lines: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(log, "_write", full)
-    LOGGER.error("one")
+    with monkeypatch.context() as patched:
+        patched.setattr(log, "_write", full)
+        for number in range(2 * error_log.MOST_LINES):
+            LOGGER.error("request %s failed", number)
+        log._flushed()
     log._flushed()
+    assert sum(line["count"] for line in lines(storage)) == 2 * error_log.MOST_LINES
 
 
 def test_nobody_else_reads_the_files(log: ErrorLog, storage: Storage) -> None:
@@ -132,7 +151,8 @@ def test_nobody_else_reads_the_files(log: ErrorLog, storage: Storage) -> None:
         ("row 3, column 'load': 'x' is not a number", "row …, column …: … is not a number"),
         ("-1.5e-3 is below the least that is allowed, 0", "… is below the least that is allowed, …"),
         ("'it\\'s' and \"that\" and 12:30:01", "… and … and …"),
-        ("'cut in the mid… is not", "… is not"),
+        ("the model's 'x' and the caller's \"y\" are none", "the model's … and the caller's … are none"),
+        (f"{show('secret…secret')}, {show('se…' * 50)} and {show(b'secret')}", "…, … and …"),
         ("True, None and nan", "…, … and …"),
         ("no key", "no key"),
     ],
