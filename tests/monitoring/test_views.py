@@ -248,6 +248,35 @@ def test_a_damaged_document_hides_no_other_model(views: Views, storage: Storage)
     assert (model["name"], model["alarm"], model["now"]) == ("m", None, None)
 
 
+def test_damaged_lines_hide_no_other(views: Views, storage: Storage) -> None:
+    watched.errors(storage, "m", NOW)
+    paths = ("drift", "performance", "alarms", "column", "")
+    since = {"from_": NOW - 9 * DAY, "to": NOW, "column": "column_03"}
+    before = [ask(views, f"models/m/{path}".strip("/"), **since) for path in paths]
+    errors = ask(views, "errors", **since)
+    for file, old, new in (
+        (journal.LOOKS, b'"columns":{', b'"columns":[{'),
+        (journal.LOOKS, b'"quality":{', b'"quality":3,"x":{'),
+        (journal.TRAFFIC, b'"cells":[', b'"cells":[1,'),
+        (journal.TRAFFIC, b'"requests":', b'"requests":-'),
+        (journal.WINDOWS, b'"counts":[', b'"counts":[1,'),
+        (journal.WINDOWS, b'"edges":[', b'"edges":[\0'),
+        (journal.WINDOWS, b'"since":', b'"since":"x","y":'),
+    ):
+        path = storage.path(journal.FOLDER, "m", file)
+        lines = path.read_bytes().split(b"\n")
+        # Before the last but one the same, damaged.
+        path.write_bytes(b"\n".join([*lines[:-2], lines[-2].replace(old, new), *lines[-2:]]))
+    (log,) = storage.root.glob("errors/*.jsonl")
+    first = log.read_bytes().splitlines()[0]
+    for old, new in ((b'"at":', b'"at":"x","y":'), (b'"count":', b'"count":[],"y":'), (first, b"[1]")):
+        with log.open("ab") as file:
+            file.write(first.replace(old, new) + b"\n")
+    views = Views(storage)
+    assert [ask(views, f"models/m/{path}".strip("/"), **since) for path in paths] == before
+    assert ask(views, "errors", **since) == errors
+
+
 def test_what_came_since_is_shown(views: Views, storage: Storage) -> None:
     before = ask(views, "models/m/drift", period="30d")
     seen = watched._look(["column_00", "column_01"], NOW - HOUR, HOUR / 2, 0, np.array([0.7, 0.01]))

@@ -87,8 +87,9 @@ class Errors:
 def _parsed(line: bytes) -> error_log.Line | None:
     try:
         found: error_log.Line = orjson.loads(line)
-        return found if {"at", "level", "count", "type", "stage"} <= found.keys() else None
-    except (orjson.JSONDecodeError, AttributeError):
+        numbers = isinstance(found["at"], int | float), isinstance(found["count"], int)
+        return found if all(numbers) and {"level", "type", "stage"} <= found.keys() else None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
 
 

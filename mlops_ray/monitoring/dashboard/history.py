@@ -146,8 +146,8 @@ class Grown(Generic[Entry]):
             if piece:
                 try:
                     found.append(self._parse(piece, (at, end)))
-                except (ValueError, KeyError, TypeError):
-                    # A line that was begun and not ended is no line.
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+                    # A line that was begun and not ended, or is damaged, is no line.
                     if number == len(pieces) - 1:
                         rest = at
             at = end + 1
@@ -195,9 +195,14 @@ class History:
         """The windows that ended at `first` or later, oldest first."""
         return self._of(model, journal.WINDOWS, _window).since(first)
 
-    def counts(self, model: str, window: Counted) -> Counts:
-        """The counts of a window."""
-        return Counts.from_json(self._of(model, journal.WINDOWS, _window).whole(window.place)["counts"])
+    def counts(self, model: str, window: Counted) -> Counts | None:
+        """The counts of a window; `None` where they are damaged."""
+        try:
+            found = Counts.from_json(self._of(model, journal.WINDOWS, _window).whole(window.place)["counts"])
+        except (ValueError, KeyError, TypeError):
+            return None
+        sizes = [len(spec.labels) for spec in found.specs]
+        return found if [cells.size for cells in found.cells] == sizes else None
 
     def traffic(self, model: str, first: float) -> Matrix:
         """The hours that ended at `first` or later: when they began, and the counts of each (`Hour`)."""
@@ -228,13 +233,13 @@ class History:
     def _look(self, line: bytes, place: tuple[int, int]) -> Seen:
         entry = orjson.loads(line)
         columns = tuple(entry["columns"])
-        quality, whole = entry.get("quality") or {}, entry.get("integrity") or {}
+        quality, whole = entry["quality"] or {}, entry.get("integrity") or {}
         found = set(entry["found"])
         told = ("estimated", "realised", "rows", "labelled")
         return Seen(
             entry["version"],
-            entry["since"],
-            entry["until"],
+            float(entry["since"]),
+            float(entry["until"]),
             entry["rows"],
             entry["spent"],
             self._names.setdefault(columns, columns),
@@ -255,10 +260,12 @@ def _window(line: bytes, place: tuple[int, int]) -> Counted:
     if not rest.endswith(b"}}"):
         raise ValueError("not whole")
     entry = orjson.loads(head + b"}")
-    return Counted(entry["version"], entry["since"], entry["until"], place)
+    return Counted(entry["version"], float(entry["since"]), float(entry["until"]), place)
 
 
 def _hour(line: bytes, place: tuple[int, int]) -> Hour:
     entry = orjson.loads(line)
     counts = array("L", (entry["requests"], entry["refused"], entry["failed"], *entry["cells"]))
-    return Hour(entry["version"], entry["since"], entry["until"], counts)
+    if len(counts) != NOTHING.shape[1] - 1:
+        raise ValueError("counted in other cells")
+    return Hour(entry["version"], float(entry["since"]), float(entry["until"]), counts)

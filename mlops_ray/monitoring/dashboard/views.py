@@ -24,7 +24,7 @@ from mlops_ray.instants import to_micros
 from mlops_ray.monitoring import journal, looks, period, report
 from mlops_ray.monitoring.dashboard import parts, spans
 from mlops_ray.monitoring.dashboard.errors import Errors
-from mlops_ray.monitoring.dashboard.history import Counted, History
+from mlops_ray.monitoring.dashboard.history import History
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
 from mlops_ray.monitoring.looks import RELEASES, Release
@@ -422,18 +422,20 @@ class Views:
     ) -> tuple[str, Counts | None, tuple[float, float | None], int]:
         """The counts of the windows that ended in (since, until], of the last one's version and cells."""
         inside = [w for w in self._history.windows(name, since) if since < w.until <= until]
-        if not inside:
-            return "", None, (since, until), 0
-        last: Counted = inside[-1]
-        whole, count, since = self._history.counts(name, last), 1, last.since
-        for window in reversed(inside[-MOST_MERGED:-1]):
-            if window.version != last.version:
-                break
+        last, whole, count = None, None, 0
+        for window in reversed(inside[-MOST_MERGED:]):
             counts = self._history.counts(name, window)
-            if counts.specs != whole.specs:
+            if counts is None:
+                continue
+            if last is None or whole is None:
+                last, whole = window, counts
+            elif window.version != last.version or counts.specs != whole.specs:
                 break
-            whole.merge(counts)
+            else:
+                whole.merge(counts)
             count, since = count + 1, window.since
+        if last is None:
+            return "", None, (since, until), 0
         return last.version, whole, (since, last.until), count
 
     def _sources(self, name: str, release: Release) -> list[Document]:
