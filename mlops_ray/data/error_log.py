@@ -33,8 +33,9 @@ FOLDER = "errors"
 FLUSH_S, MOST_LINES = 1.0, 50
 #: How long callers' errors that are alike are gathered, and how many kinds of them.
 GATHER_S, MOST_KINDS = 60.0, 100
-#: Bytes of a file and of all files, and how long one is kept.
-MOST_OF_A_FILE, MOST_BYTES, KEPT_S = 2 * 2**20, 32 * 2**20, 30 * 86_400.0
+#: Bytes of a file and of all files, how many there are, a process that dies again and again leaving one each
+#: time, and how long one is kept.
+MOST_OF_A_FILE, MOST_BYTES, MOST_FILES, KEPT_S = 2 * 2**20, 32 * 2**20, 1_000, 30 * 86_400.0
 #: Characters of a sentence.
 LONGEST = 500
 
@@ -252,15 +253,15 @@ def unquoted(said: str) -> str:
 
 
 def tidy(storage: Storage) -> None:
-    """Removes files that are too old, and the oldest where there are too many bytes."""
+    """Removes files that are too old, and the oldest where there are too many, or too many bytes."""
     known = []
     for path in storage.root.glob(f"{FOLDER}/*.jsonl"):
         with contextlib.suppress(FileNotFoundError):
             known.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for changed, size, path in sorted(known, reverse=True):
+    for place, (changed, size, path) in enumerate(sorted(known, reverse=True)):
         total += size
-        if total > MOST_BYTES or time.time() - changed > KEPT_S:
+        if total > MOST_BYTES or place >= MOST_FILES or time.time() - changed > KEPT_S:
             path.unlink(missing_ok=True)
 
 

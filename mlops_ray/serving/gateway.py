@@ -1,6 +1,8 @@
 """The Serve application at /: not on the way of a prediction over HTTP; those over gRPC pass through."""
 
 import asyncio
+import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import grpc  # type: ignore[import-untyped]
@@ -14,11 +16,13 @@ from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.policy import placed
 from mlops_ray.serving import direct, record, rpc
-from mlops_ray.serving.asgi import App
+from mlops_ray.serving.asgi import REQUEST_ID, App
 from mlops_ray.serving.documents import show
 from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
+
+logger = logging.getLogger(__name__)
 
 APPLICATION = "gateway"
 ROUTE = "/"
@@ -92,10 +96,10 @@ class Gateway:
             raise
         except TimeoutError:
             response.cancel()
-            return _error(504, f"no replica of {show(model)} answered within {ANSWER_S:.0f} s")
+            return _away(504, model, f"no replica of {show(model)} answered within {ANSWER_S:.0f} s", headers)
         except (RayActorError, RayServeException, grpc.aio.AioRpcError):
             self._handles.pop(model, None)
-            return _error(503, f"no replica of {show(model)} answered; send the request again")
+            return _away(503, model, f"no replica of {show(model)} answered; send the request again", headers)
 
     def _find(self, model: str) -> Any:
         """A handle on the model's deployment; None where it has no release, or no application."""
@@ -106,6 +110,13 @@ class Gateway:
             return serve.get_deployment_handle(model, model)
         except RayServeException:
             return None
+
+
+def _away(status: int, model: str, sentence: str, headers: Mapping[str, str]) -> Answered:
+    """No replica can say it, so that the log hears of it here."""
+    told = {"model": model, "status": status, "request": headers.get(REQUEST_ID, "")}
+    logger.error("%s", sentence, extra=told)
+    return _error(status, sentence)
 
 
 def _error(status: int, sentence: str) -> Answered:

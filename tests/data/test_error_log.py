@@ -123,6 +123,18 @@ def test_an_old_file_goes(log: ErrorLog, storage: Storage) -> None:
     assert (old.exists(), new.exists()) == (False, True)
 
 
+def test_a_process_that_dies_again_and_again_leaves_no_more_files_than_are_kept(
+    log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(error_log, "MOST_FILES", 3)
+    for number in range(6):
+        path = storage.path(error_log.FOLDER, f"{number}.jsonl")
+        path.write_bytes(b"{}\n")
+        os.utime(path, (0, time.time() - 100 + number))
+    error_log.tidy(storage)
+    assert sorted(path.stem for path in storage.root.glob(f"{error_log.FOLDER}/*")) == ["3", "4", "5"]
+
+
 def test_a_full_disk_hurts_nobody_and_loses_no_count(
     log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """What the page is told: as much as a picture has room for, the worst of each step, and nothing hidden."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import pytest
 from benchmarks import watched
 from mlops_ray.config import Project
 from mlops_ray.data.counts import Counts
-from mlops_ray.errors import NotFoundError, RequestError
+from mlops_ray.errors import NotFoundError, RequestError, StorageError
 from mlops_ray.monitoring import journal, looks
 from mlops_ray.monitoring.dashboard import spans
-from mlops_ray.monitoring.dashboard.views import MOST_COLUMNS, Views
+from mlops_ray.monitoring.dashboard.views import AWAY_S, MOST_COLUMNS, Views
 from mlops_ray.storage import Storage
 from tests.serving import packages
 
@@ -110,6 +111,28 @@ def test_of_a_column_for_machines_only_nothing_but_its_drift_is_told(tmp_path: P
         }  # fmt: skip
     (told,) = [each for each in ask(views, "models/rows/features")["features"] if each["name"] == "amount"]
     assert told["is_hidden"]
+
+
+def test_a_store_that_does_not_answer_is_not_asked_by_every_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(location: str) -> None:
+        asked.append(location)
+        raise StorageError("it does not answer")
+
+    monkeypatch.setattr("mlops_ray.monitoring.dashboard.views.OnlineStore", away)
+    storage, _ = released(tmp_path)
+    storage.write_json({"online": "redis://away:6379/0"}, "release", "settings", "rows.json")
+    views = Views(storage)
+    for _ in range(3):
+        ask(views, "models/rows/features")
+    assert len(asked) == 1
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + AWAY_S)
+    ask(views, "models/rows/features")
+    assert len(asked) == 2
 
 
 def released(folder: Path, **source: Any) -> tuple[Storage, Project]:

@@ -41,6 +41,8 @@ MOST_MERGED = 800
 MOST_WHOLE, MOST_TURNS = 30, 200
 #: What a model can be called (`config.Project.project`), as long as a file of the name can be.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
+#: How long an online store that does not answer is not asked again: other pages wait meanwhile.
+AWAY_S = 60.0
 #: Documents of other parts: the runs of a model, what it costs, what the loop of retraining decided.
 RUNS, COSTS, LOOP = "runs", "cost", "loop"
 
@@ -53,6 +55,7 @@ class Views:
 
     def __init__(self, storage: Storage) -> None:
         self._storage, self._history, self._errors = storage, History(storage), Errors(storage)
+        self._away: dict[str, tuple[float, str]] = {}
         self._of_model: dict[str, Callable[[str, Query], Document]] = {
             "": self.model,
             "drift": self.drift,
@@ -141,19 +144,17 @@ class Views:
         span = spans.asked(query, cells=CELLS)
         groups = parts.grouped(span, self._history.looks(name, span.since))
         sought = query.get("q", "").lower()
-        columns = [
-            c
-            for c in dict.fromkeys(c for g in groups for s in g.looks for c in s.columns)
-            if sought in c.lower()
-        ]
+        # Looks of a version have the same columns: what is asked of each is asked once.
+        named = dict.fromkeys(seen.columns for group in groups for seen in group.looks)
+        columns = [c for c in dict.fromkeys(c for names in named for c in names) if sought in c.lower()]
         place = {column: at for at, column in enumerate(columns)}
+        places = {names: np.array([place.get(column, -1) for column in names], int) for names in named}
         psi = np.full((len(groups), len(columns)), np.nan)
         found: list[set[str]] = []
         for row, group in zip(psi, groups, strict=True):
             for seen in group.looks:
-                at = [place.get(column, -1) for column in seen.columns]
-                known = np.array(at) >= 0
-                mine = np.array(at)[known]
+                at = places[seen.columns]
+                mine, known = at[at >= 0], at >= 0
                 row[mine] = np.fmax(row[mine], np.frombuffer(seen.psi, np.float32)[known])
             found.append({column for seen in group.looks for column in seen.found})
         peaks = np.fmax.reduce(psi, axis=0, initial=-1.0)
@@ -443,13 +444,16 @@ class Views:
         limits = self._state(name).get("fresh_s", {})
         settings = self._document(f"{RELEASES}/settings", name) or {}
         location = settings.get("online") or str(self._storage.root / ONLINE)
-        marks, said = {}, ""
-        try:
-            if "://" in location or self._storage.root.joinpath(location).exists():
+        marks, (until, said) = {}, self._away.pop(location, (0.0, ""))
+        if time.monotonic() < until:
+            self._away[location] = until, said
+        elif "://" in location or self._storage.root.joinpath(location).exists():
+            try:
                 with closing(OnlineStore(location)) as store:
-                    marks = store.watermarks(release.package.feature_set)
-        except MlopsError as error:
-            said = str(error)
+                    marks, said = store.watermarks(release.package.feature_set), ""
+            except MlopsError as error:
+                said = str(error)
+                self._away[location] = time.monotonic() + AWAY_S, said
         return [
             {
                 "source": view.source,
