@@ -187,7 +187,7 @@ class Reconciler:
         except Exception as error:  # whatever it was, the champion goes on
             told = challenger["version"], name
             logger.error("version %s of %s cannot be verified", *told, exc_info=shown(error))
-            return release.moved(document, Standing("refused", reason=safe(error)), now)
+            return release.moved(document, Standing("refused", reason=one_line(error)), now)
 
     def _verify(self, name: str, champion: Document | None, challenger: Document) -> Document:
         """The entry of a registered version; raises where it must not be served."""
