@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import watched
-from benchmarks.browser import Page, browser
+from benchmarks.browser import PAINTED, Page, browser
 from mlops_ray import keys
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.alarms import Alarms, Episode
@@ -36,6 +36,7 @@ PAGES = (
     f"{MODEL}releases",
     f"{MODEL}features",
     f"{MODEL}runs",
+    f"{MODEL}costs",
     "#/models/south/drift",
     "#/models/south/performance",
     "#/nowhere",
@@ -71,6 +72,11 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     watched.made_up(storage, "south", 0, DAY, 3, now=now, busy=300)
     watched.errors(storage, "north", now)
     watched.loop(storage, "north", now)
+    storage.write_json({"at": watched._iso(now), "runs": _runs(now)}, "runs", "north.json")
+    cost = {"per_1000": {"amount": 0.003, "currency": "EUR"}, "days": [[now - DAY, 0.3], [now, 0.4]]}
+    storage.write_json(
+        cost | {"at": now, "parts": [{"name": "replicas", "amount": 0.003}]}, "cost", "north.json"
+    )
     _alarmed(storage, now)
     key = keys.add(storage, "reader", "read")
     with listening(Routes(storage, _snapshot)) as url, browser(require("chromium")) as tab, tab() as page:
@@ -78,6 +84,15 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
         page.size(1024, 800)
         page.log_in(url, key)
         yield found
+
+
+def _runs(now: float) -> list[dict[str, Any]]:
+    """A job and its trials, as `training.runs` writes them down."""
+    job = {"run": "a" * 32, "parent": None, "started": watched._iso(now), "family": "hist_gradient_boosting"}
+    job |= {"metric": "relative_mae", "score": 0.12, "folds": 4, "seconds": 93.0, "state": "finished"}
+    job |= {"rows": 36_000, "dataset": "d" * 32, "predict_us": 12.3, "params": {}}
+    params = {"learning_rate": 0.0512, "max_leaf_nodes": 31, "min_samples_leaf": 20, "max_iter": 800}
+    return [job, *(job | {"run": f"{n}" * 32, "parent": "a" * 32, "params": params} for n in range(3))]
 
 
 async def _snapshot() -> dict[str, Any]:
@@ -114,8 +129,27 @@ def test_every_page_is_drawn_without_an_error_and_asks_nobody_else(
         assert said == [], address
         hosts = {urlsplit(url).netloc for url in page.asked if url.startswith("http")}
         assert hosts == {urlsplit(shown.url).netloc}, address
+        page.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+        page.run(PAINTED)
         assert page.run("document.documentElement.scrollWidth <= window.innerWidth"), f"{address} is too wide"
+        assert page.run(_HIDDEN_BY_ANOTHER) == [], address
         assert page.run("document.querySelector('#main h1').innerText.length > 0"), address
+
+
+#: Texts that lie over the one that comes next, and the tab that is shown where it is out of sight.
+_HIDDEN_BY_ANOTHER = """(() => {
+  const box = (node) => node.getBoundingClientRect(), found = [];
+  for (const each of document.querySelectorAll("summary > *, .cell > *, .found > li > *, .log li > *")) {
+    const a = box(each), next = each.nextElementSibling, b = next && box(next);
+    if (b && a.width && b.width && a.right > b.left + 1 && b.right > a.left + 1
+      && a.bottom > b.top + 1 && b.bottom > a.top + 1) found.push(each.innerText);
+    if (each.scrollWidth > each.clientWidth + 1 && getComputedStyle(each).display !== "inline"
+      && getComputedStyle(each).overflowX === "visible") found.push(each.innerText);
+  }
+  const tab = document.querySelector(".tabs [aria-current]"), tabs = tab && box(tab.parentElement);
+  if (tab && (box(tab).left < tabs.left - 1 || box(tab).right > tabs.right + 1)) found.push(tab.innerText);
+  return found;
+})()"""
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -153,6 +187,23 @@ def test_a_link_leads_where_it_says_also_after_the_login(shown: Shown) -> None:
     assert shown.page.run("location.hash") == address
     shown.page.until("document.querySelector('.side .distribution, .side .note') !== null")
     assert "column_01" in str(shown.page.run("document.querySelector('.side').innerText"))
+
+
+@pytest.mark.parametrize("ends", ["from=x&to=y", "from=9e99&to=9e100", "from=2&to=1"])
+def test_a_link_to_a_period_that_is_none_says_so(shown: Shown, ends: str) -> None:
+    shown.go(f"#/models/north?{ends}")
+    assert "seconds since 1970" in shown.text
+    shown.page.said.clear()
+
+
+def test_from_what_is_not_there_the_way_back_leads_to_what_was(shown: Shown) -> None:
+    shown.go("#/models/south/runs")
+    before = shown.text
+    shown.page.run("location.hash = '#/models/nobody'")
+    shown.page.until("document.querySelector('h1').innerText === 'Nothing here'")
+    shown.page.run("history.back()")
+    shown.page.until(f"document.querySelector('#main').innerText === {json.dumps(before)}")
+    shown.page.said.clear()
 
 
 def test_pages_follow_each_other_and_lead_back(shown: Shown) -> None:

@@ -63,7 +63,7 @@ function frame(route) {
   document.title = [parts[1] ?? (parts[0] === "errors" ? "Errors" : "Models"), parts[2], "mlops_ray"].filter(Boolean).join(" · ");
 }
 
-let shown = { at: null, text: null }, asking = 0, waiting;
+let shown = { path: null, text: null }, asking = 0, waiting;
 
 /** Asks for what the address says, and shows it; of two at a time the later one counts. */
 async function show() {
@@ -90,14 +90,18 @@ async function show() {
     said.textContent = `Live, ${clock(Date.now() / 1000)}`;
   } catch (error) {
     if (mine !== asking) return;
-    live.className = "live off";
+    // There is an answer, and it is that there is nothing.
+    const isNothing = error.status === 404 || error.status === 400;
+    live.className = isNothing ? "live on" : "live off";
     live.setAttribute("role", "alert");
     // What has no status and is no failure of the network is a defect of the page.
     if (error.status === undefined && !error.isAway) console.error(error);
-    said.textContent = `no answer (${error.message}); trying again`;
-    if (error.status === 404 || error.status === 400)
+    said.textContent = isNothing ? "nothing here" : `no answer (${error.message}); trying again`;
+    if (isNothing) {
       children(main, el("main", {}, el("h1", { tabindex: -1 }, "Nothing here"), el("p", {}, error.message),
-        el("p", {}, el("a", { href: route.link("") }, "All models"))));
+        el("p", {}, el("a", { href: "#/" }, "All models"))));
+      shown = { path: route.path, text: null };
+    }
   }
   main.removeAttribute("aria-busy");
   if (!document.hidden) waiting = setTimeout(show, REFRESH_MS[route.chosen.name] ?? LATER_MS);
@@ -117,9 +121,9 @@ async function ask(url) {
 
 /** Another page begins at its top; who follows a link with the keyboard is at its heading. */
 function arrived() {
-  const isFirst = shown.at === null;
-  shown.at = location.hash;
-  if (isFirst) return;
+  const tab = main.querySelector(".tabs [aria-current]"), tabs = tab?.parentElement;
+  if (tab) tabs.scrollLeft = tab.offsetLeft - tabs.offsetLeft - (tabs.clientWidth - tab.offsetWidth) / 2;
+  if (shown.path === null) return;
   scrollTo(0, 0);
   main.querySelector("h1")?.focus({ preventScroll: true });
 }

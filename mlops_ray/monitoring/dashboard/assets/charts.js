@@ -95,7 +95,7 @@ function options(host, { series, show, level, height }, width) {
     return [host.asked.from === undefined ? least - room : least, most + room];
   };
   return {
-    width, height, series: drawn, bands, padding: [12, 8, 0, 0],
+    width, height, series: drawn, bands, padding: [12, 24, 0, 0],
     legend: { show: false },
     cursor: { drag: { x: true, y: false, setScale: false }, points: { size: 7 }, y: false },
     scales: { x: { range: () => host.asked.ends ?? [host.asked.at[0], host.asked.at.at(-1)] }, y: { range } },
@@ -199,8 +199,9 @@ export function distribution(found) {
         svg("rect", { x: x + step * 0.12 + (ours.length ? thick : 0), y: height - bottom - y(theirs[i]), width: thick, height: y(theirs[i]), rx: 1, class: "accent" })));
       // Of a bin its lower end; there is no room for both.
       const text = found.kind === "numeric" ? label.split(" – ")[0] : label;
-      if (i % every === 0 && x + 40 < width)
-        drawn.append(svg("text", { x: x + step * 0.12, y: height - bottom + 16 }, text.length > 10 ? text.slice(0, 9) + "…" : text));
+      const shown = text.length > 10 ? text.slice(0, 9) + "…" : text;
+      if (i % every === 0 && x + 7 * shown.length < width)
+        drawn.append(svg("text", { x: x + step * 0.12, y: height - bottom + 16 }, shown));
     });
     host.replaceChildren(drawn);
   }, { class: "distribution", role: "img", "aria-label": `Shares of the values of ${found.column}, reference and window` });

@@ -31,8 +31,8 @@ export function search(data, { query, change, model, span }) {
           el("option", { value, selected: query.get(field) === value }, `${value} (${compact(data.by[field][value] ?? 0)})`)))),
       chosen.length || query.get("q") ? el("button", { type: "button", onclick: () => change(Object.fromEntries(["q", ...fields].map((name) => [name, ""]))) }, "Clear") : null),
     panel(plural(data.count, "event"), "Callers' errors (4xx) are counted by kind, a line a minute; values of rows are never logged.",
-      chart({ label: "Errors over time", at: data.at, ends: [data.at[0], data.at.at(-1) + data.step], height: 120, from: 0, onspan: span,
-        series: [{ label: "errors", values: data.errors, color: "bad", kind: "bars" }, { label: "warnings", values: data.warnings, color: "warn", kind: "bars" }] }),
+      data.count ? chart({ label: "Errors over time", at: data.at, ends: [data.at[0], data.at.at(-1) + data.step], height: 120, from: 0, onspan: span,
+        series: [{ label: "errors", values: data.errors, color: "bad", kind: "bars" }, { label: "warnings", values: data.warnings, color: "warn", kind: "bars" }] }) : null,
       data.is_cut && el("p", { class: "note" }, "Only the newest files of the log were searched.")),
     data.lines.length
       ? el("ul", { class: "errors" }, data.lines.slice(0, query.get("all") ? MOST : FIRST).map(line))

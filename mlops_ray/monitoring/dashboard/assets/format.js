@@ -29,10 +29,9 @@ export function percent(share) {
 }
 export const shareOf = (count, all) => (all ? percent(count / all) : NONE);
 
-export const when = (at) => (known(at) ? MINUTE.format(date(at)) : NONE);
-export const shortly = (at) => (known(at) ? SHORT.format(date(at)) : NONE);
-export const day = (at) => (known(at) ? DAY.format(date(at)) : NONE);
-export const clock = (at) => (known(at) ? CLOCK.format(date(at)) : NONE);
+/* What an address says may be no instant. */
+const written = (format) => (at) => (known(at) && known(date(at).getTime()) ? format.format(date(at)) : NONE);
+export const when = written(MINUTE), shortly = written(SHORT), day = written(DAY), clock = written(CLOCK);
 export const seconds = (iso) => new Date(iso).getTime() / 1000;
 
 /** The ends of a window: times of day only where it is shorter than two days. */

@@ -4,7 +4,7 @@
 import { bar, chart, distribution } from "./charts.js";
 import { chip, code, el, empty, panel, some, table, tile } from "./dom.js";
 import { search, urls as errorUrls } from "./errors.js";
-import { ago, since, between, chance, compact, day, lasting, milliseconds, percent, plural, psi, seconds, shareOf, short, shortly, when, whole, words } from "./format.js";
+import { ago, since, between, chance, compact, lasting, milliseconds, percent, plural, psi, seconds, shareOf, short, shortly, when, whole, words } from "./format.js";
 import { heatmap, scale } from "./heatmap.js";
 import { state } from "./models.js";
 
@@ -42,7 +42,7 @@ export function build(documents, route) {
   const shown = Object.entries(TABS).filter(([name]) => name !== "costs" || head.has.costs);
   return [
     el("div", { class: "title" },
-      el("p", { class: "crumbs" }, el("a", { href: link("") }, "Models"), " / "),
+      el("p", { class: "crumbs" }, el("a", { href: link("") }, "Models")),
       el("h1", { tabindex: -1 }, head.name), el("span", { class: "chips" }, state(head))),
     el("p", { class: "about" }, `${words(head.family)}, ${words(head.task)}, live since ${when(seconds(head.since))}` + (head.previous ? `; before it version ${head.previous}` : "")),
     el("nav", { class: "tabs", "aria-label": `Parts of ${head.name}` }, shown.map(([name, [text]]) =>
@@ -70,17 +70,17 @@ function overview(_, route, head) {
       tile("Refused (4xx)", shareOf(total.refused, total.requests), plural(total.refused, "request")),
       tile("Drift found", moved ? `${moved.found.length} of ${moved.columns}` : "–", moved ? `columns; by PSI ${moved.moved} beyond ${FLOOR}` : "no window has closed yet", moved?.found.length ? "warn" : ""),
       quality && tile(words(quality.metric), short(quality.realised ?? quality.estimated), `${quality.realised === null ? "estimated; " : "by labels; "}in the test ${short(quality.reference)}`),
-      head.cost && tile("Cost per 1,000", `${short(head.cost.amount)} ${head.cost.currency}`, head.cost.at ? `as of ${day(head.cost.at)}` : null)),
+      head.cost && tile("Cost per 1,000", `${short(head.cost.amount)} ${head.cost.currency}`)),
     el("div", { class: "pair" },
       panel("Traffic", `Requests every ${lasting(traffic.step)}`,
         total.requests ? chart({ label: "Requests", at: traffic.at, ends, marks, from: 0, show: count, onspan: span, series: [
           { label: "answered", values: answered, color: "accent", kind: "bars" }, { label: "refused", values: traffic.refused, color: "warn", kind: "bars" },
           { label: "failed", values: traffic.failed, color: "bad", kind: "bars" }] })
-          : empty("No request yet.", "Send one: ", code(`POST /v2/models/${head.name}/infer`), ".")),
+          : empty(`No request ${chosen.words}.`, "Send one: ", code(`POST /v2/models/${head.name}/infer`), ".")),
       panel("Latency", "Time to answer, from the request's head to the reply",
         total.requests ? chart({ label: "Latency in milliseconds", at: traffic.at, ends, marks, from: 0, show: (value) => (value === null ? "–" : `${short(value)} ms`), onspan: span, series: [
           { label: "p99", values: traffic.p99_us.map(ms), color: "accent", kind: "line" }, { label: "half", values: traffic.p50_us.map(ms), color: "second", kind: "line" }] })
-          : empty("No request yet.", "Its time would stand here."))),
+          : empty(`No request ${chosen.words}.`, "Its time would stand here."))),
     el("div", { class: "triple" }, tested(head), refused(head), invalid(head)),
   ];
 }
@@ -170,7 +170,7 @@ function spread(found, data, chosen, { go }) {
     course);
 }
 
-const closes = ({ watched }) => ["One closes after ", watched ? lasting(watched.window_s) : code("monitoring.window"), " and 50 rows; ",
+const closes = ({ watched }) => ["A window closes after ", watched ? lasting(watched.window_s) : code("monitoring.window"), " and 50 rows; ",
   code("mlops-ray replay"), " shows what past data would have looked like."];
 
 // ---------------------------------------------------------------- performance
@@ -219,7 +219,7 @@ function alarms(data, { chosen, link, parts }, head) {
   const { watched } = data, base = `models/${encodeURIComponent(parts[1])}`;
   const budget = watched && `At most ${short(watched.false_alarms[0])} false ${watched.false_alarms[0] === 1 ? "alarm" : "alarms"} in ${lasting(watched.false_alarms[1])} ${watched.false_alarms[0] === 1 ? "is" : "are"} to be expected. `;
   return [
-    el("p", { class: "lead" }, budget, `${plural(data.looks, "look")} ${chosen.words}, at ${compact(data.rows)} rows, spent ${short(data.spent)} of it.`,
+    el("p", { class: "lead" }, budget, `${plural(data.looks, "look")} ${chosen.words}, at ${compact(data.rows)} rows${watched ? `, spent ${short(data.spent)} of it` : ""}.`,
       data.last ? ` The last one was at the window until ${shortly(data.last)}.` : ""),
     loop(data.loop),
     data.alarms.length ? el("ol", { class: "alarms" }, data.alarms.map((each) => episode(each, link, base)))
@@ -259,7 +259,7 @@ function releases(data, route, head) {
     step && panel(`Version ${step.version}: ${words(step.state)}`, `since ${when(seconds(step.since))}`,
       el("ol", { class: "steps" }, ["registered", "verified", "shadow", "canary", "champion"].map((name) =>
         el("li", { class: name === step.state ? "now" : null, "aria-current": name === step.state ? "step" : null }, words(name), name === "canary" && step.weight ? ` ${percent(step.weight / 100)}` : ""))),
-      Object.keys(data.evidence).length ? table("Evidence so far", ["Figure", "Value"], Object.entries(data.evidence).map(([name, value]) => [words(name), short(value)]), [1]) : null),
+      el("dl", { class: "facts" }, Object.entries(data.evidence).map(([name, value]) => [el("dt", {}, words(name)), el("dd", {}, short(value))]))),
     el("div", { class: "pair" }, panel("Versions", "Metrics are those of the test part of each",
       table("Versions", ["", ...sides.map(([name, of]) => `${name}, ${of.version}`)], [
         ["State", ...sides.map(([, of]) => words(of.state))], ["Family", ...sides.map(([, of]) => words(of.family ?? "–"))],
