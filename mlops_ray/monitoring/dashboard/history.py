@@ -18,6 +18,7 @@ import orjson
 from mlops_ray.data.counts import REQUEST_US, Counts
 from mlops_ray.errors import StorageError
 from mlops_ray.monitoring import integrity, journal
+from mlops_ray.monitoring.state import HOUR_S
 from mlops_ray.storage import Storage
 
 #: Bytes that are read at first from a file's end; each further step back reads twice as many.
@@ -95,16 +96,20 @@ class Grown(Generic[Entry]):
 
     def since(self, first: float) -> list[Entry]:
         """The entries of windows that ended at `first` or later, oldest first; of two alike the later one."""
+        self.read(first)
+        found = {(line.version, line.since): line for line in self.lines if line.until >= first}
+        return list(found.values())
+
+    def read(self, first: float) -> None:
+        """Has all lines among `lines` of windows that ended at `first` or later."""
         try:
             with self._path.open("rb") as file:
                 self._forward(file)
                 self._back(file, first)
         except FileNotFoundError:
-            return []
+            self._file, self.lines = -1, []
         except OSError as error:
             raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
-        found = {(line.version, line.since): line for line in self.lines if line.until >= first}
-        return list(found.values())
 
     def whole(self, place: tuple[int, int]) -> Any:
         """The document of a line."""
@@ -206,15 +211,17 @@ class History:
 
     def traffic(self, model: str, first: float) -> Matrix:
         """The hours that ended at `first` or later: when they began, and the counts of each (`Hour`)."""
-        hours = self._of(model, journal.TRAFFIC, _hour).since(first)
-        if not hours:
+        grown = self._of(model, journal.TRAFFIC, _hour)
+        grown.read(first)
+        if not grown.lines:
             return NOTHING
-        key = len(hours), hours[0].since, hours[-1].since
+        key = len(grown.lines), grown.lines[0].since, grown.lines[-1].since
         known, matrix = self._traffic.get(model, (None, NOTHING))
         if known != key:
-            matrix = np.array([(hour.since, *hour.counts) for hour in hours], np.float64)
+            hours = {(hour.version, hour.since): hour for hour in grown.lines}
+            matrix = np.array([(hour.since, *hour.counts) for hour in hours.values()], np.float64)
             self._traffic[model] = key, matrix
-        return matrix
+        return matrix[matrix[:, 0] + HOUR_S >= first]
 
     def _of(self, model: str, file: str, parse: Callable[[bytes, tuple[int, int]], Any]) -> Grown[Any]:
         """The journal; those that nobody asked for longest are forgotten where there are too many lines."""
