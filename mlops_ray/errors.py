@@ -241,14 +241,14 @@ def safe(error: BaseException) -> Said:
     >>> safe(ValueError("could not convert 'x'")), safe(OSError(28, "No space left on device"))
     ('ValueError', 'OSError: No space left on device')
     """
-    name, told = type(error).__name__, error.strerror if isinstance(error, OSError) else None
+    told = name = type(error).__name__
     if isinstance(error, MlopsError):
         told = one_line(error.without_data() if isinstance(error, DataError) else error)
-    else:
-        told = f"{name}: {told}" if told else name
-    found = Said(told)
-    found.type = name
-    return found
+    elif isinstance(error, OSError) and error.strerror:
+        told = f"{name}: {error.strerror}"
+    said = Said(told)
+    said.type = name
+    return said
 
 
 def first_line(error: BaseException) -> str:
