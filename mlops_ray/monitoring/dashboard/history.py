@@ -7,13 +7,14 @@ what came since. Of a look nothing is kept that is not drawn: a year of hours is
 import os
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+import polars as pl
 
 from mlops_ray.data.counts import REQUEST_US, Counts
 from mlops_ray.errors import StorageError
@@ -23,13 +24,21 @@ from mlops_ray.storage import Storage
 
 #: Bytes that are read at first from a file's end; each further step back reads twice as many.
 FIRST_BYTES = 2**18
-#: Lines of looks and windows that are kept: a kB each at most, and several models' years of hours. Those of
-#: traffic are a tenth of that, and of all models at once on the first page.
+#: Lines of looks and windows that are kept: a kB each at most, and several models' years of hours.
 MOST_LINES = 60_000
 NAN = float("nan")
 #: When an hour began, its requests, those refused, those failed, and the cells of `counts.REQUEST_US`.
 Matrix = npt.NDArray[np.float64]
-NOTHING: Matrix = np.zeros((0, 5 + len(REQUEST_US)))
+CELLS = 1 + len(REQUEST_US)
+NOTHING: Matrix = np.zeros((0, 4 + CELLS))
+#: What of a line of traffic is drawn.
+COUNTED = ("requests", "refused", "failed")
+HOUR = {
+    "version": pl.String,
+    "since": pl.Float64,
+    **dict.fromkeys(COUNTED, pl.UInt64),
+    "cells": pl.List(pl.UInt64),
+}
 
 
 class Line(Protocol):
@@ -72,15 +81,6 @@ class Counted(NamedTuple):
     since: float
     until: float
     place: tuple[int, int]
-
-
-class Hour(NamedTuple):
-    """The traffic of a version in an hour: requests, those refused and failed, the cells of their times."""
-
-    version: str
-    since: float
-    until: float
-    counts: Sequence[int]
 
 
 Entry = TypeVar("Entry", bound=Line)
@@ -172,13 +172,64 @@ def _last_line(file: Any, size: int) -> int:
     return 0
 
 
+class Hours:
+    """A journal of traffic, each line of which is read once; the first page shows all of all models."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._file, self._end = path, -1, 0
+        self._known = pl.DataFrame(schema=HOUR)
+        self.matrix = NOTHING
+
+    def read(self) -> Matrix:
+        """All hours, of two that are of one version and begin together the later one."""
+        try:
+            with self._path.open("rb") as file:
+                data = self._new(file)
+        except FileNotFoundError:
+            self._file, self._known, self.matrix = -1, pl.DataFrame(schema=HOUR), NOTHING
+            return NOTHING
+        except OSError as error:
+            raise StorageError(f"cannot read {self._path}: {error.strerror}") from error
+        if data:
+            known = pl.concat([self._known, _hours(data)])
+            self._known = known.unique(["version", "since"], keep="last", maintain_order=True)
+            cells = self._known["cells"].explode(empty_as_null=False).to_numpy().reshape(-1, CELLS)
+            self.matrix = np.hstack([self._known.select("since", *COUNTED).to_numpy(), cells])
+        return self.matrix
+
+    def _new(self, file: Any) -> bytes:
+        """The lines that have come since; a last line that is not whole waits."""
+        known = os.fstat(file.fileno())
+        if known.st_ino != self._file or known.st_size < self._end:
+            self._file, self._end, self._known = known.st_ino, 0, pl.DataFrame(schema=HOUR)
+        file.seek(self._end)
+        data: bytes = file.read(known.st_size - self._end)
+        data = data[: data.rfind(b"\n") + 1]
+        self._end += len(data)
+        return data
+
+
+def _hours(data: bytes) -> pl.DataFrame:
+    """The hours of these lines; what is damaged, or was counted in other cells, is none."""
+    try:
+        found = pl.read_ndjson(data, schema=HOUR)
+    except pl.exceptions.PolarsError:
+        lines = data.splitlines()
+        if len(lines) == 1:
+            return pl.DataFrame(schema=HOUR)
+        halves = lines[: len(lines) // 2], lines[len(lines) // 2 :]
+        return pl.concat([_hours(b"\n".join(half)) for half in halves])
+    is_whole = pl.col("cells").list.len() == CELLS, ~pl.col("cells").list.contains(None)
+    return found.drop_nulls().filter(*is_whole)
+
+
 class History:
     """The journals of all models of a storage."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._grown: OrderedDict[tuple[str, str], Grown[Any]] = OrderedDict()
-        self._traffic: dict[str, tuple[Any, Matrix]] = {}
+        self._hours: dict[str, Hours] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def looks(self, model: str, first: float) -> list[Seen]:
@@ -210,17 +261,9 @@ class History:
         return found if [cells.size for cells in found.cells] == sizes else None
 
     def traffic(self, model: str, first: float) -> Matrix:
-        """The hours that ended at `first` or later: when they began, and the counts of each (`Hour`)."""
-        grown = self._of(model, journal.TRAFFIC, _hour)
-        grown.read(first)
-        if not grown.lines:
-            return NOTHING
-        key = len(grown.lines), grown.lines[0].since, grown.lines[-1].since
-        known, matrix = self._traffic.get(model, (None, NOTHING))
-        if known != key:
-            hours = {(hour.version, hour.since): hour for hour in grown.lines}
-            matrix = np.array([(hour.since, *hour.counts) for hour in hours.values()], np.float64)
-            self._traffic[model] = key, matrix
+        """The hours that ended at `first` or later: when they began, and the counts of each (`Matrix`)."""
+        path = self._storage.root / journal.FOLDER / model / journal.TRAFFIC
+        matrix = self._hours.setdefault(model, Hours(path)).read()
         return matrix[matrix[:, 0] + HOUR_S >= first]
 
     def _of(self, model: str, file: str, parse: Callable[[bytes, tuple[int, int]], Any]) -> Grown[Any]:
@@ -228,14 +271,9 @@ class History:
         path = self._storage.root / journal.FOLDER / model / file
         grown = self._grown.setdefault((model, file), Grown(path, parse))
         self._grown.move_to_end((model, file))
-        while (kept := self._heavy()) and sum(len(self._grown[key].lines) for key in kept) > MOST_LINES:
-            if kept[0] == (model, file):
-                break
-            del self._grown[kept[0]]
+        while len(self._grown) > 1 and sum(len(each.lines) for each in self._grown.values()) > MOST_LINES:
+            self._grown.popitem(last=False)
         return grown
-
-    def _heavy(self) -> list[tuple[str, str]]:
-        return [key for key in self._grown if key[1] != journal.TRAFFIC]
 
     def _look(self, line: bytes, place: tuple[int, int]) -> Seen:
         entry = orjson.loads(line)
@@ -268,11 +306,3 @@ def _window(line: bytes, place: tuple[int, int]) -> Counted:
         raise ValueError("not whole")
     entry = orjson.loads(head + b"}")
     return Counted(entry["version"], float(entry["since"]), float(entry["until"]), place)
-
-
-def _hour(line: bytes, place: tuple[int, int]) -> Hour:
-    entry = orjson.loads(line)
-    counts = array("L", (entry["requests"], entry["refused"], entry["failed"], *entry["cells"]))
-    if len(counts) != NOTHING.shape[1] - 1:
-        raise ValueError("counted in other cells")
-    return Hour(entry["version"], float(entry["since"]), float(entry["until"]), counts)
