@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import orjson
 import pytest
 
+from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.dashboard import history
-from mlops_ray.monitoring.dashboard.history import Grown
+from mlops_ray.monitoring.dashboard.history import CELLS, Grown, Hours
+from mlops_ray.storage import Storage
 
 
 class Line(NamedTuple):
@@ -123,3 +125,63 @@ def test_of_a_window_the_head_alone_is_parsed_and_only_a_whole_line_counts(cut: 
             history._window(text[:-cut], (0, 0))
     else:
         assert history._window(text, (0, 9)) == ("1", 1.0, 2.0, (0, 9))
+
+
+# ---------------------------------------------------------------- hours of traffic
+
+
+def hour(at: int, requests: int, version: str = "1", cells: int = CELLS) -> bytes:
+    counts = {"requests": requests, "refused": 1, "failed": 2, "cells": [requests] * cells, "total": 7}
+    return orjson.dumps({"version": version, "since": at, "until": at + 3600, **counts}) + b"\n"
+
+
+def requests(hours: Hours) -> list[tuple[float, float]]:
+    return [(at, count) for at, count in hours.read()[:, :2].tolist()]
+
+
+def test_hours_are_read_once_and_the_later_of_two_alike_counts(tmp_path: Path) -> None:
+    storage, path = Storage.open(str(tmp_path)), tmp_path / journal.FOLDER / "m" / journal.TRAFFIC
+    hours = Hours(path)
+    assert requests(hours) == []
+    for line in (hour(0, 5), hour(3600, 6), hour(3600, 7, version="2")):
+        journal.append(storage, "m", journal.TRAFFIC, orjson.loads(line))
+    # The last one, too, whose end comes with the next.
+    assert requests(hours) == [(0, 5), (3600, 6), (3600, 7)]
+    assert hours.read()[0].tolist() == [0, 5, 1, 2, *[5] * CELLS]
+    journal.append(storage, "m", journal.TRAFFIC, orjson.loads(hour(3600, 8)))
+    with path.open("ab") as file:
+        file.write(b"\n" + hour(7200, 9)[:-9])
+    assert requests(hours) == [(0, 5), (3600, 7), (3600, 8)]
+    # What was not whole is, in the end.
+    with path.open("ab") as file:
+        file.write(hour(7200, 9)[-9:])
+    assert requests(hours)[-1] == (7200, 9)
+
+
+def test_a_damaged_hour_hides_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.jsonl"
+    damaged = [
+        b'{"version": "1", "sin\n',
+        b"\xff\xfe\n",
+        b"[]\n",
+        hour(1, 1, cells=CELLS - 1),
+        hour(1, 1).replace(b'"requests":1', b'"requests":-1'),
+        hour(1, 1).replace(b"[1,", b"[null,"),
+        hour(1, 1).replace(b'"since":1,', b""),
+    ]
+    for each in damaged:
+        path.write_bytes(hour(0, 5) + each + hour(3600, 6))
+        assert requests(Hours(path)) == [(0, 5), (3600, 6)], each
+    path.write_bytes(hour(0, 5) + b"".join(damaged) + hour(3600, 6))
+    assert requests(Hours(path)) == [(0, 5), (3600, 6)]
+
+
+def test_a_journal_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.jsonl"
+    path.write_bytes(hour(0, 5) + hour(3600, 6))
+    hours = Hours(path)
+    assert len(hours.read()) == 2
+    path.unlink()
+    assert requests(hours) == []
+    path.write_bytes(hour(7200, 7))
+    assert requests(hours) == [(7200, 7)]

@@ -204,9 +204,18 @@ class Hours:
             self._file, self._end, self._known = known.st_ino, 0, pl.DataFrame(schema=HOUR)
         file.seek(self._end)
         data: bytes = file.read(known.st_size - self._end)
-        data = data[: data.rfind(b"\n") + 1]
+        if not _is_whole(data[data.rfind(b"\n") + 1 :]):
+            data = data[: data.rfind(b"\n") + 1]
         self._end += len(data)
         return data
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a last line is one: what ends it comes with the next (`journal.append`)."""
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _hours(data: bytes) -> pl.DataFrame:
