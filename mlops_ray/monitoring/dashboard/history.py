@@ -33,11 +33,11 @@ CELLS = 1 + len(REQUEST_US)
 NOTHING: Matrix = np.zeros((0, 4 + CELLS))
 #: What of a line of traffic is drawn.
 COUNTED = ("requests", "refused", "failed")
-HOUR = {
-    "version": pl.String,
-    "since": pl.Float64,
-    **dict.fromkeys(COUNTED, pl.UInt64),
-    "cells": pl.List(pl.UInt64),
+HOUR: dict[str, pl.DataType] = {
+    "version": pl.String(),
+    "since": pl.Float64(),
+    **dict.fromkeys(COUNTED, pl.UInt64()),
+    "cells": pl.List(pl.UInt64()),
 }
 
 
