@@ -751,14 +751,13 @@ def _retrained(loop: dict[str, Any] | None) -> dict[str, str]:
     """What the loop does for a model, or why it does nothing; empty where no project asks for it."""
     if loop is None or loop["decided"] is None:
         return {}
-    last = loop["retrainings"][-1:]
-    became = [
-        f"the last was {each['state'].replace('_', ' ')}: {each['said']}" for each in last if each["ended"]
-    ]
-    going = [
-        f"{each['state']}: {each['said']} (ray job logs {each['id']})" for each in last if not each["ended"]
-    ]
-    return {"retraining": "; ".join([*(going or [loop["decided"]["reason"]]), *became])}
+    said = loop["decided"]["reason"]
+    for last in loop["retrainings"][-1:]:
+        if last["ended"]:
+            said += f"; the last was {last['state'].replace('_', ' ')}: {last['said']}"
+        else:
+            said = f"{last['state']}: {last['said']} (ray job logs {last['id']})"
+    return {"retraining": said}
 
 
 def _released(model: dict[str, Any]) -> dict[str, str]:

@@ -251,6 +251,28 @@ def safe(error: BaseException) -> Said:
     return said
 
 
+class Once:
+    """What was said of what is wrong, by what it is about: the same is no news until it was over.
+
+    >>> wrong = Once()
+    >>> [wrong.is_news("m", "away"), wrong.is_news("m", "away"), wrong.is_news("m", "full")]
+    [True, False, True]
+    >>> wrong.over("m")
+    >>> wrong.is_news("m", "full")
+    True
+    """
+
+    def __init__(self) -> None:
+        self._said: dict[str, str] = {}
+
+    def is_news(self, about: str, said: str) -> bool:
+        before, self._said[about] = self._said.get(about), said
+        return before != said
+
+    def over(self, about: str) -> None:
+        self._said.pop(about, None)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what it says: what Polars says behind it is advice about its own options."""
     return " ".join(str(error).split("\n")[0].split())[:200]

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol
 from mlops_ray import audit
 from mlops_ray.cluster import releases
 from mlops_ray.config import MICROSECONDS, Project, parse_duration
-from mlops_ray.errors import ClusterError, ConfigError, safe
+from mlops_ray.errors import ClusterError, ConfigError, Once, safe
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.alarms import QUIET, Alarms, Episode, Finding
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
@@ -310,8 +310,8 @@ class Loop:
     storage: Storage
     jobs: Jobs
     clock: Callable[[], float] = time.time
-    #: What was last wrong, by model: it is said once.
-    _wrong: dict[str, str] = field(default_factory=dict)
+    #: What is wrong, by model.
+    _wrong: Once = field(default_factory=Once)
 
     def tick(self) -> None:
         """Once for every model; what is wrong with one hinders no other."""
@@ -320,12 +320,10 @@ class Loop:
                 found = self.storage.read_json(SETTINGS, path.name)
                 if found is not None:
                     self._turn(path.stem, Settings(**found | {"when": tuple(found["when"])}))
-                self._wrong.pop(path.stem, None)
+                self._wrong.over(path.stem)
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                said = safe(error)
-                if self._wrong.get(path.stem) != said:
+                if self._wrong.is_news(path.stem, said := safe(error)):
                     logger.error("the loop of %s does not go on (%s)", path.stem, said)
-                self._wrong[path.stem] = said
 
     def _turn(self, name: str, settings: Settings) -> None:
         document = self._told(read(self.storage, name))

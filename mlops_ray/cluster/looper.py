@@ -17,8 +17,7 @@ from ray.job_submission import JobSubmissionClient
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
 from mlops_ray.cluster.retraining import GIVES_WAY
 from mlops_ray.errors import ClusterError, one_line
-from mlops_ray.policy import placed
-from mlops_ray.serving.reconciler import Single
+from mlops_ray.serving.reconciler import Single, single
 
 #: The Serve application, and how soon a dead process is noticed; nothing hurries.
 APPLICATION, HEALTH_CHECK_S = "loop", 10.0
@@ -82,11 +81,4 @@ class RayJobs:
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
     """The loop's application; it has no route, and one replica."""
-    looping = serve.deployment(
-        name="Loop",
-        num_replicas=1,
-        ray_actor_options=placed(label_selector, num_cpus=0),
-        health_check_period_s=HEALTH_CHECK_S,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )(Looping)
-    return looping.bind(storage_root)
+    return single(Looping, "Loop", storage_root, label_selector, HEALTH_CHECK_S)

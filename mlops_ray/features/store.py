@@ -180,6 +180,7 @@ def _require_narrow(path: Path) -> None:
 
 
 def in_words(feature: Stored | Computed) -> str:
+    """What a feature is made of, as people read it."""
     if isinstance(feature, Computed):
         return _computed_in_words(feature)
     if feature.kind == "window":

@@ -17,17 +17,17 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import StorageError, safe
+from mlops_ray.errors import Once, StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
+from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS
 from mlops_ray.monitoring.sending import Route, is_of_content, reason, routes, send
 from mlops_ray.storage import PRIVATE, Storage, digest, locked
 
 FOLDER, TOLD, LOCK = "alerts", "told.json", ".lock"
 FORMAT_VERSION = 1
-#: Written by serving.record, cluster.service and cluster.loop: releases, how projects are deployed, where
-#: people look, retrainings.
-RELEASES, SETTINGS, ADDRESS, LOOP = "release", "release/settings", "address.json", "loop"
+#: Where people look, written by cluster.service.
+ADDRESS = "address.json"
 #: Of a project that was deployed before it said so.
 ALLOWED_ERRORS = 0.001
 #: Pauses between two tries: a receiver that restarts is there again within seconds, one that is away for a
@@ -83,8 +83,8 @@ class Alerting:
     _lost: dict[str, int] = field(default_factory=dict)
     #: Of each model, troubles with errors and losses, which nobody else remembers.
     _kept: dict[str, list[Trouble]] = field(default_factory=dict)
-    #: Of each model, why nothing is known of it; it is said once.
-    _unknown: dict[str, str] = field(default_factory=dict)
+    #: Of each model, why nothing is known of it.
+    _unknown: Once = field(default_factory=Once)
     _sending: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "alerts"))
 
     def tick(self, seen: Iterable[Seen]) -> None:
@@ -104,11 +104,10 @@ class Alerting:
             allowed = said.get("error_rate", ALLOWED_ERRORS)
             try:
                 troubles += self._troubles(known.get(model, Seen(model)), allowed, now)
-                self._unknown.pop(model, None)
+                self._unknown.over(model)
             except Exception as error:  # noqa: BLE001 - what is wrong with one document hides no other model
-                if self._unknown.get(model) != safe(error):
-                    logger.error("what is wrong with %s is not known (%s)", model, safe(error))
-                self._unknown[model] = safe(error)
+                if self._unknown.is_news(model, why := safe(error)):
+                    logger.error("what is wrong with %s is not known (%s)", model, why)
         for line in self._lines.values():
             self._tend(line, [trouble for trouble in troubles if trouble.model in line.models], now)
 

@@ -3,7 +3,6 @@
     monitor/MODEL/windows.jsonl   version, since, until, counts
     monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns,
                                   quality, integrity; resolved, the episode that it ended, and why
-                                  quality, integrity
     monitor/MODEL/traffic.jsonl   version, since, until, requests, refused, failed, cells, total
 
 One process writes. A line that was begun and not ended is no line; one that was written twice, since the

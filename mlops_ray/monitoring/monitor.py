@@ -12,7 +12,7 @@ import polars as pl
 from ray import serve
 
 from mlops_ray.data import error_log, labels, prediction_log
-from mlops_ray.errors import MlopsError, safe
+from mlops_ray.errors import MlopsError, Once, safe
 from mlops_ray.monitoring import alerts, journal, looks
 from mlops_ray.monitoring.alerting import Alerting
 from mlops_ray.monitoring.deltas import DEPLOYMENT
@@ -104,16 +104,15 @@ class Monitor:
 
     async def _tell(self) -> None:
         """Has people told of what is wrong, and that it is over; what hinders it is said once."""
-        said = ""
+        wrong = Once()
         while True:
             await asyncio.sleep(ALERT_S)
             try:
                 await self._alert()
-                said = ""
+                wrong.over("alerts")
             except Exception as error:  # noqa: BLE001 - the next turn tries again
-                if safe(error) != said:
-                    logger.error("alerts do not go out (%s)", safe(error))
-                said = safe(error)
+                if wrong.is_news("alerts", said := safe(error)):
+                    logger.error("alerts do not go out (%s)", said)
 
     async def _alert(self) -> None:
         async with self._one_at_a_time:

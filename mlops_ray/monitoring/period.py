@@ -187,6 +187,7 @@ def segments(seen: Sequence[Document]) -> list[Document]:
 
 
 def splits(seen: Sequence[Document]) -> list[Document]:
+    """What a loss has grown by, of each look at which labels showed one."""
     return [
         look["quality"]["split"] | {"until": _iso(look["until"])}
         for look in seen

@@ -82,14 +82,21 @@ def _registry(tracking: str) -> Registry:
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:
     """The reconciler's application; it has no route, and one replica."""
-    reconciling = serve.deployment(
-        name="Reconciler",
+    return single(Reconciling, "Reconciler", storage_root, label_selector, HEALTH_CHECK_S)
+
+
+def single(
+    process: type[Single], name: str, storage_root: str, label_selector: dict[str, str], health_check_s: float
+) -> serve.Application:
+    """The application of a process; it has no route, and one replica, which needs no CPU of its own."""
+    made = serve.deployment(
+        name=name,
         num_replicas=1,
         ray_actor_options=placed(label_selector, num_cpus=0),
-        health_check_period_s=HEALTH_CHECK_S,
+        health_check_period_s=health_check_s,
         logging_config={"log_level": "WARNING", "enable_access_log": False},
-    )(Reconciling)
-    return reconciling.bind(storage_root)
+    )(process)
+    return made.bind(storage_root)
 
 
 def lock(storage: Storage) -> IO[str] | None:

@@ -328,30 +328,24 @@ def test_an_empty_page_says_what_to_do(shown: Shown) -> None:
         assert word in shown.text, part
 
 
+def offline(page: Page, is_so: bool) -> None:
+    """Takes the network from the browser, or gives it back."""
+    unbounded = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    page.call("Network.emulateNetworkConditions", offline=is_so, **unbounded)
+
+
 def test_a_service_that_is_away_is_said_to_be_and_what_was_there_stays(
     shown: Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = shown.page
     shown.go("#/")
-    page.call(
-        "Network.emulateNetworkConditions",
-        offline=True,
-        latency=0,
-        downloadThroughput=-1,
-        uploadThroughput=-1,
-    )
+    offline(page, True)
     try:
         page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
         page.until("/trying again/.test(document.querySelector('#said').innerText)")
         assert "north" in shown.text
     finally:
-        page.call(
-            "Network.emulateNetworkConditions",
-            offline=False,
-            latency=0,
-            downloadThroughput=-1,
-            uploadThroughput=-1,
-        )
+        offline(page, False)
     page.run("dispatchEvent(new HashChangeEvent('hashchange'))")
     page.until("/^Live/.test(document.querySelector('#said').innerText)")
     page.said.clear()

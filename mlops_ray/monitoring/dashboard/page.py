@@ -90,20 +90,19 @@ def headers() -> dict[str, str]:
 
 def asset_headers(type: str) -> dict[str, str]:
     """The headers of a file, which is never another one at the same address."""
-    return {
-        "content-type": type,
-        "cache-control": "private, max-age=31536000, immutable",
-        "x-content-type-options": "nosniff",
-        "vary": "accept-encoding",
-    }
+    return _kept(type, "max-age=31536000, immutable")
 
 
 def document_headers(tag: str) -> dict[str, str]:
     """The headers of a JSON document, of which the browser may ask whether it is still the same."""
+    return _kept("application/json", "no-cache") | {"etag": tag}
+
+
+def _kept(type: str, how: str) -> dict[str, str]:
+    """The headers of what the browser keeps."""
     return {
-        "content-type": "application/json",
-        "cache-control": "private, no-cache",
-        "etag": tag,
+        "content-type": type,
+        "cache-control": f"private, {how}",
         "x-content-type-options": "nosniff",
         "vary": "accept-encoding",
     }

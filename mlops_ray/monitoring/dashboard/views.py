@@ -27,7 +27,7 @@ from mlops_ray.monitoring.dashboard.errors import Errors
 from mlops_ray.monitoring.dashboard.history import History
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
-from mlops_ray.monitoring.looks import RELEASES, Release
+from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS, Release
 from mlops_ray.monitoring.state import MINUTES, Watched
 from mlops_ray.storage import Storage
 
@@ -43,8 +43,8 @@ MOST_WHOLE, MOST_TURNS = 30, 200
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 #: How long an online store that does not answer is not asked again: other pages wait meanwhile.
 AWAY_S = 60.0
-#: Documents of other parts: the runs of a model, what it costs, what the loop of retraining decided.
-RUNS, COSTS, LOOP = "runs", "cost", "loop"
+#: Documents of other parts: the runs of a model, what it costs.
+RUNS, COSTS = "runs", "cost"
 
 Document = dict[str, Any]
 Query = Mapping[str, str]
@@ -98,7 +98,7 @@ class Views:
 
     def _row(self, name: str, span: Span) -> Document:
         release, state = self._release(name), self._state(name)
-        champion = release["champion"]
+        champion, episodes = release["champion"], parts.episodes(state)
         latest = self._history.latest(name)
         return {
             "name": name,
@@ -107,8 +107,8 @@ class Views:
             "challenger": parts.challenger(release),
             "traffic": self._traffic(name, state, span),
             "now": parts.per_second(state, time.time()),
-            "alarm": parts.going(parts.episodes(state)),
-            "alarms": sum(each["opened"] >= span.since for each in parts.episodes(state)),
+            "alarm": parts.going(episodes),
+            "alarms": sum(each["opened"] >= span.since for each in episodes),
             "drift": latest and parts.moved(latest),
             "quality": parts.quality(state),
             "cost": parts.cost(self._document(COSTS, name)),
@@ -250,11 +250,9 @@ class Views:
         """The episodes that went on in the span, the newest first, and what was looked at and spent."""
         span = spans.asked(query)
         state = self._state(name)
-        seen = self._history.looks(name, span.since)
+        episodes, seen = parts.episodes(state), self._history.looks(name, span.since)
         going = [
-            e
-            for e in parts.episodes(state)
-            if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since
+            e for e in episodes if e["opened"] <= span.until and (e["resolved"] or math.inf) >= span.since
         ]
         return {
             "alarms": [
@@ -267,7 +265,7 @@ class Views:
                 }
                 for each in going
             ],
-            "total": len(parts.episodes(state)),
+            "total": len(episodes),
             "looks": len(seen),
             "rows": sum(each.rows for each in seen),
             "spent": sum(each.spent for each in seen),
@@ -442,7 +440,7 @@ class Views:
     def _sources(self, name: str, release: Release) -> list[Document]:
         """Up to when everything known of each source is in the online store, and how old it may be."""
         limits = self._state(name).get("fresh_s", {})
-        settings = self._document(f"{RELEASES}/settings", name) or {}
+        settings = self._document(SETTINGS, name) or {}
         location = settings.get("online") or str(self._storage.root / ONLINE)
         marks, (until, said) = {}, self._away.pop(location, (0.0, ""))
         if time.monotonic() < until:
