@@ -48,6 +48,8 @@ labels_app = typer.Typer(no_args_is_help=True, help="What came true.")
 app.add_typer(labels_app, name="labels")
 alerts_app = typer.Typer(no_args_is_help=True, help="Who hears of alarms.")
 app.add_typer(alerts_app, name="alerts")
+prices_app = typer.Typer(no_args_is_help=True, help="What machines cost.")
+app.add_typer(prices_app, name="prices")
 #: Characters of a line where nobody is there to see it wrap.
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -431,6 +433,88 @@ def labels_load(
     _show(truths.load(*_open(file), truth), as_json, _print_fields)
 
 
+@app.command(epilog="Example: mlops-ray cost configs/factory_load.yaml --plan")
+def cost(
+    file: ProjectFile,
+    plan: Annotated[bool, typer.Option("--plan", help="What the declared load would cost, where.")] = False,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="With --plan: also machines that were never measured, as guesses."),
+    ] = False,
+    begin: Annotated[str | None, typer.Option("--from", help="An instant; default: the beginning.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="An instant; default: the end.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write what was spent as a page, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What was spent, by model, version and machine; with --plan the cheapest machine that is fast enough."""
+    from mlops_ray.cluster import costs
+
+    project, storage = _open(file)
+    if plan:
+        if begin or end or html:
+            raise UsageError("--from, --to and --html are of what was spent: leave out --plan")
+        _show(costs.plan(project, storage, estimate=estimate), as_json, _print_plan)
+        return
+    found = costs.spent(project, storage, _instant(begin, "--from"), _instant(end, "--to"))
+    if html is not None:
+        costs.save(html, costs.html(found))
+    _show(found, as_json, _print_spent)
+
+
+@app.command(epilog="Example: mlops-ray profit configs/factory_load.yaml")
+def profit(
+    file: ProjectFile,
+    begin: Annotated[str | None, typer.Option("--from", help="An instant: by what was spent since.")] = None,
+    end: Annotated[str | None, typer.Option("--to", help="An instant: by what was spent until then.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the live version earns a day, as planned or as it was, and where it would break even."""
+    from mlops_ray.cluster import costs
+
+    found = costs.profit(*_open(file), _instant(begin, "--from"), _instant(end, "--to"))
+    _show(found, as_json, _print_profit)
+
+
+@prices_app.command("import", epilog="Example: mlops-ray prices import csv mine.csv --output prices.yaml")
+def prices_import(
+    format: Annotated[str, typer.Argument(metavar="FORMAT", help="csv, aws, azure or gcp.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="What was exported.")],
+    output: Annotated[Path, typer.Option(help="The file of prices to write.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Where it is there already.")] = False,
+    region: Annotated[str | None, typer.Option(help="That alone; default: all.")] = None,
+    currency: Annotated[str | None, typer.Option(help="Of several, or of a CSV file without.")] = None,
+    date: Annotated[
+        datetime | None, typer.Option(help="When it was had; default: when the file was written.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="Where it is from; default: the file's name.")] = None,
+    shapes: Annotated[
+        Path | None, typer.Option(help="CSV: type,vcpu,memory_gib,gpu,gpus. For gcp, and GPUs of azure.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="What a column of a CSV file is called, e.g. per_hour=EUR/h")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring in prices: a table of your own (type, vcpu, per_hour, …), or the export of a cloud."""
+    from mlops_ray.cluster import costs
+    from mlops_ray.cost import exports
+
+    renamed = dict(_pair(each) for each in column or ())
+    sizes = None if shapes is None else exports.shapes(costs.read_text(shapes), str(shapes))
+    day = date.date() if date else costs.modified(file)
+    asked = exports.Asked(day, source or file.name, region, currency, sizes, renamed)
+    found = costs.import_prices(format, file, output, asked, replace=replace)
+    said = f"{found['prices']} prices in {found['currency']}: {found['output']}"
+    _show(found, as_json, lambda _: print(said), _print_notes)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, given, theirs = text.partition("=")
+    if not (name and given and theirs):
+        raise UsageError(f"--column: {text!r} names no column of each side; write e.g. per_hour=EUR/h")
+    return name, theirs
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
@@ -738,6 +822,67 @@ def _print_period(found: dict[str, Any]) -> None:
             "spent": f"{found['spent']:.3g} false alarms to be expected, at most",
         }
     )
+
+
+def _print_plan(found: dict[str, Any]) -> None:
+    currency, chosen = found["currency"], found["chosen"]
+    columns = ["", "machine", "region", f"{currency}/h", "replica", "replicas", "nodes"]
+    columns += [f"{currency}/day", "1,000 predictions", "used", "why not"]
+    rows = []
+    for at, each in enumerate(found["options"]):
+        size = each["capacity"] or {"cpu": 0, "gpu": 0}
+        parts = [f"{size[what]:g} {what.upper()}" for what in ("cpu", "gpu") if size[what]]
+        name = each["machine"] + " (spot)" * each["spot"]
+        spread = [_spread(each["replicas"]), _spread(each["nodes"])]
+        costs = [_known(each["per_day"]), _known(each["per_1000"])]
+        used = f"{each['utilisation']:.0%}" if each["nodes"] else "–"
+        head = ["→" if at == chosen else "", name, each["region"], each["price"], ", ".join(parts)]
+        rows.append([*head, *spread, *costs, used, each["refused"]])
+    _print_table(columns, rows)
+    for said in found["said"]:
+        print(plain(said))
+    _print_notes(found)
+
+
+def _spread(counts: list[int]) -> str:
+    """Over a day, the least and the most."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    return "–" if not counts else f"{low}" if low == high else f"{low} to {high}"
+
+
+def _print_spent(found: dict[str, Any]) -> None:
+    from mlops_ray.cluster import costs
+
+    _print_table(["model", "version", "predictions", "cost", "1,000 predictions"], costs.version_rows(found))
+    _print_table(["who", "machine", "node hours", "cost"], costs.share_rows(found))
+    _print_fields(
+        {
+            "period": f"{found['from']} to {found['to']}, of which {found['hours']:.4g} hours were metered",
+            "total": f"{found['total']:.4g} {found['currency']}",
+        }
+    )
+    _print_notes(found)
+
+
+def _print_profit(found: dict[str, Any]) -> None:
+    currency = found["currency"]
+    _print_fields(
+        {
+            "version": f"{found['version']} of {found['model']}, by {found['by']}",
+            "predictions": f"{found['predictions']:,.0f} a day, worth {found['worth']:.4g} {currency} each",
+            "value": f"{found['value']:.4g} {currency} a day",
+            "serving": f"{found['serving']:.4g} {currency} a day",
+            "profit": f"{found['profit']:.4g} {currency} a day",
+            "break-even": f"at {_known(found['break_even_price'])} {currency} a prediction, or from "
+            f"{_known(found['break_even_volume'])} predictions a day on",
+        }
+    )
+    _print_notes(found)
+
+
+def _print_notes(found: dict[str, Any]) -> None:
+    for note in found["notes"]:
+        err.print(f"note: {plain(note)}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _alarm(episodes: list[dict[str, Any]]) -> str:

@@ -114,7 +114,9 @@ _Editor.yaml_implicit_resolvers = {
 
 
 @pytest.mark.parametrize(
-    "path", [*EXAMPLE.parent.glob("*.yaml"), *FIXTURES.glob("*.yaml")], ids=lambda path: path.stem
+    "path",
+    [*(path for path in EXAMPLE.parent.glob("*.yaml") if path.stem != "prices"), *FIXTURES.glob("*.yaml")],
+    ids=lambda path: path.stem,
 )
 def test_the_schema_for_editors_takes_what_we_take(path: Path) -> None:
     jsonschema.validate(yaml.load(path.read_text(), _Editor), config.json_schema())
@@ -266,3 +268,47 @@ def test_an_alert_that_cannot_be_sent_is_an_error_that_shows_no_secret(
         config.load(file, {})
     assert said in str(raised.value)
     assert "s3cret" not in str(raised.value)
+
+
+def of_costs(tmp_path: Path, said: str) -> config.Cost:
+    file = tmp_path / "project.yaml"
+    file.write_text(f"{EXAMPLE.read_text()}cost: {{{said}}}\n")
+    return config.load(file, {}).cost
+
+
+def test_a_load_is_a_number_a_day_of_them_or_a_file_beside_the_project(tmp_path: Path) -> None:
+    assert of_costs(tmp_path, "load: 20").load == 20
+    assert of_costs(tmp_path, f"load: {list(range(24))}").load == tuple(map(float, range(24)))
+    recorded = of_costs(tmp_path, "load: {recorded: monday.csv}").load
+    assert isinstance(recorded, config.Recorded)
+    assert recorded.recorded == str(tmp_path / "monday.csv")
+
+
+@pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("load: [1, 2]", "cost.load"),
+        ("load: -1", "cost.load"),
+        ("load: .inf", "cost.load"),
+        ("load: {recorded: a.csv, by: hour}", "unknown key 'by'"),
+        ("value: {}", "say exactly one of per_unit_of_error, matrix"),
+        ("value: {matrix: {costs: [[0, 1]], currency: EUR}}", "cost.value.matrix.costs"),
+        (
+            "value: {matrix: {costs: [[0, 1], [10, 0]], currency: EUR}}",
+            "is for a classification, and target.task is regression",
+        ),
+        ("budget: {per_day: {amount: 20, currency: EUR}, then: stop}", "cost.budget.then"),
+        ("budget: {per_day: {amount: -20, currency: EUR}}", "cost.budget.per_day.amount"),
+        ("training_life: 0d", "must be longer than nothing"),
+        (
+            "value_per_prediction: {amount: 1, currency: EUR}, budget: {per_day: {amount: 1, currency: USD}}",
+            "USD beside EUR: say all in one currency, at your own rate",
+        ),
+    ],
+)
+def test_a_mistake_in_costs_is_said_with_its_line(tmp_path: Path, said: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        of_costs(tmp_path, said)
+    line = EXAMPLE.read_text().count("\n") + 1
+    assert says in str(error.value)
+    assert f"project.yaml:{line}: cost" in str(error.value)

@@ -54,6 +54,14 @@ def test_the_example_of_alerts_is_a_part_of_a_project_file(tmp_path: Path) -> No
     assert len(config.load(file, environ).monitoring.alerts) == 4
 
 
+def test_the_example_of_costs_is_a_part_of_a_project_file(tmp_path: Path) -> None:
+    (costs,) = [block for block in blocks("yaml") if block.startswith("cost:")]
+    file = tmp_path / "project.yaml"
+    file.write_text((ROOT / "configs" / "factory_load.yaml").read_text() + costs)
+    found = config.load(file, {}).cost
+    assert (found.load, found.prices) == (40, str(tmp_path / "prices.yaml"))
+
+
 def test_the_example_of_data_has_the_valid_rows_and_the_quarantine_that_stand_below_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

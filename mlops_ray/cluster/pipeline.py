@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import loop, looper, releases, training
+from mlops_ray.cluster import costs, loop, looper, releases, training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -59,15 +59,11 @@ class Pipeline:
 
     def require_supported(self) -> None:
         """Raises `ConfigError` where a project asks for what is not built yet, rather than ignore it."""
-        asks = {
-            "target.label_known by a column": bool(
-                self.project.target.label_known and self.project.target.label_known.column
-            ),
-            "cost.prices": self.project.cost.prices is not None,
-        }
-        for what, asked in asks.items():
-            if asked:
-                raise ConfigError(f"{what} is not supported yet; leave it out")
+        known = self.project.target.label_known
+        if known is not None and known.column:
+            raise ConfigError("target.label_known by a column is not supported yet; leave it out")
+        if self.project.cost.prices is not None:
+            costs.priced(self.project)
         families.find(self.project.training.families, self.project.target.task)
         own.require_allowed(self.project)
         metrics.find(self.project.training.metric, self.project.target.task)

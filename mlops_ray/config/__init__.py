@@ -9,6 +9,7 @@ from mlops_ray.config.project import TAKEN as TAKEN
 from mlops_ray.config.project import Batching as Batching
 from mlops_ray.config.project import CanaryStep as CanaryStep
 from mlops_ray.config.project import ClassWeights as ClassWeights
+from mlops_ray.config.project import Cost as Cost
 from mlops_ray.config.project import Feature as Feature
 from mlops_ray.config.project import Gate as Gate
 from mlops_ray.config.project import Imbalance as Imbalance
@@ -16,10 +17,12 @@ from mlops_ray.config.project import Lag as Lag
 from mlops_ray.config.project import OwnFamily as OwnFamily
 from mlops_ray.config.project import Postprocess as Postprocess
 from mlops_ray.config.project import Project as Project
+from mlops_ray.config.project import Recorded as Recorded
 from mlops_ray.config.project import Release as Release
 from mlops_ray.config.project import ReleaseState as ReleaseState
 from mlops_ray.config.project import Serving as Serving
 from mlops_ray.config.project import Shadow as Shadow
+from mlops_ray.config.project import Slo as Slo
 from mlops_ray.config.project import Target as Target
 from mlops_ray.config.project import Threshold as Threshold
 from mlops_ray.config.project import ThresholdFor as ThresholdFor

@@ -10,6 +10,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    FiniteFloat,
     PlainSerializer,
     PrivateAttr,
     ValidationError,
@@ -496,20 +497,93 @@ class Monitoring(Model):
     retrain: Retrain | None = None
 
 
+#: ISO 4217, e.g. EUR.
+Currency = Annotated[str, Field(pattern="^[A-Z]{3}$")]
+#: Requests a second.
+RequestRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+DayOfRates = Annotated[tuple[RequestRate, ...], Field(min_length=24, max_length=24)]
+
+
 class Money(Model):
-    amount: float
-    currency: str = Field(pattern="^[A-Z]{3}$")
+    amount: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    currency: Currency
+
+
+class CostMatrix(Model):
+    """What an answer costs, by what is (rows) and what was said (columns), no before yes."""
+
+    costs: tuple[tuple[FiniteFloat, FiniteFloat], tuple[FiniteFloat, FiniteFloat]]
+    """Above 0 is lost, below 0 is earned, e.g. [[0, 1], [10, 0]]: what was missed costs ten false alarms."""
+    currency: Currency
+
+
+class Value(Model):
+    """What the quality of an answer is worth; exactly one of its kinds."""
+
+    exactly_one = ("per_unit_of_error", "matrix")
+
+    per_unit_of_error: Money | None = None
+    """Of a regression: lost with each unit that a prediction is away from the label."""
+    matrix: CostMatrix | None = None
+    """Of a classification."""
+
+
+class Recorded(Model):
+    """A load that was recorded."""
+
+    recorded: str
+    """A CSV file with the columns `seconds`, rising, and `rate`, requests a second from then on."""
+
+
+class Spending(Model):
+    """The most that is spent, on machines for serving and training."""
+
+    per_day: Money
+    then: Literal["hold", "warn"] = "warn"
+    """`hold`: neither replicas nor training are added any more, and an alert says so."""
 
 
 class Cost(Model):
-    """Prices, and what a prediction is worth."""
+    """Prices, load, and what a prediction is worth."""
 
     prices: str | None = None
+    """A file of prices (`mlops-ray prices import` writes one)."""
+    region: str | None = None
+    """Of the machines that may be planned with; default: all that the prices name."""
+    machine: str | None = None
+    """The type of this machine in the prices, where its node does not say by the label `machine`."""
+    spot: bool = False
+    """Whether machines may be planned with that may be taken away at any time."""
+    max_age: Step = parse_duration("90d")
+    """Of a price; an older one is used with a warning."""
+    load: RequestRate | DayOfRates | Recorded | None = None
+    """Requests a second: one number, or one for each hour of a day (UTC), or what was recorded."""
+    rows: int = Field(1, ge=1)
+    """Of each request of the load."""
     value_per_prediction: Money | None = None
+    value: Value | None = None
+    """Beside it: what errors cost."""
     profit_margin: Share = 0.01
-    training_life: Duration = parse_duration("30d")
+    training_life: Step = parse_duration("30d")
     safety: float = Field(0.7, gt=0, le=1)
-    budget: dict[str, Any] | None = None
+    """The share of its highest rate that a replica is planned to have."""
+    budget: Spending | None = None
+
+    @model_validator(mode="after")
+    def _one_currency(self) -> Self:
+        value = (self.value.per_unit_of_error or self.value.matrix) if self.value else None
+        named: dict[str, Money | CostMatrix | None] = {
+            "value_per_prediction": self.value_per_prediction,
+            "value": value,
+            "budget": self.budget.per_day if self.budget else None,
+        }
+        said = [(name, money.currency) for name, money in named.items() if money is not None]
+        for name, currency in said[1:]:
+            if currency != said[0][1]:
+                raise wrong(
+                    f"{currency} beside {said[0][1]}: say all in one currency, at your own rate", name
+                )
+        return self
 
 
 #: Ed25519, 32 bytes in base64.
@@ -581,7 +655,18 @@ class Project(Model):
         if self.serving.postprocess.labels is not None and self.target.task != "classification":
             said = "are names for no and yes, and target.task is regression; leave them out"
             raise wrong(said, "serving", "postprocess", "labels")
+        self._check_value()
         return self
+
+    def _check_value(self) -> None:
+        """A matrix is of yes and no, an error of numbers."""
+        value = self.cost.value
+        if value is None:
+            return
+        kind, task = ("matrix", "classification") if value.matrix else ("per_unit_of_error", "regression")
+        if self.target.task != task:
+            said = f"is for a {task}, and target.task is {self.target.task}"
+            raise wrong(said, "cost", "value", kind)
 
     def _require_columns(self, names: frozenset[str], source: str, *place: str) -> None:
         require_known("reads", names, self.sources[source].columns, f"no column of {source!r}", *place)

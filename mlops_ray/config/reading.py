@@ -89,8 +89,10 @@ def read(file: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any], Origin
     return tree, origin
 
 
-def parse(file: Path) -> tuple[dict[str, Any], dict[Place, tuple[str, int]]]:
-    """The YAML of a file, and the file and line of each place in it."""
+def parse(
+    file: Path, what: str = "project file", begins: str = "project: NAME"
+) -> tuple[dict[str, Any], dict[Place, tuple[str, int]]]:
+    """The YAML of a file, and the file and line of each place in it; `what` it is, and how one begins."""
     name = str(file)
     try:
         loader = yaml.SafeLoader(file.read_text(encoding="utf-8"))
@@ -99,7 +101,7 @@ def parse(file: Path) -> tuple[dict[str, Any], dict[Place, tuple[str, int]]]:
         # Puts what `<<` merges into the nodes too, which then tell the line where it was written.
         tree = loader.construct_document(node) if node else None
     except OSError as error:
-        raise ConfigError(f"cannot read the project file {file}: {error.strerror}") from error
+        raise ConfigError(f"cannot read the {what} {file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 text (byte {error.start})", file=name) from error
     except yaml.MarkedYAMLError as error:
@@ -108,7 +110,7 @@ def parse(file: Path) -> tuple[dict[str, Any], dict[Place, tuple[str, int]]]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"not YAML: {one_line(error)}", file=name) from error
     if not isinstance(tree, dict):
-        raise ConfigError("a project file is a mapping that begins with project: NAME", file=name)
+        raise ConfigError(f"a {what} is a mapping that begins with {begins}", file=name)
     return tree, {place: (name, line) for place, line in _lines(node)}
 
 
@@ -164,6 +166,7 @@ def _filled_in(
 PATHS = (
     ("storage",),
     ("cost", "prices"),
+    ("cost", "load", "recorded"),
     ("signing", "key"),
     ("serving", "listen", "certificate"),
     ("serving", "listen", "key"),

@@ -23,9 +23,14 @@ MISTAKES = {
     "a column that does not exist": (_replace("column: time", "column: tiem"), 1, "did you mean 'time'?"),
     "a time zone left out": (_replace(", timezone: Europe/Berlin", ""), 2, "need timezone"),
     "what is not built yet": (
-        _replace("serving:", "cost: {prices: prices.yaml}\nserving:"),
+        _replace("task: regression}", "task: regression, label_known: {column: load}}"),
         2,
         "not supported yet",
+    ),
+    "prices that are not there": (
+        _replace("serving:", "cost: {prices: absent.yaml}\nserving:"),
+        2,
+        "cannot read the price list",
     ),
     "a test part in the future": (_replace("2016-11-01", "2026-11-01"), 1, "test part"),
     "no storage": (_replace("sources:", "storage: /proc/none\nsources:"), 1, "/proc/none"),

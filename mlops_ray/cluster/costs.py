@@ -1,0 +1,451 @@
+"""What a model costs and earns, planned and actual: the commands `cost`, `profit` and `prices import`.
+
+capacity/MODEL/*.json   what was measured (`mlops_ray.cost.model.Capacity`)
+cost/*.jsonl            what ran on which node, a line for some seconds (`mlops_ray.cost.actual`)
+"""
+
+import csv
+import datetime as dt
+import io
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+
+from mlops_ray import pages
+from mlops_ray.config import Project, Recorded, duration_in_words
+from mlops_ray.cost import actual, exports, model, prices
+from mlops_ray.cost import profit as profits
+from mlops_ray.cost.actual import Share, Spent, Use
+from mlops_ray.cost.exports import Asked
+from mlops_ray.cost.model import HOURS_A_DAY, SECONDS_AN_HOUR, Capacity, Load, Plan, Wanted
+from mlops_ray.cost.prices import PriceList, money, named
+from mlops_ray.cost.profit import Costs, Worth
+from mlops_ray.data import prediction_log
+from mlops_ray.data.prediction_log import SHADOW
+from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
+from mlops_ray.instants import from_micros
+from mlops_ray.pages import Bar, Block, Section, Table, number, page, share, when
+from mlops_ray.registry import package as packages
+from mlops_ray.serving import record
+from mlops_ray.storage import Storage, replacing
+
+FOLDER, CAPACITY = "cost", "capacity"
+SECONDS_A_DAY = 86_400.0
+HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
+
+Document = dict[str, Any]
+
+# ---------------------------------------------------------------- what is known
+
+
+def priced(project: Project) -> tuple[PriceList, list[str]]:
+    """The project's prices, and what a person should know of them; `ConfigError` where it names none."""
+    at = ("cost", "prices")
+    if project.cost.prices is None:
+        said = "no prices are named: write them into a file (configs/prices.yaml shows how), or import them"
+        raise project.located(ConfigError(said, at=at))
+    found, worth = prices.load(project.cost.prices), Worth.of(project.cost)
+    if worth is not None and worth.currency != found.currency:
+        said = f"are in {found.currency}, and what a prediction is worth in {worth.currency}: say both in one"
+        raise project.located(ConfigError(said, at=at))
+    return found, _stale(found, project.cost.max_age)
+
+
+def _stale(found: PriceList, limit_us: int) -> list[str]:
+    old = found.stale(dt.datetime.now(dt.UTC).date(), dt.timedelta(microseconds=limit_us))
+    if not old:
+        return []
+    worst = min(old, key=lambda price: price.date)
+    limit = duration_in_words(limit_us)
+    return [
+        f"{len(old)} of {len(found.prices)} prices are older than {limit}, or of the future; "
+        f"that of {named(worst)} is of {worst.date}"
+    ]
+
+
+def capacities(storage: Storage, name: str) -> list[Capacity]:
+    """What was measured of a model; raises `DataError` for a file that is no such record."""
+    found = []
+    for path in sorted(storage.root.glob(f"{CAPACITY}/{name}/[!.]*.json")):
+        try:
+            found.append(Capacity.from_json(storage.read_json(*path.relative_to(storage.root).parts)))
+        except (DataError, AttributeError) as error:
+            raise DataError(str(error), file=str(path)) from None
+    return found
+
+
+def load(project: Project) -> Load:
+    """The load that the project declares; raises `ConfigError` where it declares none."""
+    said = project.cost.load
+    if said is None:
+        told = "no load is declared: say it in requests a second, e.g. load: 20"
+        raise project.located(ConfigError(told, at=("cost", "load")))
+    if isinstance(said, Recorded):
+        return _recorded(Path(said.recorded))
+    return model.daily(said) if isinstance(said, tuple) else model.flat(said)
+
+
+def _recorded(file: Path) -> Load:
+    """The load of a CSV file with the columns seconds and rate."""
+    points: list[tuple[float, float]] = []
+    try:
+        for each in csv.DictReader(io.StringIO(read_text(file))):
+            points.append((float(each["seconds"]), _rate(each["rate"])))
+        return model.recorded(points)
+    except (ValueError, KeyError, TypeError, csv.Error):
+        told = "a recorded load has numbers in the columns seconds and rate"
+        raise DataError(told, file=str(file), row=len(points) + 2) from None
+
+
+def _rate(said: str) -> float:
+    rate = float(said)
+    if not 0 <= rate < math.inf:
+        raise ValueError("no rate of requests")
+    return rate
+
+
+# ---------------------------------------------------------------- plans
+
+
+def plan(project: Project, storage: Storage, *, estimate: bool = False) -> Document:
+    """What the declared load would cost on each machine, the cheapest first; `Plan.to_json` and more.
+
+    `{"model", "version", "load": {"mean", "peak"}, …, "notes"}`. With `estimate`, machines that were never
+    measured are listed with what they would do if their cores were as fast. Raises `ConfigError` where the
+    project names no prices or load.
+    """
+    return _planned(project, storage, estimate=estimate)[1]
+
+
+def _planned(project: Project, storage: Storage, *, estimate: bool = False) -> tuple[Plan, Document]:
+    listed, notes = priced(project)
+    hours = load(project)
+    version, measured, told = _of_version(project, storage)
+    wanted = _wanted(project)
+    known = measured + (_estimates(measured, listed, wanted) if estimate else [])
+    found = model.plan(hours, known, listed, wanted)
+    mean = sum(hour.mean for hour in hours) / len(hours)
+    asked = {"mean": mean, "peak": max(hour.peak for hour in hours)}
+    head = {"model": project.project, "version": version, "load": asked}
+    return found, head | found.to_json() | {"notes": notes + told}
+
+
+def _of_version(project: Project, storage: Storage) -> tuple[str | None, list[Capacity], list[str]]:
+    """The version that a plan is of, what was measured of it, and what a person should know of that.
+
+    It is the champion, else the one that was measured last.
+    """
+    known = capacities(storage, project.project)
+    entry = record.read(storage, project.project).get("champion")
+    live = entry and str(entry["version"])
+    if not known:
+        return live, [], [f"{project.project!r} was not measured yet: mlops-ray loadtest PROJECT.yaml"]
+    if any(capacity.version == live for capacity in known):
+        return live, [capacity for capacity in known if capacity.version == live], []
+    last = max(known, key=lambda capacity: capacity.at).version
+    notes = [f"version {live}, which is live, was not measured: this is of version {last}"] if live else []
+    return last, [capacity for capacity in known if capacity.version == last], notes
+
+
+def _wanted(project: Project) -> Wanted:
+    serving, cost = project.serving, project.cost
+    return Wanted(
+        serving.slo.p99_ms,
+        serving.slo.error_rate,
+        rows=cost.rows,
+        safety=cost.safety,
+        least=serving.replicas.min,
+        most=serving.replicas.max,
+        region=cost.region,
+        spot=cost.spot,
+    )
+
+
+def _estimates(measured: Sequence[Capacity], listed: PriceList, wanted: Wanted) -> list[Capacity]:
+    """The last that was measured without a GPU, scaled to each type of machine that was not measured."""
+    known = {capacity.machine for capacity in measured}
+    plain = [capacity for capacity in measured if not capacity.gpu]
+    if not plain:
+        return []
+    last = max(plain, key=lambda capacity: capacity.at)
+    types = {price.type: price for price in listed.of_region(wanted.region) if price.type not in known}
+    return [model.scaled(last, price) for price in types.values()]
+
+
+# ---------------------------------------------------------------- what was spent
+
+
+def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt.datetime | None) -> Document:
+    """What was spent in [begin, end) on all that ran on the cluster, idle included.
+
+    `{"from", "to", "hours", "currency", "total", "shares": [{"kind", "name", "machine", "spot", "node_hours",
+    "reserved_hours", "cost"}], "versions": [{"model", "version", "key", "predictions", "cost", "per_1000"}],
+    "notes"}`; `cost` is `None` of machines without a price. Raises `DataError` where nothing was metered.
+    """
+    first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, math.inf)))
+    entries = [entry for entry in _journal(storage) if first <= _middle(entry) < last]
+    if not entries:
+        raise DataError("nothing was metered then")
+    listed, notes = priced(project)
+    shares = actual.metered(entries, listed, project.cost.region)
+    unpriced = sorted({each.machine for each in shares if each.cost is None})
+    if unpriced:
+        names = ", ".join(name or "machines that do not say their type (cost.machine)" for name in unpriced)
+        notes.append(f"not counted, since the prices have none, or several, of them: {names}")
+    began = min(float(entry["at"]) - float(entry["seconds"]) for entry in entries)
+    ended = max(float(entry["at"]) for entry in entries)
+    models = sorted({each.name for each in shares if each.kind == "model"})
+    uses = [use for name in models for use in _uses(storage, name, began, ended)]
+    return {
+        "from": _iso(began),
+        "to": _iso(ended),
+        "hours": math.fsum(float(entry["seconds"]) for entry in entries) / SECONDS_AN_HOUR,
+        "currency": listed.currency,
+        "total": math.fsum(each.cost or 0.0 for each in shares),
+        "shares": _totals(shares),
+        "versions": [_told(each) for each in actual.by_version(shares, uses)],
+        "notes": notes,
+    }
+
+
+def _journal(storage: Storage) -> Iterator[Document]:
+    """The entries of the journal of nodes; a line that was begun and not ended is none."""
+    for path in sorted(storage.root.glob(f"{FOLDER}/[!.]*.jsonl")):
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    yield orjson.loads(line)
+                except orjson.JSONDecodeError:
+                    continue
+
+
+def _middle(entry: Document) -> float:
+    try:
+        return float(entry["at"]) - float(entry["seconds"]) / 2
+    except (KeyError, TypeError, ValueError):
+        raise DataError("an entry of the journal of nodes does not say when it is of") from None
+
+
+def _uses(storage: Storage, name: str, since: float, until: float) -> list[Use]:
+    """The rows that versions answered, hour by hour; shadow copies, which nobody was told, are none."""
+    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
+    log = prediction_log.scan(prediction_log.files(storage, name, *ends))
+    asked = log.filter(pl.col("route") != SHADOW, pl.col("at") >= ends[0], pl.col("at") < ends[1])
+    hour = pl.col("at").dt.truncate("1h").dt.epoch("s").alias("hour")
+    counted = asked.group_by(hour, "model_version").agg(pl.len()).collect(engine="streaming")
+    return [Use(at, name, version, actual.NOBODY, count) for at, version, count in sorted(counted.rows())]
+
+
+def _totals(shares: Iterable[Share]) -> list[Document]:
+    """The shares of all hours together, the dearest first."""
+    found: dict[tuple[Any, ...], list[Share]] = defaultdict(list)
+    for each in shares:
+        found[each.kind, each.name, each.machine, each.spot].append(each)
+    totals = [
+        dict(zip(("kind", "name", "machine", "spot"), key, strict=True))
+        | {
+            "node_hours": math.fsum(each.node_hours for each in those),
+            "reserved_hours": math.fsum(each.reserved_hours for each in those),
+            "cost": None if those[0].cost is None else math.fsum(each.cost or 0.0 for each in those),
+        }
+        for key, those in found.items()
+    ]
+    return sorted(totals, key=lambda total: -(total["cost"] or 0.0))
+
+
+def _told(spent: Spent) -> Document:
+    return spent._asdict() | {"per_1000": spent.per_1000}
+
+
+def _iso(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat(timespec="seconds")
+
+
+def html(found: Document) -> str:
+    """What `spent` found as a page, whole in one file."""
+    currency, whole = found["currency"], found["total"]
+    predictions = sum(each["predictions"] for each in found["versions"])
+    cost = math.fsum(each["cost"] for each in found["versions"])
+    tiles = [
+        ("Spent", money(whole, currency), f"in {pages.lasting(found['hours'] * SECONDS_AN_HOUR)}"),
+        ("Predictions", f"{predictions:,}", "rows that were answered"),
+        (
+            "1,000 predictions",
+            _money(1000 * cost / predictions if predictions else None, currency),
+            "idle included",
+        ),
+    ]
+    bars = [
+        Bar(
+            _who(each),
+            each["cost"] / whole,
+            f"{money(each['cost'], currency)} ({share(each['cost'] / whole)})",
+        )
+        for each in found["shares"]
+        if each["cost"]
+    ]
+    versions = Table(("model", "version", "predictions", "cost", "1,000 predictions"), version_rows(found))
+    nodes = Table(("who", "machine", "node hours", "cost"), share_rows(found))
+    sections = [
+        Section("The period", [Block(tiles=tiles, bars=bars, wide=True)]),
+        Section("By version", [Block(table=versions, wide=True)], "An hour's cost by its predictions."),
+        Section(
+            "By machine", [Block(table=nodes, wide=True)], "What nobody reserves is borne by those who do."
+        ),
+    ]
+    subtitle = f"{when(found['from'])} to {when(found['to'])} (UTC)"
+    notes = [{"severity": "warning", "said": note} for note in found["notes"]]
+    return page("Costs", subtitle, notes, sections)
+
+
+def version_rows(found: Document) -> list[list[str]]:
+    """The rows of the table of versions, as people read them."""
+    return [
+        [
+            each["model"],
+            each["version"] or "while nobody asked",
+            f"{each['predictions']:,}",
+            money(each["cost"], found["currency"]),
+            _money(each["per_1000"], found["currency"]),
+        ]
+        for each in found["versions"]
+    ]
+
+
+def share_rows(found: Document) -> list[list[str]]:
+    """The rows of the table of who had which machine."""
+    return [
+        [
+            _who(each),
+            (each["machine"] or "–") + " (spot)" * each["spot"],
+            number(each["node_hours"]),
+            _money(each["cost"], found["currency"]),
+        ]
+        for each in found["shares"]
+    ]
+
+
+def _who(share: Mapping[str, Any]) -> str:
+    return share["name"] if share["kind"] == "model" else f"{share['kind']} {share['name']}".strip()
+
+
+def _money(amount: float | None, currency: str) -> str:
+    return "–" if amount is None else money(amount, currency)
+
+
+# ---------------------------------------------------------------- profit
+
+
+def profit(
+    project: Project, storage: Storage, begin: dt.datetime | None, end: dt.datetime | None
+) -> Document:
+    """What the live version earns a day: by the plan, or, where a time is given, by what was spent then.
+
+    `{"model", "version", "by", "currency", "predictions", "worth", "value", "serving", "training", "profit",
+    "break_even_price", "break_even_volume", "notes"}`, amounts of a day, but `worth` and `break_even_price`,
+    which are of a prediction. `break_even_volume` is `None` where no number of predictions earns anything.
+    """
+    worth = Worth.of(project.cost)
+    if worth is None:
+        example = "value_per_prediction: {amount: 0.002, currency: EUR}"
+        said = f"it is not said what a prediction is worth, e.g. {example}"
+        raise project.located(ConfigError(said, at=("cost",)))
+    champion = record.read(storage, project.project).get("champion")
+    if champion is None:
+        raise ReleaseError(f"no version of {project.project!r} is live yet; `run` brings one up")
+    version = str(champion["version"])
+    metrics = packages.read(storage.root / champion["package"], digest=champion["digest"]).metrics
+    is_actual = begin is not None or end is not None
+    known = _actual(project, storage, version, begin, end) if is_actual else _by_plan(project, storage)
+    predictions, serving, notes = known
+    each, costs = worth.mean(metrics), Costs(serving, life_days=project.cost.training_life / 86_400e6)
+    volume = profits.break_even_volume(each, costs)
+    price = profits.break_even_price(predictions, worth.each - each, costs)
+    return {
+        "model": project.project,
+        "version": version,
+        "by": "what was spent" if is_actual else "the plan",
+        "currency": worth.currency,
+        "predictions": predictions,
+        "worth": each,
+        "value": predictions * each,
+        "serving": serving,
+        "training": costs.training / costs.life_days,
+        "profit": profits.profit(predictions, each, costs),
+        "break_even_price": price if math.isfinite(price) else None,
+        "break_even_volume": volume if math.isfinite(volume) else None,
+        "notes": [*notes, "training and storage are not metered yet, and cost nothing here"],
+    }
+
+
+def _by_plan(project: Project, storage: Storage) -> tuple[float, float, list[str]]:
+    """Predictions and cost of serving them, a day, as planned."""
+    found, told = _planned(project, storage)
+    if found.chosen is None:
+        raise DataError(" ".join(found.said))
+    assert found.chosen.capacity is not None
+    predictions = told["load"]["mean"] * SECONDS_A_DAY * found.chosen.capacity.rows
+    return predictions, found.chosen.per_day, told["notes"]
+
+
+def _actual(
+    project: Project, storage: Storage, version: str, begin: dt.datetime | None, end: dt.datetime | None
+) -> tuple[float, float, list[str]]:
+    """Predictions and cost of serving them, a day, as it was."""
+    found = spent(project, storage, begin, end)
+    if any(each["name"] == project.project and each["cost"] is None for each in found["shares"]):
+        raise DataError(f"what serving has cost is not known: {found['notes'][-1]}")
+    own = [v for v in found["versions"] if (v["model"], v["version"]) == (project.project, version)]
+    days = found["hours"] / HOURS_A_DAY
+    if not own or not days:
+        raise DataError(f"version {version} of {project.project!r} answered nothing then")
+    return own[0]["predictions"] / days, own[0]["cost"] / days, found["notes"]
+
+
+# ---------------------------------------------------------------- prices
+
+
+def read_text(file: Path) -> str:
+    """The text of a file that is brought in; raises `DataError` where it cannot be read."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=str(file)) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"not UTF-8 text (byte {error.start})", file=str(file)) from None
+
+
+def import_prices(format: str, file: Path, output: Path, asked: Asked, *, replace: bool = False) -> Document:
+    """Writes the prices of an export into a file of prices: `{"output", "prices", "currency", "notes"}`.
+
+    Raises `UsageError` where the file is there already, unless it is to be replaced.
+    """
+    if output.exists() and not replace:
+        raise UsageError(f"{output} is there already: name another, or say --replace")
+    found = exports.imported(format, read_text(file), asked)
+    text = prices.text(found.prices, HEAD.format(file=file.name, format=format))
+    save(output, text)
+    count, currency = len(found.prices), found.prices[0].currency
+    return {"output": str(output), "prices": count, "currency": currency, "notes": found.notes}
+
+
+def save(file: Path, text: str) -> None:
+    """Writes a file of text, whole or not at all; raises `UsageError` where it cannot be."""
+    try:
+        with replacing(file.absolute()) as made:
+            made.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot write {file}: {error.strerror}") from None
+
+
+def modified(file: Path) -> dt.date:
+    """The day on which a file was written last; raises `DataError` where there is none."""
+    try:
+        return dt.datetime.fromtimestamp(file.stat().st_mtime, dt.UTC).date()
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}", file=str(file)) from None

@@ -1,0 +1,297 @@
+"""The commands of costs: from a project's own words, what was measured and what ran, to tables and pages."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import polars as pl
+import pytest
+import yaml
+
+from mlops_ray import cli, config
+from mlops_ray.cluster import costs
+from mlops_ray.config import Project
+from mlops_ray.cost import prices
+from mlops_ray.data import prediction_log
+from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
+from mlops_ray.storage import Storage
+from tests.cost.cases import measured
+from tests.serving import packages
+
+PRICES = """\
+currency: EUR
+source: a test
+date: 2026-11-01
+machines:
+  - {type: small, vcpu: 2, per_hour: 0.1}
+  - {type: other, vcpu: 8, per_hour: 0.01}
+"""
+#: The hour of which there is a journal, in seconds since 1970.
+BEGIN = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp())
+WORTH = {"value_per_prediction": {"amount": 0.001, "currency": "EUR"}}
+LOAD = {"load": 50}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A project whose champion is version 3, measured on `small`, and prices that never get old."""
+    (tmp_path / "prices.yaml").write_text(PRICES)
+    write(tmp_path, LOAD | WORTH)
+    project, storage = opened(tmp_path / "project.yaml")
+    packed = packages.write(storage.path("packages", "three"), project, 2.0)
+    packages.crown(storage, packages.NAME, 3, packed)
+    storage.write_json(measured(model=packages.NAME).to_json(), costs.CAPACITY, packages.NAME, "one.json")
+    return tmp_path / "project.yaml"
+
+
+def write(folder: Path, cost: dict[str, Any]) -> Path:
+    more: dict[str, Any] = {"serving": {"replicas": {"min": 1, "max": 4}}}
+    more["cost"] = {"prices": "prices.yaml", "max_age": "36500d"} | cost
+    (folder / "project.yaml").write_text(yaml.safe_dump(packages.PROJECT | more))
+    return folder / "project.yaml"
+
+
+def opened(file: Path) -> tuple[Project, Storage]:
+    project = config.load(file, {})
+    return project, Storage.open(project.storage)
+
+
+def ran(storage: Storage, **more: Any) -> None:
+    """An hour of one node with one replica, in two entries; the second is followed by half a line."""
+    replicas = {packages.NAME: {"count": 1, "cpu": 1, "gpu": 0}}
+    on = {"node": "n", "type": "small", "cpus": 2, "gpus": 0, "spot": False, "replicas": replicas, "jobs": {}}
+    lines = [{"at": BEGIN + 1800 * half, "seconds": 1800, "nodes": [on | more]} for half in (1, 2)]
+    storage.path("cost", "nodes.jsonl").write_bytes(
+        b"\n".join(map(orjson.dumps, lines)) + b'\n{"at": 1, "sec'
+    )
+
+
+def answered(storage: Storage, counts: dict[str, int], route: str = prediction_log.CHAMPION) -> None:
+    """Rows that versions answered half an hour after the journal begins."""
+    at = datetime.fromtimestamp(BEGIN + 1800, UTC)
+    rows = [
+        {"at": at, "request_id": f"{v}-{n}", "row": 0, "model_version": v, "route": route, "prediction": 1.0}
+        for v, count in counts.items()
+        for n in range(count)
+    ]
+    frame = pl.DataFrame(rows, schema={name: prediction_log.ABOUT[name] for name in rows[0]})
+    day = f"date={at:%Y-%m-%d}"
+    frame.write_parquet(storage.path(prediction_log.FOLDER, packages.NAME, day, f"{route}-1.parquet"))
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    cli.app([*arguments, "--json"], standalone_mode=False)
+    return json.loads(capsys.readouterr().out)
+
+
+# ---------------------------------------------------------------- plan
+
+
+def test_a_plan_is_of_the_live_version_and_prints_its_reasons(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = said(capsys, "cost", str(file), "--plan")
+    assert (found["model"], found["version"], found["notes"]) == (packages.NAME, "3", [])
+    chosen = found["options"][found["chosen"]]
+    # 50 requests a second, at 70 % of 50 a replica: two, which one node of 0.10 EUR holds.
+    assert (chosen["machine"], chosen["replicas"], chosen["nodes"]) == ("small", [2] * 24, [1] * 24)
+    assert chosen["per_day"] == pytest.approx(2.4)
+    cli.app(["cost", str(file), "--plan"], standalone_mode=False)
+    out = capsys.readouterr().out
+    assert "small is the cheapest" in out
+    assert "Not measured, so not chosen: other." in out
+
+
+def test_a_machine_that_was_never_measured_is_guessed_where_asked_for_and_not_chosen(file: Path) -> None:
+    guessed = costs.plan(*opened(file), estimate=True)
+    other = next(each for each in guessed["options"] if each["machine"] == "other")
+    assert other["estimated"] == "measured on small, as if the cores of other were as fast"
+    assert guessed["options"][guessed["chosen"]]["machine"] == "small"
+
+
+def test_where_the_live_version_was_not_measured_the_plan_says_of_which_it_is(file: Path) -> None:
+    project, storage = opened(file)
+    (storage.root / costs.CAPACITY / packages.NAME / "one.json").unlink()
+    assert "was not measured yet: mlops-ray loadtest" in costs.plan(project, storage)["notes"][0]
+    older = measured(model=packages.NAME, version="2").to_json()
+    storage.write_json(older, costs.CAPACITY, packages.NAME, "two.json")
+    found = costs.plan(project, storage)
+    assert found["notes"] == ["version 3, which is live, was not measured: this is of version 2"]
+
+
+def test_a_load_that_was_recorded_is_planned_for(file: Path) -> None:
+    (file.parent / "load.csv").write_text("seconds,rate\n0,10\n3600,60\n")
+    write(file.parent, {"load": {"recorded": "load.csv"}})
+    assert costs.plan(*opened(file))["load"] == {"mean": 35, "peak": 60}
+    for text in ("seconds,rate\n0,10\n3600,many\n", "seconds,rate\n0,1\n5,-1\n", "at,rate\n0,1\n"):
+        (file.parent / "load.csv").write_text(text)
+        with pytest.raises(
+            DataError, match=r"load\.csv, row [23]: a recorded load has numbers in the columns"
+        ):
+            costs.plan(*opened(file))
+
+
+def test_what_a_plan_needs_and_the_project_does_not_say_is_named_with_its_place(file: Path) -> None:
+    write(file.parent, {})
+    with pytest.raises(ConfigError, match=r"project.yaml:\d+: cost.load: no load is declared"):
+        costs.plan(*opened(file))
+    write(file.parent, LOAD | {"prices": None})
+    with pytest.raises(ConfigError, match=r"cost.prices: no prices are named"):
+        costs.plan(*opened(file))
+    dollars = {"value_per_prediction": {"amount": 1, "currency": "USD"}}
+    write(file.parent, LOAD | dollars)
+    with pytest.raises(ConfigError, match="are in EUR, and what a prediction is worth in USD"):
+        costs.plan(*opened(file))
+
+
+def test_old_prices_are_used_with_a_warning(file: Path) -> None:
+    write(file.parent, LOAD | {"max_age": "1s"})
+    (note,) = costs.plan(*opened(file))["notes"]
+    assert note == "2 of 2 prices are older than 1s, or of the future; that of small is of 2026-11-01"
+
+
+def test_a_damaged_record_of_a_capacity_is_an_error_with_its_file(file: Path) -> None:
+    project, storage = opened(file)
+    storage.write_json({"model": packages.NAME}, costs.CAPACITY, packages.NAME, "two.json")
+    with pytest.raises(DataError, match=r"two\.json: this is no record of a capacity"):
+        costs.plan(project, storage)
+
+
+# ---------------------------------------------------------------- what was spent
+
+
+def test_what_was_spent_is_told_by_version_and_machine_shadow_copies_left_out(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, storage = opened(file)
+    ran(storage)
+    answered(storage, {"2": 100, "3": 300})
+    answered(storage, {"4": 50}, prediction_log.SHADOW)
+    page = file.parent / "costs.html"
+    found = said(capsys, "cost", str(file), "--html", str(page))
+    assert (found["from"], found["to"]) == ("2026-11-02T12:00:00+00:00", "2026-11-02T13:00:00+00:00")
+    assert found["total"] == pytest.approx(0.1)
+    versions = [(v["version"], v["predictions"], round(v["cost"], 9)) for v in found["versions"]]
+    assert versions == [("2", 100, 0.025), ("3", 300, 0.075)]
+    assert [v["per_1000"] for v in found["versions"]] == [pytest.approx(0.25)] * 2
+    assert found["shares"] == [
+        {
+            "kind": "model",
+            "name": packages.NAME,
+            "machine": "small",
+            "spot": False,
+            "node_hours": 1.0,
+            "reserved_hours": 1.0,
+            "cost": pytest.approx(0.1),
+        }
+    ]
+    text = page.read_text()
+    assert "0.25 EUR" in text
+    assert "idle included" in text
+    cli.app(["cost", str(file)], standalone_mode=False)
+    assert "0.25 EUR" in capsys.readouterr().out
+
+
+def test_only_what_was_metered_in_the_time_asked_for_counts(file: Path) -> None:
+    project, storage = opened(file)
+    half = datetime.fromtimestamp(BEGIN + 1800, UTC)
+    with pytest.raises(DataError, match="nothing was metered then"):
+        costs.spent(project, storage, None, None)
+    ran(storage)
+    assert costs.spent(project, storage, half, None)["total"] == pytest.approx(0.05)
+    assert costs.spent(project, storage, None, half)["total"] == pytest.approx(0.05)
+    with pytest.raises(DataError, match="nothing was metered then"):
+        costs.spent(project, storage, datetime.fromtimestamp(BEGIN + 3600, UTC), None)
+
+
+def test_machines_without_a_price_are_told_and_not_counted(file: Path) -> None:
+    project, storage = opened(file)
+    ran(storage, type="odd<script>")
+    found = costs.spent(project, storage, None, None)
+    assert found["total"] == 0
+    assert found["notes"] == ["not counted, since the prices have none, or several, of them: odd<script>"]
+    assert "<script>" not in costs.html(found)
+    answered(storage, {"3": 10})
+    with pytest.raises(DataError, match="what serving has cost is not known: not counted, since"):
+        costs.profit(project, storage, datetime.fromtimestamp(BEGIN, UTC), None)
+
+
+def test_a_page_of_what_was_spent_is_not_one_of_a_plan(file: Path) -> None:
+    with pytest.raises(UsageError, match="leave out --plan"):
+        cli.app(["cost", str(file), "--plan", "--html", "a.html"], standalone_mode=False)
+
+
+# ---------------------------------------------------------------- profit
+
+
+def test_profit_by_the_plan_by_hand(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """4.32 million predictions of 0.001 EUR are 4,320 EUR a day; serving them costs 2.40 EUR."""
+    found = said(capsys, "profit", str(file))
+    assert (found["version"], found["by"], found["predictions"]) == ("3", "the plan", 4_320_000)
+    assert found["profit"] == pytest.approx(4317.6)
+    assert found["break_even_price"] == pytest.approx(2.4 / 4_320_000)
+    assert found["break_even_volume"] == pytest.approx(2400)
+
+
+def test_profit_by_what_was_spent_counts_what_errors_cost(file: Path) -> None:
+    """300 of 400 in an hour are 7,200 a day, for 1.80 EUR; each loses 0.041 · 0.01 EUR of 0.001."""
+    write(file.parent, WORTH | {"value": {"per_unit_of_error": {"amount": 0.01, "currency": "EUR"}}})
+    project, storage = opened(file)
+    ran(storage)
+    answered(storage, {"2": 100, "3": 300})
+    found = costs.profit(project, storage, datetime.fromtimestamp(BEGIN, UTC), None)
+    assert (found["predictions"], found["serving"]) == (pytest.approx(7200), pytest.approx(1.8))
+    assert found["worth"] == pytest.approx(0.00059)
+    assert found["profit"] == pytest.approx(7200 * 0.00059 - 1.8)
+    assert found["break_even_price"] == pytest.approx(0.00041 + 1.8 / 7200)
+
+
+def test_profit_without_a_worth_a_version_or_a_plan_says_what_is_missing(file: Path) -> None:
+    project, storage = opened(file)
+    write(file.parent, LOAD)
+    with pytest.raises(ConfigError, match="it is not said what a prediction is worth"):
+        costs.profit(*opened(file), None, None)
+    (storage.root / costs.CAPACITY / packages.NAME / "one.json").unlink()
+    with pytest.raises(DataError, match="Nothing that was measured can be chosen"):
+        costs.profit(project, storage, None, None)
+    with pytest.raises(ReleaseError, match="no version of 'rows' is live yet"):
+        costs.profit(project, Storage.open(str(file.parent / "empty")), None, None)
+
+
+# ---------------------------------------------------------------- prices
+
+
+def test_prices_are_brought_in_as_a_file_that_a_project_can_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, output = tmp_path / "mine.csv", tmp_path / "prices.yaml"
+    table.write_text("\ufefftype,vcpu,price,region\nsmall,2,0.1,eu\nbig,8,0.4,eu\nbig,8,0.3,us\n")
+    arguments = ["--output", str(output), "--currency", "EUR", "--column", "per_hour=price", "--region", "eu"]
+    command = ["prices", "import", "csv", str(table), *arguments, "--date", "2026-11-01"]
+    found = said(capsys, *command)
+    assert found == {"output": str(output), "prices": 2, "currency": "EUR", "notes": []}
+    listed = prices.load(output)
+    assert [(price.type, price.per_hour, price.source) for price in listed.prices] == [
+        ("small", 0.1, "mine.csv"),
+        ("big", 0.4, "mine.csv"),
+    ]
+    before = output.read_text()
+    with pytest.raises(UsageError, match="is there already: name another, or say --replace"):
+        cli.app(command, standalone_mode=False)
+    assert output.read_text() == before
+
+
+def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
+    for arguments, says in (
+        (["csv", str(tmp_path / "none.csv"), "--output", "x.yaml"], "none.csv: cannot be read"),
+        (["csv", str(tmp_path / "a.csv"), "--output", str(tmp_path / "no" / "x.yaml")], "cannot write"),
+        (
+            ["csv", str(tmp_path / "a.csv"), "--output", "x.yaml", "--column", "a"],
+            "names no column of each side",
+        ),
+    ):
+        (tmp_path / "a.csv").write_text("type,vcpu,per_hour,currency\na,1,1,EUR\n")
+        with pytest.raises((DataError, UsageError), match=says):
+            cli.app(["prices", "import", *arguments], standalone_mode=False)
