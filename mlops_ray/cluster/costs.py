@@ -9,14 +9,14 @@ import datetime as dt
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
 import polars as pl
 
 from mlops_ray import pages
+from mlops_ray.cluster import meter
 from mlops_ray.config import Project, Recorded, duration_in_words
 from mlops_ray.cost import actual, exports, model, prices
 from mlops_ray.cost import profit as profits
@@ -34,7 +34,7 @@ from mlops_ray.registry import package as packages
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage, replacing
 
-FOLDER, CAPACITY = "cost", "capacity"
+CAPACITY = "capacity"
 SECONDS_A_DAY = 86_400.0
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
 
@@ -188,7 +188,7 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     "notes"}`; `cost` is `None` of machines without a price. Raises `DataError` where nothing was metered.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, math.inf)))
-    entries = [entry for entry in _journal(storage) if first <= _middle(entry) < last]
+    entries = [entry for entry in meter.entries(storage) if first <= _middle(entry) < last]
     if not entries:
         raise DataError("nothing was metered then")
     listed, notes = priced(project)
@@ -211,17 +211,6 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
         "versions": [_told(each) for each in actual.by_version(shares, uses)],
         "notes": notes,
     }
-
-
-def _journal(storage: Storage) -> Iterator[Document]:
-    """The entries of the journal of nodes; a line that was begun and not ended is none."""
-    for path in sorted(storage.root.glob(f"{FOLDER}/[!.]*.jsonl")):
-        with path.open("rb") as lines:
-            for line in lines:
-                try:
-                    yield orjson.loads(line)
-                except orjson.JSONDecodeError:
-                    continue
 
 
 def _middle(entry: Document) -> float:

@@ -1,7 +1,7 @@
-"""The process of the loop: one deployment of Serve without a route, whose retrainings are Ray jobs.
+"""The process that trains again and counts costs: one deployment of Serve without a route.
 
-It stands on nobody's path, and needs no CPU of its own. A job outlives it; who comes after finds the job by
-its id.
+Retrainings are Ray jobs. It stands on nobody's path, and needs no CPU of its own. A job outlives it; who
+comes after finds the job by its id.
 """
 
 import os
@@ -15,6 +15,7 @@ from ray import serve
 from ray.job_submission import JobSubmissionClient
 
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
+from mlops_ray.cluster.meter import Meter, Node, Replica
 from mlops_ray.cluster.retraining import GIVES_WAY
 from mlops_ray.errors import ClusterError, one_line
 from mlops_ray.serving.reconciler import Single, single
@@ -26,15 +27,17 @@ POLL_S = 2.0
 
 
 class Looping(Single):
-    """The process that closes the loop of a storage's models for as long as it lives."""
+    """The process that closes the loop of a storage's models, and meters them, for as long as it lives."""
 
     LOCK, PROCESS = (FOLDER, ".lock"), "loop"
 
     def _work(self) -> None:
         os.nice(GIVES_WAY)
         loop = Loop(self._storage, RayJobs(str(self._storage.root)))
+        meter = Meter(self._storage, RayCluster())
         while not self._ended.wait(POLL_S):
             loop.tick()
+            meter.tick()
 
 
 @dataclass
@@ -77,6 +80,38 @@ class RayJobs:
             f"a trial needs {settings.cpus:g} CPUs (training.search.resources), and {all_of - free:g} of "
             f"{all_of:g} are held by replicas (serving.resources) and others: it begins when they are free"
         )
+
+
+class RayCluster:
+    """What runs on the cluster that this process belongs to (meter.Cluster)."""
+
+    def nodes(self) -> list[Node]:
+        free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
+        return [
+            Node(
+                node["NodeID"],
+                node["Labels"],
+                *(node["Resources"].get(what, 0.0) for what in ("CPU", "GPU")),
+                *(free.get(node["NodeID"], {}).get(what, 0.0) for what in ("CPU", "GPU")),
+            )
+            for node in ray.nodes()  # type: ignore[no-untyped-call]
+            if node["Alive"]
+        ]
+
+    def replicas(self) -> list[Replica]:
+        """Those that run or start: what Serve says of the models of this service."""
+        details = serve.context._get_global_client().get_serve_details()  # type: ignore[union-attr]
+        found = []
+        for model, application in details["applications"].items():
+            for deployment in application["deployments"].values():
+                held = deployment["deployment_config"]["ray_actor_options"]
+                size = float(held.get("num_cpus", 1.0)), float(held.get("num_gpus", 0.0))
+                found += [
+                    Replica(each["node_id"], model, *size)
+                    for each in deployment["replicas"]
+                    if each["node_id"]
+                ]
+        return found
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import costs, loop, looper, releases, training
+from mlops_ray.cluster import costs, loop, looper, meter, releases, training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -295,12 +295,16 @@ class Pipeline:
         )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
             loops = loop.settle(self.project, self.storage)
+            priced = self.project.cost.prices is not None
+            meters = meter.settle(
+                self.project, self.storage, costs.priced(self.project)[0] if priced else None
+            )
             deployed = deploy.deploy(
                 self.project,
                 self.storage,
                 http_port=cluster.http_port,
                 listener=listener,
-                beside={looper.APPLICATION: looper.deployment} if loops else {},
+                beside={looper.APPLICATION: looper.deployment} if loops or meters else {},
             )
             started = ", ".join(deployed.started)
             result["said"] = (

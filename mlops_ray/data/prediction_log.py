@@ -260,6 +260,16 @@ class _Counters:
         self._file.close()
 
 
+def answered(storage: Storage, model: str) -> int:
+    """Rows that were answered, by all replicas there have been, those of shadow copies among them."""
+    total = 0
+    for path in (storage.root / FOLDER / model / COUNTERS).glob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            kept = path.read_bytes()
+            total += COUNTS.unpack(kept)[0] if len(kept) == COUNTS.size else 0
+    return total
+
+
 def lost(storage: Storage, model: str) -> int:
     """Rows that were answered and will not be found in the log: those of the living and of the dead."""
     folder = storage.root / FOLDER / model / COUNTERS

@@ -1,0 +1,307 @@
+"""What runs on which node, written down as it goes: what costs are made of.
+
+    cost/DAY.jsonl             what ran, a line a minute (`mlops_ray.cost.actual.metered`), and `answered`:
+                               by model the rows that replicas answered since the line before
+    cost/MODEL.json            what a model costs, for the page and Prometheus
+    cost/settings/MODEL.json   the prices that the model's project names, its machine and its budget
+
+`Meter` holds nothing that is not on disk but when it last looked, and may be killed at any moment: what ran
+while nobody looked, for longer than a few minutes, is not counted.
+"""
+
+import datetime as dt
+import logging
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import orjson
+
+from mlops_ray.config import Project
+from mlops_ray.cost import actual
+from mlops_ray.cost.prices import Price, PriceList
+from mlops_ray.data import prediction_log
+from mlops_ray.errors import safe
+from mlops_ray.storage import Storage
+
+FOLDER = "cost"
+SETTINGS = f"{FOLDER}/settings"
+#: How often is looked, and for how long after a look it is taken for granted that the same ran.
+EVERY_S, LONGEST_S = 60.0, 180.0
+DAY_S = 86_400.0
+#: What 1,000 predictions cost is said of the days that have begun in this time: today, and yesterday.
+RECENT_S = 2 * DAY_S
+FORMAT_VERSION = 1
+#: Labels of a node that say its type in the prices, and that it may be taken away at any time.
+MACHINE, MARKET, SPOT = "machine", "ray.io/market-type", "spot"
+#: Of a resource less than this is rounding.
+LEAST = 1e-3
+#: What uses a node beside replicas: trials, tasks and actors of jobs.
+JOBS = "jobs"
+
+Document = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class Node(NamedTuple):
+    """A node of the cluster now: its labels, and the CPUs and GPUs that it has, and that nobody holds."""
+
+    id: str
+    labels: Mapping[str, str]
+    cpus: float
+    gpus: float
+    free_cpus: float
+    free_gpus: float
+
+
+class Replica(NamedTuple):
+    """A replica of a model, and what it holds of the node."""
+
+    node: str
+    model: str
+    cpu: float
+    gpu: float
+
+
+class Cluster(Protocol):
+    """What runs (RayCluster)."""
+
+    def nodes(self) -> Sequence[Node]: ...
+
+    def replicas(self) -> Sequence[Replica]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a project says: its prices, the region and the type of machine of nodes that do not say theirs."""
+
+    prices: tuple[Mapping[str, Any], ...]
+    region: str | None
+    machine: str
+
+    @property
+    def listed(self) -> PriceList:
+        return PriceList(tuple(_price(each) for each in self.prices))
+
+
+def _price(said: Mapping[str, Any]) -> Price:
+    return Price(**{**said, "date": dt.date.fromisoformat(said["date"])})
+
+
+def settle(project: Project, storage: Storage, prices: PriceList | None) -> bool:
+    """Has the meter count by a project's prices; whether there are any."""
+    path = storage.path(SETTINGS, f"{project.project}.json")
+    if prices is None:
+        path.unlink(missing_ok=True)
+        return False
+    told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in prices.prices)
+    storage.write_json(
+        asdict(Settings(told, project.cost.region, project.cost.machine or "")), SETTINGS, path.name
+    )
+    return True
+
+
+# ---------------------------------------------------------------- a line of the journal
+
+
+def entry(
+    at: float,
+    seconds: float,
+    nodes: Sequence[Node],
+    replicas: Sequence[Replica],
+    machine: str,
+    answered: Mapping[str, int],
+) -> Document:
+    """What ran in the `seconds` up to `at`: a line of the journal. Nodes of no type are of `machine`.
+
+    >>> node, replica = Node("a", {}, 4, 0, 1, 0), Replica("a", "m", 1, 0)
+    >>> entry(60.0, 60.0, [node], [replica, replica], "small", {})["nodes"]
+    [{'type': 'small', 'spot': False, 'cpus': 4, 'gpus': 0,
+      'replicas': {'m': {'count': 2, 'cpu': 1.0, 'gpu': 0.0}},
+      'jobs': {'jobs': {'count': 1, 'cpu': 1.0, 'gpu': 0.0}}}]
+    """
+    on: dict[str, list[Replica]] = defaultdict(list)
+    for replica in replicas:
+        on[replica.node].append(replica)
+    told = [_node(node, on[node.id], machine) for node in nodes]
+    return {"at": at, "seconds": seconds, "nodes": told, "answered": dict(answered)}
+
+
+def _node(node: Node, on: Sequence[Replica], machine: str) -> Document:
+    cpu = node.cpus - node.free_cpus - math.fsum(each.cpu for each in on)
+    gpu = node.gpus - node.free_gpus - math.fsum(each.gpu for each in on)
+    works = cpu > LEAST or gpu > LEAST
+    return {
+        "type": node.labels.get(MACHINE, machine),
+        "spot": node.labels.get(MARKET) == SPOT,
+        "cpus": node.cpus,
+        "gpus": node.gpus,
+        "replicas": {model: _held([each for each in on if each.model == model]) for model in _models(on)},
+        "jobs": {JOBS: {"count": 1, "cpu": max(cpu, 0.0), "gpu": max(gpu, 0.0)}} if works else {},
+    }
+
+
+def _models(on: Sequence[Replica]) -> list[str]:
+    return sorted({each.model for each in on})
+
+
+def _held(own: Sequence[Replica]) -> Document:
+    """What replicas of a model hold, each on average: while their size is changed there are two."""
+    count = len(own)
+    return {
+        "count": count,
+        "cpu": math.fsum(each.cpu for each in own) / count,
+        "gpu": math.fsum(each.gpu for each in own) / count,
+    }
+
+
+def append(storage: Storage, line: Document) -> None:
+    """Adds a line to the journal of its day; one that a killed process has begun is no line."""
+    path = journal_of(storage, line["at"])
+    path.parent.mkdir(exist_ok=True)
+    with path.open("ab") as file:
+        ends = b"" if _is_ended(path) else b"\n"
+        file.write(ends + orjson.dumps(line) + b"\n")
+
+
+def journal_of(storage: Storage, at: float) -> Path:
+    """The file of the day of an instant, UTC."""
+    return storage.root / FOLDER / f"{dt.datetime.fromtimestamp(at, dt.UTC).date()}.jsonl"
+
+
+def _is_ended(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        if not file.tell():
+            return True
+        file.seek(-1, 2)
+        return file.read() == b"\n"
+
+
+def journal(path: Path) -> Iterator[Document]:
+    """The lines of a day's journal; one that was begun and not ended is none."""
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                yield orjson.loads(line)
+            except orjson.JSONDecodeError:
+                continue
+
+
+def entries(storage: Storage) -> Iterator[Document]:
+    """All lines, oldest first."""
+    for path in sorted(storage.root.glob(f"{FOLDER}/[!.]*.jsonl")):
+        yield from journal(path)
+
+
+# ---------------------------------------------------------------- what a model costs
+
+
+class Day(NamedTuple):
+    """What a model cost on a day, which begins at `at`, by type of machine, and the rows that it answered."""
+
+    at: int
+    cost: float
+    answered: int
+    parts: Mapping[str, float]
+
+
+def day(lines: Sequence[Mapping[str, Any]], at: int, model: str, settings: Settings) -> Day:
+    """What the lines of a day say of a model; a machine without a price costs nothing."""
+    parts: dict[str, float] = defaultdict(float)
+    for share in actual.metered(lines, settings.listed, settings.region):
+        if (share.kind, share.name) == ("model", model):
+            parts[share.machine + " (spot)" * share.spot] += share.cost or 0.0
+    answered = sum(int(line.get("answered", {}).get(model, 0)) for line in lines)
+    return Day(at, math.fsum(parts.values()), answered, dict(parts))
+
+
+def document(model: str, days: Sequence[Day], currency: str, now: float) -> Document:
+    """What the page and Prometheus say of a model, of its days, oldest first; `total` is of all of them.
+
+    1,000 predictions cost what was spent, today and yesterday, for those that were answered, idle included.
+    """
+    recent = [each for each in days if each.at > now - RECENT_S]
+    cost, answered = math.fsum(each.cost for each in recent), sum(each.answered for each in recent)
+    parts: Counter[str] = Counter()
+    for each in recent:
+        parts.update(each.parts)
+    return {
+        "format": FORMAT_VERSION,
+        "model": model,
+        "at": now,
+        "per_1000": {"amount": 1000 * cost / answered, "currency": currency} if answered else None,
+        "answered": answered,
+        "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
+        "days": [list(each) for each in days],
+        "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
+    }
+
+
+# ---------------------------------------------------------------- doing it
+
+
+@dataclass
+class Meter:
+    """`tick` writes a line where one is due, and what it comes to."""
+
+    storage: Storage
+    cluster: Cluster
+    clock: Callable[[], float] = time.time
+    _looked_at: float | None = None
+    _answered: dict[str, int] = field(default_factory=dict)
+    #: What was last wrong: it is said once.
+    _wrong: str = ""
+
+    def tick(self) -> None:
+        """What is wrong waits for the next look."""
+        try:
+            self._look()
+            self._wrong = ""
+        except Exception as error:  # noqa: BLE001 - the next look tries again
+            if safe(error) != self._wrong:
+                logger.error("what runs is not metered (%s)", safe(error))
+            self._wrong = safe(error)
+
+    def _look(self) -> None:
+        now, before = self.clock(), self._looked_at
+        if before is not None and 0 <= now - before < EVERY_S:
+            return
+        named = settings(self.storage)
+        counts = {model: prediction_log.answered(self.storage, model) for model in named}
+        more = {model: max(0, count - self._answered.get(model, count)) for model, count in counts.items()}
+        self._looked_at, self._answered = now, counts
+        if before is None or now < before or not named:
+            return
+        # Of a cluster whose projects differ, nodes that do not say their type are of the first one's.
+        machine = next((each.machine for each in named.values() if each.machine), "")
+        nodes, replicas = self.cluster.nodes(), self.cluster.replicas()
+        append(self.storage, entry(now, min(now - before, LONGEST_S), nodes, replicas, machine, more))
+        for model, said in named.items():
+            self._sum_up(model, said, now)
+
+    def _sum_up(self, model: str, said: Settings, now: float) -> None:
+        """Counts anew the days of which lines may not have been counted, today and that of the last time."""
+        known = self.storage.read_json(FOLDER, f"{model}.json") or {"at": now, "days": []}
+        days = {each.at: each for each in (Day(*each) for each in known["days"])}
+        for at in {int(when // DAY_S * DAY_S) for when in (known["at"], now)}:
+            path = journal_of(self.storage, at)
+            if path.exists():
+                days[at] = day(list(journal(path)), at, model, said)
+        ordered = [days[at] for at in sorted(days)]
+        told = document(model, ordered, said.listed.currency, now)
+        self.storage.write_json(told, FOLDER, f"{model}.json")
+
+
+def settings(storage: Storage) -> dict[str, Settings]:
+    """By model, what projects say that name prices."""
+    found = {}
+    for path in sorted(storage.root.joinpath(SETTINGS).glob("[!.]*.json")):
+        said = storage.read_json(SETTINGS, path.name)
+        if said is not None:
+            found[path.stem] = Settings(**said | {"prices": tuple(said["prices"])})
+    return found

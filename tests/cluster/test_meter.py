@@ -1,0 +1,206 @@
+"""What runs is written down minute by minute, and comes to the bill, whoever dies."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_ray.cluster import meter
+from mlops_ray.cluster.meter import DAY_S, LONGEST_S, Meter, Node, Replica
+from mlops_ray.cost import actual
+from mlops_ray.data import prediction_log
+from mlops_ray.data.prediction_log import COUNTERS, COUNTS
+from mlops_ray.storage import Storage
+from tests.cost.cases import listed, machine
+from tests.serving import packages
+
+NAME = packages.NAME
+#: A midnight, and what the one node costs an hour.
+MIDNIGHT, PER_HOUR = 20_000 * DAY_S, 0.6
+
+
+@dataclass
+class Running:
+    """A node of two CPUs with a replica that holds one."""
+
+    on: Sequence[Node] = (Node("a", {}, 2.0, 0.0, 1.0, 0.0),)
+    held: Sequence[Replica] = (Replica("a", NAME, 1.0, 0.0),)
+
+    def nodes(self) -> Sequence[Node]:
+        return self.on
+
+    def replicas(self) -> Sequence[Replica]:
+        return self.held
+
+
+@dataclass
+class World:
+    storage: Storage
+    now: float = MIDNIGHT + 3600
+    running: Running = field(default_factory=Running)
+
+    def __post_init__(self) -> None:
+        project = packages.project(self.storage, cost={"machine": "small"})
+        assert meter.settle(project, self.storage, listed(machine("small", per_hour=PER_HOUR)))
+        self.start()
+
+    def start(self) -> None:
+        """Another process takes over."""
+        self.meter = Meter(self.storage, self.running, lambda: self.now)
+
+    def tick(self, minutes: int = 0) -> None:
+        """A look, and one after each of so many minutes."""
+        self.meter.tick()
+        for _ in range(minutes):
+            self.now += 60
+            self.meter.tick()
+
+    def answered(self, rows: int, replica: str = "one") -> None:
+        """So many rows in all, by a replica."""
+        path = self.storage.path(prediction_log.FOLDER, NAME, COUNTERS, replica)
+        path.write_bytes(COUNTS.pack(rows, rows, 0))
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        return dict(self.storage.read_json(meter.FOLDER, f"{NAME}.json"))
+
+    def journal(self) -> list[dict[str, Any]]:
+        return list(meter.entries(self.storage))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(Storage.open(str(tmp_path)))
+
+
+def test_each_minute_is_a_line_and_the_replicas_bear_the_whole_bill(world: World) -> None:
+    world.tick(60)
+    assert [line["seconds"] for line in world.journal()] == [60.0] * 60
+    assert world.journal()[0]["nodes"] == [
+        {
+            "type": "small",
+            "spot": False,
+            "cpus": 2.0,
+            "gpus": 0.0,
+            "replicas": {NAME: {"count": 1, "cpu": 1.0, "gpu": 0.0}},
+            "jobs": {},
+        }
+    ]
+    # Half of the node is nobody's, and is paid too.
+    assert world.cost["total"] == {"amount": pytest.approx(PER_HOUR), "currency": "EUR"}
+    assert world.cost["parts"] == [{"name": "small", "amount": pytest.approx(PER_HOUR)}]
+    assert world.cost["per_1000"] is None
+
+
+def test_looks_in_between_write_nothing(world: World) -> None:
+    for _ in range(100):
+        world.meter.tick()
+        world.now += 1
+    assert [line["seconds"] for line in world.journal()] == [60.0]
+
+
+def test_a_thousand_predictions_cost_what_was_spent_for_them_idle_included(world: World) -> None:
+    world.answered(500)
+    world.tick()
+    # Of two replicas, one of which has died; what was answered before is of another time.
+    world.answered(1_500)
+    world.answered(2_000, "two")
+    world.tick(60)
+    assert world.cost["answered"] == 3_000
+    assert world.cost["per_1000"] == {"amount": pytest.approx(PER_HOUR / 3), "currency": "EUR"}
+
+
+def test_who_takes_over_goes_on_and_what_nobody_saw_is_not_counted(world: World) -> None:
+    world.tick(30)
+    world.now += 3600
+    world.start()
+    world.tick(30)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR)
+    # One that was only held up has seen that the same runs, but not for hours.
+    world.now += 3600
+    world.meter.tick()
+    assert world.journal()[-1]["seconds"] == LONGEST_S
+
+
+def test_a_clock_that_is_set_back_counts_nothing_twice(world: World) -> None:
+    world.tick(30)
+    world.now -= 600
+    world.tick(1)
+    assert len(world.journal()) == 31
+
+
+def test_days_stay_when_their_journals_are_gone(world: World) -> None:
+    world.now = MIDNIGHT - 120
+    world.tick(4)
+    days = world.cost["days"]
+    assert [day[0] for day in days] == [MIDNIGHT - DAY_S, MIDNIGHT]
+    # A line is of the day on which it ends.
+    assert [day[1] for day in days] == pytest.approx([PER_HOUR / 60, 3 * PER_HOUR / 60])
+    (world.storage.root / meter.FOLDER / "2024-10-03.jsonl").unlink()
+    world.tick(1)
+    assert [day[1] for day in world.cost["days"]] == pytest.approx([PER_HOUR / 60, 4 * PER_HOUR / 60])
+    assert world.cost["total"]["amount"] == pytest.approx(5 * PER_HOUR / 60)
+
+
+def test_a_line_that_was_begun_and_not_ended_is_none_and_spoils_no_other(world: World) -> None:
+    world.tick(2)
+    (path,) = (world.storage.root / meter.FOLDER).glob("*.jsonl")
+    with path.open("ab") as file:
+        file.write(b'{"at": 1, "seco')
+    world.tick(2)
+    assert len(world.journal()) == 4
+    assert world.cost["total"]["amount"] == pytest.approx(4 * PER_HOUR / 60)
+
+
+def test_a_node_says_what_it_is_and_jobs_bear_their_share(world: World) -> None:
+    labels = {meter.MACHINE: "big", meter.MARKET: meter.SPOT}
+    world.running.on = [Node("a", {}, 2.0, 0.0, 0.0, 0.0), Node("b", labels, 8.0, 1.0, 2.0, 0.0)]
+    world.running.held = [*Running.held, Replica("b", NAME, 2.0, 0.5), Replica("b", NAME, 1.0, 0.5)]
+    world.tick(1)
+    (line,) = world.journal()
+    small, big = line["nodes"]
+    assert small["jobs"] == {meter.JOBS: {"count": 1, "cpu": 1.0, "gpu": 0.0}}
+    assert (big["type"], big["spot"]) == ("big", True)
+    assert big["replicas"] == {NAME: {"count": 2, "cpu": 1.5, "gpu": 0.5}}
+    assert big["jobs"] == {meter.JOBS: {"count": 1, "cpu": 3.0, "gpu": 0.0}}
+    # Half of the small node; the big one has no price.
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 60 / 2)
+
+
+Held = list[tuple[str, float]]
+
+
+HELD = st.lists(st.tuples(st.sampled_from("xyz"), st.floats(0, 2)))
+
+
+@given(st.lists(st.tuples(st.floats(0.25, 8), HELD), min_size=1))
+def test_whatever_runs_the_shares_are_the_hours_of_the_nodes(running: list[tuple[float, Held]]) -> None:
+    nodes = [Node(str(at), {}, cpus, 0.0, cpus / 3, 0.0) for at, (cpus, _) in enumerate(running)]
+    replicas = [Replica(str(at), name, cpu, 0.0) for at, (_, on) in enumerate(running) for name, cpu in on]
+    line = json.loads(json.dumps(meter.entry(3600.0, 3600.0, nodes, replicas, "small", {})))
+    shares = actual.metered([line], listed(machine("small", per_hour=PER_HOUR)))
+    assert sum(share.node_hours for share in shares) == pytest.approx(len(nodes))
+    assert sum(share.cost or 0 for share in shares) == pytest.approx(len(nodes) * PER_HOUR)
+
+
+def test_what_cannot_be_asked_is_told_once_and_asked_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.tick(1)
+    nodes, world.running.nodes = world.running.nodes, None  # type: ignore[method-assign, assignment]
+    world.tick(3)
+    assert caplog.text.count("what runs is not metered") == 1
+    world.running.nodes = nodes  # type: ignore[method-assign]
+    world.tick(1)
+    assert len(world.journal()) == 2
+
+
+def test_without_prices_nothing_is_metered(world: World) -> None:
+    assert not meter.settle(packages.project(world.storage), world.storage, None)
+    world.tick(3)
+    assert world.journal() == []
