@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mlops_ray import audit
-from mlops_ray.cluster import releases
+from mlops_ray.cluster import meter, releases
 from mlops_ray.config import MICROSECONDS, Project, parse_duration
 from mlops_ray.errors import ClusterError, ConfigError, Once, safe
 from mlops_ray.monitoring import journal
@@ -106,13 +106,14 @@ class Retraining:
 class Seen:
     """What is known of a live version: its open alarm, the looks at it, oldest first, as the journal says.
 
-    `releasing` says of which version a release is under way, if one is.
+    `releasing` says of which version a release is under way, if one is; `held` why nothing is to be spent.
     """
 
     version: str | None = None
     episode: Episode | None = None
     looks: Sequence[Mapping[str, Any]] = ()
     releasing: str | None = None
+    held: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,8 @@ def decide(seen: Seen, past: Sequence[Retraining], settings: Settings, now: floa
     because = "; ".join(what["evidence"] for what in asking)
     if not any(look["at"] > max(what["since"] for what in asking) for look in seen.looks):
         return Decision("wait", "unconfirmed", f"the next look is to confirm it: {because}", found)
+    if seen.held:
+        return Decision("wait", "budget", seen.held, found)
     if (due := next_at(past, settings, now)) > now:
         return Decision("wait", "too soon", _not_before(due, past, settings), found)
     return Decision("retrain", "cause", because, found)
@@ -279,7 +282,8 @@ def see(storage: Storage, name: str) -> Seen:
     episode = Alarms.from_json(state["alarms"]).open if state.get("alarms") else None
     looks = journal.newest(storage, name, journal.LOOKS, MOST_BYTES) if episode else []
     of_champion = [look for look in looks if look["version"] == champion]
-    return Seen(champion, episode, of_champion, next(iter(pushed), challenger))
+    releasing = next(iter(pushed), challenger)
+    return Seen(champion, episode, of_champion, releasing, meter.held(storage, name))
 
 
 def begun(storage: Storage, id: str) -> Path:

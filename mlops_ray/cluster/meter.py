@@ -2,8 +2,9 @@
 
     cost/DAY.jsonl             what ran, a line a minute (`mlops_ray.cost.actual.metered`), and `answered`:
                                by model the rows that replicas answered since the line before
-    cost/MODEL.json            what a model costs, for the page and Prometheus
+    cost/MODEL.json            what a model costs, for the page, Prometheus and alerts
     cost/settings/MODEL.json   the prices that the model's project names, its machine and its budget
+    cost/holds/MODEL.json      is there while the day's budget is spent: no more replicas, no training
 
 `Meter` holds nothing that is not on disk but when it last looked, and may be killed at any moment: what ran
 while nobody looked, for longer than a few minutes, is not counted.
@@ -22,14 +23,14 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from mlops_ray.config import Project
-from mlops_ray.cost import actual
-from mlops_ray.cost.prices import Price, PriceList
+from mlops_ray.cost import actual, prices
+from mlops_ray.cost.prices import Price, PriceList, money
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import safe
 from mlops_ray.storage import Storage
 
 FOLDER = "cost"
-SETTINGS = f"{FOLDER}/settings"
+SETTINGS, HOLDS = f"{FOLDER}/settings", f"{FOLDER}/holds"
 #: How often is looked, and for how long after a look it is taken for granted that the same ran.
 EVERY_S, LONGEST_S = 60.0, 180.0
 DAY_S = 86_400.0
@@ -77,11 +78,18 @@ class Cluster(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What a project says: its prices, the region and the type of machine of nodes that do not say theirs."""
+    """What a project says: its prices, the region, the type of machine of nodes that do not say theirs.
+
+    `per_day` is the budget, of which `holds` says whether more is held back once it is spent; and there are
+    to be `least` replicas.
+    """
 
     prices: tuple[Mapping[str, Any], ...]
     region: str | None
     machine: str
+    per_day: float | None = None
+    holds: bool = False
+    least: int = 1
 
     @property
     def listed(self) -> PriceList:
@@ -92,16 +100,24 @@ def _price(said: Mapping[str, Any]) -> Price:
     return Price(**{**said, "date": dt.date.fromisoformat(said["date"])})
 
 
-def settle(project: Project, storage: Storage, prices: PriceList | None) -> bool:
-    """Has the meter count by a project's prices; whether there are any."""
+def settle(project: Project, storage: Storage) -> bool:
+    """Has the meter count by the prices that a project names; whether it names any."""
     path = storage.path(SETTINGS, f"{project.project}.json")
-    if prices is None:
+    if project.cost.prices is None:
         path.unlink(missing_ok=True)
         return False
-    told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in prices.prices)
-    storage.write_json(
-        asdict(Settings(told, project.cost.region, project.cost.machine or "")), SETTINGS, path.name
+    listed = prices.load(project.cost.prices)
+    told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in listed.prices)
+    cost, budget = project.cost, project.cost.budget
+    said = Settings(
+        told,
+        cost.region,
+        cost.machine or "",
+        budget and budget.per_day.amount,
+        budget is not None and budget.then == "hold",
+        project.serving.replicas.min,
     )
+    storage.write_json(asdict(said), SETTINGS, path.name)
     return True
 
 
@@ -202,29 +218,42 @@ def entries(storage: Storage) -> Iterator[Document]:
 
 
 class Day(NamedTuple):
-    """What a model cost on a day, which begins at `at`, by type of machine, and the rows that it answered."""
+    """What a model cost on a day, which begins at `at`, by type of machine, and the rows that it answered.
+
+    `jobs` is what trials, and all else that ran beside replicas, cost on that day.
+    """
 
     at: int
     cost: float
     answered: int
     parts: Mapping[str, float]
+    jobs: float
+
+    @property
+    def spent(self) -> float:
+        """What counts against a budget."""
+        return self.cost + self.jobs
 
 
 def day(lines: Sequence[Mapping[str, Any]], at: int, model: str, settings: Settings) -> Day:
     """What the lines of a day say of a model; a machine without a price costs nothing."""
     parts: dict[str, float] = defaultdict(float)
+    jobs = 0.0
     for share in actual.metered(lines, settings.listed, settings.region):
         if (share.kind, share.name) == ("model", model):
             parts[share.machine + " (spot)" * share.spot] += share.cost or 0.0
+        elif share.kind == "job":
+            jobs += share.cost or 0.0
     answered = sum(int(line.get("answered", {}).get(model, 0)) for line in lines)
-    return Day(at, math.fsum(parts.values()), answered, dict(parts))
+    return Day(at, math.fsum(parts.values()), answered, dict(parts), jobs)
 
 
-def document(model: str, days: Sequence[Day], currency: str, now: float) -> Document:
+def document(model: str, days: Sequence[Day], settings: Settings, now: float) -> Document:
     """What the page and Prometheus say of a model, of its days, oldest first; `total` is of all of them.
 
     1,000 predictions cost what was spent, today and yesterday, for those that were answered, idle included.
     """
+    currency = settings.listed.currency
     recent = [each for each in days if each.at > now - RECENT_S]
     cost, answered = math.fsum(each.cost for each in recent), sum(each.answered for each in recent)
     parts: Counter[str] = Counter()
@@ -239,7 +268,14 @@ def document(model: str, days: Sequence[Day], currency: str, now: float) -> Docu
         "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
         "days": [list(each) for each in days],
         "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
+        "budget": settings.per_day
+        and {"per_day": settings.per_day, "spent": days[-1].spent, "holds": settings.holds},
     }
+
+
+def held(storage: Storage, model: str) -> str:
+    """Why nothing more is to be spent on a model today, in a sentence; empty where it may be."""
+    return (storage.read_json(HOLDS, f"{model}.json") or {}).get("why", "")
 
 
 # ---------------------------------------------------------------- doing it
@@ -282,9 +318,21 @@ class Meter:
         nodes, replicas = self.cluster.nodes(), self.cluster.replicas()
         append(self.storage, entry(now, min(now - before, LONGEST_S), nodes, replicas, machine, more))
         for model, said in named.items():
-            self._sum_up(model, said, now)
+            today = self._sum_up(model, said, now)
+            self._hold(model, said, today, sum(each.model == model for each in replicas))
 
-    def _sum_up(self, model: str, said: Settings, now: float) -> None:
+    def _hold(self, model: str, said: Settings, today: Day, running: int) -> None:
+        """Has no replica started beyond those that run, and nothing trained, while the budget is spent."""
+        path = self.storage.path(HOLDS, f"{model}.json")
+        if not said.holds or said.per_day is None or today.spent < said.per_day:
+            path.unlink(missing_ok=True)
+        elif not path.exists():
+            spent, allowed = (money(each, said.listed.currency) for each in (today.spent, said.per_day))
+            why = f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC)"
+            hold = {"most_replicas": max(said.least, running), "why": why}
+            self.storage.write_json(hold, HOLDS, path.name)
+
+    def _sum_up(self, model: str, said: Settings, now: float) -> Day:
         """Counts anew the days of which lines may not have been counted, today and that of the last time."""
         known = self.storage.read_json(FOLDER, f"{model}.json") or {"at": now, "days": []}
         days = {each.at: each for each in (Day(*each) for each in known["days"])}
@@ -293,8 +341,8 @@ class Meter:
             if path.exists():
                 days[at] = day(list(journal(path)), at, model, said)
         ordered = [days[at] for at in sorted(days)]
-        told = document(model, ordered, said.listed.currency, now)
-        self.storage.write_json(told, FOLDER, f"{model}.json")
+        self.storage.write_json(document(model, ordered, said, now), FOLDER, f"{model}.json")
+        return ordered[-1]
 
 
 def settings(storage: Storage) -> dict[str, Settings]:

@@ -295,10 +295,7 @@ class Pipeline:
         )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
             loops = loop.settle(self.project, self.storage)
-            priced = self.project.cost.prices is not None
-            meters = meter.settle(
-                self.project, self.storage, costs.priced(self.project)[0] if priced else None
-            )
+            meters = meter.settle(self.project, self.storage)
             deployed = deploy.deploy(
                 self.project,
                 self.storage,

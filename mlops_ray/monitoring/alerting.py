@@ -20,7 +20,7 @@ from mlops_ray.data import prediction_log
 from mlops_ray.errors import Once, StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
-from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS
+from mlops_ray.monitoring.looks import COSTS, LOOP, RELEASES, SETTINGS
 from mlops_ray.monitoring.sending import Route, is_of_content, reason, routes, send
 from mlops_ray.storage import PRIVATE, Storage, digest, locked
 
@@ -135,7 +135,11 @@ class Alerting:
         self._kept[seen.model] = own
         history = release.get("history", [])
         trained = self._document(LOOP, f"{seen.model}.json").get("retrainings", [])
-        told = alerts.of_release(seen.model, history), alerts.of_retrainings(seen.model, trained, history)
+        told = (
+            alerts.of_release(seen.model, history),
+            alerts.of_retrainings(seen.model, trained, history),
+            alerts.of_budget(self._document(COSTS, f"{seen.model}.json")),
+        )
         return [*seen.alarms, *own, *itertools.chain(*told)]
 
     def _own(self, seen: Seen, version: str, allowed: float, now: float) -> tuple[list[Trouble], int]:

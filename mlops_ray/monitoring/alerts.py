@@ -41,12 +41,14 @@ LOST_EVERY_S = 3_600.0
 #: Troubles with errors and losses that are remembered, of each model.
 MOST_KEPT = 20
 
-What = Literal["alarm", "errors", "lost", "release", "retraining", "test"]
+What = Literal["alarm", "errors", "lost", "release", "retraining", "budget", "test"]
 Why = Literal["begun", "more", "reminder", "over", "happened"]
 #: Of these there is no end to be told.
-EVENTS: frozenset[What] = frozenset({"lost", "release", "retraining", "test"})
+EVENTS: frozenset[What] = frozenset({"lost", "release", "retraining", "budget", "test"})
 #: What became of a version that people should hear of: it is not live.
 FAILED = ("rolled_back", "refused", "inconclusive")
+#: The shares of a day's budget of which is told that they are spent.
+SHARES = (0.8, 1.0)
 #: What became of a retraining that pushed nothing, where it should have: of a version the release tells.
 CAME_TO_NOTHING = {"failed": "failed", "refused": "came to nothing"}
 #: The part of a model's page that shows it.
@@ -55,6 +57,7 @@ PLACES: dict[What, str] = {
     "errors": "/errors",
     "release": "/releases",
     "retraining": "/alarms",
+    "budget": "/costs",
 }
 
 
@@ -183,6 +186,28 @@ def _of_retraining(model: str, ended: Mapping[str, Any]) -> Trouble:
     version = "" if ended["version"] is None else str(ended["version"])
     id, at = f"{model}/retraining/{ended['id']}", ended["ended"]
     return Trouble(id, model, "retraining", version, at, at, (found,))
+
+
+def of_budget(cost: Mapping[str, Any]) -> list[Trouble]:
+    """That most of the day's budget is spent, and that all of it is (`cluster.meter.document`)."""
+    budget = cost.get("budget")
+    if not budget:
+        return []
+    day = iso(cost["at"])[:10]
+    return [
+        _of_budget(cost, budget, share, f"{cost['model']}/budget/{day}/{share:g}")
+        for share in SHARES
+        if budget["spent"] >= share * budget["per_day"]
+    ]
+
+
+def _of_budget(cost: Mapping[str, Any], budget: Mapping[str, Any], share: float, id: str) -> Trouble:
+    currency, at = cost["total"]["currency"], cost["at"]
+    said = f"{budget['spent']:.4g} of {budget['per_day']:.4g} {currency} that may be spent a day are spent"
+    if share >= 1 and budget["holds"]:
+        said += "; no replica is added, and nothing is trained by itself, before the next day (UTC)"
+    found = _finding("budget", "budget", said, at)
+    return Trouble(id, cost["model"], "budget", "", at, at, (found,))
 
 
 def of_losses(

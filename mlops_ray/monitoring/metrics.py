@@ -16,16 +16,25 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MICROSECONDS = 1e6
 
 
-def metrics_text(snapshot: dict[str, Any], releases: Iterable[Mapping[str, Any]]) -> bytes:
-    """The text that Prometheus reads; `releases` are the documents of the models (serving.record)."""
+def metrics_text(
+    snapshot: dict[str, Any],
+    releases: Iterable[Mapping[str, Any]],
+    costs: Iterable[Mapping[str, Any]] = (),
+) -> bytes:
+    """The text that Prometheus reads.
+
+    `releases` are the documents of the models (serving.record), `costs` what they cost (cluster.meter).
+    """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot(snapshot, list(releases)))
+    registry.register(_Snapshot(snapshot, list(releases), list(costs)))
     return generate_latest(registry)
 
 
 class _Snapshot(Collector):
-    def __init__(self, snapshot: dict[str, Any], releases: list[Mapping[str, Any]]) -> None:
-        self._models, self._releases = snapshot, releases
+    def __init__(
+        self, snapshot: dict[str, Any], releases: list[Mapping[str, Any]], costs: list[Mapping[str, Any]]
+    ) -> None:
+        self._models, self._releases, self._costs = snapshot, releases, costs
         roles = {
             (release["model"], entry["version"]): role
             for release in releases
@@ -52,6 +61,7 @@ class _Snapshot(Collector):
         yield self._alarms()
         yield self._alerts()
         yield self._release()
+        yield self._cost()
         for how in ("estimated", "realised"):
             yield self._quality(how)
 
@@ -114,6 +124,13 @@ class _Snapshot(Collector):
         for model, document in self._models.items():
             for route, outcome, count in document.get("alerts", []):
                 family.add_metric([model, route, outcome], count)
+        return family
+
+    def _cost(self) -> Metric:
+        """What machines cost, that of idle ones in it."""
+        family = CounterMetricFamily("mlops_cost", "Money spent on replicas", labels=["model", "currency"])
+        for cost in self._costs:
+            family.add_metric([cost["model"], cost["total"]["currency"]], cost["total"]["amount"])
         return family
 
     def _release(self) -> Metric:

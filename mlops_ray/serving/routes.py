@@ -26,6 +26,7 @@ from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
 from mlops_ray.monitoring.dashboard.sessions import Sessions
 from mlops_ray.monitoring.dashboard.views import Views
+from mlops_ray.monitoring.looks import COSTS
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
@@ -110,7 +111,9 @@ class Routes(Application):
         return json_reply(openapi(record.read_all(self._storage)))
 
     async def _metrics(self, call: Call) -> Reply:
-        text = metrics_text(await self._snapshot(), record.read_all(self._storage))
+        releases = record.read_all(self._storage)
+        costs = [self._views.document(COSTS, release["model"]) for release in releases]
+        text = metrics_text(await self._snapshot(), releases, filter(None, costs))
         return Reply(200, text, {"content-type": CONTENT_TYPE})
 
     # The dashboard, for people: a login form where the others have a 401.

@@ -41,14 +41,14 @@ def healed(finding: Finding) -> Finding:
     return replace(finding, p=0.8, matters=False)
 
 
-def seen(*looks: list[Finding], version: str = "1", releasing: str | None = None) -> Seen:
+def seen(*looks: list[Finding], version: str = "1", releasing: str | None = None, held: str = "") -> Seen:
     """A live version, looked at every day; what each look asked."""
     state, entries = Alarms(NOW), []
     for day, findings in enumerate(looks, 1):
         look = alarms.look(NOW + 86_400 * day, 0.01, [*findings, FINE])
         state.take(look, "1")
         entries.append({"version": "1", **look.to_json()})
-    return Seen(version, state.open, entries, releasing)
+    return Seen(version, state.open, entries, releasing, held)
 
 
 def past(*ends: str, ago: float = 86_400.0) -> list[Retraining]:
@@ -91,6 +91,7 @@ CASES: dict[str, tuple[Seen, list[Retraining], Settings, str, str, str]] = {
     "a fault that one look did not see": (seen([LOSS, STILL], [LOSS]), [], SETTINGS, "refuse", "data", ""),
     "a fault that is over": (seen([LOSS, STALE], [LOSS], [LOSS]), [], SETTINGS, "retrain", "cause", "mae"),
     "another version": (seen(*TWICE, version="2"), [], SETTINGS, "wait", "quiet", ""),
+    "a budget": (seen(*TWICE, held="9 EUR are spent"), [], SETTINGS, "wait", "budget", "9 EUR are spent"),
     "a release": (seen(*TWICE, releasing="3"), [], SETTINGS, "wait", "release", "version 3 is being"),
     "one that goes on": (seen(*TWICE), past(""), SETTINGS, "wait", "running", "goes on"),
     "one in this week": (

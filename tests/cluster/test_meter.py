@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlops_ray.cluster import meter
 from mlops_ray.cluster.meter import DAY_S, LONGEST_S, Meter, Node, Replica
-from mlops_ray.cost import actual
+from mlops_ray.cost import actual, prices
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS
 from mlops_ray.storage import Storage
@@ -45,9 +45,15 @@ class World:
     running: Running = field(default_factory=Running)
 
     def __post_init__(self) -> None:
-        project = packages.project(self.storage, cost={"machine": "small"})
-        assert meter.settle(project, self.storage, listed(machine("small", per_hour=PER_HOUR)))
+        self.settle()
         self.start()
+
+    def settle(self, **more: Any) -> None:
+        """The project is deployed, with more said of its costs."""
+        file = self.storage.path("prices.yaml")
+        file.write_text(prices.text([machine("small", per_hour=PER_HOUR)]))
+        cost = {"machine": "small", "prices": str(file)} | more
+        assert meter.settle(packages.project(self.storage, cost=cost), self.storage)
 
     def start(self) -> None:
         """Another process takes over."""
@@ -188,6 +194,47 @@ def test_whatever_runs_the_shares_are_the_hours_of_the_nodes(running: list[tuple
     assert sum(share.cost or 0 for share in shares) == pytest.approx(len(nodes) * PER_HOUR)
 
 
+def test_a_budget_that_is_spent_holds_replicas_and_training_until_the_next_day(world: World) -> None:
+    world.settle(budget={"per_day": {"amount": PER_HOUR, "currency": "EUR"}, "then": "hold"})
+    world.running.held = [*Running.held, *Running.held]
+    world.tick(59)
+    assert meter.held(world.storage, NAME) == ""
+    world.tick(1)
+    why = "0.6 EUR of 0.6 EUR that cost.budget allows were spent on this day (UTC)"
+    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json") == {"most_replicas": 2, "why": why}
+    assert world.cost["budget"] == {"per_day": PER_HOUR, "spent": pytest.approx(PER_HOUR), "holds": True}
+    # Fewer may run later, and come back.
+    world.running.held = Running.held
+    world.tick(5)
+    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json")["most_replicas"] == 2
+    assert meter.held(world.storage, NAME) == why
+    world.now = MIDNIGHT + DAY_S + 60
+    world.tick(1)
+    assert meter.held(world.storage, NAME) == ""
+
+
+def test_a_budget_that_only_warns_holds_nothing_and_jobs_count(world: World) -> None:
+    world.settle(budget={"per_day": {"amount": PER_HOUR / 60, "currency": "EUR"}})
+    world.running.on = [Node("a", {}, 2.0, 0.0, 0.0, 0.0)]
+    world.tick(2)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 60)
+    assert world.cost["budget"] == {
+        "per_day": PER_HOUR / 60,
+        "spent": pytest.approx(2 * PER_HOUR / 60),
+        "holds": False,
+    }
+    assert meter.held(world.storage, NAME) == ""
+
+
+def test_a_budget_that_is_taken_out_of_the_file_holds_no_longer(world: World) -> None:
+    world.settle(budget={"per_day": {"amount": 0.0, "currency": "EUR"}, "then": "hold"})
+    world.tick(1)
+    assert meter.held(world.storage, NAME)
+    world.settle()
+    world.tick(1)
+    assert not meter.held(world.storage, NAME)
+
+
 def test_what_cannot_be_asked_is_told_once_and_asked_again(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,6 +248,6 @@ def test_what_cannot_be_asked_is_told_once_and_asked_again(
 
 
 def test_without_prices_nothing_is_metered(world: World) -> None:
-    assert not meter.settle(packages.project(world.storage), world.storage, None)
+    assert not meter.settle(packages.project(world.storage), world.storage)
     world.tick(3)
     assert world.journal() == []

@@ -219,6 +219,16 @@ def test_a_retraining_that_came_to_nothing_is_an_event_with_the_reason() -> None
         assert said in alert["text"]
 
 
+@pytest.mark.parametrize(("spent", "told"), [(7.9, []), (8.0, ["0.8"]), (10.5, ["0.8", "1"])])
+def test_a_budget_is_told_of_as_it_runs_out_and_when_it_is_spent(spent: float, told: list[str]) -> None:
+    cost = {"model": "m", "at": NOW, "total": {"amount": 99.0, "currency": "EUR"}}
+    budget = {"per_day": 10.0, "spent": spent, "holds": True}
+    made = alerts.of_budget(cost | {"budget": budget})
+    assert [each.id for each in made] == [f"m/budget/{alerts.iso(NOW)[:10]}/{share}" for share in told]
+    assert ["no replica is added" in str(each.findings) for each in made] == [share == "1" for share in told]
+    assert alerts.of_budget(cost | {"budget": None}) == alerts.of_budget({}) == []
+
+
 def minutes(*shares: float, requests: int = 100) -> Seen:
     """The traffic of the latest minutes, the newest last, of which such shares failed."""
     ends = range(len(shares), 0, -1)

@@ -8,6 +8,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.monitoring.dashboard import page
+from mlops_ray.monitoring.dashboard.views import COSTS
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call
@@ -142,6 +143,8 @@ def test_openapi_names_each_models_columns(gateway: Gateway) -> None:
 def test_metrics_have_the_names_that_interfaces_fix(gateway: Gateway) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
+    spent = {"model": "m", "total": {"amount": 1.5, "currency": "EUR"}}
+    gateway.storage.write_json(spent, COSTS, "m.json")
     text = gateway.call("GET", "/metrics", "read").body.decode()
     samples = {
         (sample.name, *sorted(sample.labels.items())): sample.value
@@ -156,6 +159,7 @@ def test_metrics_have_the_names_that_interfaces_fix(gateway: Gateway) -> None:
     assert samples["mlops_request_seconds_bucket", ("le", "10.0"), *of] == 0
     assert samples["mlops_batch_rows_bucket", ("le", "1.0"), *of] == 2
     assert samples["mlops_rejected_total", of[0], ("reason", "invalid_row"), of[1]] == 1
+    assert samples["mlops_cost_total", ("currency", "EUR"), of[0]] == 1.5
     assert samples["mlops_drift_psi", ("column", "load"), ("model", "m")] == 0.5
     assert samples["mlops_invalid_values_total", ("column", "load"), of[0], ("rule", 'a"b\\'), of[1]] == 1
 

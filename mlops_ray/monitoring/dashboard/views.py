@@ -27,7 +27,7 @@ from mlops_ray.monitoring.dashboard.errors import Errors
 from mlops_ray.monitoring.dashboard.history import History
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
-from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS, Release
+from mlops_ray.monitoring.looks import COSTS, LOOP, RELEASES, SETTINGS, Release
 from mlops_ray.monitoring.state import MINUTES, Watched
 from mlops_ray.storage import Storage
 
@@ -44,7 +44,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 #: How long an online store that does not answer is not asked again: other pages wait meanwhile.
 AWAY_S = 60.0
 #: Documents of other parts: the runs of a model, what it costs.
-RUNS, COSTS = "runs", "cost"
+RUNS = "runs"
 
 Document = dict[str, Any]
 Query = Mapping[str, str]
@@ -111,7 +111,7 @@ class Views:
             "alarms": sum(each["opened"] >= span.since for each in episodes),
             "drift": latest and parts.moved(latest),
             "quality": parts.quality(state),
-            "cost": parts.cost(self._document(COSTS, name)),
+            "cost": parts.cost(self.document(COSTS, name)),
         }
 
     # ---------------------------------------------------------------- one model
@@ -134,8 +134,8 @@ class Views:
             "window": parts.open_window(watched),
             "watched": parts.watched(state),
             "has": {
-                "costs": self._document(COSTS, name) is not None,
-                "loop": bool(self._document(LOOP, name)),
+                "costs": self.document(COSTS, name) is not None,
+                "loop": bool(self.document(LOOP, name)),
             },
         }
 
@@ -271,7 +271,7 @@ class Views:
             "spent": sum(each.spent for each in seen),
             "watched": parts.watched(state),
             "last": seen[-1].until if seen else None,
-            "loop": parts.loop(self._document(LOOP, name)),
+            "loop": parts.loop(self.document(LOOP, name)),
         }
 
     def releases(self, name: str, query: Query) -> Document:
@@ -289,7 +289,7 @@ class Views:
             "baselines",
             "digest",
         )
-        seen = self._document(f"{RELEASES}/seen", name) or {}
+        seen = self.document(f"{RELEASES}/seen", name) or {}
         challenger = release.get("challenger")
         return {
             **{
@@ -301,7 +301,7 @@ class Views:
             "evidence": (challenger or {}).get("evidence") or {},
             "seen": seen if challenger and seen.get("turn") == challenger.get("turn") else None,
             "history": release.get("history", [])[-MOST_TURNS:][::-1],
-            "loop": parts.loop(self._document(LOOP, name)),
+            "loop": parts.loop(self.document(LOOP, name)),
         }
 
     def features(self, name: str, query: Query) -> Document:
@@ -353,16 +353,16 @@ class Views:
 
     def runs(self, name: str, query: Query) -> Document:
         """The jobs that learned, with their trials, as training wrote them down."""
-        found = self._document(RUNS, name) or {}
+        found = self.document(RUNS, name) or {}
         return {"runs": found.get("runs", []), "at": found.get("at")}
 
     def costs(self, name: str, query: Query) -> Document:
         """What the model costs, as its owner wrote it down."""
-        return {"cost": self._document(COSTS, name)}
+        return {"cost": self.document(COSTS, name)}
 
     # ---------------------------------------------------------------- what lies in the storage
 
-    def _document(self, folder: str, name: str) -> Any:
+    def document(self, folder: str, name: str) -> Any:
         try:
             return self._storage.read_json(folder, f"{name}.json")
         except (MlopsError, OSError):
@@ -371,11 +371,11 @@ class Views:
 
     def _release(self, name: str) -> Document:
         """The release; empty where the model has none, or nothing is live."""
-        found = self._document(RELEASES, name) if NAME.fullmatch(name) else None
+        found = self.document(RELEASES, name) if NAME.fullmatch(name) else None
         return found if isinstance(found, dict) and isinstance(found.get("champion"), dict) else {}
 
     def _state(self, name: str) -> Document:
-        found = self._document(journal.FOLDER, name)
+        found = self.document(journal.FOLDER, name)
         return found if isinstance(found, dict) else {}
 
     def _traffic(self, name: str, state: Document, span: Span) -> Document:
@@ -440,7 +440,7 @@ class Views:
     def _sources(self, name: str, release: Release) -> list[Document]:
         """Up to when everything known of each source is in the online store, and how old it may be."""
         limits = self._state(name).get("fresh_s", {})
-        settings = self._document(SETTINGS, name) or {}
+        settings = self.document(SETTINGS, name) or {}
         location = settings.get("online") or str(self._storage.root / ONLINE)
         marks, (until, said) = {}, self._away.pop(location, (0.0, ""))
         if time.monotonic() < until:
