@@ -719,6 +719,8 @@ def _print_pages(storage: Storage, what: str, names: Iterable[str]) -> None:
 def _print_live(live: service.Live) -> None:
     if live.trained is not None:
         _print_trained(live.metric, live.trained)
+    if live.plan is not None:
+        _print_plan(live.plan)
     unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
     version = f"{live.version} of {live.model}"
     places = {"version": version, "address": f"{live.url}, gRPC {live.grpc}"}

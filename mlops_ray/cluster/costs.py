@@ -126,9 +126,9 @@ def _planned(project: Project, storage: Storage, *, estimate: bool = False) -> t
     listed, notes = priced(project)
     hours = load(project)
     version, measured, told = _of_version(project, storage)
-    wanted = _wanted(project)
-    known = measured + (_estimates(measured, listed, wanted) if estimate else [])
-    found = model.plan(hours, known, listed, wanted)
+    asks = wanted(project)
+    known = measured + (_estimates(measured, listed, asks) if estimate else [])
+    found = model.plan(hours, known, listed, asks)
     mean = sum(hour.mean for hour in hours) / len(hours)
     asked = {"mean": mean, "peak": max(hour.peak for hour in hours)}
     head = {"model": project.project, "version": version, "load": asked}
@@ -152,7 +152,8 @@ def _of_version(project: Project, storage: Storage) -> tuple[str | None, list[Ca
     return last, [capacity for capacity in known if capacity.version == last], notes
 
 
-def _wanted(project: Project) -> Wanted:
+def wanted(project: Project) -> Wanted:
+    """What a plan of the project has to keep."""
     serving, cost = project.serving, project.cost
     return Wanted(
         serving.slo.p99_ms,

@@ -113,7 +113,7 @@ def settle(project: Project, storage: Storage) -> bool:
         told,
         cost.region,
         cost.machine or "",
-        budget and budget.per_day.amount,
+        None if budget is None else budget.per_day.amount,
         budget is not None and budget.then == "hold",
         project.serving.replicas.min,
     )
@@ -275,7 +275,7 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
 
 def held(storage: Storage, model: str) -> str:
     """Why nothing more is to be spent on a model today, in a sentence; empty where it may be."""
-    return (storage.read_json(HOLDS, f"{model}.json") or {}).get("why", "")
+    return str((storage.read_json(HOLDS, f"{model}.json") or {}).get("why", ""))
 
 
 # ---------------------------------------------------------------- doing it

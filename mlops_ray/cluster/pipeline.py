@@ -287,17 +287,16 @@ class Pipeline:
             result["said"] = f"version {version} is pushed"
         return version
 
-    def serve(self, cluster: LocalCluster) -> str:
-        """Serves the champion on the connected cluster; returns the service's address."""
-        listen = self.project.serving.listen
+    def serve(self, cluster: LocalCluster, project: Project) -> str:
+        """Serves the champion on the connected cluster as the project says; returns the service's address."""
+        listen = project.serving.listen
         listener = Listener(
             listen.host, listen.grpc_port or cluster.grpc_port, listen.certificate, listen.key
         )
         with self.stages.timed("serve", lambda r: r["said"]) as result:
-            loops = loop.settle(self.project, self.storage)
-            meters = meter.settle(self.project, self.storage)
+            loops, meters = loop.settle(project, self.storage), meter.settle(project, self.storage)
             deployed = deploy.deploy(
-                self.project,
+                project,
                 self.storage,
                 http_port=cluster.http_port,
                 listener=listener,

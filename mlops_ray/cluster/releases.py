@@ -9,6 +9,7 @@ import platform
 import time
 from typing import Any
 
+from mlops_ray.cluster import profitable
 from mlops_ray.cluster.stages import Progress
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, ReleaseError, UsageError
@@ -30,7 +31,8 @@ SENT_BACK = ("refused", "rolled_back", "inconclusive")
 
 
 def push(project: Project, storage: Storage, version: int) -> Ask:
-    """Asks for a version to go live as the project file says."""
+    """Asks for a version to go live as the project file says, if it earns enough."""
+    profitable.judge(project, storage, version)
     release = project.release.model_dump(mode="json", exclude={"hooks"})
     return record.ask(storage, project.project, "push", version, by=_me(), release=release)
 
@@ -68,7 +70,7 @@ def pushed(
     document = _answered(project, storage, asked)
     if wait:
         document = followed(storage, project.project, progress, version)
-    found = outcome(document, version)
+    found = outcome(document, version) | {"profit": profitable.said(storage, project.project, version)}
     found["seconds"] = round(time.monotonic() - begin, 2)
     if found["state"] in (*SENT_BACK, "unknown"):
         raise ReleaseError(f"version {version} is {found['state'].replace('_', ' ')}: {found['reason']}")

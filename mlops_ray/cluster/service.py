@@ -44,7 +44,8 @@ class Live:
 
     `metric` decided; nothing was `trained` where what was live before is served again. `answer` is the reply
     to the first request, `curl` a line that asks for it again from this machine; `ours` says whether this run
-    started the cluster, and `notes` are for whoever started it.
+    started the cluster, `notes` are for whoever started it, and `plan` is why replicas have their size, where
+    that was worked out (`sizing.sized`).
     """
 
     url: str
@@ -62,6 +63,7 @@ class Live:
     curl: str
     ours: bool
     notes: list[str]
+    plan: dict[str, Any] | None
 
     def to_json(self) -> dict[str, Any]:
         """The line that `run --json` and `serve --json` end with."""
@@ -75,6 +77,7 @@ class Live:
             "baselines": self.baselines,
             "refused": self.trained["refused"] if self.trained else [],
             "seconds": self.seconds,
+            "plan": self.plan,
         }
 
 
@@ -326,7 +329,7 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
-    from mlops_ray.cluster import loop, releases
+    from mlops_ray.cluster import loop, releases, sizing
     from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
@@ -338,8 +341,9 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
     if trained is not None:
         deploy.settle(project, storage)
         pushed = pipeline.push(trained)
-    url = pipeline.serve(cluster)
-    notes = front.apply(project, cluster) + loop.notes(project)
+    sized = sizing.sized(project, storage)
+    url = pipeline.serve(cluster, sized.project)
+    notes = front.apply(project, cluster) + loop.notes(project) + sized.notes
     if pushed is not None:
         with pipeline.stages.timed("release", lambda r: r["said"]) as result:
             document = releases.followed(
@@ -371,6 +375,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
         curl=curl_line(url, project.project, request, key_file),
         ours=ours,
         notes=notes,
+        plan=sized.plan,
     )
 
 

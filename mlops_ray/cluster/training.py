@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import polars as pl
 
+from mlops_ray.cluster import profitable
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.data import counts, prediction_log
@@ -81,6 +82,14 @@ def _restricts(project: Project) -> bool:
     return any(source.policy.restricts for source in project.sources.values())
 
 
+class _Champion(NamedTuple):
+    """What the champion answered to the rows of the test part."""
+
+    version: int
+    answers: Values
+    threshold: float | None
+
+
 class _Tested(NamedTuple):
     """What a search has won, on the test part: its `answers` to those rows, and what they are worth."""
 
@@ -117,7 +126,7 @@ class Trainer:
         found, folder = environment(Path(os.environ.get(SEARCH_PATH) or ".")), self._folder
         # Before anything asks the registry: it may have to be made.
         experiment = self.experiment()
-        champion, notes = self._champion_answers(task)
+        champion, notes = self._champion(task)
         begun = tracking.open_run(self.tracking_uri, experiment, name, resume=run_id)
         with begun as run:
             if run_id is None:
@@ -141,7 +150,7 @@ class Trainer:
             self.progress.update(f"fitting {best.family} on all training rows")
             fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
             self.progress.update(f"testing {best.family}")
-            report = evaluate.test(task, fitted, champion)
+            report = evaluate.test(task, fitted, champion and champion.answers)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)
             refused += [fitted.missed] if fitted.missed else []
             run.log_params({"family": best.family, **best.params})
@@ -153,6 +162,7 @@ class Trainer:
             self.progress.update("drawing the model card")
             subject = self._subject(tested, diagnosis, found, refused + notes)
             version = self.registry.register(packed, run_id=run.id, metric=metric)
+            self._keep_worth(tested, champion, version)
             sweep.forget(folder)
             files = card.files(replace(subject, version=version))
             run.log_files(files)
@@ -213,7 +223,20 @@ class Trainer:
     def _selector(self) -> Mapping[str, str]:
         return label_selector(source.policy for source in self.project.sources.values())
 
-    def _champion_answers(self, task: Task) -> tuple[Values | None, list[str]]:
+    def _keep_worth(self, tested: _Tested, champion: _Champion | None, version: int) -> None:
+        """Writes down what the answers are worth beside the champion's, where the project says so."""
+        task = tested.task
+        rows = task.test.held_out
+        if champion is not None:
+            sides = tested.answers, champion.answers
+            thresholds = tested.fitted.outcome.threshold, champion.threshold
+            found = profitable.compared(
+                self.project, task.labels[rows], *sides, task.blocks(rows), thresholds
+            )
+            if found is not None:
+                profitable.keep(self.storage, self.project.project, version, champion.version, found)
+
+    def _champion(self, task: Task) -> tuple[_Champion | None, list[str]]:
         """The champion's answers to the test rows, or in a sentence why it cannot be compared."""
         version = self.registry.champion(self.project.project)
         if version is None:
@@ -228,7 +251,8 @@ class Trainer:
             return None, [f"{why}it has other features, which are not in this training set"]
         if asked(packed.manifest["target"]) != asked(self.project.target.model_dump(mode="json")):
             return None, [f"{why}it answers another question"]
-        return predictor.predict_features(task.frame[task.test.held_out].select(self.features.names)), []
+        answers = predictor.predict_features(task.frame[task.test.held_out].select(self.features.names))
+        return _Champion(version, answers, packed.outcome.threshold), []
 
     def _predictor(self, version: int) -> Predictor:
         """A registered version, signed by a key that is trusted here."""

@@ -58,10 +58,6 @@ class Registry(Protocol):
     def set_state(self, name: str, version: int, state: str, reason: str = "", /) -> None: ...
 
 
-#: Why a challenger's profit, by the champion's entry and its own, is too low; `None` where it is not.
-Profit = Callable[[Document, Document], str | None]
-
-
 @dataclass
 class _Telling:
     """The telling of somebody, a turn at a time; where that fails it is tried again, less and less often."""
@@ -110,7 +106,6 @@ class Reconciler:
     registry: Callable[[str], Registry]
     verifier: Verifier
     clock: Callable[[], float] = time.time
-    profit: Profit | None = None
     _work: dict[str, _Work] = field(default_factory=dict)
     #: Verifications, and the reading of labels, wait for no hook, and no registry for either.
     _aside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8, "verifies"))
@@ -201,14 +196,19 @@ class Reconciler:
                 raise PackageError(told)
             if lost := sorted({*champion["outputs"]} - {*entry["outputs"]}):
                 raise PackageError(f"callers read {lost[0]!r}, which it does not answer")
-            if how.profit_gate == "refuse" and (told := self._unprofitable(champion, entry)) is not None:
+            if how.profit_gate == "refuse" and (told := self._unprofitable(name, champion, version)):
                 raise PackageError(told)
         return entry
 
-    def _unprofitable(self, champion: Document, entry: Document) -> str | None:
-        if self.profit is None:
-            return "its profit is to be known (release.profit_gate: refuse), and nobody here knows it"
-        return self.profit(champion, entry)
+    def _unprofitable(self, name: str, champion: Document, version: str) -> str:
+        """Why a version must not take the champion's place by what it earns; empty where it may."""
+        verdict = self.storage.read_json(record.VERDICTS, name, f"{version}.json")
+        if verdict is None or verdict["against"] != champion["version"]:
+            return (
+                f"what it earns beside version {champion['version']} is to be known (release.profit_gate), "
+                "and was not worked out: push it again"
+            )
+        return str(verdict["said"]) if verdict["refused"] else ""
 
     def _settings(self, name: str) -> Settings:
         found = record.settings(self.storage, name)

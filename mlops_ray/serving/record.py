@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "release"
 ASKED, SEEN, SETTINGS = (f"{FOLDER}/{name}" for name in ("asked", "seen", "settings"))
+#: What versions earn beside the champion, written by who pushes them (cluster.profitable).
+VERDICTS = "cost/verdicts"
 FORMAT_VERSION = 2
 #: What a champion's entry has at least.
 NAMED = ("version",)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from mlops_ray import config
-from mlops_ray.cluster import local, service, training
+from mlops_ray.cluster import local, profitable, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.errors import PackageError, TrainingError, UsageError
@@ -272,5 +272,21 @@ def test_what_nobody_may_see_counts_as_before_for_the_champion(trained: Trained)
     assert task.restricts
     assert not training.task(shown.project, shown.features, training_set, None).restricts
     assert made.features != shown.features
-    answers, notes = shown.trainer._champion_answers(task)
-    assert (answers is not None, notes) == (True, [])
+    champion, notes = shown.trainer._champion(task)
+    assert (champion is not None, notes) == (True, [])
+
+
+def test_what_answers_are_worth_is_compared_with_the_champion_on_the_same_rows(trained: Trained) -> None:
+    """Of two versions that answer the same one is worth as much as the other."""
+    worth = "cost: {value: {matrix: {costs: [[0, 1], [10, 0]], currency: EUR}}}\n"
+    made = trained.pipeline()
+    made.registry.set_champion("churn", 1)
+    again = trained.train(PROJECT + worth)
+    found = trained.storage.read_json(profitable.WORTHS, "churn", f"{again['version']}.json")
+    assert (found["against"], found["currency"]) == ("1", "EUR")
+    mean, error, freedom = found["difference"]
+    assert found["worth"] - found["theirs"] == pytest.approx(mean)
+    assert found["worth"] < 0
+    assert mean == pytest.approx(0, abs=1e-9)
+    assert error == pytest.approx(0, abs=1e-9)
+    assert freedom > 1

@@ -552,20 +552,30 @@ def test_what_goes_live_already_is_not_pushed_by_other_steps(live: World) -> Non
 def test_a_version_is_refused_whose_profit_is_too_low_or_not_known_where_the_project_asks_for_it(
     live: World,
 ) -> None:
+    def verdict(against: str, refused: bool) -> None:
+        told = {"refused": refused, "said": "version 2 earns less", "against": against}
+        live.storage.write_json(told, record.VERDICTS, NAME, "2.json")
+
+    def reason() -> str:
+        live.push(2, profit_gate="refuse")
+        live.tick(3)
+        assert live.told[-1] == ("2", "refused")
+        return str(live.document["history"][-1]["reason"])
+
+    assert "beside version 1 is to be known" in reason()
+    # Of another champion than the one that is live.
+    verdict("7", False)
+    assert "beside version 1 is to be known" in reason()
+    verdict("1", True)
+    assert reason() == "version 2 earns less"
+    verdict("1", False)
     live.push(2, profit_gate="refuse")
-    live.tick(3)
-    assert live.told[-1] == ("2", "refused")
-    assert "nobody here knows it" in live.document["history"][-1]["reason"]
-    live.reconciler.profit = lambda champion, entry: (
-        f"{champion['version']} earns more" if entry["version"] == "2" else None
-    )
-    live.push(2, profit_gate="refuse")
-    live.tick(3)
-    assert live.document["history"][-1]["reason"] == "1 earns more"
-    live.push(2, profit_gate="report")
-    live.push(3, profit_gate="refuse")
     live.tick(6)
-    assert [turn for turn in live.told if turn[1] == "champion"][-1] == ("3", "champion")
+    assert live.told[-1] == ("2", "champion")
+    # Who only reports asks for nothing.
+    live.push(3, profit_gate="report")
+    live.tick(6)
+    assert live.told[-1] == ("3", "champion")
 
 
 def test_the_death_of_a_replica_on_this_machine_is_known_at_once(live: World) -> None:

@@ -1,0 +1,120 @@
+"""Whether a version may take the champion's place by what it earns (`mlops_ray.cost.profit.gate`).
+
+    cost/worth/MODEL/VERSION.json      what its answers to the test part are worth beside the champion's
+    cost/verdicts/MODEL/VERSION.json   what the gate says of it, worked out as it is pushed
+
+The first is written by who trains it, the second by who pushes it; the reconciler reads that one and goes by
+it (`release.profit_gate`).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from mlops_ray.cluster import costs
+from mlops_ray.config import Project
+from mlops_ray.cost import model, profit
+from mlops_ray.cost.profit import Costs, Difference, Values, Version, Worth
+from mlops_ray.errors import MlopsError, NotFoundError
+from mlops_ray.registry.bootstrap import Blocks
+from mlops_ray.serving import record
+from mlops_ray.serving.record import VERDICTS
+from mlops_ray.storage import Storage
+
+WORTHS = "cost/worth"
+DAY_US = 86_400e6
+
+Document = dict[str, Any]
+
+
+def compared(
+    project: Project,
+    labels: Values,
+    answers: Values,
+    theirs: Values,
+    blocks: Blocks,
+    thresholds: tuple[float | None, float | None],
+) -> Document | None:
+    """What a candidate's answers are worth beside the champion's (`theirs`), to rows of the test part.
+
+    `thresholds` are those of both. `None` where the project says of no worth, or the champion answered too
+    few rows.
+    """
+    worth = Worth.of(project.cost)
+    known = np.isfinite(theirs)
+    if worth is None or len(np.unique(blocks[known])) < 2:
+        return None
+    ours, beside = (
+        worth.rows(labels[known], said[known], threshold)
+        for said, threshold in zip((answers, theirs), thresholds, strict=True)
+    )
+    difference = Difference.paired(ours, beside, blocks[known])
+    means = {"worth": float(ours.mean()), "theirs": float(beside.mean())}
+    return means | {"currency": worth.currency, "difference": list(difference)}
+
+
+def keep(storage: Storage, name: str, version: int, against: int, found: Document) -> None:
+    """Writes down what `compared` found of a version beside the champion of then."""
+    storage.write_json(found | {"against": str(against)}, WORTHS, name, f"{version}.json")
+
+
+def judge(project: Project, storage: Storage, version: int) -> str:
+    """Works out whether a version may be released by what it earns, for the reconciler; in a sentence.
+
+    Empty where nobody asks (`release.profit_gate: off`), or where no version is live.
+    """
+    name = project.project
+    champion = record.read(storage, name).get("champion")
+    if project.release.profit_gate == "off" or champion is None:
+        return ""
+    against = str(champion["version"])
+    try:
+        found = _verdict(project, storage, str(version), against)
+        told = {"refused": found.refused, "said": found.said}
+    except MlopsError as error:
+        told = {"refused": True, "said": f"its profit is not known: {error}"}
+    storage.write_json(told | {"against": against}, VERDICTS, name, f"{version}.json")
+    return str(told["said"])
+
+
+def said(storage: Storage, name: str, version: int) -> str:
+    """What `judge` said last of a version."""
+    return str((storage.read_json(VERDICTS, name, f"{version}.json") or {}).get("said", ""))
+
+
+def _verdict(project: Project, storage: Storage, version: str, against: str) -> profit.Verdict:
+    """Raises `MlopsError` for what is not known."""
+    name = project.project
+    found = storage.read_json(WORTHS, name, f"{version}.json")
+    if found is None or found["against"] != against:
+        raise NotFoundError(
+            f"version {version} was not compared with version {against} on the same rows, which `train` does "
+            "where the project says what an answer is worth (cost.value_per_prediction, cost.value)"
+        )
+    sides = []
+    for each, worth in ((version, found["worth"]), (against, found["theirs"])):
+        spent, predictions = serving(project, storage, each, or_of=against)
+        sides.append(Version(each, worth, Costs(spent)))
+    difference = Difference(*found["difference"])
+    return profit.gate(
+        sides[0], sides[1], difference, predictions, found["currency"], project.cost.profit_margin
+    )
+
+
+def serving(project: Project, storage: Storage, version: str, *, or_of: str) -> tuple[float, float]:
+    """What it costs to serve a version for a day by the plan, and for how many predictions.
+
+    One that was never measured has the resources, and is taken to have the speed, of `or_of`. Raises
+    `MlopsError` where neither is known.
+    """
+    listed, _ = costs.priced(project)
+    known = costs.capacities(storage, project.project)
+    own = [each for each in known if each.version == version] or [
+        each for each in known if each.version == or_of
+    ]
+    load = costs.load(project)
+    planned = model.plan(load, own, listed, costs.wanted(project))
+    if planned.chosen is None or planned.chosen.capacity is None:
+        raise NotFoundError(f"what version {version} costs is not known: {' '.join(planned.said)}")
+    asked = sum(hour.mean for hour in load) / len(load) * 86_400 * planned.chosen.capacity.rows
+    return planned.chosen.per_day, asked
