@@ -57,8 +57,6 @@ SETTINGS = {
     # By default workers make way for all else on the machine, replicas and their proxy too; here only those
     # that train do (training.trial).
     "RAY_worker_niceness": "0",
-    # How soon the autoscaler sees what replicas report; 10 s by default.
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     # Threads that wait for work sleep: spinning ones take the cores from whoever shares them.
     "OMP_WAIT_POLICY": "PASSIVE",
     # Ray's processes set their titles; without this a title overwrites the environment, marker and all.

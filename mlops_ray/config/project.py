@@ -290,6 +290,7 @@ class Slo(Model):
 
 class Replicas(Model):
     min: int = Field(1, ge=0)
+    """0: none while nobody asks; who asks first then waits until one has started."""
     max: int = Field(8, ge=1)
 
 

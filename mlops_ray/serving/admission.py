@@ -89,6 +89,27 @@ class Admission:
     lag: Lag = field(default_factory=Lag)
     _wait: Wait = field(default_factory=Wait)
     _seen: int = 0
+    _busy_s: float = 0.0
+    _busy_since: float = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """For how long there has been a request that was being answered, all in all."""
+        return self._busy_s + (self.clock() - self._busy_since if self.requests else 0.0)
+
+    def enter(self, size: int) -> None:
+        """One more is being answered."""
+        if not self.requests:
+            self._busy_since = self.clock()
+        self.requests += 1
+        self.size += size
+
+    def leave(self, size: int) -> None:
+        """One has been answered."""
+        if self.requests == 1:
+            self._busy_s = self.busy_s
+        self.requests -= 1
+        self.size -= size
 
     def take(self, until: float | None, size: int) -> "Place":
         """Takes a request in, with a body of so many bytes; `Place.leave` when it has been answered.
@@ -137,16 +158,14 @@ class Place:
         if self.learns:
             self._since = admission.clock()
             self._requests_before, self._size_before = admission.requests, admission.size
-        admission.requests += 1
-        admission.size += self.size
+        admission.enter(self.size)
         self._is_in = True
 
     def leave(self) -> None:
         """Makes room."""
         if self._is_in:
             self._is_in = False
-            self.admission.requests -= 1
-            self.admission.size -= self.size
+            self.admission.leave(self.size)
             if self.tells and self.learns:
                 self.admission.learn(self._requests_before, self._size_before, self._since)
 

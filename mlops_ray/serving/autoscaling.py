@@ -1,51 +1,379 @@
-"""How many replicas a model needs: enough that each is busy two thirds of its time.
+"""How many replicas a model needs: the fewest with which its objective holds, before too many callers come.
 
 Serve counts the requests that it has on their way; those that come directly it does not see (direct.py). So
-each replica tells how busy it was, and how many it had to turn away; the controller calls `policy`.
+each replica tells what came, what that took, and whom it answered too late or turned away; the controller
+asks `Policy`. A replica is worked out to bear so many requests a second (`most_rate`), and what surely comes,
+or will have come when one more has started, is divided by that. More are started at once. One too many goes
+when it has stood idle for as long as starting it again is worth (`hold_s`).
 """
 
+import logging
 import math
-import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-#: At which share of its time a replica still answers without a queue.
-TARGET = 0.67
-BUSY, REFUSED = "busy", "refused"
+from mlops_ray.errors import StorageError
+from mlops_ray.storage import Storage
+
+#: What a replica tells, counted since its start: requests that came, of them those that were refused and
+#: those that were answered too late, seconds with a request in hand, batches, rows; and what a batch takes
+#: beside its rows.
+COUNTED = ("arrived", "refused", "late", "busy_s", "batches", "rows")
+FIXED_S = "fixed_s"
+#: How often it is looked at; replicas tell as often.
+LOOK_S = 1.0
+#: What comes is the mean of a minute, in which 40 requests/s are known to 2.5 %; or more where the latest
+#: seconds alone tell, by 2.5 times what chance adds, that it surely is more.
+STEADY_S, LATEST_S, SURELY = 60.0, (3.0, 12.0), 2.5
+#: The seconds from whose two halves it is seen how fast it grows, and the most that is added for it: where
+#: many come from one second to the next it looks like growth, too.
+TREND_S, MOST_AHEAD = 20.0, 0.25
+#: Of 100 requests one may be late: what p99 says.
+LATE = 0.01
+#: So many standard deviations above the mean they are. And by so much batches of one size differ: in time
+#: that the machine gives to others.
+Z, VARIES = 2.326, 0.2
+#: What a replica takes to start, until one has.
+START_S = 15.0
+#: Between them lies what is believed of a start; a node that has to come first takes minutes.
+LEAST_START_S, MOST_START_S = 5.0, 300.0
+#: One idle replica is kept for so many times what its start takes, and for ten minutes at most.
+HOLD, MOST_HOLD_S = 10.0, 600.0
+#: Where the objective is missed all the same, a replica bears so much less than was worked out, which is
+#: believed again within an hour; and to ten replicas three more are started.
+TRUST, LEAST_TRUST, TRUST_S, GROWTH = 0.93, 0.5, 3600.0, 0.3
+#: After more have come, what had waited before is answered for so long.
+SETTLED_S = 20.0
+#: Replicas that are less busy are not late because there are too few of them.
+IDLE = 0.3
+#: What of a lone request's time batches save is known from few of them, and badly: it is the mean of so many
+#: looks, of which the first are taken to have seen a third. Were it taken for nothing there would be so many
+#: replicas that none ever had two requests at once, and it would not be learned.
+SHARE, LEAST_LOOKS, MOST_LOOKS = 1 / 3, 30, 600
+#: Requests from which it can be told what one takes.
+ENOUGH = 20
+#: Each halves what is not known of a rate; these leave 0.02 %.
+STEPS = 12
+#: Replicas, dead ones too, of which is known what they told last.
+MOST_KNOWN = 1000
+#: Where it is written that no more replicas may be started, and why: cost/holds/MODEL.json.
+HOLDS = ("cost", "holds")
+
+logger = logging.getLogger(__name__)
 
 
-def replicas(busy: Mapping[Any, float], refused: Mapping[Any, float], current: int) -> int:
-    """The number that is needed, from each replica's share of its time, and requests refused a second.
+def p99_s(rate: float, fixed_s: float, each_s: float) -> float:
+    """The time within which a replica answers 99 of 100 of so many requests a second; infinite beyond it.
 
-    >>> replicas({"a": 0.9, "b": 0.7}, {"a": 0.0, "b": 0.0}, current=2)
-    3
-    >>> replicas({"a": 0.2}, {"a": 3.0}, current=1)
-    2
+    A batch of n takes fixed + each · n, and the n that come meanwhile are the next one: with busy = rate ·
+    each and `VARIES` = v its mean m is fixed / (1 - busy), or that of one request, and its variance, of n by
+    chance and of batches that vary, (each · busy · m + v² m²) / (1 - busy² (1 + v²)). Who comes finds long
+    batches more often than short ones: of a gamma distribution with one more in its shape. It waits for
+    nearly the whole of that batch, and then for its own, of those who came meanwhile: fixed + busy · that.
+
+    >>> [round(p99_s(rate, 0.002, 0.008), 3) for rate in (1.0, 60.0, 100.0, 125.0)]
+    [0.018, 0.069, 0.209, inf]
     """
-    needed = math.ceil(sum(busy.values()) / TARGET)
-    return max(needed, current + 1) if sum(refused.values()) > 0 else needed
+    busy = rate * each_s
+    left = 1 - busy**2 * (1 + VARIES**2)
+    if busy >= 1 or left <= 0:
+        return math.inf
+    mean_s = max(fixed_s + each_s, fixed_s / (1 - busy))
+    if mean_s <= 0:
+        return 0.0
+    scale = (each_s * busy + VARIES**2 * mean_s) / left
+    shape = mean_s / scale + 1
+    # The quantile of a gamma distribution (Wilson and Hilferty, The distribution of chi-square, 1931).
+    found_s = scale * shape * (1 - 1 / (9 * shape) + Z / (3 * math.sqrt(shape))) ** 3
+    return (1 + busy) * found_s + fixed_s
 
 
-def policy(context: Any) -> tuple[int, dict[str, Any]]:
-    """What Serve's controller asks, with its `AutoscalingContext`."""
-    told = context.aggregated_metrics or {}
-    if not told.get(BUSY):
-        return context.target_num_replicas, {}
-    return replicas(told[BUSY], told.get(REFUSED, {}), context.current_num_replicas), {}
+def most_rate(fixed_s: float, each_s: float, target_s: float) -> float:
+    """The requests a second of one replica with which p99 is within the target; 0 where it never is.
+
+    >>> round(most_rate(0.0, 0.010, 0.050), 1)
+    32.7
+    """
+    if each_s <= 0:
+        return math.inf
+    low, high = 0.0, 1 / each_s
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if p99_s(middle, fixed_s, each_s) <= target_s else (low, middle)
+    return low if p99_s(0.0, fixed_s, each_s) <= target_s else 0.0
+
+
+def hold_s(start_s: float) -> float:
+    """How long a replica is kept that is one too many, seconds.
+
+    To keep it costs its price a second; to be without it when it is needed costs the price of its start, and
+    whom it would have answered meanwhile, who are worth more than it is (`HOLD` times in all). Who waits
+    until the one is as much as the other never pays twice what was needed (Karlin et al., Competitive snoopy
+    caching, 1988).
+    """
+    return min(HOLD * start_s, MOST_HOLD_S)
+
+
+def held(wanted: int, most: int | None) -> int:
+    """As many as are wanted, or as may be.
+
+    >>> held(5, 3), held(2, 3), held(5, None)
+    (3, 2, 5)
+    """
+    return wanted if most is None else min(wanted, most)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What all replicas have told until `at`, added up since the first look; `COUNTED` says of what."""
+
+    at: float
+    arrived: float = 0.0
+    refused: float = 0.0
+    late: float = 0.0
+    busy_s: float = 0.0
+    batches: float = 0.0
+    rows: float = 0.0
+
+    def after(self, at: float, more: Mapping[str, float]) -> "Told":
+        sums = {name: getattr(self, name) + more.get(name, 0.0) for name in COUNTED}
+        return Told(at, **sums)
+
+    def since(self, before: "Told") -> "Told":
+        """What came between: `at` are its seconds."""
+        return Told(self.at - before.at, **{n: getattr(self, n) - getattr(before, n) for n in COUNTED})
+
+
+def surely(count: float, seconds: float) -> float:
+    """The rate that there is at least, of so many that came in so long.
+
+    >>> surely(100, 10), surely(0, 10)
+    (7.5, 0.0)
+    """
+    return max(0.0, count - SURELY * math.sqrt(count)) / seconds if seconds > 0 else 0.0
+
+
+def growth(before: float, after: float, seconds: float) -> float:
+    """By how much the rate surely grows a second, from what came in two times of so many seconds.
+
+    >>> round(growth(100, 200, 10), 3), growth(100, 120, 10)
+    (0.567, 0.0)
+    """
+    return max(0.0, after - before - SURELY * math.sqrt(before + after)) / seconds**2 if seconds > 0 else 0.0
+
+
+@dataclass
+class Autoscaler:
+    """Keeps in mind what was told; `look` says how many replicas there are to be.
+
+    `target_s` is the objective's p99, `max_rows` how many one batch may hold.
+    """
+
+    target_s: float
+    max_rows: float = math.inf
+    start_s: float = START_S
+    #: How much of what was worked out a replica bears.
+    trust: float = 1.0
+    #: What a batch takes, and each request of it besides, known when there were enough; and the share of the
+    #: former in what one request alone takes.
+    fixed_s: float = 0.0
+    each_s: float = 0.0
+    share: float = SHARE
+    _told: deque[Told] = field(default_factory=deque)
+    #: How many were needed, at each look for as long as one too many is kept.
+    _needed: deque[tuple[float, int]] = field(default_factory=deque)
+    _looks: int = LEAST_LOOKS
+    _wanted: int = 0
+    #: Since when so many run; how many were ordered, and when, while some of them are still to come.
+    _running: tuple[float, int] = (-math.inf, 0)
+    _target: int = 0
+    _ordered_at: float | None = None
+
+    def look(self, told: Told, fixed_s: float | None, running: int, target: int) -> int:
+        """How many replicas are needed, of which so many run, and `target` were asked for last.
+
+        `fixed_s` is what a batch takes beside its rows, where that is known.
+        """
+        self._remember(told, running, target)
+        self._learn(fixed_s)
+        needed = self._for_rate()
+        if needed <= running and self._is_missed(running, target):
+            self.trust = max(self.trust * TRUST, LEAST_TRUST)
+            needed = running + math.ceil(GROWTH * running)
+            # Whether that is enough, or more may not be, is not known before long.
+            self._running = told.at, running
+        # Those that Serve has by itself, at first, or for the first caller after a rest: whom they are for is
+        # not told yet.
+        needed = max(needed, target if target > self._wanted else 0)
+        self._needed.append((told.at, needed))
+        while self._needed[0][0] < told.at - hold_s(self.start_s):
+            self._needed.popleft()
+        self._wanted = max(needed for _, needed in self._needed)
+        return self._wanted
+
+    def _remember(self, told: Told, running: int, target: int) -> None:
+        before_at = self._told[-1].at if self._told else told.at
+        self.trust += (1 - self.trust) * min(1.0, (told.at - before_at) / TRUST_S)
+        self._time(told.at, before_at, running, target)
+        self._told.append(told)
+        while len(self._told) > 1 and self._told[1].at <= told.at - STEADY_S:
+            self._told.popleft()
+        if running != self._running[1]:
+            self._running = told.at, running
+
+    def _time(self, now: float, before_at: float, running: int, target: int) -> None:
+        """Learns what a start takes: from the look at which more were asked for until all of them run."""
+        if target > self._target > 0:
+            self._ordered_at = before_at
+        elif target < self._target:
+            self._ordered_at = None
+        self._target = target
+        if self._ordered_at is not None and running >= target:
+            took_s = min(max(now - self._ordered_at, LEAST_START_S), MOST_START_S)
+            self.start_s, self._ordered_at = (self.start_s + took_s) / 2, None
+
+    def _last(self, seconds: float) -> Told:
+        """What came in the last seconds, or in as many as are known."""
+        begin = self._told[-1].at - seconds - LOOK_S / 2
+        return self._told[-1].since(next(each for each in self._told if each.at >= begin))
+
+    def _learn(self, fixed_s: float | None) -> None:
+        last = self._last(STEADY_S)
+        answered = last.arrived - last.refused
+        if answered >= ENOUGH and last.busy_s > 0:
+            if fixed_s is not None:
+                each_s = max(0.0, last.busy_s - fixed_s * last.batches) / answered
+                share = fixed_s / (fixed_s + each_s) if fixed_s > 0 else 0.0
+                self._looks = min(self._looks + 1, MOST_LOOKS)
+                self.share += (share - self.share) / self._looks
+            # Of requests in batches as large as now.
+            alone_s = last.busy_s / (self.share * last.batches + (1 - self.share) * answered)
+            most = max(1.0, self.max_rows * answered / max(last.rows, 1.0))
+            self.fixed_s = self.share * alone_s * (1 - 1 / most)
+            self.each_s = alone_s - self.fixed_s
+
+    def _for_rate(self) -> int:
+        alone_s = p99_s(0.0, self.fixed_s, self.each_s)
+        # One that no number of replicas could hold is no measure.
+        target_s = self.target_s if alone_s < self.target_s else 2 * alone_s
+        needed = math.ceil(self.rate() / (self.trust * most_rate(self.fixed_s, self.each_s, target_s)))
+        return max(needed, 1 if self._last(STEADY_S).arrived else 0)
+
+    def rate(self) -> float:
+        """The requests/s that come, or will have come when one more replica has started."""
+        steady, long, half = (self._last(seconds) for seconds in (STEADY_S, TREND_S, TREND_S / 2))
+        rates = [surely(last.arrived, last.at) for last in map(self._last, LATEST_S)]
+        rates.append(steady.arrived / max(steady.at, STEADY_S / 2))
+        if long.at > TREND_S - LOOK_S:
+            grows = growth(long.arrived - half.arrived, half.arrived, half.at)
+            now = half.arrived / half.at if grows else 0.0
+            # The mean of the latter half is that of its middle.
+            rates.append(now + min(grows * (self.start_s + half.at / 2), MOST_AHEAD * now))
+        return max(rates)
+
+    def _is_missed(self, running: int, target: int) -> bool:
+        """Whether those that have been there for a while miss the objective, and are not idle."""
+        since = self._last(LATEST_S[-1])
+        has_settled = self._told[-1].at - self._running[0] >= SETTLED_S and running >= target
+        missed = since.late + since.refused
+        is_missed = missed - SURELY * math.sqrt(missed) > LATE * since.arrived
+        is_idle = since.busy_s < IDLE * since.at * running
+        return has_settled and is_missed and not is_idle
+
+
+class Policy:
+    """What Serve's controller asks, with its `AutoscalingContext`, for the model of a storage."""
+
+    def __init__(self, root: str, model: str, p99_ms: float, max_rows: int) -> None:
+        self._storage, self._model = Storage(Path(root)), model
+        self._autoscaler = Autoscaler(p99_ms / 1000, max_rows)
+        self._told = Told(-math.inf)
+        #: What each replica told last.
+        self._last: dict[Any, dict[str, float]] = {}
+        self._hold: dict[str, Any] = {}
+
+    def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
+        """The number of replicas that there are to be; Serve keeps its bounds."""
+        now = context.current_time
+        if now - self._told.at < LOOK_S:
+            return context.target_num_replicas, {}
+        told, fixed_s = self._take(context.raw_metrics or {})
+        self._told = self._told.after(now, told)
+        running, target = context.current_num_replicas, context.target_num_replicas
+        wanted = self._autoscaler.look(self._told, fixed_s, running, target)
+        return held(wanted, self._most()), {}
+
+    def _take(self, series: Mapping[str, Mapping[Any, Any]]) -> tuple[dict[str, float], float | None]:
+        """What was told since the last time, of all replicas together, and the mean of what a batch takes.
+
+        Of a replica that is seen for the first time all counts: it has just started.
+        """
+        latest: dict[Any, dict[str, float]] = {}
+        for name in (*COUNTED, FIXED_S):
+            for replica, points in series.get(name, {}).items():
+                latest.setdefault(replica, {})[name] = points[-1].value
+        more = dict.fromkeys(COUNTED, 0.0)
+        for replica, told in latest.items():
+            before = self._last.get(replica, {})
+            for name in COUNTED:
+                # What a version has counted goes with it.
+                more[name] += max(0.0, told.get(name, 0.0) - before.get(name, 0.0))
+        # One that says nothing for a moment is not new after it.
+        self._last = latest if len(self._last) > MOST_KNOWN else self._last | latest
+        fixed_s = [told[FIXED_S] for told in latest.values() if FIXED_S in told]
+        return more, sum(fixed_s) / len(fixed_s) if fixed_s else None
+
+    def _most(self) -> int | None:
+        """The most replicas that there may be; what says so is told once, and so is its end."""
+        try:
+            hold = checked(self._storage.read_json(*HOLDS, f"{self._model}.json") or {})
+        except (StorageError, OSError) as error:
+            hold = self._hold | {"damaged": str(error)}
+        if hold != self._hold:
+            logger.warning("replicas of %s: %s", self._model, _said(hold))
+            self._hold = hold
+        return hold.get("most_replicas")
+
+
+def checked(hold: Any) -> dict[str, Any]:
+    """What is written of a hold; raises `StorageError` where that is none."""
+    if isinstance(hold, dict) and (not hold or type(hold.get("most_replicas")) is int):
+        return hold
+    raise StorageError(f"a hold is {{most_replicas: a whole number, why: words}}, and not {str(hold)[:100]}")
+
+
+def _said(hold: Mapping[str, Any]) -> str:
+    """What a person is told of a hold.
+
+    >>> _said({"most_replicas": 2, "why": "the day's budget is used up"}), _said({})
+    ("at most 2: the day's budget is used up", 'as many as are needed')
+    """
+    if "damaged" in hold:
+        return f"{hold['damaged']}; what it said before holds"
+    why = hold.get("why", "no reason is given")
+    return f"at most {hold['most_replicas']}: {why}" if hold else "as many as are needed"
 
 
 @dataclass
 class Load:
-    """What a replica has done since it was last asked; `cpus` are those that it may use."""
+    """The requests for a prediction that a replica has seen; `late_s` is from when on an answer is late."""
 
-    cpus: float
+    late_s: float
+    arrived: int = 0
     refused: int = 0
-    _at: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), time.process_time()))
+    late: int = 0
 
-    def told(self) -> dict[str, float]:
-        """The share of its processor time that it used, and the requests refused a second."""
-        now, before = (time.monotonic(), time.process_time()), self._at
-        refused, self.refused, self._at = self.refused, 0, now
-        seconds = max(now[0] - before[0], 1e-3)
-        return {BUSY: (now[1] - before[1]) / seconds / self.cpus, REFUSED: refused / seconds}
+    def answered(self, seconds: float) -> None:
+        """Counts one that took so long, where that was too long."""
+        self.late += seconds > self.late_s
+
+    def told(self, busy_s: float, batches: int, rows: int, fixed_s: float | None) -> dict[str, float]:
+        """What a replica tells: how often and for how long it was at work, besides what is counted here.
+
+        Of what a batch takes beside its rows nothing where that is not known.
+        """
+        counted = (self.arrived, self.refused, self.late, busy_s, batches, rows)
+        return dict(zip(COUNTED, counted, strict=True)) | ({} if fixed_s is None else {FIXED_S: fixed_s})

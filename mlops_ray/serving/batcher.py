@@ -117,6 +117,9 @@ class Batcher:
     cost: Line = field(default_factory=Line)
     #: So many batches are worked on in a thread, whatever they may take.
     aside: int = 0
+    #: How many batches there were, and rows in them.
+    batches: int = 0
+    rows: int = 0
     _waiting: deque[_Waiting] = field(default_factory=deque)
     _height: int = 0
     #: How many waited in the loop's last turn.
@@ -239,7 +242,10 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - handed on to whoever waits
             return error
         finally:
-            self.cost.see(sum(waiting.height for waiting in batch), self.clock() - began)
+            rows = sum(waiting.height for waiting in batch)
+            self.cost.see(rows, self.clock() - began)
+            self.batches += 1
+            self.rows += rows
 
     def _settle(self, batch: Sequence[_Waiting], found: Answer | Exception) -> bool:
         """Tells who waits what came of it; `False` where each must be tried alone first."""

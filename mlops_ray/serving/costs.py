@@ -35,14 +35,18 @@ class Line:
     def __call__(self, x: float) -> float:
         return self.fixed + self.each * x
 
+    @property
+    def is_told_apart(self) -> bool:
+        """Whether what was seen says what more would cost: all of one size do not."""
+        n, sx, _, sxx, _ = self._sums
+        return n * sxx - sx * sx > 1e-6 * n * sxx
+
     def see(self, x: float, y: float) -> None:
         """Takes in one observation."""
         n, sx, sy, sxx, sxy = (KEPT_OF_LINE * each for each in self._sums)
         y = y if n < FEW else min(y, MOST_TIMES * self(x))
         n, sx, sy, sxx, sxy = self._sums = n + 1, sx + x, sy + y, sxx + x * x, sxy + x * y
-        spread = n * sxx - sx * sx
-        # All of one size tell nothing of what more would cost.
-        each = (n * sxy - sx * sy) / spread if spread > 1e-6 * n * sxx else 0.0
+        each = (n * sxy - sx * sy) / (n * sxx - sx * sx) if self.is_told_apart else 0.0
         fixed = (sy - each * sx) / n
         if each < 0:
             each, fixed = 0.0, sy / n

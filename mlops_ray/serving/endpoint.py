@@ -81,13 +81,12 @@ class Endpoint(Application):
         *,
         p99_ms: float = 50.0,
         explains: bool = False,
-        cpus: float = 1.0,
     ) -> None:
         self._model, self._versions, self._storage = model, versions, storage
         self._keyring, self._hidden, self._explains = keyring, hidden, explains
         self._prefix = f"{PREFIX}/{model}"
         self._patience_s = PATIENCE * p99_ms / 1000
-        self.admission, self.load = Admission(self._patience_s), Load(cpus)
+        self.admission, self._load = Admission(self._patience_s), Load(p99_ms / 1000)
         self._rates, self._bodies = Rates(), 0
         self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
         self._explaining = ThreadPoolExecutor(1, "explains")
@@ -121,12 +120,22 @@ class Endpoint(Application):
             return self._contested(call, contest, live, key, action, asked)
         return self._predicted(call, live, action, asked)
 
+    def told(self) -> dict[str, float]:
+        """What the policy of autoscaling.py goes by: numbers, most of them counted since the start."""
+        live, busy_s = self._versions.champion, self.admission.busy_s
+        if live is None:
+            return self._load.told(busy_s, 0, 0, None)
+        batcher, cost = live.batcher, live.batcher.cost
+        fixed_s = cost.fixed if cost.is_told_apart else None
+        return self._load.told(busy_s, batcher.batches, batcher.rows, fixed_s)
+
     def _admitted(self, until: float | None, size: int) -> Place:
         self.admission.lag.watch()
+        self._load.arrived += 1
         try:
             return self.admission.take(until, size)
         except OverloadedError:
-            self.load.refused += 1
+            self._load.refused += 1
             raise
 
     async def _predicted(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
@@ -277,11 +286,14 @@ class Endpoint(Application):
         until, place = asked.until, asked.place
         request = await self._request(call, live, action, body)
         wants_why = request.parameters.get("explain") is True
+        began_s = self.admission.clock() - self.admission.lag.seconds
         try:
             part = await live.predict(request.rows, until, call.is_gone)
         except DeadlineError:
             place.tells = True
             raise
+        finally:
+            self._load.answered(self.admission.clock() - began_s)
         explained = await self._explained(call, live, part, until) if wants_why else None
         place.tells = not wants_why
         if part.batch.failures.height:

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import logging
 import sys
+import warnings
 from typing import Any
 
 from ray import serve
@@ -45,6 +46,8 @@ ACKNOWLEDGE_S = 10.0
 MAX_ONGOING_REQUESTS = 10_000
 #: How soon a dead replica is noticed; at the default of 10 s requests hang for 13 s.
 HEALTH_CHECK_S = 1.0
+#: Serve keeps what replicas tell for so many looks: those of a moment may be missed.
+LOOK_BACK = 5
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 logger = logging.getLogger(__name__)
@@ -85,7 +88,6 @@ class Replica:
             storage,
             p99_ms=settings.slo.p99_ms,
             explains=settings.explain == "on_request",
-            cpus=settings.resources.cpu,
         )
         self._tasks: list[asyncio.Task[None]] = []
         self._monitor: Any = None
@@ -102,7 +104,7 @@ class Replica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller hands to the policy of autoscaling.py."""
-        return self._endpoint.load.told()
+        return self._endpoint.told()
 
     async def _start(self) -> None:
         _favour_requests()
@@ -167,11 +169,7 @@ def deployment(
     replica = serve.deployment(
         name=project.project,
         ray_actor_options=options,
-        autoscaling_config=AutoscalingConfig(
-            min_replicas=serving.replicas.min,
-            max_replicas=serving.replicas.max,
-            policy=AutoscalingPolicy(policy_function=autoscaling.policy),  # type: ignore[no-untyped-call]
-        ),
+        autoscaling_config=_scaled(project, storage),
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_S,
         logging_config=LOGGING,
@@ -187,6 +185,31 @@ def deployment(
         sorted(estimator.allowed(project)),
         watched(project),
     )
+
+
+def _scaled(project: Project, storage: Storage) -> AutoscalingConfig:
+    """Between its bounds our policy decides alone, and at once: it has reasons of its own to wait."""
+    serving = project.serving
+    asked = {
+        "root": str(storage.root),
+        "model": project.project,
+        "p99_ms": serving.slo.p99_ms,
+        "max_rows": serving.batching.max_rows,
+    }
+    with warnings.catch_warnings():
+        # It is to be replaced by an environment variable, which Ray 2.60 does not read yet.
+        warnings.filterwarnings("ignore", "The `metrics_interval_s`", DeprecationWarning)
+        return AutoscalingConfig(
+            min_replicas=serving.replicas.min,
+            max_replicas=serving.replicas.max,
+            metrics_interval_s=autoscaling.LOOK_S,
+            look_back_period_s=LOOK_BACK * autoscaling.LOOK_S,
+            upscale_delay_s=0.0,
+            downscale_delay_s=0.0,
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+                policy_function=autoscaling.Policy, policy_kwargs=asked
+            ),
+        )
 
 
 def watched(project: Project) -> tuple[float, float, float, dict[str, float]]:

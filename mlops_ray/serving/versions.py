@@ -200,6 +200,11 @@ class Live:
         return self.served.predictor.answer(together(batch))
 
     @property
+    def batcher(self) -> Batcher:
+        """What batches there were, and what they take."""
+        return self._batcher
+
+    @property
     def tally(self) -> Tally:
         """Where this version is counted now."""
         return self._outbox.tally(self.version, self.served.reference.specs)

@@ -82,6 +82,23 @@ def test_what_has_left_counts_no_more() -> None:
     assert (admission.requests, admission.size) == (0, 0)
 
 
+def test_it_is_at_work_for_as_long_as_somebody_is_there() -> None:
+    clock = Clock()
+    admission = Admission(1.0, clock)
+    clock.now = 5.0
+    first = admission.take(None, 1)
+    clock.now = 6.0
+    second = admission.take(None, 1)
+    clock.now = 8.0
+    first.leave()
+    first.leave()
+    assert admission.busy_s == 3.0
+    clock.now = 9.0
+    second.leave()
+    clock.now = 20.0
+    assert admission.busy_s == 4.0
+
+
 def test_who_sends_slowly_is_in_nobodys_way_meanwhile() -> None:
     admission = busy(Clock(), each_s=0.01)
     places = [admission.take(1e9, 3) for _ in range(100)]

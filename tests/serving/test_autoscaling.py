@@ -1,43 +1,353 @@
-"""As many replicas as the work needs, and one more where callers are turned away."""
+"""The fewest replicas with which the objective holds, soon when more come, gone when they pay no more."""
 
+import logging
+import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.serve._private.autoscaling_state import _resolve_policy_callable
+from ray.serve._private.common import TimeStampedValue
+from ray.serve.autoscaling_policy import _apply_autoscaling_config
 
-from mlops_ray.serving import autoscaling
-from mlops_ray.serving.autoscaling import TARGET, Load, policy
+from mlops_ray.serving import replica
+from mlops_ray.serving.autoscaling import (
+    COUNTED,
+    FIXED_S,
+    HOLD,
+    IDLE,
+    LEAST_TRUST,
+    LOOK_S,
+    MOST_HOLD_S,
+    START_S,
+    STEADY_S,
+    Autoscaler,
+    Load,
+    Policy,
+    Told,
+    hold_s,
+    most_rate,
+    p99_s,
+)
+from mlops_ray.storage import Storage
+from tests.serving import packages
+
+#: Of a model that takes 10 ms for a request, or 2 ms and 8 more for each of a batch.
+EACH_S, TARGET_S = 0.01, 0.05
+BEARS = most_rate(0.0, EACH_S, TARGET_S)
+MODEL = "m"
 
 
-def context(told: dict[str, dict[str, float]] | None, current: int = 2) -> Any:
-    return SimpleNamespace(aggregated_metrics=told, current_num_replicas=current, target_num_replicas=current)
+class Service:
+    """Replicas whose requests all take the same, which are told and looked at second by second."""
+
+    def __init__(self, running: int = 1, max_rows: int = 1) -> None:
+        self.autoscaler = Autoscaler(TARGET_S, max_rows)
+        self.running = self.target = running
+        self.told = Told(0.0)
+
+    def look(self, rate: float, late: float = 0.0, refused: float = 0.0) -> int:
+        """What is wanted after one more second with so many requests."""
+        answered = rate - refused
+        more = {"arrived": rate, "refused": refused, "late": late, "busy_s": answered * EACH_S}
+        more |= {"batches": answered, "rows": answered}
+        self.told = self.told.after(self.told.at + LOOK_S, more)
+        self.target = self.autoscaler.look(self.told, None, self.running, self.target)
+        return self.target
+
+    def pass_by(self, seconds: float, rate: float) -> int:
+        """So many seconds, in which what is wanted is there at once."""
+        for _ in range(int(seconds)):
+            self.running = self.look(rate)
+        return self.target
 
 
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
-def test_with_the_replicas_that_are_needed_each_is_busy_at_most_as_much_as_it_may_be(
-    busy: list[float],
+def needed(rate: float) -> int:
+    return math.ceil(rate / BEARS)
+
+
+def rate_for(replicas: int, share: float = 0.95) -> float:
+    """Requests/s of which so many replicas bear the share."""
+    return share * replicas * BEARS
+
+
+seconds = st.floats(0.0005, 0.5)
+
+
+@given(st.floats(0, 0.2), seconds, st.floats(1.1, 100))
+def test_a_replica_bears_as_much_as_the_objective_allows_and_no_less(
+    fixed: float, each: float, times: float
 ) -> None:
-    needed, _ = policy(context({"busy": dict(enumerate(busy)), "refused": {}}, len(busy)))  # type: ignore[arg-type]
-    assert sum(busy) <= needed * TARGET + 1e-9
-    assert needed == 0 or sum(busy) > (needed - 1) * TARGET - 1e-9
+    target = times * p99_s(0.0, fixed, each)
+    rate = most_rate(fixed, each, target)
+    assert p99_s(rate, fixed, each) <= target < p99_s(rate + 0.001 / each, fixed, each)
 
 
-def test_where_callers_are_turned_away_there_is_one_more() -> None:
-    assert policy(context({"busy": {"a": 0.1, "b": 0.1}, "refused": {"a": 0.5}}))[0] == 3
+@given(st.floats(0, 0.2), seconds, st.floats(0.01, 10), st.floats(1, 3))
+def test_a_looser_objective_or_a_faster_model_never_needs_more_replicas(
+    fixed: float, each: float, target: float, times: float
+) -> None:
+    rate = most_rate(fixed, each, target)
+    assert most_rate(fixed, each, times * target) >= rate
+    assert most_rate(fixed, each / times, target) >= rate * (1 - 1e-3)
 
 
-def test_before_anything_was_told_nothing_changes() -> None:
-    assert policy(context(None))[0] == policy(context({}))[0] == 2
+@settings(max_examples=20)
+@given(st.floats(1, 2000))
+def test_in_the_long_run_there_are_as_many_as_the_rate_needs(rate: float) -> None:
+    service = Service()
+    assert service.pass_by(STEADY_S + 60, rate) in {needed(rate * 0.999), needed(rate * 1.001)}
 
 
-def test_a_replica_tells_how_busy_it_was_since_it_was_last_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=10.0, used=1.0)
-    times = SimpleNamespace(monotonic=lambda: clock.now, process_time=lambda: clock.used)
-    monkeypatch.setattr(autoscaling, "time", times)
-    load = Load(cpus=2)
-    clock.now, clock.used, load.refused = 12.0, 3.0, 6
-    assert load.told() == {"busy": 0.5, "refused": 3.0}
-    clock.now = 13.0
-    assert load.told() == {"busy": 0.0, "refused": 0.0}
+def test_at_rest_replicas_that_wait_for_work_start_no_others_and_go() -> None:
+    service = Service(running=8)
+    assert {service.look(0.0) for _ in range(int(hold_s(START_S)) + 1)} == {8}
+    assert service.look(0.0) == 0  # Serve keeps the least that the project file says
+
+
+def test_what_serve_has_started_for_a_first_caller_stays_until_it_is_known_who_that_was() -> None:
+    service = Service()
+    service.pass_by(2 * MOST_HOLD_S, 0.0)
+    assert service.target == 0
+    # Serve starts it; until it has, and has told, nobody is known to have come.
+    service.running, service.target = 0, 1
+    assert {service.look(0.0) for _ in range(int(hold_s(START_S)) + 1)} == {1}
+    service.running = 1
+    assert service.look(0.0) == 0
+
+
+def test_one_request_a_minute_keeps_one_replica() -> None:
+    service = Service()
+    service.pass_by(2 * MOST_HOLD_S, 0.0)
+    assert service.target == 0
+    found = {service.look(float(second % 60 == 0)) for second in range(1200)}
+    assert found == {1}
+
+
+def test_when_many_come_at_once_enough_are_asked_for_within_four_seconds() -> None:
+    service, many = Service(running=2), rate_for(10)
+    service.pass_by(300, rate_for(2))
+    assert [service.look(many) for _ in range(4)][-1] >= needed(0.9 * many)
+
+
+def test_as_chance_has_it_nothing_is_started() -> None:
+    service = Service(running=2)
+    rate = rate_for(2)
+    service.pass_by(300, rate)
+    # For one second as many as come once in 40 seconds.
+    assert service.look(rate + 2 * math.sqrt(rate)) == 2
+
+
+def test_while_more_and_more_come_it_is_ahead_of_them() -> None:
+    service, rate = Service(running=2), rate_for(2)
+    service.pass_by(300, rate)
+    for _ in range(60):
+        rate += 4.0
+        service.running = service.look(rate)
+    assert service.autoscaler.rate() > rate
+
+
+def test_who_is_turned_away_counts_as_one_who_comes() -> None:
+    service = Service(running=1)
+    service.pass_by(300, rate_for(1))
+    found = [service.look(rate_for(5), refused=rate_for(4)) for _ in range(60)]
+    assert found[3] >= needed(0.9 * rate_for(5))
+    assert max(found) <= math.ceil(1.25 * needed(rate_for(5)))
+
+
+def test_where_the_objective_is_missed_all_the_same_there_are_more_and_it_is_remembered() -> None:
+    service = Service(running=4)
+    rate = rate_for(4, 0.99)
+    service.pass_by(300, rate)
+    assert service.target == 4
+    found = [service.look(rate, late=0.1 * rate) for _ in range(20)][-1]
+    assert found > 4
+    service.running = found
+    # Also when those that were kept for a while have gone there is one more than was worked out.
+    assert service.pass_by(hold_s(START_S) + STEADY_S, rate) == 5
+
+
+def test_where_more_may_not_be_nothing_is_unlearned() -> None:
+    service = Service(running=4)
+    service.pass_by(300, rate_for(4))
+    for _ in range(600):
+        service.look(rate_for(4), late=rate_for(4))
+        service.target = 4
+    assert service.autoscaler.trust >= LEAST_TRUST
+    service.pass_by(600, rate_for(4))
+    assert service.target <= 8
+
+
+def test_who_is_late_and_has_nothing_to_do_is_not_helped_by_others() -> None:
+    service = Service(running=2)
+    rate = 2 * (IDLE - 0.05) / EACH_S
+    service.pass_by(300, rate)
+    assert max(service.look(rate, late=rate) for _ in range(60)) == service.target
+
+
+def test_while_others_are_on_their_way_no_more_are_asked_for() -> None:
+    service = Service(running=2)
+    service.pass_by(300, rate_for(2))
+    found = [service.look(rate_for(6), late=rate_for(6)) for _ in range(60)]
+    assert max(found) <= math.ceil(1.25 * needed(rate_for(6)))
+
+
+def test_one_too_many_is_kept_for_what_its_start_is_worth_and_no_longer() -> None:
+    service = Service(running=6)
+    service.pass_by(400, rate_for(6))
+    kept = 0
+    while service.pass_by(1, rate_for(2)) == 6:
+        kept += 1
+    worth = hold_s(service.autoscaler.start_s)
+    assert worth - 2 <= kept <= worth + STEADY_S
+    assert service.pass_by(STEADY_S, rate_for(2)) == 2
+
+
+@pytest.mark.parametrize("took", [5, 40, 120])
+def test_what_a_start_takes_is_learned(took: int) -> None:
+    service = Service(running=2)
+    service.pass_by(100, 50.0)
+    for times in range(1, 7):
+        wanted, rate = service.target, 50.0 + 100.0 * times
+        while service.look(rate) == wanted:
+            pass
+        for _ in range(took):
+            service.look(rate)
+        service.running = service.target
+        service.pass_by(100, rate)
+    assert service.autoscaler.start_s == pytest.approx(took, abs=0.2 * took + 2)
+    assert hold_s(service.autoscaler.start_s) == min(HOLD * service.autoscaler.start_s, MOST_HOLD_S)
+
+
+def test_what_batches_save_is_learned_and_makes_do_with_fewer() -> None:
+    """Of 10 ms for a lone request 6 are for the batch: with two in each one takes 7."""
+    autoscaler, told, rate, wanted = Autoscaler(TARGET_S, 256), Told(0.0), rate_for(10), 10
+    for _ in range(1500):
+        more = {"arrived": rate, "busy_s": rate * 0.007, "batches": rate / 2, "rows": rate}
+        told = told.after(told.at + LOOK_S, more)
+        wanted = autoscaler.look(told, 0.006, wanted, wanted)
+    assert autoscaler.share == pytest.approx(0.6, abs=0.01)
+    assert wanted == math.ceil(rate / most_rate(0.006, 0.004, TARGET_S)) < 10
+
+
+def test_while_it_is_not_known_what_batches_save_it_is_tried() -> None:
+    """With as many as would do without there never were two requests at once, and it were not learned."""
+    one, many = (Service(max_rows=most).pass_by(600, rate_for(10)) for most in (1, 256))
+    assert many < one == 10
+
+
+def test_who_has_just_begun_to_look_takes_none_away() -> None:
+    service = Service(running=9)
+    assert {service.look(100.0) for _ in range(int(hold_s(START_S)) - 1)} == {9}
+
+
+def test_where_no_number_holds_the_objective_there_are_not_ever_more() -> None:
+    service = Service(running=1)
+    service.autoscaler.target_s = EACH_S / 2
+    assert service.pass_by(600, 50.0) <= 4
+
+
+# ---------------------------------------------------------------- as Serve asks
+
+
+@pytest.fixture
+def policy(storage: Storage) -> Policy:
+    return Policy(str(storage.root), MODEL, 1000 * TARGET_S, 1)
+
+
+def context(now: float, told: dict[str, dict[str, float]], running: int, target: int) -> Any:
+    """What the controller hands over: what each replica told, by name."""
+    series = {
+        name: {each: [TimeStampedValue(now, counted[name])] for each, counted in told.items()}
+        for name in (*COUNTED, FIXED_S)
+    }
+    return SimpleNamespace(
+        current_time=now, raw_metrics=series, current_num_replicas=running, target_num_replicas=target
+    )
+
+
+def counted(arrived: float) -> dict[str, float]:
+    values = (arrived, 0.0, 0.0, arrived * EACH_S, arrived, arrived)
+    return dict(zip(COUNTED, values, strict=True)) | {FIXED_S: 0.0}
+
+
+def asked(policy: Policy, rate: float, looks: int, running: int, begin: float = 0.0) -> Iterator[int]:
+    """What the policy wants, second by second, of replicas that share so many requests."""
+    target = running
+    for second in range(looks):
+        told = {f"r{each}": counted((begin + second) * rate / running) for each in range(running)}
+        target, _ = policy(context(begin + second * LOOK_S, told, running, target))
+        yield target
+
+
+def test_the_replicas_counts_are_added_up(policy: Policy) -> None:
+    assert list(asked(policy, rate_for(6), 100, running=3))[-1] == 6
+
+
+def test_of_a_controller_that_has_just_started_what_was_before_is_no_request(policy: Policy) -> None:
+    told = {"a": counted(1e6)}
+    assert policy(context(0.0, told, 1, 1))[0] == 1
+    assert policy(context(1.0, told, 1, 1))[0] == 1
+
+
+def test_a_replica_that_says_nothing_for_a_moment_is_not_new_after_it(policy: Policy) -> None:
+    told = {"a": counted(1e6)}
+    for second, seen in enumerate([told, {}, told, told, told]):
+        assert policy(context(float(second), seen, 1, 1))[0] == 1
+
+
+def test_between_two_looks_nothing_changes(policy: Policy) -> None:
+    policy(context(0.0, {}, 1, 1))
+    assert policy(context(0.1, {"a": counted(1e6)}, 1, 5))[0] == 5
+
+
+def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
+    policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    hold = {"most_replicas": 2, "why": "the day's budget is used up"}
+    storage.write_json(hold, "cost", "holds", f"{MODEL}.json")
+    with caplog.at_level(logging.WARNING):
+        assert list(asked(policy, rate_for(9), 100, running=1))[-1] == 2
+        assert caplog.messages == ["replicas of m: at most 2: the day's budget is used up"]
+        storage.path("cost", "holds", f"{MODEL}.json").unlink()
+        assert list(asked(policy, rate_for(9), 100, running=1, begin=100.0))[-1] == 9
+    assert caplog.messages[1:] == ["replicas of m: as many as are needed"]
+
+
+@pytest.mark.parametrize("written", [b"{", b"[1]", b'{"most_replicas": "two"}'])
+def test_a_hold_that_is_damaged_lifts_none(
+    written: bytes, policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage.write_json({"most_replicas": 2, "why": "so"}, "cost", "holds", f"{MODEL}.json")
+    list(asked(policy, 400.0, 50, running=1))
+    storage.path("cost", "holds", f"{MODEL}.json").write_bytes(written)
+    assert list(asked(policy, 400.0, 50, running=1, begin=50.0))[-1] == 2
+    assert len(caplog.messages) == 2
+    assert "what it said before holds" in caplog.messages[1]
+
+
+def test_serve_asks_our_policy_and_does_at_once_what_it_says(storage: Storage) -> None:
+    serving = {"slo": {"p99_ms": 1000 * TARGET_S}, "replicas": {"max": 20}, "batching": {"max_rows": 1}}
+    made = replica._scaled(packages.project(storage.root, serving=serving), storage)
+    # As it reaches the controller: by value, from the deployment's configuration.
+    ours = _apply_autoscaling_config(_resolve_policy_callable(made.policy))
+    target = 1
+    for second in range(6):
+        seen = context(float(second), {"a": counted(rate_for(9) * second)}, 1, target)
+        seen.config, seen.policy_state, seen.total_num_requests = made, {}, 0.0
+        target, _ = ours(seen)
+    assert target in {8, 9}
+    assert made.metrics_interval_s == LOOK_S
+
+
+def test_a_replica_tells_what_came_and_what_was_missed() -> None:
+    load = Load(late_s=0.05)
+    load.arrived, load.refused = 4, 1
+    for took_s in (0.049, 0.051, 2.0):
+        load.answered(took_s)
+    counted = {"arrived": 4, "refused": 1, "late": 2, "busy_s": 1.5, "batches": 2, "rows": 30}
+    assert load.told(1.5, 2, 30, 0.002) == counted | {"fixed_s": 0.002}
+    assert load.told(1.5, 2, 30, None) == counted

@@ -17,6 +17,7 @@ from mlops_ray.errors import PackageError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.serving import record, release
+from mlops_ray.serving.admission import LET_IN
 from mlops_ray.serving.endpoint import MOST_BODIES, MOST_WHYS, SMALL_BYTES, Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
@@ -88,6 +89,28 @@ def test_a_prediction_says_which_version_answered_and_to_which_request(service: 
     assert reply.status == 200
     assert reply.json == {"predictions": [ANSWER], "model_name": MODEL, "model_version": "1", "id": "id-1"}
     assert reply.headers["x-request-id"] == "id-1"
+
+
+def test_it_tells_what_came_and_what_it_took(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        service.call("POST", "/invocations", json=RECORDS)
+    service.call("GET", "/ready", None)
+    told = service.endpoint.told()
+    assert (told["arrived"], told["refused"], told["late"], told["batches"], told["rows"]) == (3, 0, 0, 3, 3)
+    assert 0 < told["busy_s"] < 10
+    # All of one size: what more would cost is not known.
+    assert "fixed_s" not in told
+    monkeypatch.setattr(service.endpoint._load, "late_s", 0.0)
+    service.call("POST", "/invocations", json={"dataframe_records": [ROW, ROW]})
+    admission = service.endpoint.admission
+    for _ in range(200):
+        admission.learn(LET_IN, LET_IN, admission.clock() - 0.25)
+    for _ in range(LET_IN):
+        admission.take(None, 1)
+    assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"}).status == 429
+    told = service.endpoint.told()
+    assert (told["arrived"], told["refused"], told["late"]) == (5, 1, 1)
+    assert told["fixed_s"] >= 0
 
 
 def test_a_request_without_an_id_gets_one(service: Service) -> None:
@@ -366,7 +389,7 @@ def test_who_has_no_key_takes_no_place_and_learns_nothing_of_the_load(service: S
         admission.learn(2, 2, admission.clock() - 0.25)
     others = [admission.take(None, 1) for _ in range(2)]
     reply = service.call("POST", "/invocations", None, json=RECORDS, headers={"x-timeout-ms": "100"})
-    assert (reply.status, service.endpoint.load.refused) == (401, 0)
+    assert (reply.status, service.endpoint.told()["arrived"]) == (401, 0)
     for place in others:
         place.leave()
 
