@@ -278,6 +278,32 @@ def models(file: ProjectFile, as_json: Json = False) -> None:
     _show(registered(*_open(file)), as_json, _print_versions)
 
 
+@app.command(epilog="Example: mlops-ray loadtest configs/factory_load.yaml --max-rows 64 --max-rows 256")
+def loadtest(
+    file: ProjectFile,
+    cpu: Annotated[list[float] | None, typer.Option(help="CPUs of a replica; may be said again.")] = None,
+    max_rows: Annotated[list[int] | None, typer.Option(help="Most rows of a batch; likewise.", min=1)] = None,
+    rows: Annotated[int, typer.Option(help="Rows of a request.", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Loaded together; told of is one.", min=1)] = 1,
+    version: Annotated[int | None, typer.Option(help="A registered version; default: the champion.")] = None,
+    rate_from: Annotated[float | None, typer.Option(help="The first rate, requests/s.", min=0.5)] = None,
+    evenly: Annotated[bool, typer.Option("--evenly", help="Not as chance has it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Find the highest rate at which serving.slo holds, on replicas of their own, and record it."""
+    from mlops_ray.cluster import loads
+
+    if any(each <= 0 for each in cpu or ()):
+        raise UsageError("--cpu is a number above 0")
+    arrivals: Any = "even" if evenly else "poisson"
+    wanted = loads.Wanted(
+        tuple(cpu or ()), tuple(max_rows or ()), rows, replicas, version, rate_from, arrivals
+    )
+    with _Terminal() as progress:
+        found = loads.loadtest(*_open(file), progress, wanted)
+    _show(found, as_json, _print_capacities)
+
+
 @key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")
 def key_add(
     name: str,
@@ -661,9 +687,26 @@ def _print_features(found: list[dict[str, Any]]) -> None:
 
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
-    columns = ["version", "state", "family", "metric", "value", "created", "reason"]
-    said = [version | {"created": version["created"][:19]} for version in found]
+    columns = ["version", "state", "family", "metric", "value", "created", "bears", "reason"]
+    said = [v | {"created": v["created"][:19], "bears": _borne(v["capacities"])} for v in found]
     _print_table(columns, [["" if v[column] is None else v[column] for column in columns] for v in said])
+
+
+def _borne(capacities: list[dict[str, Any]]) -> str:
+    """What a version's replicas bear, as the last load tests found it."""
+    return "; ".join(
+        f"{c['rate']:.4g}/s at cpu {c['cpu']:g} on {c['machine']}{' (estimated)' if c['estimated'] else ''}"
+        for c in capacities
+    )
+
+
+def _print_capacities(found: dict[str, Any]) -> None:
+    columns = ["machine", "cpu", "max_rows", "rows", "rate", "low", "high", "p99_ms", "error_rate"]
+    _print_table(columns, [[c[column] for column in columns] for c in found["capacities"]])
+    for note in found["notes"]:
+        print(f"note: {note}")
+    for name in found["files"]:
+        print(f"record      {name}")
 
 
 def _show_set(made: "TrainingSet", as_json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_ray.cluster import head, interrupt, local, service
+from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import StorageError
@@ -44,7 +45,7 @@ def predict(
     )
     scoring = Scoring(
         load,
-        _entry(project, storage, progress, version),
+        entry(project, storage, progress, version),
         machine_only(policies),
         str(score.parts_folder(output.absolute())),
         any(policy.restricts for policy in policies),
@@ -53,12 +54,12 @@ def predict(
         if job.is_small:
             return _score(job, Stages(storage, progress), {}, on_ray=False)
         stages = Stages(storage, progress)
-        with _cluster(storage, stages):
+        with connected(storage, stages):
             return _score(job, stages, label_selector(policies), on_ray=True)
 
 
 @contextlib.contextmanager
-def _cluster(storage: Storage, stages: Stages) -> Iterator[None]:
+def connected(storage: Storage, stages: Stages) -> Iterator[LocalCluster]:
     """The cluster of this storage, or one for the block, connected.
 
     Not a pipeline's: that reads what a model is trained on, which need not be there any more.
@@ -77,7 +78,7 @@ def _cluster(storage: Storage, stages: Stages) -> Iterator[None]:
                     cluster = found or local.start(storage.root)
                     local.connect(cluster)
                     result["address"] = cluster.address
-                yield
+                yield cluster
             except Exception:
                 service._leave_cluster(storage, stop=found is None)
                 raise
@@ -98,7 +99,7 @@ def _said(result: dict[str, Any]) -> str:
     return f"{result['rows']:,} rows, {result['errors']:,} without an answer"
 
 
-def _entry(project: Project, storage: Storage, progress: Progress, version: int | None) -> dict[str, Any]:
+def entry(project: Project, storage: Storage, progress: Progress, version: int | None) -> dict[str, Any]:
     """What the release document says of the champion, or would say of a version."""
     champion: dict[str, Any] | None = record.read(storage, project.project).get("champion")
     if champion is not None and version in (None, int(champion["version"])):

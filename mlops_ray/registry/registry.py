@@ -5,13 +5,14 @@ keeps: a folder that was changed in the artifact store is not the version that w
 """
 
 import contextlib
+import json
 import logging
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
 from mlops_ray.config import ReleaseState
+from mlops_ray.cost.model import Capacity
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError, one_line
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.package import Package
@@ -43,6 +45,8 @@ STATES = get_args(ReleaseState)
 STATE, REASON, DIGEST, FOLDER = "mlops.state", "mlops.reason", "mlops.digest", "mlops.folder"
 #: Tags that say what a version is, as `versions` tells it: the digest is that of its training set.
 ABOUT = {name: f"mlops.{name}" for name in ("family", "metric", "value", "dataset", "signer")}
+#: Of tags that each say what a replica of a version bears, a `cost.model.Capacity`.
+CAPACITY = "mlops.capacity."
 #: MLflow copies a model's data into a folder of this name.
 DATA = "data"
 #: Where in it a package lies.
@@ -129,7 +133,8 @@ class Registry:
     def versions(self, name: str) -> list[dict[str, Any]]:
         """Every version, newest first: version, state, reason, champion (bool), run_id, digest, created.
 
-        And what its tags say of it, by the names of `ABOUT`, `None` where they do not.
+        And what its tags say of it, by the names of `ABOUT`, `None` where they do not; its `capacities`,
+        plain data, by machine and size.
         """
         if not is_there(self._uri):
             return []
@@ -146,6 +151,7 @@ class Registry:
                 "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
                 **{name: version.tags.get(tag) for name, tag in ABOUT.items()},
                 "value": _number(version.tags.get(ABOUT["value"])),
+                "capacities": _capacities(version.tags),
             }
             for version in found
         ]
@@ -188,6 +194,16 @@ class Registry:
         self._tags(name, version)
         for tag, value in ((REASON, reason), (STATE, state)):
             self._client.set_model_version_tag(name, str(version), tag, value)
+
+    @answering()
+    def set_capacity(self, name: str, version: int, key: str, capacity: Capacity) -> None:
+        """Keeps what a replica of a version bears, in the place of what was kept under the same key.
+
+        Raises `NotFoundError` for a version that does not exist.
+        """
+        self._tags(name, version)
+        said = json.dumps(capacity.to_json())
+        self._client.set_model_version_tag(name, str(version), CAPACITY + key, said)
 
     @answering()
     def package_folder(self, name: str, version: int, into: Path | None = None) -> Path:
@@ -288,6 +304,15 @@ def _about(package: Package, metric: str | None) -> dict[str, str]:
         "signer": package.signer,
     }
     return {ABOUT[name]: str(value) for name, value in said.items() if value is not None}
+
+
+def _capacities(tags: Mapping[str, str]) -> list[dict[str, Any]]:
+    found = []
+    for key in sorted(tag for tag in tags if tag.startswith(CAPACITY)):
+        # What others wrote there may be anything.
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(Capacity.from_json(json.loads(tags[key])).to_json())
+    return found
 
 
 def _number(said: str | None) -> float | None:

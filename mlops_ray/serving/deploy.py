@@ -4,12 +4,13 @@ What runs is started anew only where code, resources or settings differ, since a
 replicas. Which version answers is no matter of deployment: see `reconciler`.
 """
 
+import contextlib
 import hashlib
 import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -89,6 +90,25 @@ def deploy(
     for path in (f"{replica.route(project.project)}/ready", READY):
         _wait_until_ready(url + path, lambda: _hopeless(storage, project.project))
     return Deployed(url, tuple(changed))
+
+
+@contextlib.contextmanager
+def lent(
+    name: str, route: str, build: Callable[[], serve.Application], *, http_port: int, host: str = "127.0.0.1"
+) -> Iterator[str]:
+    """Runs an application for the block beside what runs on the connected cluster; yields its address.
+
+    Raises `ClusterError` where it does not come up.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
+    url = f"http://{host}:{http_port}{route}"
+    try:
+        _run({name: _Application(route, "", build)})
+        _wait_until_ready(f"{url}/ready", lambda: None)
+        yield url
+    finally:
+        serve.delete(name)
 
 
 def settle(project: Project, storage: Storage) -> None:

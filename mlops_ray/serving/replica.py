@@ -160,23 +160,62 @@ def _favour_requests() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
+class Probe(Replica):
+    """A replica under a load test: it does all that any other does, and no monitor hears of it."""
+
+    async def _flush(self) -> None:
+        delta = self._outbox.delta()
+        if delta is not None:
+            self._outbox.acknowledge(delta["sequence"])
+
+
 def deployment(
     project: Project, storage: Storage, label_selector: dict[str, str], hidden: frozenset[str]
 ) -> serve.Application:
     """The model's application, to be run at `route(NAME)`; nobody may see values of `hidden` columns."""
+    options = {"name": project.project, "autoscaling_config": _scaled(project, storage)}
+    return _bound(Replica, project, storage, storage, label_selector, hidden, options)
+
+
+def probe(
+    project: Project,
+    storage: Storage,
+    aside: Storage,
+    name: str,
+    replicas: int,
+    label_selector: dict[str, str],
+    hidden: frozenset[str],
+) -> serve.Application:
+    """So many replicas of the model `name` of a storage `aside`, to be run at `route(name)`.
+
+    They answer the keys of that storage and log into it; features they look up where all others do.
+    """
+    options = {"name": name, "num_replicas": replicas}
+    return _bound(Probe, project, storage, aside, label_selector, hidden, options)
+
+
+def _bound(
+    kind: type[Replica],
+    project: Project,
+    storage: Storage,
+    own: Storage,
+    label_selector: dict[str, str],
+    hidden: frozenset[str],
+    options: dict[str, Any],
+) -> serve.Application:
+    """A replica's application, whose release, keys and log are in the storage `own`."""
     serving = project.serving
-    options = placed(label_selector, num_cpus=serving.resources.cpu, num_gpus=serving.resources.gpu)
+    resources = placed(label_selector, num_cpus=serving.resources.cpu, num_gpus=serving.resources.gpu)
     replica = serve.deployment(
-        name=project.project,
-        ray_actor_options=options,
-        autoscaling_config=_scaled(project, storage),
+        ray_actor_options=resources,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_S,
         logging_config=LOGGING,
-    )(serve.ingress()(Replica))
+        **options,
+    )(serve.ingress()(kind))
     return replica.bind(
-        str(storage.root),
-        project.project,
+        str(own.root),
+        options["name"],
         serving.model_dump(mode="json"),
         sorted(hidden),
         online_location(project, storage),

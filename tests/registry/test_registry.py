@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mlflow.exceptions import MlflowException
 from requests.exceptions import ConnectionError
 
+from mlops_ray.cost.model import Capacity
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError
 from mlops_ray.registry import package as packages
 from mlops_ray.registry import signing
 from mlops_ray.registry.package import TRUSTED_KEYS, Package
 from mlops_ray.registry.predictor import Predictor
-from mlops_ray.registry.registry import STATES, Registry
+from mlops_ray.registry.registry import CAPACITY, STATES, Registry
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
@@ -100,6 +101,26 @@ def test_a_version_says_what_it_is_without_its_package(registry: Registry, packa
     said = {"family": "ridge", "dataset": "abc", "signer": signing.public(KEY), "digest": package.digest}
     assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": 0.1}
     assert {name: second[name] for name in names} == {**said, "metric": None, "value": None}
+
+
+def test_a_version_says_what_its_replicas_bear_by_the_last_test_of_each_size(registry: Registry) -> None:
+    one, other, later = (capacity(rate) for rate in (100.0, 200.0, 300.0))
+    for key, each in (("local-cpu1", one), ("local-cpu2", other), ("local-cpu1", later)):
+        registry.set_capacity("demo", 1, key, each)
+    second, first = registry.versions("demo")
+    assert [Capacity.from_json(found) for found in first["capacities"]] == [later, other]
+    assert second["capacities"] == []
+    registry._client.set_model_version_tag("demo", "2", f"{CAPACITY}by hand", "no record")
+    assert registry.versions("demo")[0]["capacities"] == []
+    with pytest.raises(NotFoundError, match="no version 9"):
+        registry.set_capacity("demo", 9, "local", one)
+
+
+def capacity(rate: float) -> Capacity:
+    slo = {"p99_ms": 50.0, "error_rate": 0.001}
+    return Capacity(
+        "demo", "1", "local", 1, 0, 256, rate, rate, 1.1 * rate, 1, 20.0, 0.0, slo, "a processor", "2026"
+    )
 
 
 def test_a_version_is_the_package_that_was_registered(registry: Registry, package: Package) -> None:
