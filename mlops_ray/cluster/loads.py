@@ -25,6 +25,8 @@ import psutil
 from mlops_ray import keys
 from mlops_ray.client import columns
 from mlops_ray.cluster import scoring, service
+from mlops_ray.cluster.costs import CAPACITY
+from mlops_ray.cluster.meter import MACHINE
 from mlops_ray.cluster.stages import Progress, Stages
 from mlops_ray.config import Project
 from mlops_ray.cost.model import Capacity
@@ -44,12 +46,12 @@ from mlops_ray.serving.loadtest import Found, Objectives, Probe, search
 from mlops_ray.serving.offering import Arrivals, Offering, request
 from mlops_ray.storage import Storage, locked
 
-#: Where records lie, and what a load test needs for as long as it runs.
-CAPACITIES, ASIDE = "capacity", "loadtest"
+#: What a load test needs for as long as it runs lies there.
+ASIDE = "loadtest"
 #: What the replicas under load are called besides the project's name, which has no dot.
 SUFFIX = ".loadtest"
-#: The label of a node that says which type of machine it is; what one is that nobody named.
-MACHINE, UNNAMED = "machine", "local"
+#: The type of a machine that nobody named.
+UNNAMED = "local"
 #: Different requests: enough that the features of one are not at hand from the last time.
 REQUESTS = 200
 #: How old rows of the prediction log may be: the younger, the more like those that will come.
@@ -309,7 +311,7 @@ class LoadTest:
         """Writes a record in the place of the last one of its machine and size; the registry keeps it too."""
         size = f"cpu{capacity.cpu:g}-gpu{capacity.gpu:g}-batch{capacity.max_rows}-rows{capacity.rows}"
         key, version = f"{capacity.machine}-{size}", int(capacity.version)
-        place = (CAPACITIES, capacity.model, f"{version}-{key}.json")
+        place = (CAPACITY, capacity.model, f"{version}-{key}.json")
         self.storage.write_json(capacity.to_json(), *place)
         registry(self.project, self.storage).set_capacity(capacity.model, version, key, capacity)
         return self.storage.path(*place)
