@@ -7,10 +7,17 @@ requests that each replica has in hand. Ours is the one that serves. Both see th
 takes 75 ms for one request and 45 ms for each more of a batch: one replica with a p99 of 500 ms, the
 objective, has 1.9 requests in hand, and the default of Serve's policy is to aim at 2. `--quick` takes the
 first hours.
+
+`--live` has a day of ten minutes answered by real replicas instead, one policy after the other: ours behind
+our endpoint with everything on, Serve's behind its own, the same model, which waits instead of working.
 """
 
 import argparse
+import contextlib
+import itertools
+import json
 import math
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -28,14 +35,17 @@ from ray.serve._private.common import TimeStampedValue
 from ray.serve._private.metrics_utils import aggregate_timeseries, merge_instantaneous_total
 from ray.serve.config import AutoscalingConfig
 
+from benchmarks import ours as service
 from benchmarks.replicas import Asked, Replica, Second, Service, Shape, arrivals
 from benchmarks.report import Claim, finish
+from benchmarks.servers import slow, slow_serve
 from mlops_ray.config import resolve
-from mlops_ray.serving import autoscaling
+from mlops_ray.serving import autoscaling, offering
+from mlops_ray.serving.loadtest import TICK_MS, Objectives
 
 Floats = npt.NDArray[np.float64]
 HOUR_S, DAY_S = 3600, 86_400
-SHAPE = Shape(fixed_s=0.030, each_s=0.045, target_s=0.5, start_s=15.0)
+SHAPE = Shape(fixed_s=slow.FIXED_S, each_s=slow.EACH_S, target_s=0.5, start_s=15.0)
 #: Of a small machine in a cloud; only how the costs of two compare counts here.
 PRICE_PER_HOUR = 0.10
 #: Both have as many at least and at most.
@@ -60,6 +70,8 @@ QUICK = {
 }
 #: By the objective.
 LATE, REFUSED = 0.01, 0.001
+#: Of the live day: two cores hold so many replicas that wait.
+MOST_LIVE, CPU_LIVE = 6, 0.1
 
 
 def steady(seconds: int) -> Floats:
@@ -251,21 +263,68 @@ def day(rates: Floats, asked: Asked) -> Outcome:
     return Outcome(Service(SHAPE, random, begin).run(came, len(rates), asked))
 
 
+# ---------------------------------------------------------------- live
+
+
+def minutes() -> Floats:
+    """Five minutes of 8 requests/s, of which one and a half have four times as many; then a crowd that comes
+    within half a minute and goes again."""
+    at = np.arange(600)
+    burst = np.where((at >= 90) & (at < 180), 24.0, 0.0)
+    crowd = np.interp(at, [330, 360, 420, 480], [0.0, 32.0, 32.0, 0.0])
+    return 8.0 + burst + crowd
+
+
+def live() -> None:
+    """The shortened day with real replicas, and what it came to."""
+    rates, found = minutes(), {}
+    bounds = {"min": 1, "max": MOST_LIVE}
+    serving = {"slo": {"p99_ms": 1000 * SHAPE.target_s}, "replicas": bounds, "resources": {"cpu": CPU_LIVE}}
+    with tempfile.TemporaryDirectory() as folder:
+        made = service.Service(Path(folder, "service"), serving=serving)
+        with made.up():
+            for who, module in (("ours", slow), ("Serve", slow_serve)):
+                url = service.deploy(made, module.__name__)
+                found[who] = answered(made, module.NAME, url, rates)
+    rows = [{"day": "ten minutes, live", "policy": who, **outcome.shown()} for who, outcome in found.items()]
+    finish("autoscaling", rows, claimed("live", found["ours"], found["Serve"], 1.0))
+
+
+def answered(made: service.Service, name: str, url: str, rates: Floats) -> Outcome:
+    """What became of the requests of each second, and how many replicas there were."""
+    seconds, target_ms = [], 1000 * SHAPE.target_s
+    bodies = [json.dumps(service.body(row)).encode() for row in service.asked().tolist()]
+    asked = [offering.request(url, made.headers, body) for body in bodies]
+    allowed = Objectives(target_ms, REFUSED)
+    with offering.Offering(url, asked, allowed) as offered:
+        offered.closed(1, 5.0)
+        with contextlib.closing(offered.offer([float(rate) for rate in rates])) as coming:
+            for second in itertools.islice(coming, len(rates)):
+                late = sum(n for ticks, n in second.took.items() if ticks * TICK_MS > target_ms)
+                paid = len(service.replicas(made, name))
+                seconds.append(Second(second.due, late, second.failed, paid))
+    return Outcome(seconds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the first hours of each day")
-    seconds = QUICK_S if parser.parse_args().quick else DAY_S
+    parser.add_argument("--live", action="store_true", help="ten minutes with real replicas, twice")
+    told = parser.parse_args()
+    if told.live:
+        live()
+    seconds = QUICK_S if told.quick else DAY_S
     rows, claims = [], []
     for name, rates in DAYS.items():
         asked = {"ours": ours(), "Serve": theirs(), "Serve, as quick": theirs(**QUICK)}
         found = {who: day(rates(seconds), each) for who, each in asked.items()}
         rows += [{"day": name, "policy": who, **outcome.shown()} for who, outcome in found.items()]
-        claims += claimed(name, found["ours"], found["Serve"])
+        claims += claimed(name, found["ours"], found["Serve"], FEWER if name in SUDDEN else 1.0)
     finish("autoscaling", rows, claims)
 
 
-def claimed(name: str, ours: Outcome, theirs: Outcome) -> list[Claim]:
-    most = FEWER if name in SUDDEN else 1.0
+def claimed(name: str, ours: Outcome, theirs: Outcome, most: float) -> list[Claim]:
+    """No more is missed than so many times what Serve's policy misses, at no higher cost."""
     return [
         Claim(f"{name}: requests missed over Serve's", ours.missed / max(theirs.missed, 1), most),
         Claim(f"{name}: cost over Serve's", ours.cost / theirs.cost, 1.0),

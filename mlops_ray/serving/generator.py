@@ -8,6 +8,7 @@ which no list of processes shows. It imports little, so that it starts at once, 
     {"host", "port", "requests": [base64], "late_s", "timeout_s"}
     {"connections", "seconds"}                                   {"answered", "failed", "seconds"}
     {"rate", "seed" (null: evenly)}                              {"due", "late", "failed", "took", "lag"} …
+    {"rate": [one a second], "seed"}                             the same; the last one goes on
     stop                                                         {"ended": true}
 """
 
@@ -146,7 +147,7 @@ class Generator:
     def stop(self) -> None:
         self._is_stopped = True
 
-    async def offer(self, gap: Callable[[], float], tell: Callable[[dict[str, Any]], None]) -> None:
+    async def offer(self, gap: Callable[[float], float], tell: Callable[[dict[str, Any]], None]) -> None:
         """Offers a request after each gap (s) until it is stopped; returns when none is open any more.
 
         A second is told when it is over, and all its requests are.
@@ -160,7 +161,7 @@ class Generator:
                 tally = tallies[int(due - begin)]
                 tally.lag[round((now - due) * TICKS_PER_S)] += 1
                 self._ask(Asked(due, tally))
-                due += gap()
+                due += gap(due - begin)
             self._give_up(now)
             while told < int(now - begin) and not tallies[told].open:
                 tell(tallies.pop(told).told())
@@ -254,12 +255,33 @@ class Generator:
             self._end(self._waiting.popleft(), 0)
 
 
-def gaps(rate: float, seed: int | None) -> Callable[[], float]:
-    """The seconds from one request to the next: by chance, as independent callers come, or always as many."""
-    if seed is None:
-        return lambda: 1 / rate
+def gaps(rate: float | list[float], seed: int | None) -> Callable[[float], float]:
+    """The seconds from a request to the next: as independent callers come, or evenly. `rate` may change.
+
+    >>> gap = gaps([1.0, 4.0], None)
+    >>> gap(0.0), gap(0.5), gap(1.0)
+    (1.0, 0.625, 0.25)
+    """
     chance = random.Random(seed)  # noqa: S311 - no secret
-    return lambda: chance.expovariate(rate)
+
+    def one() -> float:
+        return 1.0 if seed is None else chance.expovariate(1.0)
+
+    if not isinstance(rate, list):
+        return lambda _: one() / rate
+    return lambda at: _after(at, one(), rate)
+
+
+def _after(at: float, requests: float, rates: list[float]) -> float:
+    """The seconds from `at` in which so many requests are due."""
+    begin = at
+    while (second := int(at)) < len(rates) - 1:
+        left = second + 1 - at
+        if requests <= left * rates[second]:
+            break
+        requests -= left * rates[second]
+        at = second + 1.0
+    return at + requests / rates[min(second, len(rates) - 1)] - begin
 
 
 def _say(document: dict[str, Any]) -> None:

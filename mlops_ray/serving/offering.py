@@ -92,10 +92,14 @@ class Offering:
             raise ServiceError(f"none of {found['failed']} requests was answered while the service warmed up")
         return float(found["answered"] / found["seconds"])
 
-    def offer(self, rate: float) -> Generator[Second]:
-        """Offers a rate until it is closed, and then waits until the service has come to rest."""
+    def offer(self, rate: float | Sequence[float]) -> Generator[Second]:
+        """Offers a rate until it is closed, and then waits until the service has come to rest.
+
+        Of several each is that of one second, and the last one, which goes on, must be more than none.
+        """
         self._seed += 1
-        self._tell(rate=rate, seed=self._seed if self._arrivals == "poisson" else None)
+        rates = list(rate) if isinstance(rate, Sequence) else rate
+        self._tell(rate=rates, seed=self._seed if self._arrivals == "poisson" else None)
         try:
             while (found := self._heard()) is not None:
                 took, lag = (

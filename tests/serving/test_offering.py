@@ -10,8 +10,11 @@ from itertools import islice
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlops_ray.errors import ServiceError
+from mlops_ray.serving import generator
 from mlops_ray.serving.loadtest import Objectives, Second, p99
 from mlops_ray.serving.offering import Arrivals, Offering, request
 from tests.servers import free_port
@@ -92,6 +95,19 @@ def test_as_many_as_are_asked_for_are_offered_evenly_or_by_chance() -> None:
     assert len({second.due for second in chance}) > 1
     assert sum(second.failed for second in even + chance) == 0
     assert all(second.took.total() == second.due == second.lag.total() for second in even + chance)
+
+
+@settings(max_examples=100, derandomize=True)
+@given(st.lists(st.floats(0.1, 50), min_size=1, max_size=8), st.floats(0, 12), st.floats(0.01, 30))
+def test_of_a_rate_that_changes_the_next_request_is_due_when_as_much_of_it_has_come(
+    rates: list[float], begin: float, requests: float
+) -> None:
+    def come(until: float) -> float:
+        whole = sum(rate * max(0.0, min(until, second + 1) - second) for second, rate in enumerate(rates))
+        return whole + rates[-1] * max(0.0, until - len(rates))
+
+    after = generator._after(begin, requests, rates)
+    assert come(begin + after) - come(begin) == pytest.approx(requests)
 
 
 def test_all_that_come_while_a_server_stands_still_are_late_and_not_those_alone_that_it_holds() -> None:
