@@ -242,7 +242,7 @@ class Outcome:
             "late_pct": round(100 * self._sum("late") / arrived, 3),
             "refused_pct": round(100 * self._sum("refused") / arrived, 3),
             "bad_minutes": bad_minutes(self.seconds),
-            "replica_hours": round(self._sum("paid") / HOUR_S, 1),
+            "replica_hours": round(self._sum("paid") / HOUR_S, 2),
             "cost": round(self.cost, 2),
             "most": max(each.paid for each in self.seconds),
         }
@@ -294,7 +294,8 @@ def answered(made: service.Service, name: str, url: str, rates: Floats) -> Outco
     """What became of the requests of each second, and how many replicas there were."""
     seconds, target_ms = [], 1000 * SHAPE.target_s
     bodies = [json.dumps(service.body(row)).encode() for row in service.asked().tolist()]
-    asked = [offering.request(url, made.headers, body) for body in bodies]
+    headers = made.headers | {"Content-Type": "application/json"}
+    asked = [offering.request(url, headers, body) for body in bodies]
     allowed = Objectives(target_ms, REFUSED)
     with offering.Offering(url, asked, allowed) as offered:
         offered.closed(1, 5.0)

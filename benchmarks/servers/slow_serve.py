@@ -1,15 +1,17 @@
 """The same slow model as Ray Serve's own users have it: its batches, its queues, its default policy."""
 
 import time
-from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
+from starlette.requests import Request
+from starlette.responses import Response
 
 from benchmarks.ours import Service
 
 NAME = "slow-serve"
 FIXED_S, EACH_S = 0.030, 0.045
+BODY = b'{"outputs":[]}'
 
 
 class Slow:
@@ -17,13 +19,12 @@ class Slow:
 
     # It waits for nobody, as ours does: what comes meanwhile is the next batch.
     @serve.batch(max_batch_size=256, batch_wait_timeout_s=0)
-    async def _answers(self, asked: list[bytes]) -> list[dict[str, Any]]:
+    async def _answers(self, asked: list[bytes]) -> list[bytes]:
         time.sleep(FIXED_S + EACH_S * len(asked))
-        return [{"outputs": []} for _ in asked]
+        return [BODY for _ in asked]
 
-    async def __call__(self, request: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = await self._answers(await request.body())
-        return answer
+    async def __call__(self, request: Request) -> Response:
+        return Response(await self._answers(await request.body()), media_type="application/json")
 
 
 def application(service: Service) -> serve.Application:
