@@ -59,7 +59,7 @@ def main() -> None:
         "measured": round(capacity["rate"]),
         "up to": round(capacity["high"]),
         "load": RATE,
-        "replicas": chosen["replicas"],
+        "replicas": max(chosen["replicas"]),
         "p99_ms": seen["p99_ms"],
         "failed": seen["failed"],
         "planned per 1,000": chosen["per_1000"],

@@ -15,8 +15,9 @@ from ray import serve
 from ray.job_submission import JobSubmissionClient
 
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
-from mlops_ray.cluster.meter import Meter, Node, Replica
+from mlops_ray.cluster.meter import MACHINE, Meter, Node, Replica
 from mlops_ray.cluster.retraining import GIVES_WAY
+from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, one_line
 from mlops_ray.serving.reconciler import Single, single
 
@@ -112,6 +113,11 @@ class RayCluster:
                     if each["node_id"]
                 ]
         return found
+
+
+def machines(project: Project) -> set[str]:
+    """The types of the connected cluster's machines, as far as their nodes or the project say them."""
+    return {node.labels.get(MACHINE, project.cost.machine or "") for node in RayCluster().nodes()}
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

@@ -329,7 +329,7 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
-    from mlops_ray.cluster import loop, releases, sizing
+    from mlops_ray.cluster import loop, looper, releases, sizing
     from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
@@ -341,7 +341,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
     if trained is not None:
         deploy.settle(project, storage)
         pushed = pipeline.push(trained)
-    sized = sizing.sized(project, storage)
+    sized = sizing.sized(project, storage, lambda: looper.machines(project))
     url = pipeline.serve(cluster, sized.project)
     notes = front.apply(project, cluster) + loop.notes(project) + sized.notes
     if pushed is not None:

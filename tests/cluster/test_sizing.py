@@ -24,7 +24,9 @@ machines:
 """
 
 
-def size(folder: Path, load: Any = 50, resources: Any = None, known: bool = True) -> Sized:
+def size(
+    folder: Path, load: Any = 50, resources: Any = None, known: bool = True, here: set[str] | None = None
+) -> Sized:
     """A project with prices, of which `big` does four times as much with a replica of four CPUs."""
     (folder / "prices.yaml").write_text(PRICES)
     serving = {"replicas": {"min": 1, "max": 8}} | ({"resources": resources} if resources else {})
@@ -38,7 +40,7 @@ def size(folder: Path, load: Any = 50, resources: Any = None, known: bool = True
         for machine, rate, cpu in (("small", 50, 1.0), ("big", 200, 4.0)):
             found = measured(machine, rate, model=NAME, cpu=cpu, max_rows=64).to_json()
             storage.write_json(found, costs.CAPACITY, NAME, f"{machine}.json")
-    return sizing.sized(project, storage)
+    return sizing.sized(project, storage, None if here is None else lambda: here)
 
 
 @pytest.mark.parametrize(("load", "machine", "cpu"), [(50, "small", 1.0), (280, "big", 4.0)])
@@ -52,6 +54,21 @@ def test_the_cheapest_machine_that_was_measured_gives_the_size(
     assert found.project.serving.batching.max_rows == 64
     assert found.plan is not None
     assert f"{machine} is the cheapest" in found.plan["said"][0]
+
+
+def test_of_what_is_not_here_no_replica_has_the_size(tmp_path: Path) -> None:
+    """Of a size for `big` none would ever start on a cluster of small machines."""
+    found = size(tmp_path, load=240, here={"small"})
+    assert found.project.serving.resources.cpu == 1.0
+    assert found.plan is not None
+    assert found.plan["options"][found.plan["chosen"]]["machine"] == "small"
+    assert found.notes == [
+        "big is the cheapest, of which there is none here: replicas are of a size for small"
+    ]
+    nowhere = size(tmp_path, load=240, here={"other"})
+    (note,) = nowhere.notes
+    assert nowhere.project.serving.resources.machine == "auto"
+    assert "big is the cheapest, of which there is none here" in note
 
 
 @pytest.mark.parametrize("resources", [{"cpu": 0.5}, {"machine": "auto", "cpu": 2}, {"machine": "big"}])
