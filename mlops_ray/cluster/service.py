@@ -73,6 +73,7 @@ class Live:
             "model": self.model,
             "version": self.version,
             "dashboard": self.dashboard,
+            "curl": self.curl,
             "metrics": self.metrics,
             "baselines": self.baselines,
             "refused": self.trained["refused"] if self.trained else [],
