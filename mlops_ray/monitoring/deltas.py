@@ -5,6 +5,7 @@ remembers the last number of each sender, so that what comes twice counts once.
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -30,10 +31,14 @@ COUNTED_TOGETHER = 512
 
 @dataclass
 class Tally:
-    """What one version did since it was last asked: traffic, and counts of the rows that it answered."""
+    """What one version did since it was last asked: traffic, and counts of the rows that it answered.
+
+    `keys` are the rows by the name of the key that asked for them.
+    """
 
     traffic: Traffic
     counts: Counts
+    keys: Counter[str] = field(default_factory=Counter)
     _uncounted: list[tuple[pl.DataFrame | Amounts, Values]] = field(default_factory=list)
     _rows: int = 0
 
@@ -68,12 +73,15 @@ class Tally:
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
         self.count()
-        return {"traffic": self.traffic.to_json(), "counts": self.counts.to_json()}
+        counted = {"traffic": self.traffic.to_json(), "counts": self.counts.to_json()}
+        return counted | {"keys": dict(self.keys)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The tally that `to_json` wrote."""
-        return cls(Traffic.from_json(data["traffic"]), Counts.from_json(data["counts"]))
+        traffic, counts = Traffic.from_json(data["traffic"]), Counts.from_json(data["counts"])
+        # What a replica of before sent has none.
+        return cls(traffic, counts, Counter(data.get("keys", {})))
 
 
 @dataclass

@@ -3,7 +3,7 @@
     monitor/MODEL/windows.jsonl   version, since, until, counts
     monitor/MODEL/looks.jsonl     version, since, until, rows, at, spent, findings, found, listed, columns,
                                   quality, integrity; resolved, the episode that it ended, and why
-    monitor/MODEL/traffic.jsonl   version, since, until, requests, refused, failed, cells, total
+    monitor/MODEL/traffic.jsonl   version, since, until, requests, refused, failed, cells, total, keys
 
 One process writes. A line that was begun and not ended is no line; one that was written twice, since the
 writer died before it had saved that it was, counts once.

@@ -89,13 +89,17 @@ class Outlook(NamedTuple):
 
 @dataclass
 class Minute:
-    """The traffic of a minute or of an hour: requests, those answered with 4xx and 5xx, microseconds each."""
+    """The traffic of a minute or of an hour: requests, those answered with 4xx and 5xx, microseconds each.
+
+    Of an hour also `keys`, the rows that were answered, by the name of the key that asked.
+    """
 
     at: int
     requests: int = 0
     refused: int = 0
     failed: int = 0
     request_us: Histogram = field(default_factory=lambda: Histogram.empty(REQUEST_US))
+    keys: Counter[str] = field(default_factory=Counter)
 
     def add(self, traffic: Traffic) -> None:
         """Adds what a delta counted."""
@@ -113,19 +117,23 @@ class Minute:
             self.failed,
             self.request_us.cells,
             self.request_us.total,
+            dict(self.keys),
         ]
 
     def entry(self, version: str) -> dict[str, Any]:
         """An hour as the journal of traffic has it."""
         counts = {"requests": self.requests, "refused": self.refused, "failed": self.failed}
         times = {"cells": self.request_us.cells, "total": self.request_us.total}
-        return {"version": version, "since": self.at, "until": self.at + HOUR_S, **counts, **times}
+        ends = {"version": version, "since": self.at, "until": self.at + HOUR_S}
+        return {**ends, **counts, **times, "keys": dict(self.keys)}
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Self:
         """The minute that `to_json` wrote."""
-        at, requests, refused, failed, cells, total = data
-        return cls(at, requests, refused, failed, Histogram(REQUEST_US, list(cells), total))
+        at, requests, refused, failed, cells, total, *more = data
+        # Earlier documents do not say who asked.
+        keys = Counter(more[0]) if more else Counter()
+        return cls(at, requests, refused, failed, Histogram(REQUEST_US, list(cells), total), keys)
 
 
 @dataclass
@@ -144,7 +152,9 @@ class Watched:
         """Adds a tally; one of other cells begins a window of its own."""
         self.traffic.merge(tally.traffic)
         self._minute(now).add(tally.traffic)
-        self._hour(now).add(tally.traffic)
+        hour = self._hour(now)
+        hour.add(tally.traffic)
+        hour.keys.update(tally.keys)
         if self.window.counts.specs != tally.counts.specs:
             self.window, self.last = Window(now, Counts.empty(tally.counts.specs)), None
         self.window.counts.merge(tally.counts)

@@ -59,12 +59,13 @@ MOST_WHYS = 8
 class _Asked(NamedTuple):
     """When a request for a prediction came, until when it is waited for, and its place among the others.
 
-    `compared` is as `prediction_log.Entry` has it.
+    `caller` is the name of the key, `compared` is as `prediction_log.Entry` has it.
     """
 
     came_ns: int
     until: float | None
     place: Place
+    caller: str
     compared: tuple[int, int] | None = None
 
 
@@ -108,14 +109,14 @@ class Endpoint(Application):
         try:
             # A version that is not live is for those alone who release it.
             is_reserved = wanted is not None or self._is_reserved(version)
-            self._authorize(call, "admin" if is_reserved else "predict")
+            caller = self._authorize(call, "admin" if is_reserved else "predict")
             call.allow("POST")
             call.limit(protocol.MAX_BODY_BYTES)
             until = deadline(call.header(TIMEOUT), self.admission.clock())
             place = self._admitted(until, call.size)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
             return _counted(live, error_reply(error, call, _version(live)), came_ns)
-        asked = _Asked(came_ns, until, place)
+        asked = _Asked(came_ns, until, place, caller.name)
         if contest is not None and live is not None:
             return self._contested(call, contest, live, key, action, asked)
         return self._predicted(call, live, action, asked)
@@ -246,10 +247,11 @@ class Endpoint(Application):
             raise InvalidRowError("a column of the labels is not of the request's type") from None
         return labels.write(self._storage, self._model, parsed)
 
-    def _authorize(self, call: Call, *roles: Role) -> None:
+    def _authorize(self, call: Call, *roles: Role) -> Caller:
         caller = authorize(self._keyring, call, *roles)
         if caller.rate is not None:
             self._rates.take(caller.name, caller.rate)
+        return caller
 
     def _absent(self, call: Call) -> Reply:
         if self._versions.champion is None:
@@ -306,6 +308,7 @@ class Endpoint(Application):
         reply = Reply(200, *encode(request, outputs, explained=explained, **name))
         route = CHALLENGER if live is self._versions.challenger else CHAMPION
         live.log(part, call.id, _since_us(asked.came_ns), request.size, route, asked.compared)
+        live.tally.keys[asked.caller] += part.stop - part.start
         return reply, part.values
 
     async def _request(self, call: Call, live: Live, action: str, body: bytes) -> protocol.Request:

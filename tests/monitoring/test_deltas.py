@@ -21,8 +21,9 @@ SPECS = (CountSpec("x", "numeric", edges=(0.0, 1.0)), CountSpec("prediction", "n
 DAY_S = 86_400.0
 
 
-def answer(outbox: Outbox, version: str, rows: int, value: float = 0.5) -> None:
+def answer(outbox: Outbox, version: str, rows: int, value: float = 0.5, key: str = "shop") -> None:
     tally = outbox.tally(version, SPECS)
+    tally.keys[key] += rows
     tally.traffic.requests["200"] += 1
     tally.observe(pl.DataFrame({"x": [value] * rows}), np.full(rows, value))
 
@@ -76,6 +77,8 @@ class ReplicasAndMonitor(RuleBasedStateMachine):
                     outbox.acknowledge(delta["sequence"])
         assert {v: w.rows for v, w in self.monitor.versions.items()} == dict(self.answered)
         assert all(w.window.counts.rows == w.rows for w in self.monitor.versions.values())
+        asked = {v: sum((h.keys for h in w.hours), Counter()) for v, w in self.monitor.versions.items()}
+        assert asked == {version: Counter({"shop": rows}) for version, rows in self.answered.items()}
 
 
 ReplicasAndMonitor.TestCase.settings = settings(max_examples=40, stateful_step_count=15, deadline=None)

@@ -359,6 +359,17 @@ def test_where_the_champion_steps_in_its_answer_is_not_compared(storage: Storage
     assert compared(failing) == [("saved", "champion", None, None)]
 
 
+@pytest.mark.parametrize("shares", [{"weight": 100.0}, {"shadow": 100.0}])
+def test_who_asked_is_counted_once_whoever_answers(storage: Storage, shares: dict[str, float]) -> None:
+    asked = replica(storage, Failing() if "weight" in shares else Moved())
+    asked.release(1, **shares)
+    asked.ask(KEYS[:3], rest=True)
+    told = asked.outbox.delta()
+    assert told is not None
+    counted = {version: tally["keys"] for version, tally in told["versions"].items() if tally["keys"]}
+    assert counted == {"1": {"predict": 3}}
+
+
 def test_what_a_caller_does_wrong_is_nobodys_error(moved: Replica) -> None:
     moved.release(1, weight=50.0)
 

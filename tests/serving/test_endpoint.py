@@ -91,6 +91,20 @@ def test_a_prediction_says_which_version_answered_and_to_which_request(service: 
     assert reply.headers["x-request-id"] == "id-1"
 
 
+def test_rows_are_counted_by_the_name_of_the_key_that_asked_and_none_that_were_refused(
+    service: Service,
+) -> None:
+    for role, rows in (("predict", 2), ("predict", 3), ("admin", 1)):
+        assert (
+            service.call("POST", "/invocations", role, json={"dataframe_records": [ROW] * rows}).status == 200
+        )
+    service.call("POST", "/invocations", "read", json=RECORDS)
+    service.call("POST", "/invocations", json={"dataframe_records": [{"load": "many"}]})
+    delta = service.delta["1"]
+    assert delta["keys"] == {"predict": 5, "admin": 1}
+    assert not any(key in orjson.dumps(delta).decode() for key in service.keys.values())
+
+
 def test_it_tells_what_came_and_what_it_took(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(3):
         service.call("POST", "/invocations", json=RECORDS)

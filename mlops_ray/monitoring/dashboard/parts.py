@@ -205,7 +205,7 @@ def counted(state: Document, place: str) -> Matrix:
     found = [
         (at, requests, refused, failed, *cells)
         for _, watched in state.get("versions", [])
-        for at, requests, refused, failed, cells, _ in watched.get(place, [])
+        for at, requests, refused, failed, cells, *_ in watched.get(place, [])
     ]
     return np.array(found, np.float64).reshape(-1, NOTHING.shape[1])
 
