@@ -164,7 +164,7 @@ def swapped(service: Service, callers: Callers, swaps: int) -> tuple[list[dict[s
             what, version = ("push", "2") if number % 2 else ("rollback", "1")
             begin = time.monotonic()
             if what == "push":
-                releases.pushed(project, storage, Silent(), int(version))
+                releases.require_live(releases.pushed(project, storage, Silent(), int(version)))
             else:
                 releases.rollback(project, storage)
             callers.wait_for(version)

@@ -194,6 +194,7 @@ def push(
         progress.begin("release")
         found = releases.pushed(project, storage, progress, number, wait=wait)
     _show(found, as_json, _print_release)
+    releases.require_live(found)
 
 
 @app.command(epilog="Example: mlops-ray promote 3 configs/factory_load.yaml")
@@ -670,6 +671,8 @@ def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:
 def _print_release(found: dict[str, Any]) -> None:
     rows = [[turn["at"][:19], turn["state"], turn["step"], turn["reason"]] for turn in found["turns"]]
     _print_table(["at (UTC)", "state", "step", "why"], rows)
+    if found.get("profit"):
+        print(f"profit: {plain(found['profit'])}")
     took = f" after {found['seconds']} s" if "seconds" in found else ""
     print(f"version {found['version']} is {found['state'].replace('_', ' ')}{took}")
 
@@ -764,6 +767,8 @@ def _print_live(live: service.Live) -> None:
         _print_trained(live.metric, live.trained)
     if live.plan is not None:
         _print_plan(live.plan)
+    if live.profit:
+        print(f"profit: {plain(live.profit)}")
     unchanged = {"unchanged": ", ".join(live.unchanged)} if live.unchanged else {}
     version = f"{live.version} of {live.model}"
     places = {"version": version, "address": f"{live.url}, gRPC {live.grpc}"}

@@ -60,10 +60,10 @@ def version_of(project: Project, storage: Storage, said: str) -> int:
 def pushed(
     project: Project, storage: Storage, progress: Progress, version: int, *, wait: bool = True
 ) -> dict[str, Any]:
-    """Pushes a version and says what became of it: `{"version", "state", "reason", "seconds", "turns"}`.
+    """Pushes a version and says what became of it: `{"version", "state", "reason", "seconds", "turns", …}`.
 
-    Where it is not waited for, what was done so far. Raises `ReleaseError` where it does not go live,
-    `ClusterError` where no service takes it up.
+    `profit` is what it earns beside the champion, in a sentence, empty where nobody asks. Where it is not
+    waited for, what was done so far. Raises `ClusterError` where no service takes it up.
     """
     begin = time.monotonic()
     asked = push(project, storage, version)
@@ -71,10 +71,14 @@ def pushed(
     if wait:
         document = followed(storage, project.project, progress, version)
     found = outcome(document, version) | {"profit": profitable.said(storage, project.project, version)}
-    found["seconds"] = round(time.monotonic() - begin, 2)
+    return found | {"seconds": round(time.monotonic() - begin, 2)}
+
+
+def require_live(found: dict[str, Any]) -> None:
+    """Raises `ReleaseError` where a version that was `pushed` does not go live."""
     if found["state"] in (*SENT_BACK, "unknown"):
-        raise ReleaseError(f"version {version} is {found['state'].replace('_', ' ')}: {found['reason']}")
-    return found
+        state = found["state"].replace("_", " ")
+        raise ReleaseError(f"version {found['version']} is {state}: {found['reason']}")
 
 
 def promote(project: Project, storage: Storage, version: int) -> dict[str, Any]:

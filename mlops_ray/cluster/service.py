@@ -44,8 +44,8 @@ class Live:
 
     `metric` decided; nothing was `trained` where what was live before is served again. `answer` is the reply
     to the first request, `curl` a line that asks for it again from this machine; `ours` says whether this run
-    started the cluster, `notes` are for whoever started it, and `plan` is why replicas have their size, where
-    that was worked out (`sizing.sized`).
+    started the cluster, `notes` are for whoever started it, `plan` is why replicas have their size, where
+    that was worked out (`sizing.sized`), and `profit` says what a version that was pushed earns.
     """
 
     url: str
@@ -64,6 +64,7 @@ class Live:
     ours: bool
     notes: list[str]
     plan: dict[str, Any] | None
+    profit: str
 
     def to_json(self) -> dict[str, Any]:
         """The line that `run --json` and `serve --json` end with."""
@@ -79,6 +80,7 @@ class Live:
             "refused": self.trained["refused"] if self.trained else [],
             "seconds": self.seconds,
             "plan": self.plan,
+            "profit": self.profit,
         }
 
 
@@ -330,7 +332,7 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
-    from mlops_ray.cluster import loop, looper, releases, sizing
+    from mlops_ray.cluster import loop, looper, profitable, releases, sizing
     from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
@@ -377,6 +379,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
         ours=ours,
         notes=notes,
         plan=sized.plan,
+        profit="" if pushed is None else profitable.said(storage, project.project, pushed),
     )
 
 

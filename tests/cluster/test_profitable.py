@@ -1,19 +1,32 @@
 """A version that earns less than the champion is refused with the sentence that says why."""
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from mlops_ray import config
-from mlops_ray.cluster import costs, profitable
+from mlops_ray import cli, config
+from mlops_ray.cluster import costs, front, profitable, service
+from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.cluster.stages import Silent, Stages
 from mlops_ray.config import Project
+from mlops_ray.errors import ReleaseError
 from mlops_ray.serving import record
+from mlops_ray.serving.heartbeats import Following
+from mlops_ray.serving.reconcile import Reconciler
 from mlops_ray.storage import Storage
 from tests.cost.cases import measured
 from tests.serving import packages
+from tests.serving.test_reconciler import AtOnce, Registry, Trusting
 
 NAME = packages.NAME
 #: A machine that holds four replicas of one CPU, or one of four, at 0.4 EUR an hour; 50 requests a second.
@@ -157,3 +170,90 @@ def test_where_nothing_says_what_an_answer_is_worth_nothing_is_compared(world: W
     # Nor where the champion answered none of the rows.
     nothing = np.full(2, np.nan)
     assert profitable.compared(world.project, few, few, nothing, np.arange(2), (None, None)) is None
+
+
+# ---------------------------------------------------------------- as a person asks
+
+
+#: Better by a hair on four times the machine, and by more than that costs.
+SAID = {
+    0.0005: "version 2 earns 5.04 EUR a day less than version 1: its answers are worth 2.16 EUR more, and it",
+    0.002: "version 2 earns 1.44 EUR a day more than version 1: its answers are worth 8.64 EUR more, and it",
+}
+
+
+@contextmanager
+def reconciled(world: World) -> Iterator[None]:
+    """Version 2 is registered; somebody looks for pushes, and a replica holds what it is asked to."""
+    packed = packages.write(world.storage.path("packages", "two"), world.project, 2.0)
+    record.settle(world.storage, NAME, record.Settings("", ""))
+    registry, verifier, aside = Registry({2: packed}), Trusting(packages={"2": packed}), AtOnce()
+    told: dict[str, Any] = dict.fromkeys(("_aside", "_telling", "_calling"), aside)
+    reconciler = Reconciler(world.storage, lambda _: registry, verifier, **told)
+    champion = record.read(world.storage, NAME)["champion"]
+    replica, stop = Following(world.storage, NAME, "replica"), threading.Event()
+
+    def work() -> None:
+        while not stop.wait(0.01):
+            replica.say(1_000, (record.key(champion), f"2 {packed.digest}"), {})
+            reconciler.tick()
+
+    reconciler.tick()
+    working = threading.Thread(target=work)
+    working.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        working.join()
+        replica.close()
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+@pytest.mark.parametrize("better", SAID)
+def test_a_push_says_what_a_version_earns_and_is_refused_where_that_is_less(
+    world: World, better: float, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.train(better)
+    world.measure("2", "big", 4.0)
+    push = partial(cli.app, ["push", "2", str(world.folder / "project.yaml"), *flags], standalone_mode=False)
+    with reconciled(world):
+        if better == min(SAID):
+            with pytest.raises(ReleaseError, match=f"version 2 is refused: {SAID[better]}"):
+                push()
+        else:
+            push()
+    state = "refused" if better == min(SAID) else "champion"
+    shown = capsys.readouterr().out
+    if flags:
+        found = json.loads(shown)
+        assert (found["state"], found["profit"].startswith(SAID[better])) == (state, True)
+    else:
+        assert f"profit: {SAID[better]}" in shown
+        assert f"version 2 is {state} after" in shown
+    live = "1" if state == "refused" else "2"
+    assert record.read(world.storage, NAME)["champion"]["version"] == live
+
+
+@pytest.mark.parametrize("better", SAID)
+def test_a_run_says_what_the_version_that_it_has_trained_earns(
+    world: World, better: float, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.train(better)
+    world.measure("2", "big", 4.0)
+    for name in ("require_token", "apply"):
+        monkeypatch.setattr(front, name, lambda *of: [])
+    monkeypatch.setattr(service, "predict", lambda *of: {"outputs": [{"data": [1.0]}]})
+    pipeline: Any = SimpleNamespace(project=world.said(), storage=world.storage, progress=Silent())
+    pipeline.stages, pipeline.push = Stages(world.storage), partial(Pipeline.push, pipeline)
+    pipeline.prepare = pipeline.ingest = lambda: None
+    pipeline.build, pipeline.train = lambda _: None, lambda _: {"version": 2, "refused": []}
+    pipeline.serve, pipeline.example_request = lambda *of: "http://127.0.0.1:1", lambda: {"load": 1.0}
+    cluster: Any = SimpleNamespace(http_port=1, grpc_port=2)
+    with reconciled(world):
+        live = service._bring_up(pipeline, cluster, True, train=True)
+    assert live.to_json()["profit"].startswith(SAID[better])
+    assert live.version == (1 if better == min(SAID) else 2)
+    assert any(SAID[better] in note for note in live.notes) == (better == min(SAID))
+    cli._print_live(replace(live, trained=None, plan=None))
+    assert f"profit: {SAID[better]}" in capsys.readouterr().out

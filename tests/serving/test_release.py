@@ -122,7 +122,9 @@ class Live:
 
     def push(self, version: int, **release: Any) -> dict[str, Any]:
         project = self.project.model_copy(update={"release": Release.model_validate(release)})
-        return releases.pushed(project, self.storage, Silent(), version)
+        found = releases.pushed(project, self.storage, Silent(), version)
+        releases.require_live(found)
+        return found
 
 
 @pytest.fixture
