@@ -371,6 +371,8 @@ class Loop:
         seen = see(self.storage, name)
         if seen.releasing is not None:
             return replace(going, said=f"not begun yet: version {seen.releasing} is being released")
+        if seen.held:
+            return replace(going, said=f"not begun yet: {seen.held}")
         # It may have waited for long: what it was asked for by may be over.
         why = [] if is_of_live(seen) else ["no alarm of the live version is open any more"]
         if why := why or faults(seen):

@@ -105,6 +105,8 @@ def settle(project: Project, storage: Storage) -> bool:
     path = storage.path(SETTINGS, f"{project.project}.json")
     if project.cost.prices is None:
         path.unlink(missing_ok=True)
+        # Nobody would end it.
+        storage.path(HOLDS, path.name).unlink(missing_ok=True)
         return False
     listed = prices.load(project.cost.prices)
     told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in listed.prices)
@@ -259,17 +261,19 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
     parts: Counter[str] = Counter()
     for each in recent:
         parts.update(each.parts)
+    per_1000 = answered and {"amount": 1000 * cost / answered, "currency": currency, "since": recent[0].at}
     return {
         "format": FORMAT_VERSION,
         "model": model,
         "at": now,
-        "per_1000": {"amount": 1000 * cost / answered, "currency": currency} if answered else None,
+        "per_1000": per_1000 or None,
         "answered": answered,
         "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
         "days": [list(each) for each in days],
         "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
-        "budget": settings.per_day
-        and {"per_day": settings.per_day, "spent": days[-1].spent, "holds": settings.holds},
+        "budget": None
+        if settings.per_day is None
+        else {"per_day": settings.per_day, "spent": days[-1].spent, "holds": settings.holds},
     }
 
 
@@ -329,7 +333,8 @@ class Meter:
         elif not path.exists():
             spent, allowed = (money(each, said.listed.currency) for each in (today.spent, said.per_day))
             why = f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC)"
-            hold = {"most_replicas": max(said.least, running), "why": why}
+            # Where none runs the first caller is answered all the same.
+            hold = {"most_replicas": max(said.least, running, 1), "why": why}
             self.storage.write_json(hold, HOLDS, path.name)
 
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:

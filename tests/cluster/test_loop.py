@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray import audit, config
-from mlops_ray.cluster import loop, service
+from mlops_ray.cluster import loop, meter, service
 from mlops_ray.cluster.loop import Loop, Retraining, Seen, Settings
 from mlops_ray.errors import ClusterError
 from mlops_ray.monitoring import alarms, journal
@@ -481,6 +481,20 @@ def test_what_was_asked_for_is_not_begun_for_an_alarm_that_is_over(world: World)
     (done,) = loop.retrainings(world.document)
     assert (done.state, world.began) == ("withdrawn", [])
     assert "no alarm of the live version is open any more" in done.said
+
+
+def test_what_was_asked_for_is_not_begun_while_the_budget_is_spent(world: World) -> None:
+    world.is_away = True
+    asked_for(world)
+    hold = {"most_replicas": 1, "why": "9 EUR are spent"}
+    Storage.write_json(world.storage, hold, meter.HOLDS, f"{MODEL}.json")
+    world.is_away = False
+    world.tick()
+    (waits,) = loop.retrainings(world.document)
+    assert (waits.said, world.began) == ("not begun yet: 9 EUR are spent", [])
+    world.storage.path(meter.HOLDS, f"{MODEL}.json").unlink()
+    world.tick()
+    assert len(world.began) == 1
 
 
 def test_what_was_asked_for_waits_for_the_end_of_a_release_and_counts_from_when_it_began(

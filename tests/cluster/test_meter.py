@@ -1,5 +1,6 @@
 """What runs is written down minute by minute, and comes to the bill, whoever dies."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,14 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.cluster import meter
+from mlops_ray.cluster import loop, meter
+from mlops_ray.cluster.loop import Decision
 from mlops_ray.cluster.meter import DAY_S, LONGEST_S, Meter, Node, Replica
 from mlops_ray.cost import actual, prices
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS
+from mlops_ray.serving.autoscaling import Policy
 from mlops_ray.storage import Storage
+from tests import receivers
+from tests.cluster.test_loop import NOW, SETTINGS, TWICE, seen
 from tests.cost.cases import listed, machine
+from tests.monitoring import test_alerting
 from tests.serving import packages
+from tests.serving.test_autoscaling import TARGET_S, asked, rate_for
 
 NAME = packages.NAME
 #: A midnight, and what the one node costs an hour.
@@ -48,12 +55,13 @@ class World:
         self.settle()
         self.start()
 
-    def settle(self, **more: Any) -> None:
+    def settle(self, serving: Any = packages.PROJECT["serving"], **more: Any) -> None:
         """The project is deployed, with more said of its costs."""
         file = self.storage.path("prices.yaml")
         file.write_text(prices.text([machine("small", per_hour=PER_HOUR)]))
         cost = {"machine": "small", "prices": str(file)} | more
-        assert meter.settle(packages.project(self.storage, cost=cost), self.storage)
+        project = packages.project(self.storage, cost=cost, serving=serving)
+        assert meter.settle(project, self.storage)
 
     def start(self) -> None:
         """Another process takes over."""
@@ -118,7 +126,8 @@ def test_a_thousand_predictions_cost_what_was_spent_for_them_idle_included(world
     world.answered(2_000, "two")
     world.tick(60)
     assert world.cost["answered"] == 3_000
-    assert world.cost["per_1000"] == {"amount": pytest.approx(PER_HOUR / 3), "currency": "EUR"}
+    told = {"amount": pytest.approx(PER_HOUR / 3), "currency": "EUR", "since": MIDNIGHT}
+    assert world.cost["per_1000"] == told
 
 
 def test_who_takes_over_goes_on_and_what_nobody_saw_is_not_counted(world: World) -> None:
@@ -178,6 +187,10 @@ def test_a_node_says_what_it_is_and_jobs_bear_their_share(world: World) -> None:
     assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 60 / 2)
 
 
+def budget(amount: float) -> dict[str, Any]:
+    return {"per_day": {"amount": amount, "currency": "EUR"}, "then": "hold"}
+
+
 Held = list[tuple[str, float]]
 
 
@@ -195,7 +208,7 @@ def test_whatever_runs_the_shares_are_the_hours_of_the_nodes(running: list[tuple
 
 
 def test_a_budget_that_is_spent_holds_replicas_and_training_until_the_next_day(world: World) -> None:
-    world.settle(budget={"per_day": {"amount": PER_HOUR, "currency": "EUR"}, "then": "hold"})
+    world.settle(budget=budget(PER_HOUR))
     world.running.held = [*Running.held, *Running.held]
     world.tick(59)
     assert meter.held(world.storage, NAME) == ""
@@ -226,13 +239,70 @@ def test_a_budget_that_only_warns_holds_nothing_and_jobs_count(world: World) -> 
     assert meter.held(world.storage, NAME) == ""
 
 
-def test_a_budget_that_is_taken_out_of_the_file_holds_no_longer(world: World) -> None:
-    world.settle(budget={"per_day": {"amount": 0.0, "currency": "EUR"}, "then": "hold"})
+@pytest.mark.parametrize("then", ["no budget", "a higher one", "no prices"])
+def test_a_hold_ends_where_the_project_file_says_so(world: World, then: str) -> None:
+    world.settle(budget=budget(0.0))
     world.tick(1)
     assert meter.held(world.storage, NAME)
-    world.settle()
-    world.tick(1)
+    assert world.cost["budget"] == {"per_day": 0.0, "spent": pytest.approx(PER_HOUR / 60), "holds": True}
+    if then == "no prices":
+        # Nothing is metered any more.
+        assert not meter.settle(packages.project(world.storage), world.storage)
+    else:
+        world.settle(**({"budget": budget(1.0)} if then == "a higher one" else {}))
+        world.tick(1)
     assert not meter.held(world.storage, NAME)
+
+
+def test_where_no_replica_runs_a_hold_lets_the_first_caller_be_answered(world: World) -> None:
+    world.settle(serving={"replicas": {"min": 0, "max": 4}}, budget=budget(0.0))
+    world.running.held = []
+    world.running.on = [Node("a", {}, 2.0, 0.0, 1.0, 0.0)]
+    world.tick(1)
+    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json")["most_replicas"] == 1
+
+
+def test_the_day_s_budget_reached_holds_scaling_and_training_and_the_alert_says_so_until_the_next_day(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.settle(budget=budget(PER_HOUR))
+    policy, looks = Policy(str(world.storage.root), NAME, 1000 * TARGET_S, 1), itertools.count(0.0, 100.0)
+
+    def replicas() -> int:
+        """What is wanted for a load that nine bear, after a while."""
+        return list(asked(policy, rate_for(9), 100, running=1, begin=next(looks)))[-1]
+
+    def decision() -> Decision:
+        """What is done about a loss that two looks have seen."""
+        held = loop.see(world.storage, NAME).held
+        return loop.decide(seen(*TWICE, held=held), [], SETTINGS, NOW)
+
+    with receivers.web() as web:
+        telling = test_alerting.World(world.storage, now=world.now)
+        telling.deploy(NAME, {"webhook": web.url})
+        world.tick(47)
+        telling.now = world.now
+        telling.tick(60)
+        assert (replicas(), decision().what, web.got) == (9, "retrain", [])
+        world.tick(13)
+        telling.now = world.now
+        telling.tick(60)
+        why = "0.6 EUR of 0.6 EUR that cost.budget allows were spent on this day (UTC)"
+        assert (replicas(), decision().what, decision().reason) == (1, "wait", why)
+        world.tick(30)
+        telling.now = world.now
+        telling.tick(60)
+        telling.die()
+    assert [record.message for record in caplog.records if why in record.message] == [
+        f"replicas of {NAME}: at most 1: {why}"
+    ]
+    (message,) = web.got
+    assert "0.6 of 0.6 EUR that may be spent a day are spent; no replica is added, and nothing" in str(
+        message
+    )
+    world.now = MIDNIGHT + DAY_S
+    world.tick(1)
+    assert (replicas(), decision().what) == (9, "retrain")
 
 
 def test_what_cannot_be_asked_is_told_once_and_asked_again(
