@@ -81,7 +81,9 @@ def hours(first: float, last: float, busy: int = BUSY) -> Iterable[Minute]:
         day = 0.25 + 0.75 * math.exp(-(((when.hour - 13) / 4.5) ** 2))
         count = int(busy * day * (0.35 if when.weekday() == 6 else 1.0) * RANDOM.uniform(0.9, 1.1))
         refused, failed = RANDOM.binomial(count, 0.002), RANDOM.binomial(count, 0.0002)
-        yield minute(at, count, int(refused), int(failed), int(RANDOM.choice([2_000, 2_500, 3_000])))
+        hour = minute(at, count, int(refused), int(failed), int(RANDOM.choice([2_000, 2_500, 3_000])))
+        hour.keys.update(shop=count - count // 4, till=count // 4)
+        yield hour
 
 
 def _state(

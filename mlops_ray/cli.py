@@ -473,7 +473,7 @@ def cost(
     html: Annotated[Path | None, typer.Option(help="Write what was spent as a page, too.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What was spent, by model, version and machine; with --plan the cheapest machine that is fast enough."""
+    """What was spent, by model, version, key, machine; with --plan the cheapest machine fast enough."""
     from mlops_ray.cluster import costs
 
     project, storage = _open(file)
@@ -846,6 +846,7 @@ def _print_status(found: dict[str, Any]) -> None:
                 "alarm": _alarm(model["alarms"]),
                 **_released(model),
                 **_retrained(model["loop"]),
+                **_costs(model["cost"]),
             }
         )
 
@@ -903,7 +904,10 @@ def _spread(counts: list[int]) -> str:
 def _print_spent(found: dict[str, Any]) -> None:
     from mlops_ray.cluster import costs
 
-    _print_table(["model", "version", "predictions", "cost", "1,000 predictions"], costs.version_rows(found))
+    columns = ["model", "version", "predictions", "cost", "1,000 predictions"]
+    _print_table(columns, costs.version_rows(found))
+    if found["keys"]:
+        _print_table(["key", *columns], costs.key_rows(found))
     _print_table(["who", "machine", "node hours", "cost"], costs.share_rows(found))
     _print_fields(
         {
@@ -953,6 +957,24 @@ def _retrained(loop: dict[str, Any] | None) -> dict[str, str]:
         else:
             said = f"{last['state']}: {last['said']} (ray job logs {last['id']})"
     return {"retraining": said}
+
+
+def _costs(cost: dict[str, Any] | None) -> dict[str, str]:
+    """What 1,000 predictions cost, and how the day's budget stands; empty where no project has prices."""
+    if cost is None:
+        return {}
+    per, budget, currency = cost["per_1000"], cost["budget"], cost["currency"]
+    said = ["nothing was answered yet"]
+    if per is not None:
+        since = datetime.fromtimestamp(per["since"], UTC)
+        said = [f"{per['amount']:.4g} {currency} per 1,000 predictions since {since:%Y-%m-%d}, idle included"]
+    if budget is not None:
+        said.append(
+            f"{budget['spent']:.4g} of {budget['per_day']:.4g} {currency} of today's budget spent (UTC)"
+        )
+    if cost["held"]:
+        said.append("no replica is added, and nothing is trained by itself")
+    return {"cost": "; ".join(said)}
 
 
 def _released(model: dict[str, Any]) -> dict[str, str]:

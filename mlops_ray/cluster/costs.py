@@ -10,6 +10,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import SHADOW
 from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
 from mlops_ray.instants import from_micros
+from mlops_ray.monitoring import callers, journal
 from mlops_ray.pages import Bar, Block, Section, Table, number, page, share, when
 from mlops_ray.registry import package as packages
 from mlops_ray.serving import record
@@ -185,8 +187,9 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     """What was spent in [begin, end) on all that ran on the cluster, idle included.
 
     `{"from", "to", "hours", "currency", "total", "shares": [{"kind", "name", "machine", "spot", "node_hours",
-    "reserved_hours", "cost"}], "versions": [{"model", "version", "key", "predictions", "cost", "per_1000"}],
-    "notes"}`; `cost` is `None` of machines without a price. Raises `DataError` where nothing was metered.
+    "reserved_hours", "cost"}], "versions": [{"model", "version", "predictions", "cost", "per_1000"}], "keys":
+    …, "notes"}`; `cost` is `None` of machines without a price. `keys` are the versions by the names of the
+    keys that asked ("key"), empty where none is known. Raises `DataError` where nothing was metered.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, math.inf)))
     entries = [entry for entry in meter.entries(storage) if first <= _middle(entry) < last]
@@ -201,7 +204,8 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     began = min(float(entry["at"]) - float(entry["seconds"]) for entry in entries)
     ended = max(float(entry["at"]) for entry in entries)
     models = sorted({each.name for each in shares if each.kind == "model"})
-    uses = [use for name in models for use in _uses(storage, name, began, ended)]
+    uses = {name: _uses(storage, name, began, ended) for name in models}
+    split = [actual.by_key(uses[name], _asked(storage, name)) for name in models]
     return {
         "from": _iso(began),
         "to": _iso(ended),
@@ -209,7 +213,8 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
         "currency": listed.currency,
         "total": math.fsum(each.cost or 0.0 for each in shares),
         "shares": _totals(shares),
-        "versions": [_told(each) for each in actual.by_version(shares, uses)],
+        "versions": [_told(each) for each in actual.by_version(shares, [*chain(*uses.values())])],
+        "keys": _by_key(actual.by_version(shares, [*chain(*split)])),
         "notes": notes,
     }
 
@@ -231,6 +236,12 @@ def _uses(storage: Storage, name: str, since: float, until: float) -> list[Use]:
     return [Use(at, name, version, actual.NOBODY, count) for at, version, count in sorted(counted.rows())]
 
 
+def _asked(storage: Storage, name: str) -> callers.Asked:
+    """The rows that versions answered by the names of keys, as the monitor counted them."""
+    state = storage.read_json(journal.FOLDER, f"{name}.json") or {}
+    return callers.asked(journal.read(storage, name, journal.TRAFFIC), state)
+
+
 def _totals(shares: Iterable[Share]) -> list[Document]:
     """The shares of all hours together, the dearest first."""
     found: dict[tuple[Any, ...], list[Share]] = defaultdict(list)
@@ -249,7 +260,15 @@ def _totals(shares: Iterable[Share]) -> list[Document]:
 
 
 def _told(spent: Spent) -> Document:
-    return spent._asdict() | {"per_1000": spent.per_1000}
+    told = spent._asdict() | {"per_1000": spent.per_1000}
+    del told["key"]
+    return told
+
+
+def _by_key(spent: Sequence[Spent]) -> list[Document]:
+    """What each key's predictions have cost; nothing where no key is known."""
+    is_known = any(each.key != actual.NOBODY for each in spent)
+    return [_told(each) | {"key": each.key} for each in spent] if is_known else []
 
 
 def _iso(seconds: float) -> str:
@@ -263,7 +282,7 @@ def html(found: Document) -> str:
     cost = math.fsum(each["cost"] for each in found["versions"])
     tiles = [
         ("Spent", money(whole, currency), f"in {pages.lasting(found['hours'] * SECONDS_AN_HOUR)}"),
-        ("Predictions", f"{predictions:,}", "rows that were answered"),
+        ("Predictions", f"{predictions:,.0f}", "rows that were answered"),
         (
             "1,000 predictions",
             _money(1000 * cost / predictions if predictions else None, currency),
@@ -281,9 +300,12 @@ def html(found: Document) -> str:
     ]
     versions = Table(("model", "version", "predictions", "cost", "1,000 predictions"), version_rows(found))
     nodes = Table(("who", "machine", "node hours", "cost"), share_rows(found))
+    by_key = Table(("key", *versions.head), key_rows(found))
+    keys = [Section("By key", [Block(table=by_key, wide=True)], "Of who asked for the predictions.")]
     sections = [
         Section("The period", [Block(tiles=tiles, bars=bars, wide=True)]),
         Section("By version", [Block(table=versions, wide=True)], "An hour's cost by its predictions."),
+        *(keys if found["keys"] else []),
         Section(
             "By machine", [Block(table=nodes, wide=True)], "What nobody reserves is borne by those who do."
         ),
@@ -295,15 +317,21 @@ def html(found: Document) -> str:
 
 def version_rows(found: Document) -> list[list[str]]:
     """The rows of the table of versions, as people read them."""
+    return [_version_row(each, found["currency"]) for each in found["versions"]]
+
+
+def key_rows(found: Document) -> list[list[str]]:
+    """The rows of the table of keys: as those of versions, after the name of the key."""
+    return [[each["key"] or "not known", *_version_row(each, found["currency"])] for each in found["keys"]]
+
+
+def _version_row(each: Document, currency: str) -> list[str]:
     return [
-        [
-            each["model"],
-            each["version"] or "while nobody asked",
-            f"{each['predictions']:,}",
-            money(each["cost"], found["currency"]),
-            _money(each["per_1000"], found["currency"]),
-        ]
-        for each in found["versions"]
+        each["model"],
+        each["version"] or "while nobody asked",
+        f"{each['predictions']:,.0f}",
+        money(each["cost"], currency),
+        _money(each["per_1000"], currency),
     ]
 
 

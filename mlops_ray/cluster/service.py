@@ -34,6 +34,8 @@ SEEN = "release/seen"
 ADDRESS = "address.json"
 #: Where the loop says what it decided (cluster.loop, as above).
 LOOP = "loop"
+#: Where it is said what a model costs, and why no more is to be spent (cluster.meter, as above).
+COSTS, HOLDS = "cost", "cost/holds"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -448,6 +450,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
         model["loop"] = storage.read_json(LOOP, f"{model['name']}.json")
+        model["cost"] = _cost(storage, model["name"])
     is_quiet = heartbeats.silent_s(storage) > heartbeats.SILENT_S
     return {
         "state": "live",
@@ -457,6 +460,18 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         "dashboard": f"{url}/dashboard",
         **document,
     }
+
+
+def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
+    """What 1,000 predictions cost, what of the day's budget is spent, and why more is held back, if it is.
+
+    `None` where no project says what machines cost.
+    """
+    found, hold = (storage.read_json(folder, f"{name}.json") for folder in (COSTS, HOLDS))
+    if found is None:
+        return None
+    told = {key: found[key] for key in ("at", "per_1000", "budget")}
+    return told | {"currency": found["total"]["currency"], "held": (hold or {}).get("why", "")}
 
 
 def listening(project: Project, storage: Storage) -> list[dict[str, str]]:

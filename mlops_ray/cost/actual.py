@@ -138,6 +138,25 @@ def _shared(on: Sequence[_Reserved]) -> Iterable[tuple[_Reserved, float]]:
     return [(each, each.share / whole) for each in on] or [(_Reserved("idle", NOBODY, 1.0, 0.0), 1.0)]
 
 
+def by_key(uses: Iterable[Use], asked: Mapping[tuple[str, int], Mapping[str, int]]) -> list[Use]:
+    """A model's uses split by the keys that asked, whose rows are known by version and hour.
+
+    What is told at the end of an hour was counted in the next one; where nothing was, it is of no key.
+
+    >>> by_key([Use(0, "m", "3", "", 90)], {("3", 0): {"shop": 2, "till": 1}})
+    [Use(since=0, model='m', version='3', key='shop', predictions=60.0),
+     Use(since=0, model='m', version='3', key='till', predictions=30.0)]
+    """
+    found = []
+    for use in uses:
+        hours = (use.since, use.since + int(SECONDS_AN_HOUR))
+        told = (asked.get((use.version, hour), {}) for hour in hours)
+        known = next((rows for rows in told if any(rows.values())), {NOBODY: 1})
+        whole = sum(known.values())
+        found += [use._replace(key=key, predictions=use.predictions * n / whole) for key, n in known.items()]
+    return found
+
+
 def by_version(shares: Iterable[Share], uses: Sequence[Use]) -> list[Spent]:
     """What predictions have cost, by model, version and key: each hour's cost by its predictions.
 

@@ -9,6 +9,7 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
@@ -123,7 +124,7 @@ class Routes(Application):
             call.allow("POST")
             return await self._login(call)
         try:
-            self._admit(call)
+            role = self._admit(call)
         except UnauthorizedError:
             if call.path != "/dashboard" or call.method != "GET":
                 raise
@@ -134,15 +135,14 @@ class Routes(Application):
         if call.path == "/dashboard/data.json":
             return json_reply(await self._overview())
         if call.path.startswith(DATA):
-            return await self._document(call)
+            return await self._document(call, role)
         if call.path.startswith(ASSETS):
             return _asset(call)
         raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
 
-    def _admit(self, call: Call) -> None:
-        """Lets a session, or a key of role read, through."""
-        if not self._sessions.admits(call.header("cookie") or ""):
-            authorize(self._keyring, call, "read")
+    def _admit(self, call: Call) -> str:
+        """Lets a session, or a key of role read, through; the role of whose it is."""
+        return self._sessions.role(call.header("cookie") or "") or authorize(self._keyring, call, "read").role
 
     async def _login(self, call: Call) -> Reply:
         try:
@@ -159,14 +159,16 @@ class Routes(Application):
         cookie = self._sessions.cookie(name)
         return Reply(303, b"", {**page.headers(), "location": "/dashboard", "set-cookie": cookie})
 
-    async def _document(self, call: Call) -> Reply:
+    async def _document(self, call: Call, role: str) -> Reply:
         """A document of the page; one that the browser has already is not sent again."""
         parts = [unquote(part) for part in call.path[len(DATA) :].split("/")]
         try:
             asked = dict(parse_qsl(call.query.decode("latin-1"), max_num_fields=MOST_PARAMETERS))
         except ValueError:
             raise RequestError(f"at most {MOST_PARAMETERS} parameters are read") from None
-        found = asyncio.get_running_loop().run_in_executor(self._viewing, self._views.answer, parts, asked)
+        # The names of callers are for those alone who may take their keys away.
+        ask = partial(self._views.answer, parts, asked, names=role == "admin")
+        found = asyncio.get_running_loop().run_in_executor(self._viewing, ask)
         if parts == ["models"]:
             is_there = await self._answering(self._ping)
             document = await found | {"monitor": is_there is not None}

@@ -1,8 +1,10 @@
 """The commands of costs: from a project's own words, what was measured and what ran, to tables and pages."""
 
 import json
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -10,12 +12,16 @@ import polars as pl
 import pytest
 import yaml
 
-from mlops_ray import cli, config
-from mlops_ray.cluster import costs
+from mlops_ray import cli, config, keys
+from mlops_ray.cluster import costs, local, service
 from mlops_ray.config import Project
 from mlops_ray.cost import prices
 from mlops_ray.data import prediction_log
+from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
+from mlops_ray.monitoring import journal
+from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
+from mlops_ray.serving.autoscaling import HOLDS
 from mlops_ray.storage import Storage
 from tests.cost.cases import measured
 from tests.serving import packages
@@ -79,6 +85,13 @@ def answered(storage: Storage, counts: dict[str, int], route: str = prediction_l
     frame = pl.DataFrame(rows, schema={name: prediction_log.ABOUT[name] for name in rows[0]})
     day = f"date={at:%Y-%m-%d}"
     frame.write_parquet(storage.path(prediction_log.FOLDER, packages.NAME, day, f"{route}-1.parquet"))
+
+
+def asked(storage: Storage, by: dict[str, dict[str, int]], at: int = BEGIN) -> None:
+    """The monitor has written down an hour, with the rows of versions by the names of keys."""
+    for version, names in by.items():
+        hour = Minute(at, keys=Counter(names)).entry(version)
+        journal.append(storage, packages.NAME, journal.TRAFFIC, hour)
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -194,6 +207,52 @@ def test_what_was_spent_is_told_by_version_and_machine_shadow_copies_left_out(
     assert "0.25 EUR" in capsys.readouterr().out
 
 
+def test_what_was_spent_is_told_by_key_also_of_one_that_is_gone(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, storage = opened(file)
+    ran(storage)
+    answered(storage, {"2": 100, "3": 300})
+    assert said(capsys, "cost", str(file))["keys"] == []
+    keys.add(storage, "till <b>", "predict")
+    # Of version 3 the hour goes on, and a delta that came late is counted in the next.
+    asked(storage, {"2": {"shop": 100}})
+    state = ModelState(packages.NAME)
+    hours = [Minute(BEGIN + 3600, keys=Counter({"shop": 100, "till <b>": 200}))]
+    state.versions["3"] = Watched(Traffic(), Window(0.0, Counts.empty(())), hours=hours)
+    storage.write_json(state.to_json(), journal.FOLDER, f"{packages.NAME}.json")
+    keys.revoke(storage, "till <b>")
+    page = file.parent / "costs.html"
+    found = said(capsys, "cost", str(file), "--html", str(page))
+    told = [(k["key"], k["version"], k["predictions"], round(k["cost"], 9)) for k in found["keys"]]
+    assert told == [("shop", "2", 100, 0.025), ("shop", "3", 100, 0.025), ("till <b>", "3", 200, 0.05)]
+    assert [v["predictions"] for v in found["versions"]] == [100, 300]
+    assert sum(k["cost"] for k in found["keys"]) == pytest.approx(found["total"])
+    assert [k["per_1000"] for k in found["keys"]] == [pytest.approx(0.25)] * 3
+    assert "By key" in page.read_text()
+    assert "till &lt;b&gt;" in page.read_text()
+    cli.app(["cost", str(file)], standalone_mode=False)
+    assert "till <b>" in capsys.readouterr().out
+
+
+def test_rows_of_before_keys_were_counted_are_of_no_key(file: Path) -> None:
+    project, storage = opened(file)
+    ran(storage)
+    answered(storage, {"2": 100, "3": 300})
+    # A line of before, and one of a request without a row.
+    line = Minute(BEGIN).entry("2")
+    del line["keys"]
+    journal.append(storage, packages.NAME, journal.TRAFFIC, line)
+    asked(storage, {"2": {"shop": 0}}, BEGIN + 3600)
+    asked(storage, {"3": {"shop": 7}})
+    found = costs.spent(project, storage, None, None)
+    assert [(k["key"], k["version"], k["predictions"]) for k in found["keys"]] == [
+        ("", "2", 100),
+        ("shop", "3", 300),
+    ]
+    assert costs.key_rows(found)[0][0] == "not known"
+
+
 def test_only_what_was_metered_in_the_time_asked_for_counts(file: Path) -> None:
     project, storage = opened(file)
     half = datetime.fromtimestamp(BEGIN + 1800, UTC)
@@ -221,6 +280,57 @@ def test_machines_without_a_price_are_told_and_not_counted(file: Path) -> None:
 def test_a_page_of_what_was_spent_is_not_one_of_a_plan(file: Path) -> None:
     with pytest.raises(UsageError, match="leave out --plan"):
         cli.app(["cost", str(file), "--plan", "--html", "a.html"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("cost", "said"),
+    [
+        (None, ""),
+        ({"per_1000": None, "budget": None}, "cost       nothing was answered yet\n"),
+        (
+            {"per_1000": {"amount": 0.25, "currency": "EUR", "since": BEGIN}, "budget": None},
+            "cost       0.25 EUR per 1,000 predictions since 2026-11-02, idle included\n",
+        ),
+        (
+            {"per_1000": None, "budget": {"per_day": 5.0, "spent": 5.0, "holds": True}},
+            "cost       nothing was answered yet; 5 of 5 EUR of today's budget spent (UTC); "
+            "no replica is added, and nothing is trained by itself\n",
+        ),
+    ],
+)
+def test_the_status_says_what_predictions_cost_and_how_the_budget_stands(
+    cost: Any,
+    said: str,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, storage = opened(file)
+    if cost is not None:
+        cost |= {"at": BEGIN, "total": {"amount": 1.0, "currency": "EUR"}, "days": []}
+        storage.write_json(cost, "cost", f"{packages.NAME}.json")
+        if cost["budget"]:
+            hold = {"most_replicas": 1, "why": "5 EUR are spent"}
+            storage.write_json(hold, *HOLDS, f"{packages.NAME}.json")
+    lists: dict[str, list[Any]] = {"drift": [], "alarms": [], "invalid": [], "history": []}
+    model = lists | {"name": packages.NAME, "version": "3", "state": "champion", "since": "", "requests": {}}
+    documents = {"models": [model | {"rows": 0, "challenger": None}]}
+    monkeypatch.setattr(local, "find", lambda root: SimpleNamespace(http_port=1))
+    monkeypatch.setattr(service, "_ask", lambda *of: documents)
+    cli.app(["status", str(file)], standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert [line + "\n" for line in shown.splitlines() if line.startswith("cost")] == [said] * bool(said)
+    cli.app(["status", str(file), "--json"], standalone_mode=False)
+    (told,) = json.loads(capsys.readouterr().out)["models"]
+    assert told["cost"] == (
+        cost
+        and {
+            "at": BEGIN,
+            "currency": "EUR",
+            "held": told["cost"]["held"],
+            **{key: cost[key] for key in ("per_1000", "budget")},
+        }
+    )
 
 
 # ---------------------------------------------------------------- profit

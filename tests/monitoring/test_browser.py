@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import resources
 from typing import Any
 from urllib.parse import urlsplit
@@ -73,12 +74,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     watched.errors(storage, "north", now)
     watched.loop(storage, "north", now)
     storage.write_json({"at": watched._iso(now), "runs": _runs(now)}, "runs", "north.json")
-    cost = {"per_1000": {"amount": 0.003, "currency": "EUR"}, "days": [[now - DAY, 0.3], [now, 0.4]]}
-    storage.write_json(
-        cost | {"at": now, "parts": [{"name": "replicas", "amount": 0.003}]}, "cost", "north.json"
-    )
+    storage.write_json(_cost(now), "cost", "north.json")
     _alarmed(storage, now)
-    key = keys.add(storage, "reader", "read")
+    key = keys.add(storage, "keeper", "admin")
     with listening(Routes(storage, _snapshot)) as url, browser(require("chromium")) as tab, tab() as page:
         found = Shown(page, url, storage, key, now)
         page.size(1024, 800)
@@ -93,6 +91,19 @@ def _runs(now: float) -> list[dict[str, Any]]:
     job |= {"rows": 36_000, "dataset": "d" * 32, "predict_us": 12.3, "params": {}}
     params = {"learning_rate": 0.0512, "max_leaf_nodes": 31, "min_samples_leaf": 20, "max_iter": 800}
     return [job, *(job | {"run": f"{n}" * 32, "parent": "a" * 32, "params": params} for n in range(3))]
+
+
+def _cost(now: float) -> dict[str, Any]:
+    """What a model costs, whose budget of the day is spent, as `cluster.meter` writes it down."""
+    today = int(now // DAY * DAY)
+    return {
+        "at": now,
+        "per_1000": {"amount": 0.003, "currency": "EUR", "since": today - DAY},
+        "parts": [{"name": "replicas", "amount": 0.003}],
+        "days": [[today - DAY, 0.3, 7_000], [today, 0.4, 8_000]],
+        "total": {"amount": 0.7, "currency": "EUR"},
+        "budget": {"per_day": 0.4, "spent": 0.4, "holds": True},
+    }
 
 
 async def _snapshot() -> dict[str, Any]:
@@ -316,6 +327,25 @@ def test_a_search_finds_errors_and_its_address_can_be_shared(shown: Shown) -> No
 def test_what_others_wrote_is_text_and_no_markup(shown: Shown) -> None:
     shown.go("#/models/north")
     assert "<b>half</b> lies above" in shown.text
+
+
+def test_costs_say_since_when_of_whom_and_that_the_budget_is_spent(shown: Shown) -> None:
+    day = f"{datetime.fromtimestamp(shown.now // DAY * DAY - DAY):%-d %b}"
+    shown.go("#/")
+    assert f"0.003 EUR since {day}" in shown.text.replace("\n", "")
+    shown.go("#/models/north")
+    assert f"since {day}" in str(shown.page.run("document.querySelector('.tile:last-child').innerText"))
+    shown.go(f"{MODEL}costs")
+    table = str(shown.page.run("document.querySelector('[aria-label=Keys] tbody').innerText"))
+    assert [line.split("\t")[:2] for line in table.splitlines()] == [["shop", "1"], ["till", "1"]]
+    assert "0.4 of 0.4 EUR" in shown.text
+    assert "no replica is added, nothing is trained by itself" in shown.text
+    try:
+        shown.page.log_in(shown.url, keys.add(shown.storage, "reader", "read"), f"{MODEL}costs")
+        shown.page.until("/role admin/.test(document.querySelector('#main').innerText)")
+        assert "shop" not in shown.text
+    finally:
+        shown.page.log_in(shown.url, shown.key)
 
 
 def test_an_empty_page_says_what_to_do(shown: Shown) -> None:

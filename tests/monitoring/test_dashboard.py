@@ -31,32 +31,32 @@ def test_a_session_ends_with_its_time_and_with_its_key(storage: Storage) -> None
     keys.add(storage, "anna", "read")
     sessions = Sessions(storage)
     held = cookie(sessions, "anna")
-    assert sessions.admits(f"other=1; {held}", now=LIFETIME_S)
-    assert not sessions.admits(held, now=LIFETIME_S + 1)
+    assert sessions.role(f"other=1; {held}", now=LIFETIME_S)
+    assert not sessions.role(held, now=LIFETIME_S + 1)
     keys.revoke(storage, "anna")
-    assert not sessions.admits(held, now=1)
+    assert not sessions.role(held, now=1)
 
 
 def test_gateways_share_sessions_across_restarts(storage: Storage) -> None:
     keys.add(storage, "anna", "admin")
-    assert Sessions(storage).admits(cookie(Sessions(storage), "anna"), now=1)
+    assert Sessions(storage).role(cookie(Sessions(storage), "anna"), now=1)
 
 
 def test_a_session_is_no_use_for_another_role_or_name(storage: Storage) -> None:
     keys.add(storage, "bot", "predict")
     keys.add(storage, "anna", "read")
     sessions = Sessions(storage)
-    assert not sessions.admits(cookie(sessions, "bot"), now=1)
+    assert not sessions.role(cookie(sessions, "bot"), now=1)
     _, until, signature = cookie(sessions, "bot").removeprefix(f"{COOKIE}=").split(".")
     forged = f"{COOKIE}={b'anna'.hex()}.{until}.{signature}"
-    assert not sessions.admits(forged, now=1)
+    assert not sessions.role(forged, now=1)
 
 
 @pytest.mark.parametrize(
     "header", ["", "x", f"{COOKIE}=", f"{COOKIE}=.", f"{COOKIE}=a.b.c", f"{COOKIE}=é", "\x00;=,"]
 )
 def test_a_broken_cookie_admits_nobody(storage: Storage, header: str) -> None:
-    assert not Sessions(storage).admits(header)
+    assert not Sessions(storage).role(header)
 
 
 def test_the_document_is_whole_without_traffic_and_without_the_monitor() -> None:

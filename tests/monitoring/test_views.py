@@ -1,6 +1,7 @@
 """What the page is told: as much as a picture has room for, the worst of each step, and nothing hidden."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlops_ray.errors import NotFoundError, RequestError, StorageError
 from mlops_ray.monitoring import journal, looks
 from mlops_ray.monitoring.dashboard import spans
 from mlops_ray.monitoring.dashboard.views import AWAY_S, MOST_COLUMNS, Views
+from mlops_ray.monitoring.state import Minute, ModelState
 from mlops_ray.storage import Storage
 from tests.serving import packages
 
@@ -208,8 +210,32 @@ def test_costs_have_a_place_only_where_somebody_wrote_them(views: Views, storage
     storage.write_json(cost, "cost", "m.json")
     storage.write_json({"decisions": []}, "loop", "m.json")
     assert ask(views, "models")["models"][0]["cost"] == cost["per_1000"]
-    assert ask(views, "models/m/costs")["cost"] == cost
+    assert ask(views, "models/m/costs") == {"cost": cost, "keys": None}
     assert ask(views, "models/m")["has"] == {"costs": True, "loop": True}
+
+
+def test_each_key_bears_what_it_had_of_a_day_s_rows_and_names_are_for_some_alone(
+    views: Views, storage: Storage
+) -> None:
+    today = NOW // DAY * DAY
+    days = [[today - 40 * DAY, 9.0, 100], [today - 2 * DAY, 3.0, 100], [today, 1.0, 100]]
+    storage.write_json({"at": NOW, "days": days}, "cost", "m.json")
+    # A day of before keys were counted, an hour that is over, and one that goes on.
+    lines = [Minute(int(today), keys=Counter(shop=10)).entry("1"), Minute(int(today - 40 * DAY)).entry("1")]
+    storage.path(journal.FOLDER, "m", journal.TRAFFIC).write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    state = ModelState.from_json(storage.read_json(journal.FOLDER, "m.json"))
+    state.versions["1"].hours = [Minute(int(today + HOUR), keys=Counter(shop=10, till=20))]
+    storage.write_json(state.to_json(), journal.FOLDER, "m.json")
+
+    def told(period: str) -> list[Any]:
+        found = views.answer(["models", "m", "costs"], {"period": period}, names=True)["keys"]
+        return [(each["key"], each["version"], each["rows"], each["cost"]) for each in found]
+
+    assert told("24h") == [("shop", "1", 20, 0.5), ("till", "1", 20, 0.5)]
+    assert told("7d") == [("", "", 100, 3.0), ("shop", "1", 20, 0.5), ("till", "1", 20, 0.5)]
+    assert told("year")[0] == ("", "", 200, 12.0)
+    assert "shop" not in str(views.answer(["models", "m", "costs"], {"period": "24h", "names": "True"}))
+    assert "shop" not in str(views.answer(["models", "m"], {}, names=True))
 
 
 def test_errors_are_searched_by_text_and_by_what_they_are(views: Views, storage: Storage) -> None:

@@ -2,13 +2,16 @@
 
 import gzip
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.views import COSTS
+from mlops_ray.monitoring.state import Minute
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call
@@ -182,6 +185,22 @@ def test_a_key_is_changed_for_a_cookie_that_holds_no_key(gateway: Gateway, role:
     data = gateway.call("GET", "/dashboard/data.json", headers={"cookie": cookie})
     assert data.json["models"][0]["name"] == "m"
     assert gateway.call("GET", "/metrics", headers={"cookie": cookie}).status == 401
+
+
+@pytest.mark.parametrize("by", ["key", "session"])
+@pytest.mark.parametrize("role", ["read", "admin"])
+def test_the_names_of_callers_are_shown_to_admins_alone(gateway: Gateway, role: str, by: str) -> None:
+    cost = {"at": 60.0, "days": [[0, 1.0, 5]], "total": {"amount": 1.0, "currency": "EUR"}}
+    gateway.storage.write_json(cost | {"model": "m"}, COSTS, "m.json")
+    hour = Minute(0, keys=Counter({"a shop": 5})).entry("3")
+    journal.append(gateway.storage, "m", journal.TRAFFIC, hour)
+    cookie = gateway.log_in(gateway.keys[role]).headers["set-cookie"].partition(";")[0]
+    more: dict[str, Any] = {"headers": {"cookie": cookie}} if by == "session" else {"role": role}
+    found = gateway.call("GET", "/dashboard/data/models/m/costs?from=0&to=99", **more)
+    told = [{"key": "a shop", "version": "3", "rows": 5.0, "cost": 1.0}]
+    assert found.json["keys"] == (told if role == "admin" else None)
+    for path in ("/metrics", "/dashboard/data.json", "/dashboard/data/models", "/dashboard/data/models/m"):
+        assert b"a shop" not in gateway.call("GET", path, "admin").body
 
 
 @pytest.mark.parametrize(("role", "status"), [("predict", 403), ("label", 403), ("nobody", 401)])

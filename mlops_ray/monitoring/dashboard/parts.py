@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mlops_ray.cost.actual import NOBODY, Share, Use, by_version
 from mlops_ray.data.counts import Counts
 from mlops_ray.monitoring import looks, period
 from mlops_ray.monitoring.alarms import Alarms
+from mlops_ray.monitoring.callers import Asked
 from mlops_ray.monitoring.dashboard.history import NOTHING, Matrix, Seen
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR
@@ -22,6 +24,7 @@ from mlops_ray.monitoring.performance import Expected
 WITHIN, SIGMAS = 95, 1.96
 #: Retrainings that are told, the newest.
 MOST_RETRAININGS = 30
+DAY_S = 86_400
 
 Document = dict[str, Any]
 
@@ -160,6 +163,26 @@ def quality(state: Document) -> Document | None:
 
 def cost(found: Any) -> Document | None:
     return found.get("per_1000") if isinstance(found, dict) else None
+
+
+def by_key(days: Sequence[Sequence[Any]], asked: Asked) -> list[Document]:
+    """What the predictions of days (when they began, cost, rows) came to, by key, the dearest first.
+
+    Each bears of a day's cost what it had of the day's rows; of a day of which it is not known, no key.
+    """
+    began = {at for at, *_ in days}
+    uses = [
+        Use(day, "", version, key, rows)
+        for (version, hour), names in asked.items()
+        if (day := hour // DAY_S * DAY_S) in began
+        for key, rows in names.items()
+    ]
+    known = {use.since for use in uses}
+    uses += [Use(at, "", NOBODY, NOBODY, rows) for at, _, rows, *_ in days if at not in known]
+    costs = [Share(at, "model", "", "", False, 0.0, 0.0, cost) for at, cost, *_ in days]
+    spent = [each for each in by_version(costs, uses) if each.predictions]
+    told = [{"key": s.key, "version": s.version, "rows": s.predictions, "cost": s.cost} for s in spent]
+    return sorted(told, key=lambda each: -each["cost"])
 
 
 def loop(found: Any) -> Document | None:

@@ -40,20 +40,21 @@ class Sessions:
         attributes = f"Path=/dashboard; HttpOnly; SameSite=Strict; Max-Age={LIFETIME_S}"
         return f"{COOKIE}={token}.{self._sign(token, name)}; {attributes}"
 
-    def admits(self, header: str, *, now: float | None = None) -> bool:
-        """Whether the header `Cookie` holds a session that is not over and whose key still stands."""
+    def role(self, header: str, *, now: float | None = None) -> str | None:
+        """The role of whose session the header `Cookie` holds; `None` where it is over, or its key gone."""
         try:
             morsel = SimpleCookie(header).get(COOKIE)
             token, _, signature = (morsel.value if morsel else "").rpartition(".")
             written, until = token.split(".")
             name = bytes.fromhex(written).decode()
             if not hmac.compare_digest(signature.encode(), self._sign(token, name).encode()):
-                return False
+                return None
         except (CookieError, ValueError):
-            return False
+            return None
         if (time.time() if now is None else now) > int(until):
-            return False
-        return keys.names(self._storage).get(name) in READERS
+            return None
+        role = keys.names(self._storage).get(name)
+        return role if role in READERS else None
 
     def _sign(self, token: str, name: str) -> str:
         """Holds for the key that the name has now, not for one that is made under it later."""

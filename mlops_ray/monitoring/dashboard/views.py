@@ -21,7 +21,7 @@ from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import in_words
 from mlops_ray.instants import to_micros
-from mlops_ray.monitoring import journal, looks, period, report
+from mlops_ray.monitoring import callers, journal, looks, period, report
 from mlops_ray.monitoring.dashboard import parts, spans
 from mlops_ray.monitoring.dashboard.errors import Errors
 from mlops_ray.monitoring.dashboard.history import History
@@ -39,6 +39,8 @@ MOST_COLUMNS = 60
 MOST_MERGED = 800
 #: Looks that are read whole for the segments that they wrote down, and the turns of a release that are told.
 MOST_WHOLE, MOST_TURNS = 30, 200
+#: Of the hours those that are read for the keys that asked: of one version and ten keys a year.
+MOST_BYTES = 2**22
 #: What a model can be called (`config.Project.project`), as long as a file of the name can be.
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,199}")
 #: How long an online store that does not answer is not asked again: other pages wait meanwhile.
@@ -68,10 +70,10 @@ class Views:
             "costs": self.costs,
         }
 
-    def answer(self, path: Sequence[str], query: Query) -> Document:
+    def answer(self, path: Sequence[str], query: Query, *, names: bool = False) -> Document:
         """The document at a path: `models`, `models/NAME`, `models/NAME/VIEW`, or `errors`.
 
-        Raises `NotFoundError` where there is none.
+        With the names of keys alone where `names` says so. Raises `NotFoundError` where there is none.
         """
         match list(path):
             case ["models"]:
@@ -81,7 +83,8 @@ class Views:
             case ["models", name, *rest] if len(rest) < 2 and "".join(rest) in self._of_model:
                 if not self._release(name):
                     raise NotFoundError("no model of this name is live here")
-                return self._of_model["".join(rest)](name, query)
+                found = self._of_model["".join(rest)](name, query)
+                return found | {"keys": self._keys(name, query)} if names and rest == ["costs"] else found
         raise NotFoundError("there is no such part of the dashboard")
 
     # ---------------------------------------------------------------- all models
@@ -357,8 +360,16 @@ class Views:
         return {"runs": found.get("runs", []), "at": found.get("at")}
 
     def costs(self, name: str, query: Query) -> Document:
-        """What the model costs, as its owner wrote it down."""
-        return {"cost": self.document(COSTS, name)}
+        """What the model costs, as its owner wrote it down; `keys` are for some alone."""
+        return {"cost": self.document(COSTS, name), "keys": None}
+
+    def _keys(self, name: str, query: Query) -> list[Document]:
+        """What versions answered to each key on the days of the span, and what of their cost that bears."""
+        span = spans.asked(query)
+        days = (self.document(COSTS, name) or {}).get("days", [])
+        hours = journal.newest(self._storage, name, journal.TRAFFIC, MOST_BYTES)
+        known = callers.asked(hours, self._state(name))
+        return parts.by_key([day for day in days if span.since < day[0] + parts.DAY_S], known)
 
     # ---------------------------------------------------------------- what lies in the storage
 

@@ -70,7 +70,7 @@ function overview(_, route, head) {
       tile("Refused (4xx)", shareOf(total.refused, total.requests), plural(total.refused, "request")),
       tile("Drift found", moved ? `${moved.found.length} of ${moved.columns}` : "–", moved ? `columns; by PSI ${moved.moved} beyond ${FLOOR}` : "no window has closed yet", moved?.found.length ? "warn" : ""),
       quality && tile(words(quality.metric), short(quality.realised ?? quality.estimated), `${quality.realised === null ? "estimated; " : "by labels; "}in the test ${short(quality.reference)}`),
-      head.cost && tile("Cost per 1,000", `${short(head.cost.amount)} ${head.cost.currency}`)),
+      head.cost && tile("Cost per 1,000", `${short(head.cost.amount)} ${head.cost.currency}`, sinceWhen(head.cost))),
     el("div", { class: "pair" },
       panel("Traffic", `Requests every ${lasting(traffic.step)}`,
         total.requests ? chart({ label: "Requests", at: traffic.at, ends, marks, from: 0, show: count, onspan: span, series: [
@@ -85,6 +85,7 @@ function overview(_, route, head) {
   ];
 }
 
+const sinceWhen = (cost) => (cost.since ? `since ${when(cost.since)}, idle included` : "idle included");
 const ms = (us) => (us === null ? null : us / 1000);
 
 function tested(head) {
@@ -315,12 +316,17 @@ function runs(data) {
   })));
 }
 
-function costs({ cost }) {
+function costs({ cost, keys }, { chosen }) {
   if (!cost) return empty("No costs were worked out yet.", code("mlops-ray cost"), " does it.");
-  const per = cost.per_1000, parts = cost.parts ?? [], days = cost.days ?? [];
+  const per = cost.per_1000, parts = cost.parts ?? [], days = cost.days ?? [], { budget } = cost;
+  const isSpent = budget && budget.spent >= budget.per_day;
   return [
-    el("dl", { class: "tiles" }, per && tile("Per 1,000 predictions", `${short(per.amount)} ${per.currency}`, cost.at ? `as of ${when(cost.at)}` : null)),
+    el("dl", { class: "tiles" }, per && tile("Per 1,000 predictions", `${short(per.amount)} ${per.currency}`, `${sinceWhen(per)}, as of ${when(cost.at)}`),
+      budget && tile("Spent today (UTC)", `${short(budget.spent)} of ${short(budget.per_day)} ${cost.total.currency}`, !isSpent ? "of the day's budget" : budget.holds ? "no replica is added, nothing is trained by itself" : "more than the day's budget", isSpent ? "bad" : "ok")),
     parts.length ? panel("What it is made of", null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
+    keys?.length ? panel("By key", `Who asked ${chosen.words}: of a day's cost each bears its share of the rows`, table("Keys", ["Key", "Version", "Predictions", `Cost, ${cost.total.currency}`, "Per 1,000"],
+      keys.map(({ key, version, rows, cost: spent }) => [key || "not known", version || "–", whole(rows), short(spent), short((1000 * spent) / rows)]), [2, 3, 4])) : null,
+    keys === null && el("p", { class: "note" }, "What each key's predictions cost is shown to who holds a key of role admin."),
     days.length ? panel("Day by day", per?.currency, chart({ label: "Cost a day", at: days.map(([at]) => at), from: 0, series: [{ label: per?.currency ?? "cost", values: days.map(([, amount]) => amount), color: "accent", kind: "bars" }] })) : null,
   ];
 }

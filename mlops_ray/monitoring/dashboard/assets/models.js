@@ -2,7 +2,7 @@
 
 import { chip, el, empty, code, tile } from "./dom.js";
 import { spark } from "./charts.js";
-import { compact, milliseconds, percent, plural, shareOf, short, since, when, words } from "./format.js";
+import { compact, day, milliseconds, percent, plural, shareOf, short, since, when, words } from "./format.js";
 
 export const urls = ({ period }) => ({ data: `models?${period}` });
 
@@ -49,7 +49,7 @@ function row(model, link, hasCosts) {
     cell("Failed", total.failed ? "warned" : "", el("b", {}, shareOf(total.failed, total.requests))),
     cell("Drift", drift?.found.length ? "warned" : "", drift ? el("span", {}, el("b", {}, String(drift.found.length)), el("small", {}, ` of ${plural(drift.columns, "column")}`)) : el("small", {}, "no window yet")),
     cell("Quality", "", quality ? qualities(quality) : el("small", {}, "no window yet")),
-    hasCosts && cell("Per 1,000", "", model.cost ? el("b", {}, `${short(model.cost.amount)} ${model.cost.currency}`) : "–"));
+    hasCosts && cell("Per 1,000", "", model.cost ? el("span", {}, el("b", {}, `${short(model.cost.amount)} ${model.cost.currency}`), el("small", {}, ` since ${day(model.cost.since)}`)) : "–"));
 }
 
 /** Which version answers, what is being released, and whether all is well. */
