@@ -35,6 +35,8 @@ RULES = CONFIGS / "prometheus" / "rules.yml"
 RULE_TESTS = ROOT / "tests" / "fixtures" / "prometheus" / "rules_test.yml"
 DASHBOARD = CONFIGS / "grafana" / "mlops_ray.json"
 DAY = 86_400.0
+#: Rows of a batch.
+ROWS = 4
 
 
 @dataclass
@@ -43,6 +45,8 @@ class World:
 
     storage: Storage
     state: ModelState
+    #: What was spent, which is 0.001 for each row that is answered.
+    spent: float = 0.0
 
     async def snapshot(self) -> dict[str, Any]:
         """What the monitor answers."""
@@ -51,7 +55,9 @@ class World:
         return {NAME: report(self.storage, self.state) | {"alerts": sent}}
 
     def answers(self) -> None:
-        """More traffic comes in: answers, refusals, failures, values that fail a check."""
+        """More traffic comes in: answers, refusals, failures, values that fail a check; and it costs."""
+        self.spent += 0.001 * ROWS
+        self.storage.write_json(self.cost, looks.COSTS, f"{NAME}.json")
         amounts = np.full(60, 50.0)
         tally = Outbox(NAME).tally("1", self.specs)
         tally.observe(pl.DataFrame({"amount": amounts, "hour": np.arange(60) % 24}), amounts)
@@ -59,10 +65,14 @@ class World:
         tally.traffic.rejected.update({"invalid_row": 3})
         tally.traffic.invalid.update({("amount", "max"): 3})
         tally.traffic.request_us.update(1_500)
-        tally.traffic.batch_rows.update(4)
+        tally.traffic.batch_rows.update(ROWS)
         sequence = max((number for number, _ in self.state.sources.values()), default=0) + 1
         head = {"model": NAME, "window_s": DAY, "false_alarms": [1.0, 90 * DAY], "source": "r"}
         self.state.receive(head | {"sequence": sequence, "versions": {"1": tally.to_json()}}, time.time())
+
+    @property
+    def cost(self) -> dict[str, Any]:
+        return {"model": NAME, "total": {"amount": self.spent, "currency": "EUR"}}
 
     @property
     def specs(self) -> Any:
@@ -135,6 +145,18 @@ def test_every_picture_of_the_dashboard_shows_something(world: World, server: Pr
         assert title
 
 
+def test_a_thousand_predictions_are_drawn_at_what_they_cost(world: World, server: PrometheusServer) -> None:
+    (expression,) = [each for title, each in pictures() if title == "Cost of 1,000 predictions"]
+
+    def is_right(found: Any) -> bool:
+        return any(
+            (each["metric"], round(float(each["value"][1]))) == ({"model": NAME, "currency": "EUR"}, 1)
+            for each in found["result"]
+        )
+
+    server.until(is_right, "query", query=expression.replace("$model", ".+"))
+
+
 def pictures() -> list[tuple[str, str]]:
     """The titles of the dashboard, each with an expression."""
     panels = json.loads(DASHBOARD.read_text())["panels"]
@@ -154,7 +176,7 @@ def test_rules_and_dashboard_ask_for_metrics_that_we_export(world: World) -> Non
     world.answers()
     documents = record.read_all(world.storage)
     snapshot = {NAME: report(world.storage, world.state) | {"alerts": [("webhook", "sent", 1)]}}
-    text = metrics_text(snapshot, documents).decode()
+    text = metrics_text(snapshot, documents, [world.cost]).decode()
     exported = set(re.findall(r"^(mlops_\w+?)\{", text, re.MULTILINE))
     asked = {
         name
@@ -163,11 +185,11 @@ def test_rules_and_dashboard_ask_for_metrics_that_we_export(world: World) -> Non
     }
     assert len(asked) >= 12
     assert asked <= exported
-    # What the interface says that there is, but for costs.
+    # What the interface says that there is.
     assert exported >= {
         "mlops_requests_total", "mlops_request_seconds_bucket", "mlops_batch_rows_count",
         "mlops_rejected_total", "mlops_drift_psi", "mlops_alarm", "mlops_estimated_metric",
-        "mlops_realised_metric", "mlops_log_rows_lost_total",
+        "mlops_realised_metric", "mlops_log_rows_lost_total", "mlops_cost_total",
     }  # fmt: skip
 
 
