@@ -39,6 +39,8 @@ RECENT_S = 2 * DAY_S
 FORMAT_VERSION = 1
 #: Labels of a node that say its type in the prices, and that it may be taken away at any time.
 MACHINE, MARKET, SPOT = "machine", "ray.io/market-type", "spot"
+#: What is said of the type of a machine that may be taken away.
+TAKEN = " (spot)"
 #: Of a resource less than this is rounding.
 LEAST = 1e-3
 #: What uses a node beside replicas: trials, tasks and actors of jobs.
@@ -243,7 +245,7 @@ def day(lines: Sequence[Mapping[str, Any]], at: int, model: str, settings: Setti
     jobs = 0.0
     for share in actual.metered(lines, settings.listed, settings.region):
         if (share.kind, share.name) == ("model", model):
-            parts[share.machine + " (spot)" * share.spot] += share.cost or 0.0
+            parts[share.machine + TAKEN * share.spot] += share.cost or 0.0
         elif share.kind == "job":
             jobs += share.cost or 0.0
     answered = sum(int(line.get("answered", {}).get(model, 0)) for line in lines)
@@ -269,6 +271,13 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
         "per_1000": per_1000 or None,
         "answered": answered,
         "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
+        "prices": sorted(
+            {
+                f"{price.source}, {price.date}"
+                for price in settings.listed.prices
+                if {price.type, price.type + TAKEN} & parts.keys()
+            }
+        ),
         "days": [list(each) for each in days],
         "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
         "budget": None

@@ -108,6 +108,7 @@ def test_each_minute_is_a_line_and_the_replicas_bear_the_whole_bill(world: World
     # Half of the node is nobody's, and is paid too.
     assert world.cost["total"] == {"amount": pytest.approx(PER_HOUR), "currency": "EUR"}
     assert world.cost["parts"] == [{"name": "small", "amount": pytest.approx(PER_HOUR)}]
+    assert world.cost["prices"] == ["test, 2026-11-01"]
     assert world.cost["per_1000"] is None
 
 

@@ -100,6 +100,7 @@ def _cost(now: float) -> dict[str, Any]:
         "at": now,
         "per_1000": {"amount": 0.003, "currency": "EUR", "since": today - DAY},
         "parts": [{"name": "replicas", "amount": 0.003}],
+        "prices": ["a made-up list, 2026-11-01"],
         "days": [[today - DAY, 0.3, 7_000], [today, 0.4, 8_000]],
         "total": {"amount": 0.7, "currency": "EUR"},
         "budget": {"per_day": 0.4, "spent": 0.4, "holds": True},
@@ -339,6 +340,7 @@ def test_costs_say_since_when_of_whom_and_that_the_budget_is_spent(shown: Shown)
     table = str(shown.page.run("document.querySelector('[aria-label=Keys] tbody').innerText"))
     assert [line.split("\t")[:2] for line in table.splitlines()] == [["shop", "1"], ["till", "1"]]
     assert "0.4 of 0.4 EUR" in shown.text
+    assert "By prices of: a made-up list, 2026-11-01" in shown.text
     assert "no replica is added, nothing is trained by itself" in shown.text
     try:
         shown.page.log_in(shown.url, keys.add(shown.storage, "reader", "read"), f"{MODEL}costs")

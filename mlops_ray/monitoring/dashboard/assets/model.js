@@ -323,7 +323,7 @@ function costs({ cost, keys }, { chosen }) {
   return [
     el("dl", { class: "tiles" }, per && tile("Per 1,000 predictions", `${short(per.amount)} ${per.currency}`, `${sinceWhen(per)}, as of ${when(cost.at)}`),
       budget && tile("Spent today (UTC)", `${short(budget.spent)} of ${short(budget.per_day)} ${cost.total.currency}`, !isSpent ? "of the day's budget" : budget.holds ? "no replica is added, nothing is trained by itself" : "more than the day's budget", isSpent ? "bad" : "ok")),
-    parts.length ? panel("What it is made of", null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
+    parts.length ? panel("What it is made of", cost.prices?.length ? `By prices of: ${cost.prices.join("; ")}` : null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
     keys?.length ? panel("By key", `Who asked ${chosen.words}: of a day's cost each bears its share of the rows`, table("Keys", ["Key", "Version", "Predictions", `Cost, ${cost.total.currency}`, "Per 1,000"],
       keys.map(({ key, version, rows, cost: spent }) => [key || "not known", version || "–", whole(rows), short(spent), short((1000 * spent) / rows)]), [2, 3, 4])) : null,
     keys === null && el("p", { class: "note" }, "What each key's predictions cost is shown to who holds a key of role admin."),
