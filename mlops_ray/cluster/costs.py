@@ -131,8 +131,7 @@ def _planned(project: Project, storage: Storage, *, estimate: bool = False) -> t
     asks = wanted(project)
     known = measured + (_estimates(measured, listed, asks) if estimate else [])
     found = model.plan(hours, known, listed, asks)
-    mean = sum(hour.mean for hour in hours) / len(hours)
-    asked = {"mean": mean, "peak": max(hour.peak for hour in hours)}
+    asked = {"mean": model.mean(hours), "peak": max(hour.peak for hour in hours)}
     head = {"model": project.project, "version": version, "load": asked}
     return found, head | found.to_json() | {"notes": notes + told}
 

@@ -7,6 +7,7 @@ The first is written by who trains it, the second by who pushes it; the reconcil
 it (`release.profit_gate`).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from mlops_ray.serving.record import VERDICTS
 from mlops_ray.storage import Storage
 
 WORTHS = "cost/worth"
-DAY_US = 86_400e6
 
 Document = dict[str, Any]
 
@@ -91,30 +91,32 @@ def _verdict(project: Project, storage: Storage, version: str, against: str) -> 
             f"version {version} was not compared with version {against} on the same rows, which `train` does "
             "where the project says what an answer is worth (cost.value_per_prediction, cost.value)"
         )
-    sides = []
+    sides, guessed = [], ""
     for each, worth in ((version, found["worth"]), (against, found["theirs"])):
-        spent, predictions = serving(project, storage, each, or_of=against)
+        spent, predictions, of = serving(project, storage, each, or_of=against)
         sides.append(Version(each, worth, Costs(spent)))
+        if of != each:
+            guessed = f" (version {each} was not measured by loadtest: it is taken to be as fast as {of})"
     difference = Difference(*found["difference"])
-    return profit.gate(
+    verdict = profit.gate(
         sides[0], sides[1], difference, predictions, found["currency"], project.cost.profit_margin
     )
+    return replace(verdict, said=verdict.said + guessed)
 
 
-def serving(project: Project, storage: Storage, version: str, *, or_of: str) -> tuple[float, float]:
-    """What it costs to serve a version for a day by the plan, and for how many predictions.
+def serving(project: Project, storage: Storage, version: str, *, or_of: str) -> tuple[float, float, str]:
+    """What it costs to serve a version for a day by the plan, for how many predictions, and at whose speed.
 
     One that was never measured has the resources, and is taken to have the speed, of `or_of`. Raises
     `MlopsError` where neither is known.
     """
     listed, _ = costs.priced(project)
     known = costs.capacities(storage, project.project)
-    own = [each for each in known if each.version == version] or [
-        each for each in known if each.version == or_of
-    ]
+    of = version if any(each.version == version for each in known) else or_of
+    own = [each for each in known if each.version == of]
     load = costs.load(project)
     planned = model.plan(load, own, listed, costs.wanted(project))
     if planned.chosen is None or planned.chosen.capacity is None:
         raise NotFoundError(f"what version {version} costs is not known: {' '.join(planned.said)}")
-    asked = sum(hour.mean for hour in load) / len(load) * 86_400 * planned.chosen.capacity.rows
-    return planned.chosen.per_day, asked
+    asked = model.mean(load) * 86_400 * planned.chosen.capacity.rows
+    return planned.chosen.per_day, asked, of

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
+from operator import mul
 from typing import Any, NamedTuple, Self
 
 from mlops_ray.cost.prices import Price, PriceList, money, named
@@ -16,6 +17,8 @@ from mlops_ray.errors import DataError
 
 SECONDS_AN_HOUR = 3600.0
 HOURS_A_DAY = 24
+#: A plan goes through a load hour by hour.
+LONGEST_LOAD_S = 400 * 86_400.0
 #: By how much a quotient may miss a whole number: 0.3 / 0.1 is 2.9999999999999996.
 ROUNDING = 1e-9
 
@@ -25,9 +28,10 @@ class Capacity:
     """How fast one replica of a version is on a type of machine, within an objective.
 
     It reserves `cpu` and `gpu`, and takes at most `max_rows` together. `rate` requests a second, of `rows`
-    rows each, is the highest at which the objective held, and lies in [`low`, `high`]; then 99 of 100 took at
-    most `p99_ms`, and the share `error_rate` failed. `slo` is {"p99_ms", "error_rate"}; `on` says the
-    processor, `at` when, ISO 8601; `estimated` is empty where it was measured, else says how it was scaled.
+    rows each, is the highest that was confirmed to hold the objective; the true limit is below `high`. Then
+    99 of 100 took at most `p99_ms`, and the share `error_rate` failed. `slo` is {"p99_ms", "error_rate"};
+    `on` says the processor, `at` when, ISO 8601; `estimated` is empty where it was measured, else says how it
+    was scaled.
     """
 
     model: str
@@ -37,7 +41,6 @@ class Capacity:
     gpu: float
     max_rows: int
     rate: float
-    low: float
     high: float
     rows: float
     p99_ms: float
@@ -48,8 +51,8 @@ class Capacity:
     estimated: str = ""
 
     def __post_init__(self) -> None:
-        if not (0 < self.low <= self.rate <= self.high < math.inf and self.rows > 0):
-            raise DataError(f"a capacity of {self.model!r} says no rate within its bounds, or no rows")
+        if not (0 < self.rate <= self.high < math.inf and self.rows > 0):
+            raise DataError(f"a capacity of {self.model!r} says no rate below its bound, or no rows")
         if not (self.cpu >= 0 <= self.gpu and self.cpu + self.gpu > 0):
             raise DataError(f"a capacity of {self.model!r} reserves neither a CPU nor a GPU")
 
@@ -120,22 +123,8 @@ def per_1000(per_hour: float, rate: float, utilisation: float = 1.0) -> float:
 
 
 def replicas(peak: float, capacity: Capacity, safety: float, least: int = 0) -> int:
-    """How many hold so many requests a second: each at most at the share `safety` of its highest rate.
-
-    Nor above the lower end of what that rate was measured to be, where little was measured.
-    """
-    return max(least, _ceil(peak / min(capacity.rate * safety, capacity.low)))
-
-
-def gpu_pays(load: float, *, cpu_rate: float, cpu_price: float, gpu_rate: float, gpu_price: float) -> bool:
-    """Whether replicas with a GPU are the cheaper ones for a load, all rates at the same objective.
-
-    At 0.60 against 0.10 an hour and eight times the rate it pays from the seventh replica on:
-
-    >>> [gpu_pays(load, cpu_rate=50, cpu_price=0.1, gpu_rate=400, gpu_price=0.6) for load in (300, 301)]
-    [False, True]
-    """
-    return _ceil(load / gpu_rate) * gpu_price < _ceil(load / cpu_rate) * cpu_price * (1 - ROUNDING)
+    """How many hold so many requests a second: each at most at the share `safety` of its highest rate."""
+    return max(least, _ceil(peak / (capacity.rate * safety)))
 
 
 def _floor(value: float) -> int:
@@ -150,13 +139,28 @@ def _ceil(value: float) -> int:
 
 
 class Hour(NamedTuple):
-    """The requests a second of an hour: on average, and at most."""
+    """The requests a second of an hour: on average, and at most; a record may end within one."""
 
     mean: float
     peak: float
+    seconds: float = SECONDS_AN_HOUR
 
 
 Load = tuple[Hour, ...]
+
+
+def hours(load: Load) -> float:
+    """How long a load lasts."""
+    return sum(hour.seconds for hour in load) / SECONDS_AN_HOUR
+
+
+def mean(load: Load) -> float:
+    """Requests a second, at all times together.
+
+    >>> mean((Hour(10, 10), Hour(1000, 1000, 120.0)))  # 36,000 in an hour, 120,000 in two minutes
+    41.935...
+    """
+    return sum(hour.mean * hour.seconds for hour in load) / (SECONDS_AN_HOUR * hours(load))
 
 
 def flat(rate: float) -> Load:
@@ -174,12 +178,16 @@ def recorded(points: Sequence[tuple[float, float]]) -> Load:
 
     The last holds as long as the one before. Raises `DataError` where seconds do not rise.
 
-    >>> recorded([(0, 10), (1800, 30), (3600, 20), (5400, 20)])
-    (Hour(mean=20.0, peak=30), Hour(mean=20.0, peak=20))
+    >>> recorded([(0, 10), (1800, 30), (3600, 20), (5400, 20)])[0]
+    Hour(mean=20.0, peak=30, seconds=3600)
     """
     if len(points) < 2 or not all(earlier[0] < later[0] for earlier, later in pairwise(points)):
         raise DataError("a recorded load is two points at least, their seconds rising")
     last = points[-1][0] * 2 - points[-2][0]
+    if not last - points[0][0] <= LONGEST_LOAD_S:
+        raise DataError(
+            f"a recorded load lasts {LONGEST_LOAD_S / 86_400:g} days at most; seconds count from 0"
+        )
     ends = [*(at for at, _ in points[1:]), last]
     hours: dict[int, list[tuple[float, float]]] = {}
     for (begin, rate), end in zip(points, ends, strict=True):
@@ -193,7 +201,8 @@ def recorded(points: Sequence[tuple[float, float]]) -> Load:
 
 def _hour(parts: Sequence[tuple[float, float]]) -> Hour:
     seconds = sum(length for length, _ in parts)
-    return Hour(sum(length * rate for length, rate in parts) / seconds, max(rate for _, rate in parts))
+    mean = sum(length * rate for length, rate in parts) / seconds
+    return Hour(mean, max(rate for _, rate in parts), seconds)
 
 
 # ---------------------------------------------------------------- the plan
@@ -312,16 +321,16 @@ def _option(load: Load, capacity: Capacity, price: Price, wanted: Wanted) -> Opt
     if not held:
         return Option(price, capacity, count, refused=refused)
     nodes = tuple(math.ceil(each / held) for each in count)
-    cost = price.per_hour * sum(nodes)
-    asked = SECONDS_AN_HOUR * sum(hour.mean for hour in load)
-    able = SECONDS_AN_HOUR * capacity.rate * sum(count)
+    lengths, asked = [hour.seconds / SECONDS_AN_HOUR for hour in load], mean(load)
+    per_hour = price.per_hour * sum(map(mul, nodes, lengths)) / hours(load)
+    able = capacity.rate * sum(map(mul, count, lengths)) / hours(load)
     return Option(
         price,
         capacity,
         count,
         nodes,
-        cost / len(load) * HOURS_A_DAY,
-        1000 * cost / (asked * capacity.rows) if asked else None,
+        per_hour * HOURS_A_DAY,
+        per_1000(per_hour, asked * capacity.rows) if asked else None,
         asked / able if able else 0.0,
         refused,
     )
@@ -383,7 +392,7 @@ def _said(options: Sequence[Option], chosen: Option | None, currency: str) -> li
 
 def _size(capacity: Capacity) -> str:
     """
-    >>> _size(Capacity("m", "1", "a", 1, 0.5, 256, 1, 1, 1, 1, 1, 0, {}, "", ""))
+    >>> _size(Capacity("m", "1", "a", 1, 0.5, 256, 1, 1, 1, 1, 0, {}, "", ""))
     '1 CPU and 0.5 GPU'
     """
     parts = [

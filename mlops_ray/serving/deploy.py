@@ -111,6 +111,12 @@ def lent(
         serve.delete(name)
 
 
+def forget(name: str) -> None:
+    """Ends an application of the connected cluster, where it runs; returns when nothing of it does."""
+    if name in serve.status().applications:
+        serve.delete(name)
+
+
 def settle(project: Project, storage: Storage) -> None:
     """Has the reconciler load and tell as the project file says now; before a version is pushed with it."""
     settings = record.Settings(

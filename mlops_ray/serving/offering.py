@@ -23,8 +23,8 @@ PATIENCE, LEAST_TIMEOUT_S = 5, 2.0
 #: After a rate a single caller asks for so long, again and again, until answered in time: what was given up
 #: may still be worked on. It asks no longer than that.
 REST_S, MOST_REST_S = 0.5, 10.0
-#: How long the process may take to end.
-END_S = 5.0
+#: How long the process may take to end: less than who is interrupted has (cluster/interrupt.py).
+END_S = 2.0
 
 
 def request(url: str, headers: Mapping[str, str], body: bytes) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mlops_ray import cli, config
-from mlops_ray.cluster import costs, front, profitable, service
+from mlops_ray.cluster import costs, front, looper, profitable, service
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.stages import Silent, Stages
 from mlops_ray.config import Project
@@ -114,7 +114,9 @@ def test_a_version_that_earns_more_is_let_through(world: World) -> None:
 
 def test_a_version_that_was_not_measured_is_taken_to_cost_what_the_champion_does(world: World) -> None:
     world.train(0.0005)
-    assert world.judge()[0] is False
+    refused, said = world.judge()
+    assert not refused
+    assert "was not measured by loadtest: it is taken to be as fast as 1" in said
     world.train(-0.1)
     assert world.judge()[0] is True
 
@@ -244,6 +246,7 @@ def test_a_run_says_what_the_version_that_it_has_trained_earns(
     for name in ("require_token", "apply"):
         monkeypatch.setattr(front, name, lambda *of: [])
     monkeypatch.setattr(service, "predict", lambda *of: {"outputs": [{"data": [1.0]}]})
+    monkeypatch.setattr(looper, "machines", lambda project: {"small"})
     pipeline: Any = SimpleNamespace(project=world.said(), storage=world.storage, progress=Silent())
     pipeline.stages, pipeline.push = Stages(world.storage), partial(Pipeline.push, pipeline)
     pipeline.prepare = pipeline.ingest = lambda: None

@@ -26,7 +26,6 @@ def measured(machine: str = "small", rate: float = 50, **more: Any) -> Capacity:
         "cpu": 1.0,
         "gpu": 0.0,
         "max_rows": 256,
-        "low": rate,
         "high": rate,
         "rows": 1.0,
         "p99_ms": 40.0,

@@ -80,11 +80,6 @@ def test_planned_cost_of_1000_is_that_of_the_formula_at_its_utilisation() -> Non
     assert found.per_1000 == pytest.approx(model.per_1000(0.1, 50, found.utilisation))
 
 
-def test_a_rate_that_little_was_measured_of_is_not_planned_above_what_it_surely_is() -> None:
-    sure, unsure = measured(rate=100), measured(rate=100, low=40.0, high=160.0)
-    assert [model.replicas(100, each, 0.7) for each in (sure, unsure)] == [2, 3]
-
-
 def test_scaling_to_zero_pays_nothing_in_the_hours_in_which_nobody_asks() -> None:
     some = daily([0] * 23 + [10])
     assert cost(plan(some, [measured()], listed(machine()), WANTED)) == pytest.approx(0.1)
@@ -197,8 +192,8 @@ def test_a_gpu_is_chosen_exactly_where_it_pays(
     machines = listed(machine("plain", 1, cheap / 100), machine("graphic", 1, dear / 100, gpu="T4", gpus=1))
     known = [measured("plain", cpu), measured("graphic", gpu, gpu=1.0)]
     found = plan(flat(load), known, machines, WANTED)
-    prices = {"cpu_price": cheap / 100, "gpu_price": dear / 100}
-    pays = model.gpu_pays(load, cpu_rate=cpu, gpu_rate=gpu, **prices)
+    nodes = [math.ceil(load / rate * (1 - 1e-9)) for rate in (cpu, gpu)]
+    pays = nodes[1] * dear < nodes[0] * cheap
     costs = {option.price.type: option.per_day for option in found.options}
     if costs["plain"] != pytest.approx(costs["graphic"]):
         assert found.chosen is not None
@@ -306,9 +301,8 @@ def test_the_reasons_tell_what_a_gpu_and_what_spot_would_cost() -> None:
 def test_a_recorded_load_loses_no_request_and_no_peak(rates: list[float], step: int) -> None:
     hours = recorded([(at * step, rate) for at, rate in enumerate(rates)])
     whole = len(rates) * step
-    lengths = [min(3600, whole - 3600 * at) for at in range(len(hours))]
-    asked = sum(hour.mean * length for hour, length in zip(hours, lengths, strict=True))
-    assert asked == pytest.approx(sum(rates) * step)
+    assert [hour.seconds for hour in hours] == [min(3600, whole - 3600 * at) for at in range(len(hours))]
+    assert sum(hour.mean * hour.seconds for hour in hours) == pytest.approx(sum(rates) * step)
     assert max(hour.peak for hour in hours) == max(rates)
     assert all(hour.mean <= hour.peak * (1 + 1e-9) for hour in hours)
 
@@ -320,6 +314,21 @@ def test_replicas_are_for_the_peak_of_an_hour_and_1000_are_counted_by_its_mean()
     assert found.per_1000 == pytest.approx(1000 * 0.1 / 36_000)
     # A day is 24 hours, however many were recorded.
     assert (found.per_hour, found.per_day) == (pytest.approx(0.1), pytest.approx(2.4))
+
+
+def test_an_hour_that_is_cut_short_counts_for_as_long_as_it_lasts() -> None:
+    """Two minutes of a hundred times as much, after an hour: 50 nodes, for a thirtieth of the time."""
+    found = plan((Hour(50, 50), Hour(5000, 5000, 120.0)), [measured()], listed(machine()), WANTED).chosen
+    assert found is not None
+    assert found.nodes == (1, 50)
+    paid, asked = 0.1 + 50 * 0.1 / 30, 50 * 3600 + 5000 * 120
+    assert found.per_day == pytest.approx(24 * paid / (1 + 1 / 30))
+    assert found.per_1000 == pytest.approx(1000 * paid / asked)
+
+
+def test_a_record_of_many_years_is_refused_before_it_is_gone_through() -> None:
+    with pytest.raises(DataError, match="400 days at most"):
+        recorded([(0, 1), (1e12, 2)])
 
 
 @pytest.mark.parametrize("points", [[], [(0, 1)], [(0, 1), (0, 2)], [(5, 1), (0, 2)]])
