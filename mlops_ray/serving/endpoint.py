@@ -132,11 +132,13 @@ class Endpoint(Application):
 
     def _admitted(self, until: float | None, size: int) -> Place:
         self.admission.lag.watch()
-        self._load.arrived += 1
         try:
             return self.admission.take(until, size)
         except OverloadedError:
-            self._load.refused += 1
+            # Who waits for less than the objective is not owed an answer, and brings no replica.
+            if until is None or until - self.admission.clock() >= self._load.late_s:
+                self._load.refused += 1
+                self._load.arrived += 1
             raise
 
     async def _predicted(self, call: Call, live: Live | None, action: str, asked: _Asked) -> Reply:
@@ -288,6 +290,8 @@ class Endpoint(Application):
         until, place = asked.until, asked.place
         request = await self._request(call, live, action, body)
         wants_why = request.parameters.get("explain") is True
+        # What cannot be read costs next to nothing, and would make the others look as cheap.
+        self._load.arrived += 1
         began_s = self.admission.clock() - self.admission.lag.seconds
         try:
             part = await live.predict(request.rows, until, call.is_gone)
@@ -296,6 +300,9 @@ class Endpoint(Application):
             raise
         finally:
             self._load.answered(self.admission.clock() - began_s)
+        if wants_why:
+            # Explanations have a queue of their own (`MOST_WHYS`): nobody else waits for them.
+            place.leave()
         explained = await self._explained(call, live, part, until) if wants_why else None
         place.tells = not wants_why
         if part.batch.failures.height:

@@ -109,6 +109,8 @@ def test_it_tells_what_came_and_what_it_took(service: Service, monkeypatch: pyte
     for _ in range(3):
         service.call("POST", "/invocations", json=RECORDS)
     service.call("GET", "/ready", None)
+    # What cannot be read is no request that says what one takes.
+    service.call("POST", "/invocations", json={"dataframe_records": 1})
     told = service.endpoint.told()
     assert (told["arrived"], told["refused"], told["late"], told["batches"], told["rows"]) == (3, 0, 0, 3, 3)
     assert 0 < told["busy_s"] < 10
@@ -122,6 +124,9 @@ def test_it_tells_what_came_and_what_it_took(service: Service, monkeypatch: pyte
     for _ in range(LET_IN):
         admission.take(None, 1)
     assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "100"}).status == 429
+    # Who waits for less than the objective is owed nothing: no caller brings replicas so.
+    monkeypatch.setattr(service.endpoint._load, "late_s", 0.05)
+    assert service.call("POST", "/invocations", json=RECORDS, headers={"x-timeout-ms": "1"}).status == 429
     told = service.endpoint.told()
     assert (told["arrived"], told["refused"], told["late"]) == (5, 1, 1)
     assert told["fixed_s"] >= 0
@@ -555,6 +560,8 @@ def test_so_many_explanations_may_wait_and_no_more(service: Service) -> None:
         while service.endpoint._whys < MOST_WHYS:
             await asyncio.sleep(0)
         refused = await one()
+        # Nobody waits for them, and no replica is started for their sake.
+        assert service.endpoint.admission.requests == 0
         end.set()
         return await asyncio.gather(*waiting), late, refused
 
