@@ -77,7 +77,8 @@ def capacities(storage: Storage, name: str) -> list[Capacity]:
         try:
             found.append(Capacity.from_json(storage.read_json(*path.relative_to(storage.root).parts)))
         except (DataError, AttributeError) as error:
-            raise DataError(str(error), file=str(path)) from None
+            what = error if isinstance(error, DataError) else "this is no record of a capacity"
+            raise DataError(f"{what}; delete it, and measure again", file=str(path)) from None
     return found
 
 
@@ -99,7 +100,7 @@ def _recorded(file: Path) -> Load:
         for each in csv.DictReader(io.StringIO(read_text(file))):
             points.append((float(each["seconds"]), _rate(each["rate"])))
         return model.recorded(points)
-    except (ValueError, KeyError, TypeError, csv.Error):
+    except (ValueError, KeyError, TypeError, OverflowError, csv.Error):
         told = "a recorded load has numbers in the columns seconds and rate"
         raise DataError(told, file=str(file), row=len(points) + 2) from None
 

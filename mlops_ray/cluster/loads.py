@@ -131,7 +131,10 @@ def _alone(storage: Storage) -> Iterator[None]:
         )
     with lock:
         for left in storage.root.joinpath(ASIDE).glob("tmp*"):
-            shutil.rmtree(left)
+            if left.is_symlink() or left.is_file():
+                left.unlink()
+            else:
+                shutil.rmtree(left)
         yield
 
 

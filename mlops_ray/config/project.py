@@ -551,7 +551,7 @@ class Cost(Model):
     """A file of prices (`mlops-ray prices import` writes one)."""
     region: str | None = None
     """Of the machines that may be planned with; default: all that the prices name."""
-    machine: str | None = Field(None, pattern=r"^[\w.-]+$")
+    machine: str | None = Field(None, pattern=r"^[\w.-]+$", max_length=64)
     """The type of this machine in the prices, where its node does not say by the label `machine`."""
     spot: bool = False
     """Whether machines may be planned with that may be taken away at any time."""

@@ -60,7 +60,7 @@ def imported(format: str, text: str, asked: Asked) -> Imported:
         raise DataError(f"no format {format!r}{did_you_mean(format, FORMATS)}")
     try:
         found = FORMATS[format](text, asked)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(f"an entry is of another form: {one_line(error)}", file=asked.source) from None
     if not found.prices:
         where = f" of the region {asked.region!r}" if asked.region else ""
@@ -87,14 +87,16 @@ def table(text: str, asked: Asked) -> Imported:
     if unknown := sorted(set(renamed.values()).difference(COLUMNS)):
         raise DataError(f"no column {unknown[0]!r} is wanted{did_you_mean(unknown[0], COLUMNS)}")
     defaults = {"date": asked.date, "source": asked.source, "currency": asked.currency}
-    found = []
+    found: dict[tuple[str, str, bool], Price] = {}
     for row, theirs in enumerate(_rows(text, asked.source, renamed), start=2):
         own = {renamed.get(name, name): value.strip() for name, value in theirs.items() if value}
         try:
-            found.append(prices.price(defaults | {n: v for n, v in own.items() if n in COLUMNS and v}))
+            each = prices.price(defaults | {n: v for n, v in own.items() if n in COLUMNS and v})
         except ValueError as error:
             raise DataError(str(error), file=asked.source, row=row) from None
-    return Imported([price for price in found if asked.region in (None, price.region)], [])
+        if found.setdefault((each.type, each.region, each.spot), each) != each:
+            raise DataError(f"{prices.named(each)} has two prices", file=asked.source, row=row)
+    return Imported([price for price in found.values() if asked.region in (None, price.region)], [])
 
 
 def _rows(text: str, file: str, needed: Iterable[str]) -> Iterable[dict[str, str]]:
@@ -308,7 +310,7 @@ def _unit_price(sku: Mapping[str, Any], file: str) -> tuple[str, float]:
     try:
         unit = sku["pricingInfo"][-1]["pricingExpression"]["tieredRates"][-1]["unitPrice"]
         return unit["currencyCode"], int(unit.get("units") or 0) + unit.get("nanos", 0) / 1e9
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         raise DataError(f"the SKU {sku.get('skuId')} has no price", file=file) from None
 
 
@@ -317,7 +319,7 @@ def _assembled(type: str, shape: Shape, rates: Mapping[str, float]) -> float | N
     family = type.partition("-")[0].upper()
     parts = {f"{family} Core": shape.vcpu, f"{family} Ram": shape.memory_gib, shape.gpu.lower(): shape.gpus}
     needed = {part: count for part, count in parts.items() if part and count}
-    if not needed.keys() <= rates.keys():
+    if not all(rates.get(part) for part in needed):
         return None
     return sum(rates[part] * count for part, count in needed.items())
 

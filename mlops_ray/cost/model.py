@@ -17,6 +17,8 @@ from mlops_ray.errors import DataError
 
 SECONDS_AN_HOUR = 3600.0
 HOURS_A_DAY = 24
+#: Between them lies all that is measured: rates, CPUs, rows.
+LEAST, MOST = 1e-3, 1e9
 #: A plan goes through a load hour by hour.
 LONGEST_LOAD_S = 400 * 86_400.0
 #: By how much a quotient may miss a whole number: 0.3 / 0.1 is 2.9999999999999996.
@@ -51,10 +53,16 @@ class Capacity:
     estimated: str = ""
 
     def __post_init__(self) -> None:
-        if not (0 < self.rate <= self.high < math.inf and self.rows > 0):
+        if not (LEAST <= self.rate <= self.high <= MOST and LEAST <= self.rows <= MOST):
             raise DataError(f"a capacity of {self.model!r} says no rate below its bound, or no rows")
-        if not (self.cpu >= 0 <= self.gpu and self.cpu + self.gpu > 0):
+        if not (all(each == 0 or LEAST <= each <= MOST for each in self.held) and any(self.held)):
             raise DataError(f"a capacity of {self.model!r} reserves neither a CPU nor a GPU")
+        if not 1 <= self.max_rows <= MOST:
+            raise DataError(f"a capacity of {self.model!r} says no number of rows of a batch")
+
+    @property
+    def held(self) -> tuple[float, float]:
+        return self.cpu, self.gpu
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -65,11 +73,13 @@ class Capacity:
         types: dict[str, Any] = {field.name: field.type for field in fields(cls)}
         try:
             plain: dict[str, Any] = {
-                name: types[name](value) if types[name] in (str, float, int) else dict(value)
+                name: types[name](value)
+                if types[name] in (str, float, int)
+                else {key: float(limit) for key, limit in value.items()}
                 for name, value in data.items()
             }
             return cls(**plain)
-        except (TypeError, ValueError, KeyError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
             raise DataError(f"this is no record of a capacity: {error}") from None
 
 

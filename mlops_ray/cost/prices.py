@@ -87,24 +87,36 @@ class PriceList:
         return tuple(p for p in self.prices if not -TOMORROW <= today - p.date <= limit)
 
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-#: A type, a region, a source; YAML reads a bare word of digits as a number.
-Word = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)]
+#: Sums of as many as there ever are stay numbers, whatever the currency.
+MOST, LEAST = 1e12, 1e-9
+Amount = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
+
+
+def _word(value: Any) -> Any:
+    """A word as files and pages can show it; YAML reads a bare word of digits as a number."""
+    said = str(value) if isinstance(value, int) else value
+    if isinstance(said, str) and not said.isprintable():
+        raise ValueError("holds a character that cannot be shown")
+    return said
+
+
+#: A type, a region, a source.
+Word = Annotated[str, Field(max_length=200), BeforeValidator(_word)]
 
 
 class Own(Model):
     """Hardware of one's own; its price stands for an hour in which it is used."""
 
     purchase: Amount
-    years: Positive
+    years: float = Field(ge=0.01, le=100)
     """That it lasts."""
     watts: Amount
     """That it draws while it is used, cooling included."""
     per_kwh: Amount
-    utilisation: float = Field(1, gt=0, le=1)
+    utilisation: float = Field(1, ge=1e-4, le=1)
     """The share of its hours in which it is used, which bear the price of all."""
-    upkeep: Amount = 0
+    upkeep: float = Field(0, ge=0, le=100)
     """What a year of space, care and repair costs, as a share of the purchase."""
 
     @property
@@ -126,7 +138,7 @@ class _Defaults(Model):
     """What is said once for all machines of a file, or by each."""
 
     currency: Currency | None = None
-    source: str | None = Field(None, min_length=1)
+    source: Annotated[Word, Field(min_length=1)] | None = None
     date: dt.date | None = None
     region: Word | None = None
 

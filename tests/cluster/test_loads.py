@@ -125,8 +125,11 @@ def test_where_there_is_no_row_it_says_so(storage: Storage) -> None:
 def test_one_load_test_keeps_others_out_and_takes_away_what_a_killed_one_left(storage: Storage) -> None:
     left = storage.path(loads.ASIDE, "tmp1", "keys.json")
     left.write_text("{}")
+    storage.path(loads.ASIDE, "tmpfile").write_text("")
+    storage.path(loads.ASIDE, "tmplink").symlink_to(storage.root)
     with loads._alone(storage):
-        assert not left.parent.exists()
+        assert list(storage.root.joinpath(loads.ASIDE).glob("tmp*")) == []
+        assert storage.root.exists()
         with pytest.raises(StorageError, match="another load test runs"), loads._alone(storage):
             pass
     with loads._alone(storage):

@@ -135,6 +135,7 @@ def test_a_table_of_ones_own_is_read_by_what_its_columns_are_called() -> None:
     [
         (CSV.replace("0.03", "0,03,"), OURS, "mine.csv, row 3: has another number of columns"),
         (CSV.replace("0.03", "dear"), OURS, "mine.csv, row 3: per_hour: "),
+        (CSV + CSV.splitlines()[1] + "1\n", OURS, "mine.csv, row 4: small (spot) has two prices"),
         (CSV, {"type": "Machin"}, "mine.csv: no column 'Machin'; did you mean 'Machine'?"),
         (CSV, OURS | {"prize": "EUR/h"}, "no column 'prize' is wanted"),
         (CSV.partition("small")[0], OURS, "mine.csv: it has no price of a plain Linux machine"),
@@ -196,7 +197,7 @@ def _damaged(tree: Any, whole: Any) -> Iterator[Any]:
     """The whole with one part after another left out or made into something else."""
     for key in list(tree) if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
         kept = tree[key]
-        for other in (None, [], "x", {"x": [1]}, -1):
+        for other in (None, [], "x", "a\ud800", {"x": [1]}, -1, float("inf"), 10**400):
             tree[key] = other
             yield whole
         if isinstance(tree, dict):

@@ -347,6 +347,12 @@ def test_a_capacity_is_read_as_it_was_written_and_a_damaged_one_refused() -> Non
         {"cpu": 0, "gpu": 0},
         {"speed": 1},
         {"slo": 3},
+        {"slo": {"p99_ms": "x"}},
+        {"max_rows": 0},
+        {"max_rows": 10**10},
+        {"cpu": 1e-9},
+        {"rate": 1e-320, "high": 1.0},
+        {"high": 10**400},
     ):
         with pytest.raises(DataError):
             Capacity.from_json(kept.to_json() | change)

@@ -56,6 +56,13 @@ def test_the_example_list_says_that_it_is_none_of_real_offers() -> None:
         ("  - {type: a, vcpus: 2, per_hour: 1}", 6, "machines.1: unknown key 'vcpus'; did you mean 'vcpu'?"),
         ("  - {type: a, vcpu: 2, per_hour: 1, gpu: T4}", 6, "machines.1.gpu: T4 is there how often?"),
         ("  - {type: a, vcpu: 2, own: {purchase: 0, years: 4, watts: 0, per_kwh: 0}}", 6, "costs nothing"),
+        ("  - {type: a, vcpu: 2, per_hour: 1.0e+300}", 6, "machines.1.per_hour: "),
+        ('  - {type: "a\\e[31m", vcpu: 2, per_hour: 1}', 6, "holds a character that cannot be shown"),
+        (
+            "  - {type: a, vcpu: 2, own: {purchase: 1, years: 1.0e-300, watts: 0, per_kwh: 0}}",
+            6,
+            "machines.1.own.years: ",
+        ),
         (
             "  - {type: a, vcpu: 2, per_hour: 1, currency: USD}",
             6,
