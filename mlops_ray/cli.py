@@ -92,6 +92,35 @@ def serve(file: ProjectFile, detach: Detach = False, as_json: Json = False) -> N
     _serve(file, detach, as_json, train=False)
 
 
+@app.command(epilog="Example: mlops-ray deploy configs/factory_load.yaml --emit kuberay --output manifests")
+def deploy(
+    file: ProjectFile,
+    emit: Annotated[str | None, typer.Option(help="kuberay or serve-config: write what says it.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The folder to write into; default: shown.")] = None,
+    image: Annotated[str, typer.Option(help="Of kuberay's pods.")] = f"mlops-ray:{__version__}",
+    redis: Annotated[str, typer.Option(help="Where kuberay's head keeps its state.")] = "redis:6379",
+    region: Annotated[str | None, typer.Option(help="Of kuberay's nodes.")] = None,
+    machine: Annotated[
+        list[str] | None, typer.Option(help="The type of kuberay's nodes of a pool, e.g. cpu=m7i.2xlarge")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Have the champion live on a cluster, as `serve` does; with --emit write what others start it by."""
+    if emit is None:
+        return _serve(file, True, as_json, train=False)
+    from mlops_ray.cluster import manifests
+
+    machines = dict(_pair(each, "--machine", "cpu=m7i.2xlarge") for each in machine or ())
+    place = manifests.Place(image, redis, region, machines)
+    files = manifests.emitted(emit, file, place)
+    if output is None:
+        return print("---\n".join(files.values()), end="")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (output / name).write_text(text, encoding="utf-8")
+    return _show({"files": [str(output / name) for name in files]}, as_json, lambda _: print(*files))
+
+
 def _serve(file: Path, detach: bool, as_json: bool, *, train: bool) -> None:
     project, storage = _open(file)
     _warn(file)
@@ -526,7 +555,7 @@ def prices_import(
     from mlops_ray.cluster import costs
     from mlops_ray.cost import exports
 
-    renamed = dict(_pair(each) for each in column or ())
+    renamed = dict(_pair(each, "--column", "per_hour=EUR/h") for each in column or ())
     sizes = None if shapes is None else exports.shapes(costs.read_text(shapes), str(shapes))
     day = date.date() if date else costs.modified(file)
     asked = exports.Asked(day, source or file.name, region, currency, sizes, renamed)
@@ -535,10 +564,10 @@ def prices_import(
     _show(found, as_json, lambda _: print(said), _print_notes)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     name, given, theirs = text.partition("=")
     if not (name and given and theirs):
-        raise UsageError(f"--column: {text!r} names no column of each side; write e.g. per_hour=EUR/h")
+        raise UsageError(f"{option}: {text!r} says nothing on one side; write e.g. {example}")
     return name, theirs
 
 

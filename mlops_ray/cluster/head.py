@@ -29,6 +29,10 @@ OFFSETS = {
     "fallback_grpc": 12, "http": 13, "grpc": 14, "replicas_http": 100, "replicas_grpc": 300,
 }  # fmt: skip
 
+#: HAProxy's log cannot be switched off; a datagram for one request in a thousand costs nothing. On a node of
+#: a cluster it goes where a syslog would listen, and mostly none does.
+SAMPLED, LOG_PORT = "sample 1:1000", 514
+
 #: A laptop must cope: what does not fit is spilled to disk.
 OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES = 0.25, 2 * 1024**3
 #: What drivers, jobs and every process of a cluster must have set before they import ray.
@@ -62,6 +66,12 @@ SETTINGS = {
     # Ray's processes set their titles; without this a title overwrites the environment, marker and all.
     "SPT_NOENV": "1",
 }
+#: What of them is of one machine alone: where there are several, addresses are needed, and the token may
+#: stand in its variable.
+OF_ONE_MACHINE = {"RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+#: How long a node that is to go lets replicas end what they do while others are started elsewhere, which
+#: takes seconds. Kubernetes kills after 30 s.
+DRAIN_S = 25
 #: `ray start` without the subcommands that it would import and not use, which took 1 to 2 of 6 s.
 RAY_START = """
 import sys
@@ -123,8 +133,7 @@ def environment(token: Path, temp_dir: Path, ports: dict[str, int]) -> dict[str,
         serve + "HAPROXY_METRICS_SOCKET_PATH": haproxy / "m",
         serve + "HAPROXY_SERVER_STATE_BASE": haproxy,
         serve + "HAPROXY_SERVER_STATE_FILE": haproxy / "server-state",
-        # It cannot be switched off; a datagram for one request in a thousand costs nothing.
-        serve + "HAPROXY_LOG_TARGET": f"{LOOPBACK}:{ports['claim']} sample 1:1000",
+        serve + "HAPROXY_LOG_TARGET": f"{LOOPBACK}:{ports['claim']} {SAMPLED}",
         serve + "HAPROXY_STATS_PORT": ports["haproxy_stats"],
         serve + "HAPROXY_METRICS_PORT": ports["haproxy_metrics"],
         serve + "FALLBACK_PROXY_HTTP_PORT": ports["fallback_http"],
@@ -135,6 +144,14 @@ def environment(token: Path, temp_dir: Path, ports: dict[str, int]) -> dict[str,
         serve + "DIRECT_INGRESS_MAX_GRPC_PORT": ports["replicas_grpc"] + REPLICA_PORTS,
     }
     return SETTINGS | {name: str(value) for name, value in per_cluster.items()}
+
+
+def of_nodes() -> dict[str, str]:
+    """What every process on the nodes of a cluster of machines must have set; its token lies elsewhere."""
+    return {name: value for name, value in SETTINGS.items() if name not in OF_ONE_MACHINE} | {
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_S),
+        "RAY_SERVE_HAPROXY_LOG_TARGET": f"{LOOPBACK}:{LOG_PORT} {SAMPLED}",
+    }
 
 
 def command(temp_dir: Path, ports: dict[str, int], cpus: int | None, gpus: int | None) -> list[str]:

@@ -78,9 +78,9 @@ def deploy(
     policies = [source.policy for source in project.sources.values()]
     regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
     of_all, root = _selector_of_all(regions), str(storage.root)
-    wanted = _applications(project, storage, label_selector(policies), of_all, listener)
+    wanted = applications(project, storage, label_selector(policies), of_all, listener)
     for name, build in beside.items():
-        wanted[name] = _Application(None, _digest(root, of_all), partial(build, root, of_all))
+        wanted[name] = Application(None, _digest(root, of_all), partial(build, root, of_all))
     running, known = _running(), _deployed(storage).get("digests", {})
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
@@ -104,7 +104,7 @@ def lent(
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
     url = f"http://{host}:{http_port}{route}"
     try:
-        _run({name: _Application(route, "", build)})
+        _run({name: Application(route, "", build)})
         _wait_until_ready(f"{url}/ready", lambda: None)
         yield url
     finally:
@@ -149,7 +149,9 @@ def _hopeless(storage: Storage, name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Application:
+class Application:
+    """What is to run: where it answers, if anywhere, a digest of what it is made of, and what makes it."""
+
     route: str | None
     digest: str
     build: Callable[[], serve.Application]
@@ -166,13 +168,13 @@ def _selector_of_all(regions: Mapping[str, list[str] | None]) -> dict[str, str]:
     return label_selector(bounded)
 
 
-def _applications(
+def applications(
     project: Project,
     storage: Storage,
     selector: dict[str, str],
     of_all: dict[str, str],
     listener: Listener | None,
-) -> dict[str, _Application]:
+) -> dict[str, Application]:
     """What is to run. The order is that of starting: replicas tell the monitor what they count."""
     hidden = machine_only(source.policy for source in project.sources.values())
     root, name = str(storage.root), project.project
@@ -181,16 +183,16 @@ def _applications(
     watched = replica.watched(project)
     listens = listener and asdict(listener)
     return {
-        reconciler.APPLICATION: _Application(
+        reconciler.APPLICATION: Application(
             None, _digest(root, of_all), lambda: reconciler.deployment(root, of_all)
         ),
-        deltas.APPLICATION: _Application(
+        deltas.APPLICATION: Application(
             None, _digest(root, of_all), lambda: monitor.deployment(root, of_all)
         ),
-        gateway.APPLICATION: _Application(
+        gateway.APPLICATION: Application(
             gateway.ROUTE, _digest(root, of_all, listens), lambda: gateway.deployment(root, of_all, listener)
         ),
-        name: _Application(
+        name: Application(
             replica.route(name),
             _digest(
                 root,
@@ -209,7 +211,7 @@ def _applications(
     }
 
 
-def _run(applications: dict[str, _Application]) -> None:
+def _run(applications: dict[str, Application]) -> None:
     if not applications:
         return
     targets = [

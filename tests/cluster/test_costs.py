@@ -399,7 +399,7 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path: Path) -> None:
         (["csv", str(tmp_path / "a.csv"), "--output", str(tmp_path / "no" / "x.yaml")], "cannot write"),
         (
             ["csv", str(tmp_path / "a.csv"), "--output", "x.yaml", "--column", "a"],
-            "names no column of each side",
+            "says nothing on one side",
         ),
     ):
         (tmp_path / "a.csv").write_text("type,vcpu,per_hour,currency\na,1,1,EUR\n")
