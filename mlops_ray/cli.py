@@ -108,11 +108,11 @@ def deploy(
     """Have the champion live on a cluster, as `serve` does; with --emit write what others start it by."""
     if emit is None:
         return _serve(file, True, as_json, train=False)
-    from mlops_ray.cluster import manifests
+    from mlops_ray.cluster import kuberay
 
     machines = dict(_pair(each, "--machine", "cpu=m7i.2xlarge") for each in machine or ())
-    place = manifests.Place(image, redis, region, machines)
-    files = manifests.emitted(emit, file, place)
+    place = kuberay.Place(image, redis, region, machines)
+    files = kuberay.emitted(emit, file, place)
     if output is None:
         return print("---\n".join(files.values()), end="")
     output.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ from ray.core.generated.autoscaler_pb2 import NodeState, NodeStatus
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
 
-from mlops_ray.cluster import head, manifests, meter
+from mlops_ray.cluster import head, kuberay, meter
 from mlops_ray.config import Policy
 from mlops_ray.policy import label_selector
 from tests.conftest import ROOT
@@ -419,13 +419,13 @@ def test_the_clouds_files_and_the_manifests_agree_in_all_but_what_a_cloud_calls_
     pip = [line for line in aws["setup_commands"] if "-m pip" in line or "-m venv" in line]
     assert pip == [line for line in gcp["setup_commands"] if "-m pip" in line or "-m venv" in line]
 
-    assert aws["idle_timeout_minutes"] * 60 == manifests.IDLE_S
-    for pool, kind in manifests.POOLS.items():
+    assert aws["idle_timeout_minutes"] * 60 == kuberay.IDLE_S
+    for pool, kind in kuberay.POOLS.items():
         other = aws["available_node_types"][pool]
         assert (kind.least, kind.most) == (other["min_workers"], other["max_workers"])
         assert (kind.gpus, kind.priority) == (other["resources"].get("GPU", 0), other.get("priority", 0))
         assert kind.cpus == other["resources"]["CPU"] - 1
-    assert sum(kind.most for kind in manifests.POOLS.values()) == aws["max_workers"]
+    assert sum(kind.most for kind in kuberay.POOLS.values()) == aws["max_workers"]
 
 
 @pytest.mark.parametrize("name", FILES)

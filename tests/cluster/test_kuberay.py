@@ -19,7 +19,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 
 from mlops_ray import cli, config, keys
 from mlops_ray.client import Client
-from mlops_ray.cluster import head, local, looper, manifests
+from mlops_ray.cluster import applications, head, kuberay, local, looper
 from mlops_ray.errors import PolicyError, UsageError
 from mlops_ray.serving import deploy, record
 from mlops_ray.storage import Storage
@@ -139,7 +139,7 @@ def test_pods_run_with_our_settings_and_no_rights_where_their_labels_say(name: s
         assert group["pod"]["securityContext"]["runAsNonRoot"]
         assert not container["securityContext"]["allowPrivilegeEscalation"]
         has_gpu = "nvidia.com/gpu" in container["resources"]["limits"]
-        assert has_gpu == ("tolerations" in group["pod"]) == (pool == "gpu")
+        assert has_gpu == bool(group["pod"]["tolerations"]) == (pool == "gpu")
 
 
 @pytest.mark.parametrize("name", RAY)
@@ -180,16 +180,16 @@ def test_pods_see_one_claim_and_the_project_file_on_it_and_are_made_anew_where_i
         assert volumes["project"]["configMap"]["name"] == text["metadata"]["name"]
         mounts = {each["mountPath"] for each in group["pod"]["containers"][0]["volumeMounts"]}
         assert mounts == {"/mlops", "/mlops/project.yaml"}
-    place = manifests.Place("image")
-    before = manifests.emitted("kuberay", project(tmp_path), place)
-    after = manifests.emitted("kuberay", project(tmp_path, release={"canary": [5]}), place)
+    place = kuberay.Place("image")
+    before = kuberay.emitted("kuberay", project(tmp_path), place)
+    after = kuberay.emitted("kuberay", project(tmp_path, release={"canary": [5]}), place)
     assert all(before[name] != after[name] for name in before)
 
 
 def test_what_kubernetes_cannot_have_is_refused_in_a_sentence(tmp_path: Path) -> None:
     def emit(region: str | None = None, machines: dict[str, str] | None = None, **more: Any) -> None:
-        place = manifests.Place("image", region=region, machines=machines or {})
-        manifests.emitted("kuberay", project(tmp_path, **more), place)
+        place = kuberay.Place("image", region=region, machines=machines or {})
+        kuberay.emitted("kuberay", project(tmp_path, **more), place)
 
     emit()
     for name in ("7-rows", "r" * 41):
@@ -206,14 +206,27 @@ def test_what_kubernetes_cannot_have_is_refused_in_a_sentence(tmp_path: Path) ->
         with pytest.raises(PolicyError, match="rows may be in eu-de only: say which by --region"):
             emit(region=region, sources={"table": table})
     with pytest.raises(UsageError, match="'helm' is neither kuberay nor serve-config"):
-        manifests.emitted("helm", project(tmp_path), manifests.Place("image"))
+        kuberay.emitted("helm", project(tmp_path), kuberay.Place("image"))
+
+
+def test_without_a_folder_it_is_shown_and_a_machine_of_no_pool_costs_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["deploy", str(project(tmp_path)), "--emit", "kuberay"]
+    cli.app([*command, "--image", "registry.example.org/rows:1"], standalone_mode=False)
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    kinds = ["PersistentVolumeClaim", "ConfigMap", "RayCluster", "RayJob", "RayService"]
+    assert [each["kind"] for each in shown] == kinds
+    assert pods(shown[2]["spec"])["cpu"]["pod"]["containers"][0]["image"] == "registry.example.org/rows:1"
+    with pytest.raises(UsageError, match="--machine: 'small' says nothing on one side"):
+        cli.app([*command, "--machine", "small"], standalone_mode=False)
 
 
 # ---------------------------------------------------------------- Serve
 
 
 def serve_config(file: Path) -> dict[str, Any]:
-    (text,) = manifests.emitted("serve-config", file, manifests.Place("image")).values()
+    (text,) = kuberay.emitted("serve-config", file, kuberay.Place("image")).values()
     return dict(yaml.safe_load(text))
 
 
@@ -241,7 +254,7 @@ def test_it_makes_the_applications_that_serve_starts(tmp_path: Path) -> None:
     listed = serve_config(file)["applications"]
     assert {each["name"]: each["route_prefix"] for each in listed} == routes
     for each in listed:
-        built = manifests.application(each["args"])
+        built = applications.application(each["args"])
         if each["name"] in started:
             wanted = started[each["name"]].build()
             assert built._bound_deployment.name == wanted._bound_deployment.name
@@ -261,6 +274,15 @@ def test_replicas_are_made_anew_for_what_they_are_made_of_and_nothing_for_what_s
         return {old["name"] for old, new in pairs if old != new}
 
     assert changed() == set()
+    assert all("runtime_env" not in each for each in serve_config(project(tmp_path))["applications"])
+    own = serve_config(
+        project(
+            tmp_path,
+            features={"row": {"on_request": {"a": {"function": {"path": "own.f", "inputs": ["load"]}}}}},
+        )
+    )
+    for each in own["applications"]:
+        assert each["runtime_env"] == {"env_vars": {"MLOPS_RAY_SEARCH_PATH": str(tmp_path)}}
     assert changed(serving={"slo": {"p99_ms": 70}}) == {"reconciler", packages.NAME}
     assert changed(release={"canary": [5]}) == {"reconciler"}
 
