@@ -41,6 +41,9 @@ LATE = 0.01
 #: So many standard deviations above the mean they are. And by so much batches of one size differ: in time
 #: that the machine gives to others.
 Z, VARIES = 2.326, 0.2
+#: A p99 of so many times that of a lone request is within reach of any model: beyond it no more are started
+#: than those of whom one always has nothing to do.
+EASY = 2.0
 #: What a replica takes to start, until one has.
 START_S = 15.0
 #: Between them lies what is believed of a start; a node that has to come first takes minutes.
@@ -261,11 +264,29 @@ class Autoscaler:
             self.each_s = alone_s - self.fixed_s
 
     def _for_rate(self) -> int:
-        alone_s = p99_s(0.0, self.fixed_s, self.each_s)
-        # One that no number of replicas could hold is no measure.
-        target_s = self.target_s if alone_s < self.target_s else 2 * alone_s
-        needed = math.ceil(self.rate() / (self.trust * most_rate(self.fixed_s, self.each_s, target_s)))
+        """As many as hold the objective, and no more than can help it.
+
+        Where a lone request takes nearly all of it the former grow beyond all bounds, and one that no number
+        could hold is no measure.
+        """
+        rate = self.rate() / self.trust
+        useful = max(self._bear(rate, EASY * p99_s(0.0, self.fixed_s, self.each_s)), self._idle(rate))
+        needed = math.ceil(min(self._bear(rate, self.target_s), useful))
         return max(needed, 1 if self._last(STEADY_S).arrived else 0)
+
+    def _bear(self, rate: float, target_s: float) -> float:
+        """How many bear the rate with such a p99, each with its share; infinite where none could."""
+        each = most_rate(self.fixed_s, self.each_s, target_s)
+        return rate / each if each else math.inf
+
+    def _idle(self, rate: float) -> float:
+        """How many there are to be so that 99 of 100 requests find one that has nothing to do.
+
+        With enough of them those at work are a Poisson number, whose mean is what comes in the time of one
+        request; who comes goes to the one that has the fewest, and needs one more than are at work.
+        """
+        at_work = rate * (self.fixed_s + self.each_s)
+        return at_work + Z * math.sqrt(at_work) + 1
 
     def rate(self) -> float:
         """The requests/s that come, or will have come when one more replica has started."""

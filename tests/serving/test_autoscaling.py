@@ -253,6 +253,33 @@ def test_where_no_number_holds_the_objective_there_are_not_ever_more() -> None:
     assert service.pass_by(600, 50.0) <= 4
 
 
+def wanted_at(lone: float, rate: float, share: float) -> int:
+    """After some time, of a model whose lone p99 is so many times the objective."""
+    each_s, fixed_s = (1 - share) * EACH_S, share * EACH_S
+    autoscaler, told = Autoscaler(p99_s(0.0, fixed_s, each_s) / lone, share=share), Told(0.0)
+    for _ in range(int(STEADY_S) + 2):
+        busy = {"arrived": rate, "busy_s": rate * EACH_S, "batches": rate, "rows": rate}
+        told = told.after(told.at + LOOK_S, busy)
+        autoscaler.look(told, None, 0, 0)
+    assert (autoscaler.fixed_s, autoscaler.each_s) == pytest.approx((fixed_s, each_s))
+    return autoscaler.look(told, None, 0, 0)
+
+
+LONE = [0.4, 0.5, *(0.8 + 0.02 * n for n in range(21)), 0.999, 0.9999, 1.0001]
+
+
+@settings(max_examples=15)
+@given(st.sampled_from([1.0, 20.0, 300.0]) | st.floats(0.5, 1000), st.floats(0, 0.8))
+def test_where_a_lone_request_takes_nearly_all_of_the_objective_there_are_not_ever_more(
+    rate: float, share: float
+) -> None:
+    """The tighter the more, but no jump to thousands: so many that one always has nothing to do are enough."""
+    found = [wanted_at(lone, rate, share) for lone in sorted(LONE)]
+    assert found == sorted(found)
+    at_work = rate * EACH_S
+    assert found[-1] <= max(found[1], math.ceil(at_work + 2.5 * math.sqrt(at_work) + 1))
+
+
 # ---------------------------------------------------------------- as Serve asks
 
 
