@@ -200,6 +200,11 @@ class Autoscaler:
     _target: int = 0
     _ordered_at: float | None = None
 
+    def anew(self) -> "Autoscaler":
+        """One that has learned the same of the model, and has looked at nothing yet."""
+        learned = (self.start_s, self.trust, self.fixed_s, self.each_s, self.share)
+        return Autoscaler(self.target_s, self.max_rows, *learned, _looks=self._looks)
+
     def look(self, told: Told, fixed_s: float | None, running: int, target: int) -> int:
         """How many replicas are needed, of which so many run, and `target` were asked for last.
 
@@ -324,9 +329,13 @@ class Policy:
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
         """The number of replicas that there are to be; Serve keeps its bounds."""
         now = context.current_time
-        if now - self._told.at < LOOK_S:
+        since_s = now - self._told.at
+        if 0 <= since_s < LOOK_S:
             return context.target_num_replicas, {}
-        told, fixed_s = self._take(context.raw_metrics or {}, now - self._told.at)
+        if not 0 <= since_s <= STEADY_S:
+            # The clock was set, or nobody looked for long: what was before is no measure of what comes.
+            self._autoscaler = self._autoscaler.anew()
+        told, fixed_s = self._take(context.raw_metrics or {}, since_s)
         self._told = self._told.after(now, told)
         running, target = context.current_num_replicas, context.target_num_replicas
         wanted = self._autoscaler.look(self._told, fixed_s, running, target)

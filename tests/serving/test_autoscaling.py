@@ -347,6 +347,19 @@ def test_between_two_looks_nothing_changes(policy: Policy) -> None:
     assert policy(context(0.1, {"a": counted(1e6)}, 1, 5))[0] == 5
 
 
+@pytest.mark.parametrize("step_s", [-0.5, -30.0, -86_400.0, 90.0, 86_400.0])
+def test_where_the_clock_is_set_nothing_changes_and_it_goes_on(policy: Policy, step_s: float) -> None:
+    target, found = 2, []
+    for second in range(200):
+        now = float(second) + (step_s if second >= 100 else 0.0)
+        came = rate_for(2) * min(second, 105) + rate_for(6) * max(second - 105, 0)
+        target, _ = policy(context(now, {"a": counted(came)}, target, target))
+        found.append(target)
+    assert set(found[:105]) == {2}
+    # As growth it may look like a quarter more.
+    assert 6 <= found[110] <= max(found) <= 8
+
+
 def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
     policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
