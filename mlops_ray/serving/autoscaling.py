@@ -117,10 +117,11 @@ def most_rate(fixed_s: float, each_s: float, target_s: float) -> float:
 def hold_s(start_s: float) -> float:
     """How long a replica is kept that is one too many, seconds.
 
-    To keep it costs its price a second; to be without it when it is needed costs the price of its start, and
-    whom it would have answered meanwhile, who are worth more than it is (`HOLD` times in all). Who waits
-    until the one is as much as the other never pays twice what was needed (Karlin et al., Competitive snoopy
-    caching, 1988).
+    To keep it costs its price a second. To be without it when it is needed costs its start, for which the
+    same price is paid, second by second: however dear it is, the one is as much as the other after as long as
+    it takes to start. Who waits for that never pays twice what was needed (Karlin et al., Competitive snoopy
+    caching, 1988). No price is read here for that reason. Those whom it would have answered meanwhile have
+    no price, either: that they are worth nine starts more (`HOLD` times in all) is a choice.
     """
     return min(HOLD * start_s, MOST_HOLD_S)
 
@@ -325,13 +326,27 @@ class Policy:
         #: What each replica told last.
         self._last: dict[Any, dict[str, float]] = {}
         self._hold: dict[str, Any] = {}
+        #: What went wrong last, which is told once.
+        self._failed: type[Exception] | None = None
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """The number of replicas that there are to be; Serve keeps its bounds."""
+        """The number of replicas that there are to be; Serve keeps its bounds.
+
+        Whatever goes wrong, there are as many as before: Serve would look at no other model in that turn.
+        """
+        try:
+            return self._wanted(context), {}
+        except Exception as error:
+            if type(error) is not self._failed:
+                logger.exception("replicas of %s: as many as before", self._model)
+            self._failed, self._told = type(error), Told(-math.inf)
+            return context.target_num_replicas, {}
+
+    def _wanted(self, context: Any) -> int:
         now = context.current_time
         since_s = now - self._told.at
         if 0 <= since_s < LOOK_S:
-            return context.target_num_replicas, {}
+            return int(context.target_num_replicas)
         if not 0 <= since_s <= STEADY_S:
             # The clock was set, or nobody looked for long: what was before is no measure of what comes.
             self._autoscaler = self._autoscaler.anew()
@@ -339,7 +354,7 @@ class Policy:
         self._told = self._told.after(now, told)
         running, target = context.current_num_replicas, context.target_num_replicas
         wanted = self._autoscaler.look(self._told, fixed_s, running, target)
-        return held(wanted, self._most()), {}
+        return held(wanted, self._most(now))
 
     def _take(
         self, series: Mapping[str, Mapping[Any, Any]], since_s: float
@@ -352,25 +367,34 @@ class Policy:
         latest: dict[Any, dict[str, float]] = {}
         for name in TOLD:
             for replica, points in series.get(name, {}).items():
-                latest.setdefault(replica, {})[name] = points[-1].value
+                # What is no number is not told.
+                if points and 0 <= points[-1].value < math.inf:
+                    latest.setdefault(replica, {})[name] = points[-1].value
         more = dict.fromkeys(COUNTED, 0.0)
         for replica, told in latest.items():
             is_new = told.get(AGE_S, math.inf) < since_s + LAG_S
             before = self._last.get(replica, dict.fromkeys(COUNTED, 0.0) if is_new else told)
             for name in COUNTED:
                 # What a version has counted goes with it.
-                more[name] += max(0.0, told.get(name, 0.0) - before.get(name, 0.0))
-        # One that says nothing for a moment is not new after it.
-        self._last = latest if len(self._last) > MOST_KNOWN else self._last | latest
+                if name in told and name in before:
+                    more[name] += max(0.0, told[name] - before[name])
+        # What is not told for a moment is not new after it.
+        known = {replica: self._last.get(replica, {}) | told for replica, told in latest.items()}
+        self._last = known if len(self._last) > MOST_KNOWN else self._last | known
         fixed_s = [told[FIXED_S] for told in latest.values() if FIXED_S in told]
         return more, sum(fixed_s) / len(fixed_s) if fixed_s else None
 
-    def _most(self) -> int | None:
-        """The most replicas that there may be; what says so is told once, and so is its end."""
+    def _most(self, now: float) -> int | None:
+        """The most replicas that there may be; what says so is told once, and so is its end.
+
+        It ends by itself: who wrote it may be gone.
+        """
         try:
             hold = checked(self._storage.read_json(*HOLDS, f"{self._model}.json") or {})
         except (StorageError, OSError) as error:
             hold = self._hold | {"damaged": str(error)}
+        if hold.get("until", math.inf) <= now:
+            hold = {}
         if hold != self._hold:
             logger.warning("replicas of %s: %s", self._model, _said(hold))
             self._hold = hold
@@ -379,9 +403,14 @@ class Policy:
 
 def checked(hold: Any) -> dict[str, Any]:
     """What is written of a hold; raises `StorageError` where that is none."""
-    if isinstance(hold, dict) and (not hold or type(hold.get("most_replicas")) is int):
+    if isinstance(hold, dict) and (not hold or _is_hold(hold)):
         return hold
-    raise StorageError(f"a hold is {{most_replicas: a whole number, why: words}}, and not {str(hold)[:100]}")
+    meant = "{most_replicas: a whole number, why: words, until: seconds since 1970}"
+    raise StorageError(f"a hold is {meant}, and not {str(hold)[:100]}")
+
+
+def _is_hold(hold: Mapping[str, Any]) -> bool:
+    return type(hold.get("most_replicas")) is int and type(hold.get("until", 0.0)) in (int, float)
 
 
 def _said(hold: Mapping[str, Any]) -> str:
@@ -418,8 +447,8 @@ class Load:
     def told(self, busy_s: float, batches: int, rows: int, fixed_s: float | None) -> dict[str, float]:
         """What a replica tells: how often and for how long it was at work, besides what is counted here.
 
-        Of what a batch takes beside its rows nothing where that is not known. It is as old as what it counted:
-        it may have loaded a model for minutes before somebody could come.
+        Of what a batch takes beside its rows nothing where that is not known. It is as old as what it has
+        counted: it may have loaded a model for minutes before somebody could come.
         """
         now = self.clock()
         if not self.arrived:

@@ -273,7 +273,7 @@ LONE = [0.4, 0.5, *(0.8 + 0.02 * n for n in range(21)), 0.999, 0.9999, 1.0001]
 def test_where_a_lone_request_takes_nearly_all_of_the_objective_there_are_not_ever_more(
     rate: float, share: float
 ) -> None:
-    """The tighter the more, but no jump to thousands: so many that one always has nothing to do are enough."""
+    """The tighter the more, but no more than so many that one always has nothing to do."""
     found = [wanted_at(lone, rate, share) for lone in sorted(LONE)]
     assert found == sorted(found)
     at_work = rate * EACH_S
@@ -360,6 +360,43 @@ def test_where_the_clock_is_set_nothing_changes_and_it_goes_on(policy: Policy, s
     assert 6 <= found[110] <= max(found) <= 8
 
 
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, -1e9, "many", None])
+@pytest.mark.parametrize("name", TOLD)
+def test_odd_numbers_change_nothing_and_are_told_once(
+    policy: Policy, name: str, odd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    target, found = 2, []
+    for second in range(200):
+        told = {each: counted(second * rate_for(1)) for each in ("a", "b")}
+        if second == 100:
+            told["a"][name] = odd
+        target, _ = policy(context(float(second), told, 2, target))
+        found.append(target)
+    assert set(found[:101]) == {2}
+    # What was not told comes a second later.
+    assert max(found) <= 3
+    assert len(caplog.messages) <= 1
+
+
+def test_a_look_that_fails_leaves_as_many_as_there_are(
+    policy: Policy, caplog: pytest.LogCaptureFixture
+) -> None:
+    for second in range(5):
+        assert policy(context(float(second), {}, None, 3)) == (3, {})  # type: ignore[arg-type]
+    assert caplog.messages == ["replicas of m: as many as before"]
+    assert list(asked(policy, rate_for(6), 100, running=3, begin=5.0))[-1] == 6
+
+
+def test_a_hold_ends_when_it_says(policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture) -> None:
+    hold = {"most_replicas": 2, "why": "so", "until": 50.0}
+    storage.write_json(hold, "cost", "holds", f"{MODEL}.json")
+    with caplog.at_level(logging.WARNING):
+        found = list(asked(policy, rate_for(9), 100, running=1))
+    assert max(found[:50]) == 2
+    assert found[-1] == 9
+    assert caplog.messages == ["replicas of m: at most 2: so", "replicas of m: as many as are needed"]
+
+
 def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
     policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -373,7 +410,10 @@ def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
     assert caplog.messages[1:] == ["replicas of m: as many as are needed"]
 
 
-@pytest.mark.parametrize("written", [b"{", b"[1]", b'{"most_replicas": "two"}'])
+UNTIL = b'{"most_replicas": 9, "why": "so", "until": "tomorrow"}'
+
+
+@pytest.mark.parametrize("written", [b"{", b"[1]", b'{"most_replicas": "two"}', UNTIL])
 def test_a_hold_that_is_damaged_lifts_none(
     written: bytes, policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
