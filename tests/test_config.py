@@ -299,6 +299,7 @@ def test_a_load_is_a_number_a_day_of_them_or_a_file_beside_the_project(tmp_path:
         ),
         ("budget: {per_day: {amount: 20, currency: EUR}, then: stop}", "cost.budget.then"),
         ("budget: {per_day: {amount: -20, currency: EUR}}", "cost.budget.per_day.amount"),
+        ("storage: 0.02", "cost.storage"),
         ("training_life: 0d", "must be longer than nothing"),
         (
             "value_per_prediction: {amount: 1, currency: EUR}, budget: {per_day: {amount: 1, currency: USD}}",
@@ -312,3 +313,33 @@ def test_a_mistake_in_costs_is_said_with_its_line(tmp_path: Path, said: str, say
     line = EXAMPLE.read_text().count("\n") + 1
     assert says in str(error.value)
     assert f"project.yaml:{line}: cost" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cost", "says"),
+    [
+        ("{}", "is told by what machines cost: name their prices"),
+        (
+            "{prices: prices.yaml, storage: {amount: 0.02, currency: USD}}",
+            "EUR beside USD: say all in one currency, at your own rate",
+        ),
+        ("{prices: prices.yaml}", None),
+        ("{prices: prices.yaml, storage: {amount: 0.02, currency: EUR}}", None),
+    ],
+)
+def test_what_a_search_may_cost_is_told_by_prices_in_their_currency(
+    tmp_path: Path, cost: str, says: str | None
+) -> None:
+    file, limit = tmp_path / "project.yaml", "time_limit: 10m"
+    text = EXAMPLE.read_text()
+    asked = f"{limit}, budget: {{amount: 2, currency: EUR}}"
+    file.write_text(f"{text.replace(limit, asked)}cost: {cost}\n")
+    if says is None:
+        budget = config.load(file, {}).training.search.budget
+        assert budget is not None
+        assert (budget.amount, budget.currency) == (2, "EUR")
+        return
+    with pytest.raises(ConfigError) as error:
+        config.load(file, {})
+    line = text[: text.index(limit)].count("\n") + 1
+    assert str(error.value).startswith(f"{file}:{line}: training.search.budget: {says}")

@@ -155,14 +155,20 @@ def _node(node: Node, on: Sequence[Replica], machine: str) -> Document:
     cpu = node.cpus - node.free_cpus - math.fsum(each.cpu for each in on)
     gpu = node.gpus - node.free_gpus - math.fsum(each.gpu for each in on)
     works = cpu > LEAST or gpu > LEAST
+    type, spot = type_of(node.labels, machine)
     return {
-        "type": node.labels.get(MACHINE, machine),
-        "spot": node.labels.get(MARKET) == SPOT,
+        "type": type,
+        "spot": spot,
         "cpus": node.cpus,
         "gpus": node.gpus,
         "replicas": {model: _held([each for each in on if each.model == model]) for model in _models(on)},
         "jobs": {JOBS: {"count": 1, "cpu": max(cpu, 0.0), "gpu": max(gpu, 0.0)}} if works else {},
     }
+
+
+def type_of(labels: Mapping[str, str], machine: str) -> tuple[str, bool]:
+    """A node's type, `machine` where its labels say none, and whether it may be taken away at any time."""
+    return labels.get(MACHINE, machine), labels.get(MARKET) == SPOT
 
 
 def _models(on: Sequence[Replica]) -> list[str]:

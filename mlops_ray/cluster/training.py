@@ -1,6 +1,7 @@
 """A project's model trained: searched for, fitted, tested, packed, registered; and again from its record."""
 
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,11 +12,14 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import polars as pl
 
-from mlops_ray.cluster import profitable
+from mlops_ray.cluster import costs, meter, profitable
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
+from mlops_ray.cost.actual import price_of
+from mlops_ray.cost.model import Places, replica_price
+from mlops_ray.cost.prices import Price, money
 from mlops_ray.data import counts, prediction_log
-from mlops_ray.errors import PackageError, StorageError, TrainingError
+from mlops_ray.errors import ConfigError, PackageError, StorageError, TrainingError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
@@ -37,6 +41,7 @@ from mlops_ray.training.card import Subject
 from mlops_ray.training.diagnosis import LEAST, Diagnosis, HeldOut, diagnose
 from mlops_ray.training.environment import environment
 from mlops_ray.training.evaluate import Fitted, Report
+from mlops_ray.training.leaderboard import Sweep
 from mlops_ray.training.space import Point
 from mlops_ray.training.sweep import Trial
 from mlops_ray.training.task import Task
@@ -127,12 +132,15 @@ class Trainer:
         # Before anything asks the registry: it may have to be made.
         experiment = self.experiment()
         champion, notes = self._champion(task)
+        priced, told = self._priced(task)
         begun = tracking.open_run(self.tracking_uri, experiment, name, resume=run_id)
         with begun as run:
             if run_id is None:
                 sweep.forget(folder)
                 self.storage.write_json({"run": run.id}, *self._running)
                 run.log_origin(training_set.manifest, metric, found)
+            if priced is not None:
+                run.set_tags({tracking.CURRENCY: priced.currency})
             swept = sweep.run(
                 task,
                 folder=folder,
@@ -144,7 +152,9 @@ class Trainer:
                 resume=run_id is not None,
                 start=start,
                 keep=True,
+                priced=priced,
             )
+            told += _ended(swept, task, priced)
             run.log_leaderboard(swept.leaderboard)
             best, cpus = swept.best, sweep.free_cpus(self._selector)
             self.progress.update(f"fitting {best.family} on all training rows")
@@ -154,14 +164,15 @@ class Trainer:
             refused = evaluate.gate(report, self.project.training.gate, task.metric)
             refused += [fitted.missed] if fitted.missed else []
             run.log_params({"family": best.family, **best.params})
-            run.log_metrics(report.metrics)
+            cost = _cost(swept, fitted, priced)
+            run.log_metrics(report.metrics | ({tracking.COST: cost["amount"]} if cost else {}))
             answers = fitted.predict(task.frame[task.test.held_out])
             tested = _Tested(task, fitted, answers, report, training_set)
             diagnosis = self._diagnosed(tested)
             packed = self._pack(tested, diagnosis, cpus)
             self.progress.update("drawing the model card")
             subject = self._subject(tested, diagnosis, found, refused + notes)
-            version = self.registry.register(packed, run_id=run.id, metric=metric)
+            version = self.registry.register(packed, run_id=run.id, metric=metric, cost=cost)
             self._keep_worth(tested, champion, version)
             sweep.forget(folder)
             files = card.files(replace(subject, version=version))
@@ -184,7 +195,9 @@ class Trainer:
             "intervals": report.intervals,
             "baselines": report.baselines,
             "refused": refused,
-            "notes": notes,
+            "notes": [*notes, *told],
+            "ended_by": swept.ended_by,
+            "cost": cost,
             "card": str(page),
         }
 
@@ -222,6 +235,39 @@ class Trainer:
     @property
     def _selector(self) -> Mapping[str, str]:
         return label_selector(source.policy for source in self.project.sources.values())
+
+    def _priced(self, task: Task) -> tuple[Places | None, list[str]]:
+        """What trials cost, `None` where that is not known; and what a person should know of that.
+
+        Raises `ConfigError` where the search has a budget and it is not known.
+        """
+        if self.project.cost.prices is None:
+            return None, []
+        listed, notes = costs.priced(self.project)
+        request = sweep.resources(task, self._selector)
+        cpu, gpu = request["CPU"], request.get("GPU", 0.0)
+        machines, unknown, budget = list[tuple[Price, int]](), set[str](), task.training.search.budget
+        for labels, count in sweep.places(request, self._selector):
+            machine, spot = meter.type_of(labels, self.project.cost.machine or "")
+            price = price_of(listed, machine, spot, self.project.cost.region)
+            if price is None or math.isinf(replica_price(price, cpu, gpu)):
+                unknown.add(machine or "a machine that does not say its type (cost.machine)")
+            else:
+                machines.append((price, count))
+        if unknown or not machines:
+            why = f"no price, or more than one, fits {', '.join(sorted(unknown))}"
+            why = f"what a trial costs is not known: {why if unknown else 'no node has room for one yet'}"
+            if budget is not None:
+                raise self._budget(why)
+            return None, [*notes, why]
+        if budget is not None and budget.currency != listed.currency:
+            raise self._budget(
+                f"is in {budget.currency}, and the prices in {listed.currency}: say both in one"
+            )
+        return Places(tuple(machines), cpu, gpu), notes
+
+    def _budget(self, said: str) -> ConfigError:
+        return self.project.located(ConfigError(said, at=("training", "search", "budget")))
 
     def _keep_worth(self, tested: _Tested, champion: _Champion | None, version: int) -> None:
         """Writes down what the answers are worth beside the champion's, where the project says so."""
@@ -462,8 +508,7 @@ def _is_near(recorded: float | None, now: float) -> bool:
 def _origin(task: Task, cpus: int) -> dict[str, Any]:
     """What a model depends on beside the rows, its family and parameters; read by `_task_of`."""
     return {
-        # A limit of the time is none of the model's.
-        "training": task.training.model_dump(mode="json", by_alias=True, exclude={"search": {"time_limit"}}),
+        "training": task.training.model_dump(mode="json", by_alias=True, exclude=sweep.LIMITS),
         "keys": list(task.keys),
         "label_delay_us": task.label_delay_us,
         "test_from": task.test_from and task.test_from.isoformat(),
@@ -508,6 +553,27 @@ def asked(target: Mapping[str, Any]) -> list[Any]:
     return [target.get(name) for name in ("expr", "where", "positive", "task", "horizon")]
 
 
+def _ended(swept: Sweep, task: Task, priced: Places | None) -> list[str]:
+    """That a limit ended a search, and what was spent until then."""
+    if not swept.ended_by:
+        return []
+    asked, tried = task.training.search, len(swept.leaderboard)
+    said = f"training.search.{swept.ended_by} ended the search after {tried} of {asked.trials} trials"
+    if swept.spent is not None and priced is not None:
+        of = f" of {money(asked.budget.amount, asked.budget.currency)}" if asked.budget else ""
+        said += f"; {money(swept.spent, priced.currency)}{of} were spent"
+    return [said]
+
+
+def _cost(swept: Sweep, fitted: Fitted, priced: Places | None) -> dict[str, Any] | None:
+    """What a version has cost, the search and the winner's fit; `None` where no price is known."""
+    if priced is None or swept.spent is None or fitted.held is None:
+        return None
+    fit = priced.cost(*fitted.held)
+    about = {"search": swept.spent, "fit": fit, "currency": priced.currency}
+    return {"amount": swept.spent + fit, **about}
+
+
 def _row(trial: Trial) -> dict[str, Any]:
     return {
         "family": trial.family,
@@ -516,6 +582,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "folds": list(trial.fold_scores),
         "seconds": trial.seconds,
         "predict_us": trial.predict_us,
+        "cost": trial.cost,
         "state": trial.state,
         "error": trial.error,
     }

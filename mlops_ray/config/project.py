@@ -179,6 +179,15 @@ class Target(Model):
 # ---------------------------------------------------------------- training
 
 
+#: ISO 4217, e.g. EUR.
+Currency = Annotated[str, Field(pattern="^[A-Z]{3}$")]
+
+
+class Money(Model):
+    amount: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    currency: Currency
+
+
 class Resources(Model):
     """What one trial, or one replica, asks of Ray."""
 
@@ -193,6 +202,8 @@ class Search(Model):
     algorithm: Literal["tpe", "random"] = "tpe"
     scheduler: Literal["asha", "none"] = "asha"
     time_limit: Duration | None = None
+    budget: Money | None = None
+    """What trials may cost, by `cost.prices`: with `time_limit` what is reached first ends the search."""
     resources: Resources = Resources()
     gpu: Literal["required", "preferred", "none"] = "none"
     rows: int = Field(20_000, ge=100)
@@ -498,16 +509,9 @@ class Monitoring(Model):
     retrain: Retrain | None = None
 
 
-#: ISO 4217, e.g. EUR.
-Currency = Annotated[str, Field(pattern="^[A-Z]{3}$")]
 #: Requests a second.
 RequestRate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DayOfRates = Annotated[tuple[RequestRate, ...], Field(min_length=24, max_length=24)]
-
-
-class Money(Model):
-    amount: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    currency: Currency
 
 
 class CostMatrix(Model):
@@ -568,23 +572,34 @@ class Cost(Model):
     training_life: Step = parse_duration("30d")
     safety: float = Field(0.7, gt=0, le=1)
     """The share of its highest rate that a replica is planned to have."""
+    storage: Money | None = None
+    """What a GiB costs for a month, of the storage's folder."""
     budget: Spending | None = None
 
     @model_validator(mode="after")
     def _one_currency(self) -> Self:
+        for name, currency in self._currencies.items():
+            if currency != self.currency:
+                raise wrong(
+                    f"{currency} beside {self.currency}: say all in one currency, at your own rate", name
+                )
+        return self
+
+    @property
+    def currency(self) -> str | None:
+        """Of all amounts that are said; `None` where none is."""
+        return next(iter(self._currencies.values()), None)
+
+    @property
+    def _currencies(self) -> dict[str, str]:
         value = (self.value.per_unit_of_error or self.value.matrix) if self.value else None
         named: dict[str, Money | CostMatrix | None] = {
             "value_per_prediction": self.value_per_prediction,
             "value": value,
+            "storage": self.storage,
             "budget": self.budget.per_day if self.budget else None,
         }
-        said = [(name, money.currency) for name, money in named.items() if money is not None]
-        for name, currency in said[1:]:
-            if currency != said[0][1]:
-                raise wrong(
-                    f"{currency} beside {said[0][1]}: say all in one currency, at your own rate", name
-                )
-        return self
+        return {name: money.currency for name, money in named.items() if money is not None}
 
 
 #: Ed25519, 32 bytes in base64.
@@ -657,7 +672,21 @@ class Project(Model):
             said = "are names for no and yes, and target.task is regression; leave them out"
             raise wrong(said, "serving", "postprocess", "labels")
         self._check_value()
+        self._check_budget()
         return self
+
+    def _check_budget(self) -> None:
+        """What a search may cost is told by prices, in their currency."""
+        budget, cost = self.training.search.budget, self.cost
+        if budget is None:
+            return
+        if cost.prices is None:
+            said = "is told by what machines cost: name their prices, e.g. cost: {prices: prices.yaml}"
+        elif cost.currency not in (None, budget.currency):
+            said = f"{budget.currency} beside {cost.currency}: say all in one currency, at your own rate"
+        else:
+            return
+        raise wrong(said, "training", "search", "budget")
 
     def _check_value(self) -> None:
         """A matrix is of yes and no, an error of numbers."""

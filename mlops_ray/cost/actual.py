@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from mlops_ray.cost.model import SECONDS_AN_HOUR, reserved
-from mlops_ray.cost.prices import PriceList
+from mlops_ray.cost.prices import Price, PriceList
 from mlops_ray.errors import DataError
 
 Kind = Literal["model", "job", "idle"]
@@ -86,21 +86,23 @@ def metered(
             _add(totals, entry)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(f"an entry of the journal of nodes is damaged: {type(error).__name__}") from None
-    rates = {(machine, spot): _rate(prices, machine, spot, region) for *_, machine, spot in totals}
+    rates = {(machine, spot): price_of(prices, machine, spot, region) for *_, machine, spot in totals}
     found = []
     for (hour, kind, name, machine, spot), (borne, held) in sorted(totals.items()):
         rate = rates[machine, spot]
         found.append(
-            Share(hour, kind, name, machine, spot, borne, held, None if rate is None else rate * borne)
+            Share(
+                hour, kind, name, machine, spot, borne, held, None if rate is None else rate.per_hour * borne
+            )
         )
     return found
 
 
-def _rate(prices: PriceList, machine: str, spot: bool, region: str | None) -> float | None:
-    """The price of an hour; of a type that has several regions, and none is said, there is none."""
+def price_of(prices: PriceList, machine: str, spot: bool, region: str | None) -> Price | None:
+    """The price of a type; of one that has several regions, and none is said, there is none."""
     found = prices.find(machine, region, spot)
     own = [price for price in found if price.region == region] or list(found)
-    return own[0].per_hour if len(own) == 1 else None
+    return own[0] if len(own) == 1 else None
 
 
 def _add(totals: dict[tuple[Any, ...], list[float]], entry: Mapping[str, Any]) -> None:

@@ -21,6 +21,9 @@ HOURS_A_DAY = 24
 LEAST, MOST = 1e-3, 1e9
 #: A plan goes through a load hour by hour.
 LONGEST_LOAD_S = 400 * 86_400.0
+#: A twelfth of a year, as clouds have it.
+HOURS_A_MONTH = 730.0
+BYTES_A_GIB = 2.0**30
 #: By how much a quotient may miss a whole number: 0.3 / 0.1 is 2.9999999999999996.
 ROUNDING = 1e-9
 
@@ -137,12 +140,60 @@ def replicas(peak: float, capacity: Capacity, safety: float, least: int = 0) -> 
     return max(least, _ceil(peak / (capacity.rate * safety)))
 
 
+def storage_a_day(size: float, per_gib_month: float) -> float:
+    """The cost of a day of so many bytes, at the price of a GiB for a month of 730 hours.
+
+    >>> round(storage_a_day(10 * 2**30, 0.0365), 9)
+    0.012
+    """
+    return size / BYTES_A_GIB * per_gib_month * HOURS_A_DAY / HOURS_A_MONTH
+
+
 def _floor(value: float) -> int:
     return math.floor(value * (1 + ROUNDING))
 
 
 def _ceil(value: float) -> int:
     return math.ceil(value * (1 - ROUNDING))
+
+
+# ---------------------------------------------------------------- trials
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where trials run: the prices of machines, and how many trials, of `cpu` and `gpu`, each holds at once.
+
+    Where machines differ, a place costs what they do on average.
+
+    Two trials at a time cost 0.05 EUR an hour each, and 0.02 EUR last 720 s:
+
+    >>> from mlops_ray.cost import prices
+    >>> said = {"currency": "EUR", "source": "a test", "date": "2026-11-01"}
+    >>> small = prices.price({"type": "small", "vcpu": 2, "per_hour": 0.1} | said)
+    >>> places = Places(((small, 2),), cpu=1)
+    >>> places.lasts(0.02), places.cost(720), places.cost(720, cpu=2)
+    (720.0, 0.01, 0.02)
+    """
+
+    machines: tuple[tuple[Price, int], ...]
+    cpu: float
+    gpu: float = 0.0
+
+    @property
+    def currency(self) -> str:
+        return self.machines[0][0].currency
+
+    def lasts(self, amount: float) -> float:
+        """The seconds for which an amount pays all places."""
+        together = sum(count * replica_price(price, self.cpu, self.gpu) for price, count in self.machines)
+        return SECONDS_AN_HOUR * amount / together
+
+    def cost(self, seconds: float, cpu: float | None = None, gpu: float | None = None) -> float:
+        """What so long in a place costs, or in a larger one."""
+        asked = self.cpu if cpu is None else cpu, self.gpu if gpu is None else gpu
+        together = sum(count * replica_price(price, *asked) for price, count in self.machines)
+        return seconds / SECONDS_AN_HOUR * together / sum(count for _, count in self.machines)
 
 
 # ---------------------------------------------------------------- loads

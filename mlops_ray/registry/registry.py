@@ -7,6 +7,7 @@ keeps: a folder that was changed in the artifact store is not the version that w
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -47,6 +48,8 @@ STATE, REASON, DIGEST, FOLDER = "mlops.state", "mlops.reason", "mlops.digest", "
 ABOUT = {name: f"mlops.{name}" for name in ("family", "metric", "value", "dataset", "signer")}
 #: Of tags that each say what a replica of a version bears, a `cost.model.Capacity`.
 CAPACITY = "mlops.capacity."
+#: A tag that says what training a version has cost: {"amount", "currency"} and more.
+COST = "mlops.cost"
 #: MLflow copies a model's data into a folder of this name.
 DATA = "data"
 #: Where in it a package lies.
@@ -97,11 +100,19 @@ class Registry:
         return MlflowClient(self._uri, self._uri)
 
     @answering()
-    def register(self, package: Package, *, run_id: str, metric: str | None = None) -> int:
+    def register(
+        self,
+        package: Package,
+        *,
+        run_id: str,
+        metric: str | None = None,
+        cost: Mapping[str, Any] | None = None,
+    ) -> int:
         """Logs the package as an MLflow model of the run, registers it and returns its version.
 
-        `metric` is the one that decides. The state is "registered". The logged model is loaded by
-        `mlflow.pyfunc.load_model` and holds no pickle and no row of data.
+        `metric` is the one that decides, `cost` what training it has cost, {"amount", "currency"}. The state
+        is "registered". The logged model is loaded by `mlflow.pyfunc.load_model` and holds no pickle and no
+        row of data.
         """
         logged, name = self._log(package, run_id), package.name
         self._make_model(name)
@@ -110,6 +121,7 @@ class Registry:
             DIGEST: package.digest,
             FOLDER: f"{DATA}/{package.folder.name}",
             **_about(package, metric),
+            **({} if cost is None else {COST: json.dumps(cost)}),
         }
         made = self._client.create_model_version(
             name, logged.model_uri, run_id, tags=tags, model_id=logged.model_id
@@ -133,8 +145,8 @@ class Registry:
     def versions(self, name: str) -> list[dict[str, Any]]:
         """Every version, newest first: version, state, reason, champion (bool), run_id, digest, created.
 
-        And what its tags say of it, by the names of `ABOUT`, `None` where they do not; its `capacities`,
-        plain data, by machine and size.
+        And what its tags say of it, by the names of `ABOUT`, `None` where they do not; what training it has
+        `cost`; its `capacities`, plain data, by machine and size.
         """
         if not is_there(self._uri):
             return []
@@ -151,11 +163,20 @@ class Registry:
                 "created": datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(),
                 **{name: version.tags.get(tag) for name, tag in ABOUT.items()},
                 "value": _number(version.tags.get(ABOUT["value"])),
+                "cost": _cost(version.tags.get(COST)),
                 "capacities": _capacities(version.tags),
             }
             for version in found
         ]
         return sorted(listed, key=lambda version: -version["version"])
+
+    @answering()
+    def cost(self, name: str, version: int) -> dict[str, Any] | None:
+        """What training a version has cost, {"amount", "currency"}; `None` where nobody wrote it down.
+
+        Raises `NotFoundError` for a version that does not exist.
+        """
+        return _cost(self._tags(name, version).get(COST))
 
     @answering()
     def champion(self, name: str) -> int | None:
@@ -313,6 +334,16 @@ def _capacities(tags: Mapping[str, str]) -> list[dict[str, Any]]:
         with contextlib.suppress(ValueError, TypeError):
             found.append(Capacity.from_json(json.loads(tags[key])).to_json())
     return found
+
+
+def _cost(said: str | None) -> dict[str, Any] | None:
+    # What others wrote there may be anything.
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        found = json.loads(said or "")
+        amount = float(found["amount"])
+        if math.isfinite(amount):
+            return {"amount": amount, "currency": str(found["currency"])}
+    return None
 
 
 def _number(said: str | None) -> float | None:

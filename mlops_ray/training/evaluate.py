@@ -5,7 +5,7 @@ The test part is looked at by `test` alone, for one model; what was chosen was c
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -31,12 +31,20 @@ PREVALENCE = "prevalence"
 CHAMPION = "champion"
 
 
+class Held(NamedTuple):
+    """So many CPUs and GPUs, for so many seconds."""
+
+    seconds: float
+    cpu: float
+    gpu: float
+
+
 @dataclass(frozen=True)
 class Fitted:
     """A family's model with these parameters, the encoder before it and the outcome after it.
 
     `missed` says in a sentence what the threshold does not reach on validation; it is empty where it reaches
-    what was asked for.
+    what was asked for. `held` is what the fit held, and for how long.
     """
 
     family: str
@@ -45,6 +53,7 @@ class Fitted:
     model: Model
     outcome: Outcome
     missed: str = ""
+    held: Held | None = None
 
     def predict(self, frame: pl.DataFrame) -> Values:
         """The answers to these rows, as they would be given: float64 (rows)."""

@@ -19,6 +19,8 @@ SCORE, FOLDS, SECONDS, PREDICT_US, ERROR = "score", "folds", "seconds", "predict
 LONGEST_REASON = 200
 
 State = Literal["complete", "stopped", "failed"]
+#: What ends a sweep before all is tried, by its name in `training.search`.
+Limit = Literal["", "time_limit", "budget"]
 #: Which states come first.
 PLACES: Mapping[str, int] = {"complete": 0, "stopped": 1, "failed": 2}
 
@@ -30,6 +32,7 @@ class Trial:
     `id` is its number among the suggestions. `score` is the mean of `fold_scores`, which are fewer than the
     folds where the state is "stopped"; it is NaN and `error` says why where it is "failed". `seconds` are
     those of its fits, `predict_us` microseconds that its model takes for one row, `None` if it was not asked.
+    `cost` is that of its seconds, `None` where no price is known.
     """
 
     id: str
@@ -41,13 +44,20 @@ class Trial:
     state: State
     error: str = ""
     predict_us: float | None = None
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """All trials, best first: complete ones by score, then stopped ones, then failed ones."""
+    """All trials, best first: complete ones by score, then stopped ones, then failed ones.
+
+    `ended_by` is the limit of `training.search` that cut it off, if one did. `spent` is what trials have
+    cost, also those that were cut off, `None` where no price is known.
+    """
 
     leaderboard: tuple[Trial, ...]
+    ended_by: Limit = ""
+    spent: float | None = None
 
     @property
     def best(self) -> Trial:
@@ -55,7 +65,8 @@ class Sweep:
         if self.leaderboard and self.leaderboard[0].state == "complete":
             return self.leaderboard[0]
         errors = [trial.error for trial in self.leaderboard if trial.error]
-        why = f"the first failed with: {errors[0]}" if errors else "training.search.time_limit is too short"
+        short = "budget is too small" if self.ended_by == "budget" else "time_limit is too short"
+        why = f"the first failed with: {errors[0]}" if errors else f"training.search.{short}"
         raise TrainingError(f"none of {len(self.leaderboard)} trials was completed; {why}")
 
 
@@ -66,6 +77,11 @@ def mean(scores: Sequence[float]) -> float:
     1.5
     """
     return sum(scores) / len(scores) if scores else float("nan")
+
+
+def id_of(trial: Any) -> str:
+    """The id of a trial, of Tune's own record of it."""
+    return f"{trial.config[NUMBER]:04d}"
 
 
 def read_trial(trial: Any, folds: int) -> Trial:
@@ -81,7 +97,7 @@ def read_trial(trial: Any, folds: int) -> Trial:
         error = f"its score on fold {len(scores) + 1} is not a number"
     state: State = "failed" if error else "complete" if len(scores) == folds else "stopped"
     return Trial(
-        id=f"{config[NUMBER]:04d}",
+        id=id_of(trial),
         family=config[FAMILY],
         params=dict(config[PARAMS]),
         score=float("nan") if error else mean(scores),

@@ -6,13 +6,24 @@ from typing import Any
 
 from mlops_ray import pictures
 from mlops_ray.config import Project
+from mlops_ray.cost.prices import money
 from mlops_ray.errors import UsageError
 from mlops_ray.pages import Block, Section, Table, cut, number, page, when
 from mlops_ray.registry.metrics import METRICS
 from mlops_ray.storage import Storage, replacing
 from mlops_ray.training import tracking
 from mlops_ray.training.leaderboard import PLACES
-from mlops_ray.training.tracking import COLUMNS, DATASET, METRIC, MOST_COLUMNS, STATE, TARGET, TASK, Recorded
+from mlops_ray.training.tracking import (
+    COLUMNS,
+    CURRENCY,
+    DATASET,
+    METRIC,
+    MOST_COLUMNS,
+    STATE,
+    TARGET,
+    TASK,
+    Recorded,
+)
 
 #: What it counts for likeness that columns, target and metric agree; only the same data are wholly alike.
 WEIGHTS = {COLUMNS: 0.55, TARGET: 0.25, METRIC: 0.1}
@@ -20,7 +31,7 @@ LIKENESS = {DATASET, *WEIGHTS}
 #: Jobs that are less alike are not listed; of how many the best is where a search begins.
 LEAST_ALIKE, MOST_BEGUN = 0.3, 3
 #: What a trial costs: where it stands in a row, and in words.
-COSTS = {"seconds": "seconds of fit", "predict_us": "microseconds an answer"}
+COSTS = {"seconds": "seconds of fit", "cost": "cost of fit", "predict_us": "microseconds an answer"}
 #: Where the runs lie for the dashboard, which asks no tracking store, and the jobs that it shows, the newest.
 FOLDER, MOST_JOBS = "runs", 100
 #: Digits by which people tell runs apart; what a table has of each.
@@ -54,7 +65,8 @@ def rows(found: Sequence[Recorded]) -> list[Row]:
     """Jobs, the newest first, each followed by its trials in the order of its leaderboard.
 
     Of a job `score` is that of the test part, of a trial that of validation. `seconds` of a trial are those
-    of its fits, `predict_us` are microseconds for an answer, where they were measured.
+    of its fits, `cost` what they cost in `currency`, `predict_us` microseconds for an answer, where they are
+    known.
     """
     listed = []
     for job in (run for run in found if run.parent is None):
@@ -77,6 +89,8 @@ def _row(run: Recorded, job: Recorded) -> Row:
         "score": run.metrics.get("score" if run.parent else metric),
         "folds": int(run.metrics.get("folds", 0)),
         "seconds": run.metrics.get("seconds", run.seconds),
+        "cost": run.metrics.get(tracking.COST),
+        "currency": job.tags.get(CURRENCY, ""),
         "predict_us": run.metrics.get("predict_us"),
         "state": run.tags.get(STATE, run.status.lower()),
         "rows": int(count) if count.isascii() and count.isdecimal() else 0,
@@ -153,12 +167,20 @@ def runs_page(project: str, listed: Sequence[Row], like: Sequence[Row]) -> str:
 
 
 def _against(cost: str, families: Mapping[str, Sequence[Row]]) -> Block:
+    known = [row for trials in families.values() for row in trials if row[cost] is not None]
+    # Amounts of another currency are no numbers beside these.
+    currency = known[0]["currency"] if cost == "cost" else ""
     points = {
-        name: [(row[cost], row["score"]) for row in trials if row[cost] is not None]
+        name: [
+            (row[cost], row["score"])
+            for row in trials
+            if row[cost] is not None and row["currency"] == (currency or row["currency"])
+        ]
         for name, trials in families.items()
     }
-    title, metric = COSTS[cost].capitalize(), next(iter(families.values()))[0]["metric"]
-    return Block(title, picture=pictures.scatter(title, points, (COSTS[cost], metric)))
+    said = COSTS[cost] + f", {currency}" * bool(currency)
+    title, metric = COSTS[cost].capitalize(), known[0]["metric"]
+    return Block(title, picture=pictures.scatter(title, points, (said, metric)))
 
 
 def _parallel(family: str, trials: Sequence[Row]) -> Block:
@@ -170,7 +192,8 @@ def _parallel(family: str, trials: Sequence[Row]) -> Block:
 
 def table(listed: Sequence[Row]) -> Table:
     """Rows for people."""
-    head = [*SHOWN, *(["similarity", "project"] if listed and "similarity" in listed[0] else []), "params"]
+    head = [*SHOWN, *(["similarity", "project"] if listed and "similarity" in listed[0] else [])]
+    head += [*(["cost"] if any(row["cost"] is not None for row in listed) else []), "params"]
     cells = []
     for row in listed:
         short = {"run": "· " * bool(row["parent"]) + row["run"][:SHORT], "dataset": row["dataset"][:SHORT]}
@@ -178,6 +201,7 @@ def table(listed: Sequence[Row]) -> Table:
         short |= {"params": ", ".join(told)}
         # What a trial has of its job is said there.
         short |= dict.fromkeys(("metric", "rows", "dataset"), "") if row["parent"] else {}
-        shown = row | short | {"started": when(row["started"])}
+        cost = None if row["cost"] is None else money(row["cost"], row["currency"])
+        shown = row | short | {"started": when(row["started"]), "cost": cost}
         cells += [[cut(v) if isinstance(v, str) else number(v) for v in map(shown.get, head)]]
     return Table(head, cells, frozenset({4, 5, 6, 8}))

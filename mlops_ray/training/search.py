@@ -162,6 +162,11 @@ class Search:
             self.end(made.number, trial)
         return made
 
+    def recall(self) -> None:
+        """Takes the trials that are known, and nothing more is tried."""
+        while self._known and self.ask() is not None:
+            pass
+
     def _ask(self) -> Suggestion | None:
         number, settled = len(self._asked), len(self._settled)
         told = max(0, number - self.lag + 1)

@@ -2,7 +2,7 @@
 
 What is tried and what is stopped depends on the project file and the data alone (search.py): the same sweep
 gives the same table, but for the times, on any cluster, also where workers died in it, and where its driver
-was killed and it was resumed. The exception is `time_limit`, which cuts off whatever runs.
+was killed and it was resumed. The exceptions are `time_limit` and `budget`, which cut off whatever runs.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,25 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from mlops_ray.config import MICROSECONDS
+from mlops_ray.cost.model import Places
 from mlops_ray.errors import MlopsError, TrainingError, first_line
 from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
 from mlops_ray.training import distributed, evaluate, families, own, space
-from mlops_ray.training.evaluate import Fitted
+from mlops_ray.training.evaluate import Fitted, Held
 from mlops_ray.training.journal import Journal
-from mlops_ray.training.leaderboard import FAMILY, FOLDS, NUMBER, PARAMS, SCORE, Sweep, rank, read_trial
+from mlops_ray.training.leaderboard import (
+    FAMILY,
+    FOLDS,
+    NUMBER,
+    PARAMS,
+    SCORE,
+    Limit,
+    Sweep,
+    id_of,
+    rank,
+    read_trial,
+)
 from mlops_ray.training.leaderboard import Trial as Trial
 from mlops_ray.training.search import Search
 from mlops_ray.training.space import Point
@@ -45,6 +59,10 @@ logger = logging.getLogger(__name__)
 
 #: Rows of the positive class that a sample must have.
 FEWEST = 20
+#: What ends a search, and is none of what it finds: a search goes on with others.
+LIMITS = {"search": {"time_limit", "budget"}}
+#: How often it is written down what trials that run have cost: so much of them a kill makes free.
+BEAT_S = 5.0
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
 #: tables.
 TUNE_ENVIRONMENT = {
@@ -67,6 +85,7 @@ def run(
     resume: bool = False,
     start: Sequence[Point] = (),
     keep: bool = False,
+    priced: Places | None = None,
 ) -> Sweep:
     """Searches on the Ray cluster that is connected; trials run on nodes with the labels of `label_selector`.
 
@@ -76,15 +95,19 @@ def run(
     Raises `TrainingError` for a search that cannot be, before it begins; a trial that fails is a row of the
     leaderboard. Ctrl-C ends the trials and raises `KeyboardInterrupt`. Until the sweep is over `folder` keeps
     the trials that ended: with `resume` these are taken from there, told again, and the rest is run, from
-    the same `start`, within a whole `time_limit`. Without it what is there is removed. With `keep` the folder
-    stays until `forget`.
+    the same `start`, within a whole `time_limit` and what is left of a `budget`. Without it what is there is
+    removed. With `keep` the folder stays until `forget`.
+
+    `priced` says what trials cost, which a budget must know: it lasts as long as it pays all places.
     """
+    if task.training.search.budget is not None and priced is None:
+        raise TrainingError("training.search.budget: nobody says what trials cost")
     spaces, request, encoded = _spaces(task), resources(task, label_selector), encode_folds(task)
     _tell_of_waiting(request, label_selector)
     if not resume:
         forget(folder)
     journal = Journal.open(folder, fingerprint(task, encoded), start, resume=resume)
-    watch = _Watch(task, journal, on_progress, on_trial)
+    watch = _Watch(task, journal, on_progress, on_trial, priced)
     search = watch.search = Search(
         spaces,
         task.training.search,
@@ -94,15 +117,29 @@ def run(
         start=journal.start,
         known=journal.known,
     )
-    if len(journal.known) == search.total:
-        search.ask()
+    seconds, limit = _limit(task, priced, watch.spent)
+    if len(journal.known) == search.total or (seconds is not None and seconds <= 0):
+        search.recall()
     else:
-        _tune(task, encoded, request, label_selector, watch, folder / "tune")
+        _tune(task, encoded, request, label_selector, watch, folder / "tune", seconds)
     watch.publish()
+    ended_by: Limit = "" if search.is_over else limit
     search.close()
     if not keep:
         forget(folder)
-    return Sweep(tuple(sorted(watch.trials, key=partial(rank, loss=task.metric.loss))))
+    leaderboard = sorted(watch.trials, key=partial(rank, loss=task.metric.loss))
+    return Sweep(tuple(leaderboard), ended_by, None if priced is None else watch.spent)
+
+
+def _limit(task: Task, priced: Places | None, spent: float) -> tuple[float | None, Limit]:
+    """The seconds that a search may last from now on, and by which limit; `None` where there is none."""
+    asked = task.training.search
+    limits: list[tuple[float, Limit]] = []
+    if asked.time_limit is not None:
+        limits.append((asked.time_limit / MICROSECONDS["s"], "time_limit"))
+    if asked.budget is not None and priced is not None:
+        limits.append((priced.lasts(asked.budget.amount - spent), "budget"))
+    return min(limits) if limits else (None, "")
 
 
 def forget(folder: Path) -> None:
@@ -117,6 +154,7 @@ def _tune(
     label_selector: Mapping[str, str],
     watch: "_Watch",
     folder: Path,
+    seconds: float | None,
 ) -> None:
     asked, search = task.training.search, watch.search
     places = _places(request, label_selector)
@@ -144,7 +182,7 @@ def _tune(
                 scheduler=_Stops(search, places),
                 callbacks=[watch],
                 resources_per_trial=tune.PlacementGroupFactory([dict(request)], **selector),
-                time_budget_s=None if asked.time_limit is None else asked.time_limit / MICROSECONDS["s"],
+                time_budget_s=seconds,
                 max_failures=RETRIES,
                 raise_on_failed_trial=False,
                 reuse_actors=True,
@@ -155,6 +193,7 @@ def _tune(
     except _InterruptedError:
         raise KeyboardInterrupt from None
     finally:
+        watch.cut_off()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -183,15 +222,19 @@ def fit(
             )
         if count > 1:
             spread = distributed.DistributedXgboost(count, request, label_selector, task.restricts)
-            return evaluate.refit(task, family, params, cpus=threads, by=spread)
+            begin = time.monotonic()
+            whole = evaluate.refit(task, family, params, cpus=threads, by=spread)
+            held = Held(time.monotonic() - begin, count * request["CPU"], count * request.get("GPU", 0.0))
+            return replace(whole, held=held)
+    # As many as its threads, where a node has them.
+    held_cpus, gpus = max(request["CPU"], min(cpus or 0, free_cpus(label_selector))), request.get("GPU", 0.0)
     refit = ray.remote(_refit).options(
-        # As many as its threads, where a node has them.
-        num_cpus=max(request["CPU"], min(cpus or 0, free_cpus(label_selector))),
-        num_gpus=request.get("GPU", 0),
+        num_cpus=held_cpus,
+        num_gpus=gpus,
         label_selector=dict(label_selector) or None,
         max_retries=RETRIES,
     )
-    fitted = refit.remote(ray.put(task), family, params, cpus or threads)
+    fitted = refit.remote(ray.put(task), family, params, cpus or threads, held_cpus, gpus)
     try:
         return ray.get(fitted)
     except RayTaskError as error:
@@ -209,8 +252,12 @@ def fit(
         raise
 
 
-def _refit(task: Task, family: str, params: Mapping[str, Any], cpus: int) -> Fitted:
-    return evaluate.refit(task, family, params, cpus=cpus, device=device(task.families[family]))
+def _refit(
+    task: Task, family: str, params: Mapping[str, Any], cpus: int, held_cpus: float, gpus: float
+) -> Fitted:
+    begin = time.monotonic()
+    fitted = evaluate.refit(task, family, params, cpus=cpus, device=device(task.families[family]))
+    return replace(fitted, held=Held(time.monotonic() - begin, held_cpus, gpus))
 
 
 def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:
@@ -298,10 +345,20 @@ def _fits(request: Mapping[str, float], node: Mapping[str, float]) -> bool:
     return all(node.get(name, 0.0) >= amount for name, amount in request.items())
 
 
+def places(
+    request: Mapping[str, float], label_selector: Mapping[str, str]
+) -> list[tuple[Mapping[str, str], int]]:
+    """The labels of each node on which trials find room, and how many at once, if nothing else does."""
+    found = [
+        (node["Labels"], int(min(node["Resources"].get(name, 0.0) // each for name, each in request.items())))
+        for node in _living(label_selector)
+    ]
+    return [(labels, count) for labels, count in found if count]
+
+
 def _places(request: Mapping[str, float], label_selector: Mapping[str, str]) -> int:
     """How many trials find room in the cluster at once, if nothing else does."""
-    nodes = _nodes(label_selector)
-    return int(sum(min(node.get(name, 0.0) // amount for name, amount in request.items()) for node in nodes))
+    return sum(count for _, count in places(request, label_selector))
 
 
 def encode_folds(task: Task) -> dict[Style, list[Fold]]:
@@ -366,9 +423,7 @@ def fingerprint(task: Task, encoded: Mapping[Style, Sequence[Fold]]) -> str:
     for fold in itertools.chain(*encoded.values()):
         for values in (fold.train.x, fold.train.y, fold.train.weights, fold.x_held_out, fold.y_held_out):
             data.update(b"" if values is None else np.ascontiguousarray(values).data)
-    config = task.training.model_dump(
-        mode="json", include={"families", "metric", "search"}, exclude={"search": {"time_limit"}}
-    )
+    config = task.training.model_dump(mode="json", include={"families", "metric", "search"}, exclude=LIMITS)
     return digest([data.hexdigest(), config, own.code(task.training), task.kind, repr(task.outcome)])
 
 
@@ -439,13 +494,22 @@ class _Watch(tune.Callback):
     search: Search
 
     def __init__(
-        self, task: Task, journal: Journal, on_progress: OnProgress, on_trial: Callable[[Trial], None]
+        self,
+        task: Task,
+        journal: Journal,
+        on_progress: OnProgress,
+        on_trial: Callable[[Trial], None],
+        priced: Places | None,
     ) -> None:
-        self._task, self._journal = task, journal
+        self._task, self._journal, self._priced = task, journal, priced
         self._on_progress, self._on_trial = on_progress, on_trial
         self.trials: list[Trial] = []
         self._ended: list[tuple[int, TuneTrial]] = []
         self._interrupted = False
+        #: When trials that run began, what trials have cost that ended or were cut off, and the last beat.
+        self._began: dict[str, float] = {}
+        self._ended_cost = sum(self._cost(trial) or 0.0 for trial in journal.known.values())
+        self._cut_cost, self._beat_at = journal.cut, -BEAT_S
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -467,11 +531,17 @@ class _Watch(tune.Callback):
         if self._interrupted:
             raise _InterruptedError
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: TuneTrial, **info: Any) -> None:
+        # Where its worker died it begins again.
+        self._cut_cost += self._running.get(id_of(trial), 0.0)
+        self._began[id_of(trial)] = time.monotonic()
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: TuneTrial, **info: Any) -> None:
         self._ended.append((iteration, trial))
+        self._began.pop(id_of(trial), None)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: TuneTrial, **info: Any) -> None:
-        self._ended.append((iteration, trial))
+        self.on_trial_complete(iteration, trials, trial)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Publishes a step after a trial has ended: its worker has the next trial by then.
@@ -480,14 +550,46 @@ class _Watch(tune.Callback):
         """
         if self._ended and self._ended[0][0] < iteration - 1:
             self.publish()
+        if time.monotonic() - self._beat_at >= BEAT_S:
+            self._beat()
         if self.search.is_over:
             raise _OverError
+
+    @property
+    def spent(self) -> float:
+        """What trials have cost that ended, were cut off, or run; 0 where no price is known."""
+        return self._ended_cost + self._cut_cost + sum(self._running.values())
+
+    @property
+    def _running(self) -> dict[str, float]:
+        """By their ids what trials have cost that run."""
+        now, priced = time.monotonic(), self._priced
+        return {id: priced.cost(now - began) for id, began in self._began.items()} if priced else {}
+
+    def _cost(self, trial: Trial) -> float | None:
+        """What it cost when it ran; of one that nobody priced then, by the price now."""
+        if trial.cost is not None or self._priced is None:
+            return trial.cost
+        return self._priced.cost(trial.seconds)
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic()
+        if self._priced is not None:
+            self._journal.beat(self._cut_cost, self._running)
+
+    def cut_off(self) -> None:
+        """Trials that have not ended run no more."""
+        self._beat()
+        self._cut_cost += sum(self._running.values())
+        self._began.clear()
 
     def publish(self) -> None:
         """Writes down the trials that have ended, and lets the search know."""
         ended, self._ended = self._ended, []
         for _, each in ended:
             made = read_trial(each, len(self._task.folds))
+            made = replace(made, cost=self._cost(made))
+            self._ended_cost += made.cost or 0.0
             self._journal.add(made)
             self.search.end(int(made.id), made)
 

@@ -32,6 +32,9 @@ KEY, DRIVER, STATE, ERROR = "mlops.key", "mlops.driver", "mlops.state", "mlops.e
 DATASET, ROWS, COLUMNS = "mlops.dataset", "mlops.rows", "mlops.columns"
 TARGET, TASK, METRIC = "mlops.target", "mlops.task", "mlops.metric"
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+#: What a job, or a trial, has cost: a metric, and a tag of the job that says of which currency. Metrics of
+#: decisions have one called `cost`.
+COST, CURRENCY = "training_cost", "mlops.currency"
 #: MLflow's limits: characters of a parameter and of a tag; of each at most 100 a call, in 1 MB together.
 LONGEST_PARAM, LONGEST_TAG, MOST_A_CALL = 6000, 8000, 50
 #: Columns that the tag has room for: of more, those with the smallest digests, which is a fair sample.
@@ -85,7 +88,8 @@ class Run:
         if nested.status in (FINISHED, FAILED):
             return
         figures = {"score": trial.score, "seconds": trial.seconds, "folds": len(trial.fold_scores)}
-        figures |= {} if trial.predict_us is None else {"predict_us": trial.predict_us}
+        measured = {"predict_us": trial.predict_us, COST: trial.cost}
+        figures |= {name: value for name, value in measured.items() if value is not None}
         numbers = [(name, value, 0) for name, value in figures.items()]
         numbers += [("fold_score", score, step) for step, score in enumerate(trial.fold_scores)]
         own = Run(nested.run_id, self.experiment_id, nested.start_time, self._client)

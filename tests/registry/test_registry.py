@@ -20,13 +20,14 @@ from mlops_ray.registry import package as packages
 from mlops_ray.registry import signing
 from mlops_ray.registry.package import TRUSTED_KEYS, Package
 from mlops_ray.registry.predictor import Predictor
-from mlops_ray.registry.registry import CAPACITY, STATES, Registry
+from mlops_ray.registry.registry import CAPACITY, COST, STATES, Registry
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
 from tests.registry.made import rows, write
 from tests.servers import free_port, mlflow_command
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+COSTS = {"amount": 0.25, "currency": "EUR", "fit": 0.05}
 TRUSTED = frozenset({signing.public(KEY)})
 
 
@@ -54,7 +55,7 @@ def registry(uri: str, folder: Path, package: Package) -> Registry:
     experiment = tracking.prepare(uri, "demo", local)
     registry = Registry(uri)
     with tracking.open_run(uri, experiment, "demo") as run:
-        assert registry.register(package, run_id=run.id, metric="mae") == 1
+        assert registry.register(package, run_id=run.id, metric="mae", cost=COSTS) == 1
         assert registry.register(package, run_id=run.id) == 2
     return registry
 
@@ -101,6 +102,17 @@ def test_a_version_says_what_it_is_without_its_package(registry: Registry, packa
     said = {"family": "ridge", "dataset": "abc", "signer": signing.public(KEY), "digest": package.digest}
     assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": 0.1}
     assert {name: second[name] for name in names} == {**said, "metric": None, "value": None}
+
+
+def test_a_version_says_what_training_it_has_cost(registry: Registry) -> None:
+    assert registry.cost("demo", 1) == {"amount": 0.25, "currency": "EUR"}
+    assert registry.cost("demo", 2) is None
+    assert [found["cost"] for found in registry.versions("demo")] == [None, registry.cost("demo", 1)]
+    with pytest.raises(NotFoundError, match="no version 9"):
+        registry.cost("demo", 9)
+    for by_hand in ("much", "[]", '{"amount": "Infinity", "currency": "EUR"}', '{"amount": 1}'):
+        registry._client.set_model_version_tag("demo", "2", COST, by_hand)
+        assert registry.cost("demo", 2) is None
 
 
 def test_a_version_says_what_its_replicas_bear_by_the_last_test_of_each_size(registry: Registry) -> None:

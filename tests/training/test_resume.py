@@ -19,7 +19,7 @@ import pytest
 from mlops_ray.errors import TrainingError
 from mlops_ray.training import evaluate, families, own, sweep
 from mlops_ray.training.families import CPU, Family, How, Params, Sample
-from mlops_ray.training.journal import FILE, Journal
+from mlops_ray.training.journal import CUT, FILE, Journal
 from mlops_ray.training.leaderboard import Sweep, Trial
 from mlops_ray.training.task import Task
 from tests.training.made import task
@@ -181,6 +181,20 @@ def test_only_the_same_search_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(TrainingError, match="the search to resume is another one"):
         sweep.run(begun, folder=folder, label_selector={}, resume=True)
     assert (folder / FILE).read_bytes() == before
+
+
+def test_what_trials_had_cost_that_a_kill_cut_off_is_told_once(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path, "x", [], resume=False)
+    assert journal.cut == 0
+    journal.beat(0.5, {"0000": 0.25, "0001": 1.0})
+    # One that ended after that says itself what it cost.
+    journal.add(Trial("0000", "ridge", {}, 0.1, (0.1,), 0.5, "complete", cost=0.3))
+    again = Journal.open(tmp_path, "x", [], resume=True)
+    assert (again.cut, again.known[0].cost) == (1.5, 0.3)
+    for damaged in ("", "[]", '{"cut": 1}', '{"cut": null, "running": {}}'):
+        (tmp_path / CUT).write_text(damaged)
+        with pytest.raises(TrainingError, match=f"{CUT} is damaged: train without --resume"):
+            Journal.open(tmp_path, "x", [], resume=True)
 
 
 def test_more_time_is_no_other_search() -> None:

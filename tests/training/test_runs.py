@@ -85,6 +85,8 @@ def test_jobs_are_listed_newest_first_each_with_its_trials_best_first() -> None:
         "score": 0.2,
         "folds": 3,
         "seconds": 2.0,
+        "cost": None,
+        "currency": "",
         "predict_us": None,
         "state": "complete",
         "rows": 9000,
@@ -198,6 +200,31 @@ def test_the_page_draws_trials_of_one_training_set_and_metric_only() -> None:
     assert (
         "Microseconds an answer" in assert_sound(runs.runs_page("demo", runs.rows([new, *timed]), [])).named
     )
+
+
+def test_quality_is_drawn_against_money_where_it_is_known_in_one_currency() -> None:
+    new, old = job(2, **{tracking.CURRENCY: "EUR"}), job(1, **{tracking.CURRENCY: "USD"})
+    paid = [
+        replace(each, metrics={**each.metrics, tracking.COST: cost})
+        for each, cost in (
+            (trial(new, "a", 0.1), 0.0123),
+            (trial(new, "b", 0.2), 0.0456),
+            (trial(old, "c", 0.3), 77.0),
+        )
+    ]
+    listed = runs.rows([new, old, *paid])
+    shown = runs.table(listed)
+    at = list(shown.head).index("cost")
+    assert [row[at] for row in shown.rows] == ["–", "0.0123 EUR", "0.0456 EUR", "–", "77 USD"]
+    page = assert_sound(runs.runs_page("demo", listed, []))
+    assert "Cost of fit" in page.named
+    assert "cost of fit, EUR" in page.words
+    tried = [row for row in listed if row["parent"]]
+    euros = [row for row in tried if row["currency"] == "EUR"]
+    assert runs._against("cost", {"ridge": tried}) == runs._against("cost", {"ridge": euros})
+    free = runs.rows([new, trial(new, "a", 0.1)])
+    assert "cost" not in runs.table(free).head
+    assert "Cost of fit" not in runs.runs_page("demo", free, [])
 
 
 def test_runs_without_trials_or_scores_are_listed() -> None:

@@ -166,3 +166,17 @@ def test_what_did_best_before_is_tried_after_the_defaults() -> None:
         ("forest", {"trees": 20, "kind": "b"}),
         ("ridge", {"alpha": 2.0}),
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["tpe", "random"])
+def test_what_is_known_is_all_that_there_is_where_nothing_more_is_tried(algorithm: str) -> None:
+    """Also trials beyond one that had not ended at the kill."""
+    _, known = _table(1, 3, stop_at=12, algorithm=algorithm)
+    known.pop(5)
+    table = list[Trial]()
+    config = Config.model_validate({"trials": 40, "seed": 3, "algorithm": algorithm})
+    search = Search(SPACES, config, folds=FOLDS, loss=float, on_settled=table.append, known=known)
+    search.recall()
+    assert not search.is_over
+    search.close()
+    assert [int(trial.id) for trial in table] == sorted(known)

@@ -1,23 +1,28 @@
 """The sweep on a real cluster: every family is tried, the best complete trial wins, a failure is a row."""
 
+import json
 import os
 import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
 import pytest
 
 from mlops_ray.config import Training
+from mlops_ray.cost.model import Places
 from mlops_ray.errors import TrainingError
 from mlops_ray.registry.models import Model
 from mlops_ray.training import sweep, tracking
 from mlops_ray.training.families import Family, How, Params, Sample
-from mlops_ray.training.journal import FILE
-from mlops_ray.training.leaderboard import Sweep, Trial
+from mlops_ray.training.journal import CUT, FILE, Journal
+from mlops_ray.training.leaderboard import NUMBER, Sweep, Trial
+from mlops_ray.training.task import Task
 from mlops_ray.training.trial import Setting, score
+from tests.cost.cases import machine
 from tests.training.made import classification, task
 
 FAMILIES = ["lasso", "ridge", "random_forest", "xgboost"]
@@ -148,6 +153,113 @@ def test_a_search_ends_with_its_time(ray_cluster: object, tmp_path: Path) -> Non
     assert len(found.leaderboard) < 100_000
 
 
+#: Two trials at a time, at 1.8 EUR an hour each: 0.001 EUR a second together.
+PRICED = Places(((machine(vcpu=2, per_hour=3.6), 2),), cpu=1)
+
+
+def budget(amount: float, **search: Any) -> Task:
+    return task({"search": {"trials": 100_000, "budget": {"amount": amount, "currency": "EUR"}, **search}})
+
+
+@pytest.mark.parametrize(
+    ("amount", "time_limit", "spent", "lasts"),
+    [
+        (0.05, None, 0.0, (50.0, "budget")),
+        # What was spent before a restart counts.
+        (0.05, None, 0.02, (30.0, "budget")),
+        (0.05, None, 0.06, (-10.0, "budget")),
+        # The smaller one of both holds.
+        (0.05, "20s", 0.02, (20.0, "time_limit")),
+        (0.05, "20s", 0.04, (10.0, "budget")),
+    ],
+)
+def test_a_budget_lasts_as_long_as_it_pays_all_places(
+    amount: float, time_limit: str | None, spent: float, lasts: tuple[float, str]
+) -> None:
+    more = {} if time_limit is None else {"time_limit": time_limit}
+    seconds, limit = sweep._limit(budget(amount, **more), PRICED, spent)
+    assert (pytest.approx(seconds), limit) == lasts
+
+
+def test_a_search_ends_with_its_budget_and_says_what_was_spent(ray_cluster: object, tmp_path: Path) -> None:
+    # So long that a busy machine gets to a trial.
+    for amount in (0.002, 0.02, 0.1):
+        found = sweep.run(budget(amount), folder=tmp_path / "tune", label_selector={}, priced=PRICED)
+        assert found.ended_by == "budget"
+        if found.leaderboard:
+            break
+    assert 0 < len(found.leaderboard) < 100_000
+    costs = [trial.cost or 0.0 for trial in found.leaderboard]
+    assert costs == pytest.approx([trial.seconds * 0.0005 for trial in found.leaderboard])
+    assert found.spent is not None
+    # Trials that were cut off have cost something too.
+    assert found.spent >= sum(costs) > 0
+
+
+def test_a_search_without_prices_knows_no_costs(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
+    found = swept[0]
+    assert (found.ended_by, found.spent, {trial.cost for trial in found.leaderboard}) == ("", None, {None})
+    with pytest.raises(TrainingError, match="nobody says what trials cost"):
+        sweep.run(budget(1.0), folder=Path("none"), label_selector={})
+
+
+def test_what_runs_is_counted_and_written_down_every_few_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial of a second costs 0.0005 EUR, also of one whose worker died, and which began again."""
+    now = 100.0
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: now)
+    journal = Journal.open(tmp_path, "x", [], resume=False)
+    watch = sweep._Watch(budget(1.0), journal, lambda *_: None, lambda _: None, PRICED)
+    watch.search = SimpleNamespace(is_over=False)  # type: ignore[assignment]
+    first, second = (SimpleNamespace(config={NUMBER: number}) for number in (0, 1))
+    told = []
+    for seconds, happens in (
+        (0, lambda: watch.on_trial_start(0, [], first)),
+        (4, lambda: watch.on_trial_start(0, [], second)),
+        (6, lambda: watch.on_trial_start(0, [], second)),
+        (7, lambda: None),
+        (7.1, watch.cut_off),
+        (99, lambda: None),
+    ):
+        now = 100.0 + seconds
+        happens()
+        watch.on_step_end(0, [])
+        written = json.loads((tmp_path / CUT).read_text())
+        told.append((round(written["cut"] / 0.0005, 6), len(written["running"])))
+    assert told == [(0, 1), (0, 1), (2, 2), (2, 2), (2, 2), (10.2, 0)]
+    assert watch.spent == pytest.approx(10.2 * 0.0005)
+
+
+def test_what_the_first_part_of_a_search_spent_is_not_there_for_the_second(
+    ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tune"
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(
+            budget(1000.0),
+            folder=folder,
+            label_selector={},
+            priced=PRICED,
+            on_progress=lambda *_: signal.raise_signal(signal.SIGINT),
+        )
+    lines = folder.joinpath(FILE).read_text().splitlines()[1:]
+    ended = sum(json.loads(line)["cost"] for line in lines)
+    cut = json.loads(folder.joinpath(CUT).read_text())
+    assert cut["running"]
+    spent = ended + sum(cut["running"].values())
+    monkeypatch.setattr(sweep, "_tune", lambda *_: pytest.fail("it goes on"))
+    again = sweep.run(
+        budget(0.99 * spent), folder=folder, label_selector={}, priced=PRICED, resume=True, keep=True
+    )
+    assert (len(again.leaderboard), again.ended_by) == (len(lines), "budget")
+    assert again.spent == pytest.approx(spent)
+    monkeypatch.setattr(sweep, "_tune", lambda *_: None)
+    # More of it is no other search.
+    more = sweep.run(budget(1000.0), folder=folder, label_selector={}, priced=PRICED, resume=True)
+    assert more.spent == pytest.approx(spent)
+
+
 def test_progress_counts_to_the_end(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
     _, said, _ = swept
     assert [(done, total) for done, total, _ in said] == [(n, 8) for n in range(1, 9)]
@@ -209,6 +321,10 @@ def test_without_a_complete_trial_the_reason_is_said() -> None:
         _ = Sweep((_trial("failed", float("nan"), "boom"),)).best
     with pytest.raises(TrainingError, match="time_limit is too short"):
         _ = Sweep((_trial("stopped", 0.1),)).best
+    with pytest.raises(
+        TrainingError, match=r"of 0 trials was completed; training\.search\.budget is too small"
+    ):
+        _ = Sweep((), "budget").best
 
 
 def test_trials_sample_no_more_rows_than_they_may() -> None:

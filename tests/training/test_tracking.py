@@ -92,6 +92,7 @@ def test_a_job_holds_all_that_it_was_made_from_and_what_came_of_it(
         run.log_origin(MANIFEST, "mae", ENVIRONMENT)
         for trial in (*TRIALS, failed):
             run.log_trial(trial)
+        run.log_trial(replace(TRIALS[0], id="8", params={"alpha": 8.0}, cost=0.125))
         run.log_params({"family": "ridge", "shape": (64, 32), "none": None, "text": "sqrt"})
         run.log_metrics({"mae": 0.25, "roc_auc": float("nan")})
         run.log_leaderboard([*TRIALS, failed])
@@ -105,7 +106,9 @@ def test_a_job_holds_all_that_it_was_made_from_and_what_came_of_it(
     assert (job.tags["mlops.target"], job.tags["mlops.metric"]) == ("load", "mae")
     nested = _nested(uri, project, run.id)
     _assert_whole(uri, nested[:4], TRIALS)
-    assert (nested[4].status, nested[4].tags["mlops.error"]) == ("FAILED", "boom")
+    assert nested[4].metrics[tracking.COST] == 0.125
+    assert tracking.COST not in nested[0].metrics
+    assert (nested[5].status, nested[5].tags["mlops.error"]) == ("FAILED", "boom")
     client = MlflowClient(uri)
     folder = Path(client.download_artifacts(run.id, "", str(tmp_path)))
     assert json.loads((folder / "training_set.json").read_text()) == MANIFEST
@@ -114,7 +117,7 @@ def test_a_job_holds_all_that_it_was_made_from_and_what_came_of_it(
     assert (folder / "card.md").read_text() == "# Ü"
     assert len(json.loads((folder / "leaderboard.json").read_text())) == 5
     table = (folder / "leaderboard.csv").read_text().splitlines()
-    assert table[0] == "id,family,params,score,fold_scores,seconds,state,error,predict_us"
+    assert table[0] == "id,family,params,score,fold_scores,seconds,state,error,predict_us,cost"
     assert len(table) == 6
 
 
