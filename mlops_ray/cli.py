@@ -719,9 +719,17 @@ def _print_features(found: list[dict[str, Any]]) -> None:
 
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
-    columns = ["version", "state", "family", "metric", "value", "created", "bears", "reason"]
-    said = [v | {"created": v["created"][:19], "bears": _borne(v["capacities"])} for v in found]
+    columns = ["version", "state", "family", "metric", "value", "cost", "created", "bears", "reason"]
+    said = [
+        v | {"created": v["created"][:19], "cost": _amount(v["cost"]), "bears": _borne(v["capacities"])}
+        for v in found
+    ]
     _print_table(columns, [["" if v[column] is None else v[column] for column in columns] for v in said])
+
+
+def _amount(cost: dict[str, Any] | None) -> str:
+    """An amount with its currency; nothing where it is not known."""
+    return "" if cost is None else f"{cost['amount']:.4g} {cost['currency']}"
 
 
 def _borne(capacities: list[dict[str, Any]]) -> str:
@@ -806,7 +814,10 @@ def _print_live(live: service.Live) -> None:
 
 
 def _print_trained(metric: str, trained: dict[str, Any]) -> None:
-    _print_table(["family", "trials", f"best {metric}", "seconds"], _families(trained["leaderboard"]))
+    cost = trained.get("cost")
+    columns = ["family", "trials", f"best {metric}", "seconds"]
+    columns += [f"cost, {cost['currency']}"] if cost else []
+    _print_table(columns, [row[: len(columns)] for row in _families(trained["leaderboard"])])
     rivals = trained["baselines"]
     rows = [
         [name, _known(value), " to ".join(map(_known, trained["intervals"][name]))]
@@ -821,7 +832,8 @@ def _print_trained(metric: str, trained: dict[str, Any]) -> None:
         out.print(plain(f"not live: {reason}"), markup=False)
     for note in trained["notes"]:
         out.print(plain(f"note: {note}"), markup=False)
-    _print_fields({"model card": trained["card"]})
+    spent = {"cost": f"{_amount(cost)}, of which the search {cost['search']:.4g}"} if cost else {}
+    _print_fields(spent | {"model card": trained["card"]})
 
 
 def _print_reproduced(found: dict[str, Any]) -> None:
@@ -842,7 +854,8 @@ def _families(leaderboard: list[dict[str, Any]]) -> list[list[Any]]:
     tried: dict[str, list[dict[str, Any]]] = {}
     for trial in leaderboard:
         tried.setdefault(trial["family"], []).append(trial)
-    return [[f, len(ts), _score(ts[0]), sum(t["seconds"] for t in ts)] for f, ts in tried.items()]
+    costs = {family: sum(trial.get("cost") or 0.0 for trial in trials) for family, trials in tried.items()}
+    return [[f, len(ts), _score(ts[0]), sum(t["seconds"] for t in ts), costs[f]] for f, ts in tried.items()]
 
 
 def _known(value: float | None) -> str:
@@ -954,7 +967,7 @@ def _print_profit(found: dict[str, Any]) -> None:
             "version": f"{found['version']} of {found['model']}, by {found['by']}",
             "predictions": f"{found['predictions']:,.0f} a day, worth {found['worth']:.4g} {currency} each",
             "value": f"{found['value']:.4g} {currency} a day",
-            "serving": f"{found['serving']:.4g} {currency} a day",
+            **{each: f"{found[each]:.4g} {currency} a day" for each in ("serving", "training", "storage")},
             "profit": f"{found['profit']:.4g} {currency} a day",
             "break-even": f"at {_known(found['break_even_price'])} {currency} a prediction, or from "
             f"{_known(found['break_even_volume'])} predictions a day on",

@@ -37,3 +37,12 @@ def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         Storage.open(str(tmp_path / "file" / "below"))
     with pytest.raises(StorageError, match="object stores are not supported yet"):
         Storage.open("s3://bucket/prefix")
+
+
+def test_its_size_is_that_of_all_its_files(storage: Storage) -> None:
+    before = storage.size()
+    storage.path("a", "b", "one").write_bytes(b"x" * 1000)
+    storage.path("two").write_bytes(b"x" * 24)
+    # What it leads to elsewhere is not in it.
+    storage.path("link").symlink_to("/proc")
+    assert storage.size() - before == 1024

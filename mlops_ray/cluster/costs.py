@@ -28,7 +28,7 @@ from mlops_ray.cost.prices import PriceList, money, named
 from mlops_ray.cost.profit import Costs, Worth
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import SHADOW
-from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
+from mlops_ray.errors import ConfigError, DataError, NotFoundError, ReleaseError, UsageError
 from mlops_ray.instants import from_micros
 from mlops_ray.monitoring import callers, journal
 from mlops_ray.pages import Bar, Block, Section, Table, number, page, share, when
@@ -37,7 +37,7 @@ from mlops_ray.serving import record
 from mlops_ray.storage import Storage, replacing
 
 CAPACITY = "capacity"
-SECONDS_A_DAY = 86_400.0
+SECONDS_A_DAY, DAY_US = 86_400.0, 86_400e6
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
 
 Document = dict[str, Any]
@@ -51,9 +51,9 @@ def priced(project: Project) -> tuple[PriceList, list[str]]:
     if project.cost.prices is None:
         said = "no prices are named: write them into a file (configs/prices.yaml shows how), or import them"
         raise project.located(ConfigError(said, at=at))
-    found, worth = prices.load(project.cost.prices), Worth.of(project.cost)
-    if worth is not None and worth.currency != found.currency:
-        said = f"are in {found.currency}, and what a prediction is worth in {worth.currency}: say both in one"
+    found, other = prices.load(project.cost.prices), project.cost.currency
+    if other not in (None, found.currency):
+        said = f"are in {found.currency}, and what else is said of money in {other}: say both in one"
         raise project.located(ConfigError(said, at=at))
     return found, _stale(found, project.cost.max_age)
 
@@ -364,9 +364,10 @@ def profit(
 ) -> Document:
     """What the live version earns a day: by the plan, or, where a time is given, by what was spent then.
 
-    `{"model", "version", "by", "currency", "predictions", "worth", "value", "serving", "training", "profit",
-    "break_even_price", "break_even_volume", "notes"}`, amounts of a day, but `worth` and `break_even_price`,
-    which are of a prediction. `break_even_volume` is `None` where no number of predictions earns anything.
+    `{"model", "version", "by", "currency", "predictions", "worth", "value", "serving", "training", "storage",
+    "profit", "break_even_price", "break_even_volume", "notes"}`, amounts of a day, but `worth` and
+    `break_even_price`, which are of a prediction. `break_even_volume` is `None` where no number of
+    predictions earns anything.
     """
     worth = Worth.of(project.cost)
     if worth is None:
@@ -381,7 +382,12 @@ def profit(
     is_actual = begin is not None or end is not None
     known = _actual(project, storage, version, begin, end) if is_actual else _by_plan(project, storage)
     predictions, serving, notes = known
-    each, costs = worth.mean(metrics), Costs(serving, life_days=project.cost.training_life / 86_400e6)
+    training, told = training_cost(project, storage, version)
+    stored = storage_cost(project, storage)
+    if stored is None:
+        told.append("storage has no price (cost.storage), and costs nothing here")
+    life = project.cost.training_life / DAY_US
+    each, costs = worth.mean(metrics), Costs(serving, training or 0.0, life, stored or 0.0)
     volume = profits.break_even_volume(each, costs)
     price = profits.break_even_price(predictions, worth.each - each, costs)
     return {
@@ -394,11 +400,37 @@ def profit(
         "value": predictions * each,
         "serving": serving,
         "training": costs.training / costs.life_days,
+        "storage": costs.storage,
         "profit": profits.profit(predictions, each, costs),
         "break_even_price": price if math.isfinite(price) else None,
         "break_even_volume": volume if math.isfinite(volume) else None,
-        "notes": [*notes, "training and storage are not metered yet, and cost nothing here"],
+        "notes": [*notes, *told],
     }
+
+
+def training_cost(project: Project, storage: Storage, version: str) -> tuple[float | None, list[str]]:
+    """What the search and the fit of a version have cost, `None` where that is not known, and why not."""
+    # It imports MLflow, which takes seconds.
+    from mlops_ray.cluster.loads import registry
+
+    try:
+        found = registry(project, storage).cost(project.project, int(version))
+    except NotFoundError:
+        found = None
+    if found is None:
+        return None, [f"version {version} was trained without prices: what that took costs nothing here"]
+    if found["currency"] != project.cost.currency:
+        in_, other = found["currency"], project.cost.currency
+        return None, [f"training version {version} has cost {in_}, which is not counted here, in {other}"]
+    return float(found["amount"]), []
+
+
+def storage_cost(project: Project, storage: Storage) -> float | None:
+    """What the storage's folder costs a day, borne by its models alike; `None` where it has no price."""
+    price = project.cost.storage
+    if price is None:
+        return None
+    return model.storage_a_day(storage.size(), price.amount) / max(1, len(record.names(storage)))
 
 
 def _by_plan(project: Project, storage: Storage) -> tuple[float, float, list[str]]:

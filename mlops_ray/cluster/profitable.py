@@ -91,10 +91,14 @@ def _verdict(project: Project, storage: Storage, version: str, against: str) -> 
             f"version {version} was not compared with version {against} on the same rows, which `train` does "
             "where the project says what an answer is worth (cost.value_per_prediction, cost.value)"
         )
+    known = [costs.training_cost(project, storage, each)[0] for each in (version, against)]
+    # Of a version that was trained without prices it is taken to be what it was of the other.
+    trained = [each or 0.0 for each in known] if None not in known else [0.0, 0.0]
+    stored, life = costs.storage_cost(project, storage) or 0.0, project.cost.training_life / costs.DAY_US
     sides, guessed = [], ""
-    for each, worth in ((version, found["worth"]), (against, found["theirs"])):
+    for each, worth, once in zip((version, against), (found["worth"], found["theirs"]), trained, strict=True):
         spent, predictions, of = serving(project, storage, each, or_of=against)
-        sides.append(Version(each, worth, Costs(spent)))
+        sides.append(Version(each, worth, Costs(spent, once, life, stored)))
         if of != each:
             guessed = f" (version {each} was not measured by loadtest: it is taken to be as fast as {of})"
     difference = Difference(*found["difference"])

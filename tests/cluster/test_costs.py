@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mlops_ray import cli, config, keys
-from mlops_ray.cluster import costs, local, service
+from mlops_ray.cluster import costs, loads, local, service
 from mlops_ray.config import Project
 from mlops_ray.cost import prices
 from mlops_ray.data import prediction_log
@@ -21,6 +21,7 @@ from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
+from mlops_ray.serving import record
 from mlops_ray.serving.autoscaling import HOLDS
 from mlops_ray.storage import Storage
 from tests.cost.cases import measured
@@ -155,7 +156,7 @@ def test_what_a_plan_needs_and_the_project_does_not_say_is_named_with_its_place(
         costs.plan(*opened(file))
     dollars = {"value_per_prediction": {"amount": 1, "currency": "USD"}}
     write(file.parent, LOAD | dollars)
-    with pytest.raises(ConfigError, match="are in EUR, and what a prediction is worth in USD"):
+    with pytest.raises(ConfigError, match=r"cost\.prices: are in EUR, and what else is said of money in USD"):
         costs.plan(*opened(file))
 
 
@@ -356,6 +357,35 @@ def test_profit_by_what_was_spent_counts_what_errors_cost(file: Path) -> None:
     assert found["worth"] == pytest.approx(0.00059)
     assert found["profit"] == pytest.approx(7200 * 0.00059 - 1.8)
     assert found["break_even_price"] == pytest.approx(0.00041 + 1.8 / 7200)
+
+
+def test_profit_counts_training_over_its_life_and_what_is_stored(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """60 EUR over 30 days are 2 EUR a day; 10 GiB at 0.73 EUR a month of 730 hours are 0.24 EUR a day."""
+    asked = dict[tuple[str, int], Any]()
+    monkeypatch.setattr(loads, "registry", lambda *_: SimpleNamespace(cost=lambda *key: asked.get(key)))
+    monkeypatch.setattr(Storage, "size", lambda self: 10 * 2**30)
+    free = said(capsys, "profit", str(file))
+    assert (free["training"], free["storage"], free["profit"]) == (0, 0, pytest.approx(4317.6))
+    assert free["notes"] == [
+        "version 3 was trained without prices: what that took costs nothing here",
+        "storage has no price (cost.storage), and costs nothing here",
+    ]
+    asked[packages.NAME, 3] = {"amount": 60.0, "currency": "EUR"}
+    write(file.parent, LOAD | WORTH | {"storage": {"amount": 0.73, "currency": "EUR"}})
+    found = said(capsys, "profit", str(file))
+    assert (found["training"], found["storage"], found["notes"]) == (2, pytest.approx(0.24), [])
+    assert found["profit"] == pytest.approx(4317.6 - 2.24)
+    assert found["break_even_volume"] == pytest.approx(4640)
+    cli.app(["profit", str(file)], standalone_mode=False)
+    assert "training    2 EUR a day\nstorage     0.24 EUR a day" in capsys.readouterr().out
+    # Models of one storage bear it alike.
+    record.write(Storage.open(config.load(file, {}).storage), record.new("other"))
+    assert said(capsys, "profit", str(file))["storage"] == pytest.approx(0.12)
+    asked[packages.NAME, 3] = {"amount": 60.0, "currency": "USD"}
+    (note,) = said(capsys, "profit", str(file))["notes"]
+    assert note == "training version 3 has cost USD, which is not counted here, in EUR"
 
 
 def test_profit_without_a_worth_a_version_or_a_plan_says_what_is_missing(file: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from mlops_ray import cli, config
-from mlops_ray.cluster import costs, front, looper, profitable, service
+from mlops_ray.cluster import costs, front, loads, looper, profitable, service
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.stages import Silent, Stages
 from mlops_ray.config import Project
@@ -110,6 +110,25 @@ def test_a_version_that_earns_more_is_let_through(world: World) -> None:
     refused, said = world.judge()
     assert not refused
     assert said.startswith("version 2 earns 1.44 EUR a day more than version 1")
+
+
+def test_a_version_that_was_dear_to_train_is_refused_while_it_earns_less(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8.64 EUR a day more, for 360 EUR of training over 30 days where the champion's took 60."""
+    trained = dict[tuple[str, int], Any]()
+    monkeypatch.setattr(loads, "registry", lambda *_: SimpleNamespace(cost=lambda *key: trained.get(key)))
+    world.train(0.002)
+    trained[NAME, 2] = {"amount": 360.0, "currency": "EUR"}
+    # What is not known of the champion is taken to be the same.
+    assert world.judge()[0] is False
+    trained[NAME, 1] = {"amount": 60.0, "currency": "EUR"}
+    assert world.judge() == (
+        True,
+        "version 2 earns 1.36 EUR a day less than version 1: its answers are worth 8.64 EUR more, "
+        "and it costs 10 EUR more",
+    )
+    assert world.judge(training_life="90d")[0] is False
 
 
 def test_a_version_that_was_not_measured_is_taken_to_cost_what_the_champion_does(world: World) -> None:

@@ -1,5 +1,6 @@
 """A classification trained on Ray from a file: what is registered, what MLflow has, and the same again."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,23 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_ray import config
-from mlops_ray.cluster import local, profitable, service, training
+from mlops_ray import cli, config
+from mlops_ray.cluster import costs, local, profitable, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Silent
-from mlops_ray.errors import PackageError, TrainingError, UsageError
+from mlops_ray.cost.model import Places
+from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
 from mlops_ray.monitoring import known
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 from mlops_ray.training import runs, tracking
+from mlops_ray.training.leaderboard import Sweep, Trial
+from mlops_ray.training.task import Task
+from tests.cost.cases import machine
 from tests.security.canaries import found_in
+from tests.training import made
 
 PROJECT = """
 project: churn
@@ -48,6 +54,8 @@ training:
   gate: {better_than: [naive, champion]}
 monitoring: {segments: [customer]}
 """
+#: The line of its search.
+LINE = PROJECT[: PROJECT.index("search:")].count("\n") + 1
 #: Values that nobody may see.
 PLANS = ["plan-of-gold", "plan-of-tin"]
 
@@ -290,3 +298,95 @@ def test_what_answers_are_worth_is_compared_with_the_champion_on_the_same_rows(t
     assert mean == pytest.approx(0, abs=1e-9)
     assert error == pytest.approx(0, abs=1e-9)
     assert freedom > 1
+
+
+PRICED = """
+cost: {prices: prices.yaml, machine: here, max_age: 36500d}
+"""
+PRICES = """
+currency: EUR
+source: a test
+date: 2026-11-01
+machines: [{type: here, vcpu: 4, per_hour: 3.6}]
+"""
+
+
+def test_what_training_costs_is_told_of_trials_the_run_and_the_version(trained: Trained) -> None:
+    """A CPU is a quarter of the machine, 0.00025 EUR a second."""
+    (trained.folder / "prices.yaml").write_text(PRICES)
+    asked = "search: {trials: 4, budget: {amount: 50, currency: EUR}, "
+    found = trained.train(PROJECT.replace("search: {trials: 4, ", asked) + PRICED)
+    assert (found["ended_by"], len(found["leaderboard"])) == ("", 4)
+    seconds = [trial["seconds"] for trial in found["leaderboard"]]
+    assert [trial["cost"] for trial in found["leaderboard"]] == pytest.approx([s * 0.00025 for s in seconds])
+    cost = found["cost"]
+    assert cost["search"] == pytest.approx(sum(seconds) * 0.00025)
+    assert cost["fit"] > 0
+    assert (cost["amount"], cost["currency"]) == (cost["search"] + cost["fit"], "EUR")
+    made = trained.pipeline(PROJECT + PRICED)
+    version = made.registry.versions("churn")[0]
+    assert version["version"] == found["version"]
+    assert version["cost"] == {"amount": cost["amount"], "currency": "EUR"}
+    job, *trials = [row for row in runs.rows(tracking.recorded(made.tracking_uri, "churn")) if row["cost"]]
+    assert (job["run"], job["cost"], job["currency"]) == (found["run_id"], cost["amount"], "EUR")
+    assert sorted(row["cost"] for row in trials) == sorted(trial["cost"] for trial in found["leaderboard"])
+    told, _ = costs.training_cost(made.project, trained.storage, str(found["version"]))
+    # Nothing else says of which currency it is to be.
+    assert told is None
+
+
+@pytest.mark.parametrize("cost", [None, {"amount": 0.0312, "search": 0.03, "fit": 0.0012, "currency": "EUR"}])
+def test_the_table_of_families_has_what_they_cost_where_that_is_known(
+    cost: dict[str, Any] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = {"family": "ridge", "score": 0.5, "seconds": 2.0, "state": "complete", "folds": [0.5]}
+    trials = [trial | {"cost": cost and each} for each in (0.01, 0.02)]
+    empty: dict[str, Any] = {"baselines": {}, "metrics": {}, "refused": [], "notes": []}
+    cli._print_trained("mae", {"leaderboard": trials, "family": "ridge", "card": "x", "cost": cost, **empty})
+    out = capsys.readouterr().out
+    assert ("cost, EUR" in out and "│ 0.03 " in out) is (cost is not None)
+    assert ("cost        0.0312 EUR, of which the search 0.03" in out) is (cost is not None)
+
+
+@pytest.mark.parametrize(
+    ("prices", "cost", "says"),
+    [
+        (PRICES, PRICED.replace("here", "there"), "no price, or more than one, fits there"),
+        (PRICES, PRICED.replace("machine: here, ", ""), "fits a machine that does not say its type"),
+        (PRICES.replace("EUR", "USD"), PRICED, "is in EUR, and the prices in USD: say both in one"),
+    ],
+)
+def test_a_budget_without_a_price_is_an_error_with_its_place_before_a_run_is_begun(
+    trained: Trained, prices: str, cost: str, says: str
+) -> None:
+    (trained.folder / "prices.yaml").write_text(prices)
+    asked = "search: {trials: 4, budget: {amount: 60, currency: EUR}, "
+    before = len(tracking.recorded(trained.pipeline().tracking_uri, "churn"))
+    with pytest.raises(
+        ConfigError, match=rf"project.yaml:{LINE}: training.search.budget: .*{re.escape(says)}"
+    ):
+        trained.train(PROJECT.replace("search: {trials: 4, ", asked) + cost)
+    assert len(tracking.recorded(trained.pipeline().tracking_uri, "churn")) == before
+    if "USD" not in prices:
+        priced, (note,) = trained.pipeline(PROJECT + cost).trainer._priced(_task(trained, PROJECT + cost))
+        assert priced is None
+        assert note.startswith("what a trial costs is not known: ")
+
+
+def _task(trained: Trained, text: str) -> Task:
+    made = trained.pipeline(text)
+    return training.task(made.project, made.features, made.build(made.ingest()), None)
+
+
+def test_a_limit_that_ended_a_search_is_told_with_what_was_spent() -> None:
+    asked = {"trials": 40, "budget": {"amount": 0.5, "currency": "EUR"}}
+    budgeted, free = made.task({"search": asked}), made.task({"search": {"trials": 40, "time_limit": "1s"}})
+    priced = Places(((machine(), 2),), cpu=1)
+    trial = Trial("0000", "ridge", {}, 0.1, (0.1,), 1.0, "complete", cost=0.4)
+    assert training._ended(Sweep((trial,), "budget", 0.48), budgeted, priced) == [
+        "training.search.budget ended the search after 1 of 40 trials; 0.48 EUR of 0.5 EUR were spent"
+    ]
+    assert training._ended(Sweep((trial,), "time_limit"), free, None) == [
+        "training.search.time_limit ended the search after 1 of 40 trials"
+    ]
+    assert training._ended(Sweep((trial,), "", 0.4), budgeted, priced) == []
