@@ -345,7 +345,7 @@ def test_the_table_of_families_has_what_they_cost_where_that_is_known(
     cli._print_trained("mae", {"leaderboard": trials, "family": "ridge", "card": "x", "cost": cost, **empty})
     out = capsys.readouterr().out
     assert ("cost, EUR" in out and "│ 0.03 " in out) is (cost is not None)
-    assert ("cost        0.0312 EUR, of which the search 0.03" in out) is (cost is not None)
+    assert ("cost       0.0312 EUR, of which the search 0.03" in out) is (cost is not None)
 
 
 @pytest.mark.parametrize(
