@@ -21,15 +21,24 @@ from rich.table import Table
 from rich.text import Text
 
 from mlops_ray import __version__, config, keys
-from mlops_ray.cluster import interrupt, service
+from mlops_ray.cluster import interrupt, joined, service
 from mlops_ray.config import Project
-from mlops_ray.errors import DataError, MlopsError, ServiceError, TrainingError, UsageError, did_you_mean
+from mlops_ray.errors import (
+    ClusterError,
+    DataError,
+    MlopsError,
+    ServiceError,
+    TrainingError,
+    UsageError,
+    did_you_mean,
+)
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.pages import plain
 from mlops_ray.storage import Storage, replacing
 
 if TYPE_CHECKING:
     from mlops_ray.cluster.intake import Intake
+    from mlops_ray.cluster.jobs import Place
     from mlops_ray.features.dataset import TrainingSet
     from mlops_ray.features.store import FeatureStore
 
@@ -50,6 +59,8 @@ alerts_app = typer.Typer(no_args_is_help=True, help="Who hears of alarms.")
 app.add_typer(alerts_app, name="alerts")
 prices_app = typer.Typer(no_args_is_help=True, help="What machines cost.")
 app.add_typer(prices_app, name="prices")
+jobs_app = typer.Typer(no_args_is_help=True, help="What `submit` has begun.")
+app.add_typer(jobs_app, name="jobs")
 #: Characters of a line where nobody is there to see it wrap.
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -58,6 +69,10 @@ err = Console(stderr=True)
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
 SourceName = Annotated[str | None, typer.Option("--source", help="One of the sources; default: all.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return; `down` stops it.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="A Ray dashboard, or the storage folder of a local one; default: RAY_ADDRESS."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON, for machines.")]
 
 
@@ -136,7 +151,8 @@ def _serve(file: Path, detach: bool, as_json: bool, *, train: bool) -> None:
             err.print("Serving until Ctrl-C.")
             threading.Event().wait()
         elif not detach:
-            err.print("The service ran before and goes on; `mlops-ray down` stops it.")
+            # A job leaves what it has started to its cluster.
+            err.print("The service is not this command's and goes on; `mlops-ray down` stops it.")
 
 
 @app.command(epilog="Example: mlops-ray ingest configs/flights.yaml")
@@ -276,8 +292,94 @@ def status(
 @app.command(epilog="Example: mlops-ray down configs/factory_load.yaml")
 def down(file: ProjectFile) -> None:
     """Stop the service and its cluster."""
-    _, storage = _open(file)
-    print("stopped" if service.down(storage) else "nothing was running")
+    print("stopped" if service.down(*_open(file)) else "nothing was running")
+
+
+@app.command(epilog="Example: mlops-ray submit --working-dir . -- mlops-ray train project.yaml")
+def submit(
+    command: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND", help="Any command, after two dashes.")
+    ],
+    address: Address = None,
+    working_dir: Annotated[Path | None, typer.Option(help="A folder to take along.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="A variable to take along, by its name.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of its node, e.g. region=eu-de.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; default: one of Ray's.")] = None,
+    wait: Annotated[bool, typer.Option(help="Show its log, and end with its exit status.")] = True,
+) -> None:
+    """Run a command as a job on a Ray cluster; what its project file asks for by ${VAR} goes along."""
+    from mlops_ray.cluster import jobs
+
+    place = jobs.Place.of(address)
+    passed = jobs.variables(env or (), jobs.project_files(command, working_dir or Path()), os.environ)
+    given = jobs.Given(
+        passed, working_dir, dict(_pair(each, "--label", "region=eu-de") for each in label or ())
+    )
+    with place.connected() as client:
+        id = jobs.submit(client, command, given, name, place.token)
+    err.print(f"job {id} at {place.address}" + (f", with {', '.join(passed)}" if passed else ""))
+    if not wait:
+        print(id)
+        return
+    _follow(place, id, address)
+
+
+@jobs_app.command("list", epilog="Example: mlops-ray jobs list --address http://head:8265")
+def jobs_list(address: Address = None, as_json: Json = False) -> None:
+    """The jobs of a cluster, the newest first."""
+    from mlops_ray.cluster import jobs
+
+    with jobs.Place.of(address).connected() as client:
+        found = jobs.listed(client)
+    columns = ["id", "status", "began", "seconds", "exit", "command"]
+    rows = [["" if job[column] is None else job[column] for column in columns] for job in found]
+    _show(found, as_json, lambda _: _print_table(columns, rows))
+
+
+@jobs_app.command("logs", epilog="Example: mlops-ray jobs logs raysubmit_Xe7cvjyGJCyuCvm2")
+def jobs_logs(id: str, address: Address = None) -> None:
+    """A job's log from its beginning, until it is over; ends with its exit status."""
+    from mlops_ray.cluster import jobs
+
+    _follow(jobs.Place.of(address), id, address)
+
+
+@jobs_app.command("stop", epilog="Example: mlops-ray jobs stop raysubmit_Xe7cvjyGJCyuCvm2")
+def jobs_stop(id: str, address: Address = None) -> None:
+    """Have a job end; what it brought up, as a service, goes on."""
+    from mlops_ray.cluster import jobs
+
+    with jobs.Place.of(address).connected() as client:
+        print(jobs.stopped(client, id).lower())
+
+
+def _follow(place: "Place", id: str, address: str | None) -> None:
+    from mlops_ray.cluster import jobs
+
+    at = f" --address {address}" if address else ""
+    again = f"mlops-ray jobs logs {id}{at} follows it again, mlops-ray jobs stop {id}{at} stops it"
+    try:
+        with place.connected() as client:
+            ended = jobs.followed(
+                client, id, _pass_on, lambda said: err.print(f"note: {said}", soft_wrap=True)
+            )
+    except KeyboardInterrupt:
+        err.print(f"The job goes on: {again}.", soft_wrap=True)
+        raise typer.Exit(interrupt.INTERRUPTED) from None
+    except jobs.LostError as error:
+        raise ClusterError(f"{error}: {again}") from error
+    jobs.require_well(id, ended)
+
+
+def _pass_on(text: str) -> None:
+    """What a job writes, as it is and at once."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more, nor what Python would write at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise KeyboardInterrupt from None
 
 
 @app.command(epilog="Example: mlops-ray schema > project.schema.json")
@@ -602,6 +704,7 @@ def _open(file: Path) -> tuple[Project, Storage]:
     # Functions that the file names may stand beside it, for this process and those that it starts.
     os.environ[SEARCH_PATH] = str(file.absolute().parent)
     project = config.load(file)
+    joined.require_lasting(project)
     return project, Storage.open(project.storage)
 
 
@@ -640,9 +743,10 @@ def _instant(text: str | None, option: str = "--as-known-at") -> datetime | None
 
 
 class _Terminal:
-    """Progress of a run on a terminal; on anything else, nothing."""
+    """Progress of a run on a terminal, and stage by stage in a job's log; on anything else, nothing."""
 
     def __init__(self) -> None:
+        self._is_told = err.is_terminal or joined.address() is not None
         self._status = Status("", console=err)
         self._stage = ""
 
@@ -663,7 +767,7 @@ class _Terminal:
 
     def end(self, stage: str, message: str, seconds: float | None) -> None:
         self.close()
-        if err.is_terminal:
+        if self._is_told:
             took = "unchanged" if seconds is None else f"{seconds:.1f} s"
             err.print(f"{stage:<24}{took:>8}  {message}", markup=False, highlight=False, soft_wrap=True)
 

@@ -93,6 +93,14 @@ class ClusterError(MlopsError):
     """Ray could not be started, reached or stopped."""
 
 
+class JobError(MlopsError):
+    """A command that ran as a job did not end well; what was waiting for it ends with its exit status."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        self.exit_status = exit_status
+        super().__init__(message)
+
+
 class ServiceError(MlopsError):
     """The service does not answer, or not in time."""
 

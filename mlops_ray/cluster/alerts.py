@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from mlops_ray.cluster import head, local, service
+from mlops_ray.cluster import joined, service
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, UsageError
 from mlops_ray.monitoring import alerts, sending
@@ -17,7 +17,7 @@ def tried(project: Project, storage: Storage) -> list[dict[str, Any]]:
     """
     declared = [alert.model_dump(exclude_none=True) for alert in project.monitoring.alerts]
     found = [_sent(route, project, storage) for route in sending.routes(declared)]
-    found += [_scraped(storage)] if any(alert.get("prometheus") for alert in declared) else []
+    found += [_scraped(project, storage)] if any(alert.get("prometheus") for alert in declared) else []
     if not found:
         raise UsageError(
             "monitoring.alerts of the project file names no route that is on, e.g. - {log: true}"
@@ -38,13 +38,13 @@ def _sent(route: sending.Route, project: Project, storage: Storage) -> dict[str,
     return _outcome(route.kind, route.shown(), "taken")
 
 
-def _scraped(storage: Storage) -> dict[str, Any]:
+def _scraped(project: Project, storage: Storage) -> dict[str, Any]:
     """Prometheus asks by itself; whether there is something to be asked."""
-    cluster = local.find(storage.root)
+    cluster = joined.found(project, storage)
     if cluster is None:
         said = "the service does not run: nothing answers there"
         return _outcome("prometheus", "/metrics", said, works=False)
-    place = f"http://{head.LOOPBACK}:{cluster.http_port}/metrics"
+    place = f"http://{cluster.host}:{cluster.http_port}/metrics"
     try:
         service.fetched(place, storage, service.STATUS_TIMEOUT_S)
     except ClusterError as error:

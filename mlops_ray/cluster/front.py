@@ -142,8 +142,8 @@ def wanted(project: Project) -> dict[str, int]:
 def url(project: Project, cluster: LocalCluster) -> str:
     """Where callers ask."""
     listen = project.serving.listen
-    if listen.front_port is None:
-        return f"http://{listen.host}:{cluster.http_port}"
+    if listen.front_port is None or not cluster.marker:
+        return f"http://{cluster.host if _is_any(listen.host) else listen.host}:{cluster.http_port}"
     scheme = "https" if listen.certificate is not None else "http"
     name = socket.gethostname() if _is_any(listen.host) else _bracketed(listen.host)
     return f"{scheme}://{name}:{listen.front_port}"
@@ -152,10 +152,13 @@ def url(project: Project, cluster: LocalCluster) -> str:
 def apply(project: Project, cluster: LocalCluster) -> list[str]:
     """Makes the front end run as the project says, or none; what to tell whoever started it.
 
+    A cluster that is not ours has what its owner puts in front of it: there Serve's own front end answers.
     One that runs already goes over to what is said now, a renewed certificate too, and drops no request.
     Raises `ClusterError` where it does not come up, and for what a running cluster cannot change.
     """
     listen, folder = project.serving.listen, Path(cluster.temp_dir, "front")
+    if not cluster.marker:
+        return [] if listen.is_local else ports.exposed(ports.table(project, cluster))
     if listen.front_port is None:
         _stop(cluster, folder)
         if listen.port not in (None, cluster.http_port):

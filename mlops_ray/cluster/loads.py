@@ -116,7 +116,7 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
     require_here(source.policy for source in project.sources.values())
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)
-        with scoring.connected(storage, Stages(storage, progress)) as cluster:
+        with scoring.connected(project, storage, Stages(storage, progress)) as cluster:
             bodies = asked(project, storage, progress, entry, wanted.rows)
             return LoadTest(project, storage, progress, cluster.http_port, entry, wanted).run(bodies)
 

@@ -55,9 +55,9 @@ FIXED_ON_IMPORT = {
 
 @dataclass(frozen=True)
 class LocalCluster:
-    """How to reach a cluster on this machine."""
+    """How to reach a cluster: one of ours on this machine, or the one whose job this is (joined.py)."""
 
-    marker: str  # stands in MLOPS_RAY_CLUSTER of the environment of each of its processes
+    marker: str  # stands in MLOPS_RAY_CLUSTER of the environment of each process of ours; else empty
     pid: int  # of the head, the leader of its session and process group
     address: str  # "127.0.0.1:PORT", for drivers
     dashboard: str  # "http://127.0.0.1:PORT", for jobs
@@ -65,6 +65,7 @@ class LocalCluster:
     environment: dict[str, str]  # what drivers and jobs must have set before they import ray
     temp_dir: str  # of Ray and HAProxy, removed by `stop`
     grpc_port: int = heads.GRPC_PORT  # the gateway's
+    host: str = LOOPBACK  # where its nodes reach Serve's front end
 
 
 def start(
@@ -94,9 +95,9 @@ def start(
 
 def find(folder: Path) -> LocalCluster | None:
     """The cluster that `folder` records, if its head lives and answers; ends what is left of a dead one."""
-    if (recorded := _read(folder)) is None:
+    if (known := _read(folder)) is None:
         return None
-    cluster, ready = recorded
+    cluster, ready = known
     if ready and any(process.pid == cluster.pid for process in carrying(cluster.marker)):
         return cluster if _answers(cluster.address) else None
     with _locked(folder) as ours:
@@ -105,15 +106,21 @@ def find(folder: Path) -> LocalCluster | None:
     return None
 
 
+def recorded(folder: Path) -> LocalCluster | None:
+    """The cluster that `folder` records, wherever it runs, and whether it does; nothing is ended."""
+    known = _read(folder)
+    return known[0] if known is not None else None
+
+
 def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
     """Ends the cluster that `folder` records, also a half-started one; False if there is none.
 
     Replicas of Serve may finish what they do, within a share of `timeout_s`. Raises `ClusterError` if a
     process is still there when it is over.
     """
-    if (recorded := _read(folder)) is None:
+    if (cluster := recorded(folder)) is None:
         return False
-    cluster, deadline = recorded[0], time.monotonic() + timeout_s
+    deadline = time.monotonic() + timeout_s
     _shut_serve_down(cluster, timeout_s * GRACE_SHARE)
     while left := carrying(cluster.marker):
         if time.monotonic() > deadline:
@@ -134,17 +141,17 @@ def connect(cluster: LocalCluster) -> None:
     Raises `ClusterError` if the cluster does not answer, if the process is a driver of another one, and if it
     imported ray with settings that cannot be changed any more.
     """
-    for (module, name), value in FIXED_ON_IMPORT.items():
-        if getattr(sys.modules.get(module), name, value) != value:
-            raise ClusterError(
-                f"ray was imported before its settings were made ({name} in {module}): connect before you"
-                " import it, or put mlops_ray.cluster.local.SETTINGS into os.environ first"
-            )
     imported = sys.modules.get("ray")
     if imported is not None and imported.is_initialized():
         if imported.get_runtime_context().gcs_address != cluster.address:
             raise ClusterError("this process is connected to another cluster; call ray.shutdown() first")
         return
+    for (module, name), value in FIXED_ON_IMPORT.items():
+        if getattr(sys.modules.get(module), name, value) != value:
+            raise ClusterError(
+                f"ray was imported before its settings were made ({name} in {module}): connect before you"
+                " import it, or put mlops_ray.cluster.head.SETTINGS into os.environ first"
+            )
     if not _answers(cluster.address):
         raise ClusterError(f"no cluster answers at {cluster.address}; start one")
     os.environ.update(cluster.environment)

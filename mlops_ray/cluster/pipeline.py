@@ -13,6 +13,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mlops_ray.cluster import costs, loop, looper, meter, releases, training
+from mlops_ray.cluster.head import LOOPBACK
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -299,6 +300,8 @@ class Pipeline:
                 project,
                 self.storage,
                 http_port=cluster.http_port,
+                host=LOOPBACK if cluster.marker else listen.host,
+                reached=cluster.host,
                 listener=listener,
                 beside={looper.APPLICATION: looper.deployment} if loops or meters else {},
             )

@@ -64,8 +64,15 @@ _FREE = (
 
 
 def table(project: Project, cluster: LocalCluster) -> list[Port]:
-    """Every port that listens when a project's service runs on a cluster."""
+    """Every port that listens when a project's service runs; on a cluster not ours, those of our code."""
     listen = project.serving.listen
+    if not cluster.marker:
+        return [
+            Port("http", "Serve's front end", _one(cluster.http_port), "key", listen.host),
+            Port(
+                "grpc", "the gateway's gRPC", _one(listen.grpc_port or cluster.grpc_port), "key", listen.host
+            ),
+        ]
     base = int(cluster.address.rsplit(":", 1)[1]) - OFFSETS["gcs"]
     replicas = base + OFFSETS["replicas_http"]
     found = [

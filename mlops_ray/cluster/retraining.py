@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops_ray import config
-from mlops_ray.cluster import head
+from mlops_ray.cluster import joined
 from mlops_ray.errors import ConfigError, MlopsError, safe
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
@@ -57,7 +57,7 @@ def run(file: Path, id: str, storage: Storage) -> int:
     """
     # Functions that the file names may stand beside it.
     os.environ[SEARCH_PATH] = str(file.parent)
-    os.environ.update(head.SETTINGS)
+    joined.settle()
     from mlops_ray.cluster import loop, service
 
     told = Told(storage, id)

@@ -1,12 +1,11 @@
 """Batch scoring of a project's model: the command `predict`."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlops_ray.cluster import head, interrupt, local, service
+from mlops_ray.cluster import interrupt, joined, local, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
@@ -54,35 +53,35 @@ def predict(
         if job.is_small:
             return _score(job, Stages(storage, progress), {}, on_ray=False)
         stages = Stages(storage, progress)
-        with connected(storage, stages):
+        with connected(project, storage, stages):
             return _score(job, stages, label_selector(policies), on_ray=True)
 
 
 @contextlib.contextmanager
-def connected(storage: Storage, stages: Stages) -> Iterator[LocalCluster]:
+def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[LocalCluster]:
     """The cluster of this storage, or one for the block, connected.
 
     Not a pipeline's: that reads what a model is trained on, which need not be there any more.
     """
     with contextlib.ExitStack() as lock:
         lock.enter_context(alone(storage))
-        found = local.find(storage.root)
-        if found is not None:
+        ours = joined.is_missing(storage)
+        if not ours:
             # One that is there for others holds nobody up.
             lock.close()
-        with interrupt.stops(storage.root if found is None else None):
+        with interrupt.stops(storage.root if ours else None):
             # Ray reads these when it is imported.
-            os.environ.update(head.SETTINGS)
+            joined.settle()
             try:
                 with stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
-                    cluster = found or local.start(storage.root)
+                    cluster = local.start(storage.root) if ours else service._found(project, storage)
                     local.connect(cluster)
                     result["address"] = cluster.address
                 yield cluster
             except Exception:
-                service._leave_cluster(storage, stop=found is None)
+                service._leave_cluster(storage, stop=ours)
                 raise
-            service._leave_cluster(storage, stop=found is None)
+            service._leave_cluster(storage, stop=ours)
 
 
 def _score(job: Job, stages: Stages, selector: dict[str, str], *, on_ray: bool) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlops_ray import keys
-from mlops_ray.cluster import front, head, interrupt, local, ports
+from mlops_ray.cluster import front, interrupt, joined, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
@@ -292,7 +291,7 @@ def _working(
     error or Ctrl-C a cluster that is ours is stopped.
     """
     lock.enter_context(alone(storage, wait=wait))
-    ours = local.find(storage.root) is None
+    ours = joined.is_missing(storage)
     with interrupt.stops(storage.root if ours else None):
         pipeline = _pipeline(project, storage, progress)
         if whole:
@@ -307,7 +306,7 @@ def _working(
 def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:
     """The cluster of this storage, started if it is to be ours."""
     with pipeline.stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
-        cluster = _started(pipeline) if ours else _found(pipeline.storage)
+        cluster = _started(pipeline) if ours else _found(pipeline.project, pipeline.storage)
         local.connect(cluster)
         result["address"] = cluster.address
     return cluster
@@ -317,8 +316,8 @@ def _started(pipeline: "Pipeline") -> LocalCluster:
     return local.start(pipeline.storage.root, ports=front.wanted(pipeline.project))
 
 
-def _found(storage: Storage) -> LocalCluster:
-    found = local.find(storage.root)
+def _found(project: Project, storage: Storage) -> LocalCluster:
+    found = joined.found(project, storage)
     if found is None:
         raise ClusterError("the cluster has just been stopped; run again")
     return found
@@ -326,7 +325,7 @@ def _found(storage: Storage) -> LocalCluster:
 
 def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeline":
     # Ray reads these when it is imported, which the pipeline does.
-    os.environ.update(head.SETTINGS)
+    joined.settle()
     from mlops_ray.cluster.pipeline import Pipeline
 
     return Pipeline(project, storage, progress)
@@ -338,6 +337,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
     from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
+    joined.require_serving(project, cluster)
     front.require_token(project, cluster)
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
@@ -437,10 +437,10 @@ def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> s
 
 def status(project: Project, storage: Storage) -> dict[str, Any]:
     """What is live: `{"state": "down"}`, or the service's address and the documents of its models."""
-    cluster = local.find(storage.root)
+    cluster = joined.found(project, storage)
     if cluster is None:
         return {"state": "down", "model": project.project}
-    url, inside = front.url(project, cluster), f"http://{head.LOOPBACK}:{cluster.http_port}"
+    url, inside = front.url(project, cluster), f"http://{cluster.host}:{cluster.http_port}"
     try:
         document = _ask(f"{inside}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:
@@ -476,13 +476,20 @@ def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
 
 def listening(project: Project, storage: Storage) -> list[dict[str, str]]:
     """Every port of what runs, and what guards it; empty where nothing does."""
-    cluster = local.find(storage.root)
+    cluster = joined.found(project, storage)
     return [port.to_json() for port in ports.table(project, cluster)] if cluster is not None else []
 
 
-def down(storage: Storage) -> bool:
-    """Stops the project's service and its cluster; `False` if there was none."""
-    return local.stop(storage.root)
+def down(project: Project, storage: Storage) -> bool:
+    """Stops the project's service and its cluster, which a job only leaves; `False` if there was none."""
+    cluster = joined.found(project, storage) if joined.address() else None
+    if cluster is None or cluster.marker:
+        return local.stop(storage.root)
+    from ray import serve
+
+    runs = bool(serve.status().applications)
+    serve.shutdown()  # type: ignore[no-untyped-call]
+    return runs
 
 
 def _ask(url: str, storage: Storage, timeout_s: float, **request: Any) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from mlops_ray.config.project import json_schema as json_schema
 from mlops_ray.config.project import load as load
 from mlops_ray.config.project import warnings as warnings
 from mlops_ray.config.reading import resolve as resolve
+from mlops_ray.config.reading import variables as variables
 from mlops_ray.config.source import ColumnSpec as ColumnSpec
 from mlops_ray.config.source import Csv as Csv
 from mlops_ray.config.source import Delta as Delta

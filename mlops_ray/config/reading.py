@@ -188,6 +188,14 @@ def unset(value: object, environ: Mapping[str, str]) -> list[str]:
     return [name for child in children for name in unset(child, environ)]
 
 
+def variables(file: Path) -> list[str]:
+    """The environment variables that a file, and those that it includes, ask for by `${VAR}`."""
+    tree, _ = parse(file)
+    included: Any = as_list(tree.get("include") or [])
+    trees = [tree, *(parse(file.parent / str(other))[0] for other in included)]
+    return sorted({name for each in trees for name in unset(each, {})})
+
+
 def resolve(path: str, base: Path) -> str:
     """An absolute path or URL; `package://NAME/…` is a file of `mlops_ray.datasets`, else of a package.
 

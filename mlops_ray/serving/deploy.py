@@ -59,16 +59,18 @@ def deploy(
     *,
     http_port: int,
     host: str = "127.0.0.1",
+    reached: str = "127.0.0.1",
     listener: Listener | None = None,
     beside: Mapping[str, Callable[[str, dict[str, str]], serve.Application]] = MappingProxyType({}),
 ) -> Deployed:
     """Makes the model, the monitor and the gateway run on the connected cluster, and waits until they answer.
 
     Starts an application only where its digest of code, resources and settings differs from what runs. The
-    model must have a champion, or a version of it was pushed, which is released first. `listener` is where
-    the gateway speaks gRPC; `beside` are applications without a route that look after all models, each made
-    from the storage and the labels of where it may run. Raises `ClusterError` where something does not come
-    up, or the first version is refused, `PolicyError` where no place is allowed for all models.
+    model must have a champion, or a version of it was pushed, which is released first. Serve listens on
+    `host`, and is asked at `reached`. `listener` is where the gateway speaks gRPC; `beside` are applications
+    without a route that look after all models, each made from the storage and the labels of where it may run.
+    Raises `ClusterError` where something does not come up, or the first version is refused, `PolicyError`
+    where no place is allowed for all models.
     """
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
@@ -86,7 +88,7 @@ def deploy(
     _run({name: wanted[name] for name in changed})
     digests = known | {name: app.digest for name, app in wanted.items()}
     storage.write_json({"cluster": _cluster(), "digests": digests, "regions": regions}, DEPLOYED)
-    url = f"http://{host}:{http_port}"
+    url = f"http://{reached}:{http_port}"
     for path in (f"{replica.route(project.project)}/ready", READY):
         _wait_until_ready(url + path, lambda: _hopeless(storage, project.project))
     return Deployed(url, tuple(changed))

@@ -1,0 +1,345 @@
+"""Commands as jobs of a Ray cluster: what `mlops-ray submit` and `mlops-ray jobs` do.
+
+A job is what `ray job submit` would make of the same command. Variables that it is to have travel sealed with
+the token that the cluster asks for, among the job's metadata: what lists jobs, and Ray's own logs, show no
+value, and whoever could open them has the token, by which he could run anything there. In the job
+`python3 -m mlops_ray.cluster.jobs COMMAND…` opens them, and becomes the command.
+"""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from cryptography.fernet import Fernet, InvalidToken
+
+from mlops_ray import config
+from mlops_ray.cluster import local
+from mlops_ray.errors import ClusterError, JobError, UsageError, one_line
+
+#: How long a cluster may take for an answer, as uploads go on; and be silent about a job, before it is asked.
+ANSWER_S, SILENT_S = 30.0, 30.0
+#: How often one that is lost is tried again, and for how long: a head that starts anew takes a minute.
+AGAIN_S, PATIENCE_S = 2.0, 120.0
+#: Ray gives a command three seconds to end, and then kills it.
+STOP_S, POLL_S = 30.0, 0.2
+#: Lines of Ray's that say why a job never began.
+LINES = 10
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+#: What is no part of a project, or is secret; Ray leaves out what .gitignore and .rayignore name too.
+EXCLUDED = (".mlops", ".git", ".venv", "__pycache__", "local.key", "ray.token", ".env")
+#: Variables that a node has its own of.
+OF_THE_NODE = frozenset({"HOME", "PATH", "PWD", "SHELL", "TMPDIR", "USER"})
+#: Where the sealed variables are among a job's metadata, and what opens them.
+SEALED = "mlops_ray.environment"
+OPENER = ("python3", "-P", "-m", "mlops_ray.cluster.jobs")
+#: Where Ray tells a job's command of its job.
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+#: What Ray's client raises, of its own, and as `OSError` of what it asks by.
+RAISED = (OSError, RuntimeError, ValueError, KeyError)
+#: What it then says of a job that is not there.
+UNKNOWN = "status code 404"
+
+
+class LostError(ClusterError):
+    """A cluster went away while a job was followed."""
+
+
+class Jobs(Protocol):
+    """A cluster's jobs (ray.job_submission.JobSubmissionClient)."""
+
+    @property
+    def submit_job(self) -> Callable[..., str]: ...
+
+    def get_job_info(self, job_id: str) -> Any: ...
+
+    def list_jobs(self) -> list[Any]: ...
+
+    def stop_job(self, job_id: str) -> bool: ...
+
+    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cluster that takes jobs: its address, as Ray's client takes it, and the token, if one is known."""
+
+    address: str
+    token: str | None
+
+    @classmethod
+    def of(cls, said: str | None, environ: Mapping[str, str] = os.environ) -> "Place":
+        """The cluster that is `said`, else the environment's; a folder is the storage of a local one."""
+        said = said or environ.get("RAY_API_SERVER_ADDRESS") or environ.get("RAY_ADDRESS")
+        if not said:
+            raise UsageError(
+                "which cluster? --address (or RAY_ADDRESS) names its dashboard, e.g. http://head:8265, or the"
+                " storage folder of what runs on this machine, e.g. .mlops"
+            )
+        if not Path(said).is_dir():
+            return cls(said, _token(environ))
+        cluster = local.find(Path(said).resolve())
+        if cluster is None:
+            raise ClusterError(f"no cluster of {said} runs; mlops-ray serve PROJECT.yaml --detach starts one")
+        return cls(cluster.dashboard, _token(cluster.environment))
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Jobs]:
+        """Ray's client; what it raises within the block is said in sentences, as a `ClusterError`."""
+        # Before ray is imported; the last goes before whatever a client is told.
+        os.environ |= {"RAY_AUTH_TOKEN": self.token, "RAY_AUTH_MODE": "token"} if self.token else {}
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        for module in ("modules.job.sdk", "modules.dashboard_sdk"):
+            logging.getLogger(f"ray.dashboard.{module}").setLevel(logging.WARNING)
+
+        class Client(JobSubmissionClient):
+            def _do_request(self, *args: Any, **how: Any) -> Any:
+                return super()._do_request(*args, timeout=ANSWER_S, **how)
+
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else None
+        try:
+            yield Client(self.address, headers=headers)
+        except AuthenticationError as error:
+            if self.token:
+                raise ClusterError(f"{self.address} refuses the token: it is another cluster's") from error
+            raise ClusterError(
+                f"{self.address} asks for a token: put it into RAY_AUTH_TOKEN, or its file's path into"
+                " RAY_AUTH_TOKEN_PATH (on the cluster, `ray get-auth-token` shows it)"
+            ) from error
+        except ConnectionError as error:
+            raise ClusterError(f"no cluster answers at {self.address}; is that its dashboard?") from error
+        except RAISED as error:
+            raise ClusterError(f"the cluster at {self.address}: {_last(error)}") from error
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """The token that Ray's own tools would send; `None` where there is none."""
+    if environ.get("RAY_AUTH_MODE", "token") != "token":
+        return None
+    if said := environ.get("RAY_AUTH_TOKEN", "").strip():
+        return said
+    named = environ.get("RAY_AUTH_TOKEN_PATH")
+    try:
+        return Path(named or Path.home() / ".ray" / "auth_token").read_text().strip() or None
+    except OSError as error:
+        if named:
+            raise ClusterError(
+                f"cannot read the token: {named} (RAY_AUTH_TOKEN_PATH): {error.strerror}"
+            ) from error
+        return None
+
+
+# ---------------------------------------------------------------- what a job is given
+
+
+def project_files(command: Sequence[str], base: Path) -> list[Path]:
+    """The project files among the words of a command of ours, as far as they are here."""
+    if Path(command[0]).name != "mlops-ray":
+        return []
+    return [base / word for word in command if word.endswith((".yaml", ".yml")) and (base / word).is_file()]
+
+
+def variables(named: Iterable[str], files: Iterable[Path], environ: Mapping[str, str]) -> dict[str, str]:
+    """What a job is to find in its environment: what is named, and what its project files ask for.
+
+    What only they ask for may be the nodes' own. Raises `UsageError` where one that is named is not set.
+    """
+    for name in named:
+        if name not in environ:
+            raise UsageError(f"--env {name}: it is not set here")
+    asked = {name for file in files for name in config.variables(file)} - OF_THE_NODE
+    return {name: environ[name] for name in sorted({*named, *asked}) if name in environ}
+
+
+@dataclass(frozen=True)
+class Given:
+    """What goes along with a job: variables, a folder, and the labels of the node where it is to run."""
+
+    variables: Mapping[str, str] = field(default_factory=dict)
+    working_dir: Path | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def submit(
+    jobs: Jobs, command: Sequence[str], given: Given, name: str | None = None, token: str | None = None
+) -> str:
+    """Has a cluster, which asks for this token, run a command; the id of its job."""
+    folder = given.working_dir
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: letters, digits, dots and dashes make a name")
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"--working-dir {folder}: there is no such folder")
+    return jobs.submit_job(
+        entrypoint=shlex.join([*OPENER, *command] if given.variables else command),
+        submission_id=name,
+        runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDED)} if folder else None,
+        metadata={SEALED: seal(given.variables, token)} if given.variables else None,
+        entrypoint_label_selector=dict(given.labels) or None,
+    )
+
+
+def seal(variables: Mapping[str, str], token: str | None) -> str:
+    """Variables that nobody reads without the token."""
+    if token is None:
+        raise UsageError(
+            f"{', '.join(variables)} would be readable by all, since the cluster asks for no token: set what"
+            " the job needs on the nodes, or have Ray ask (RAY_AUTH_MODE=token)"
+        )
+    return _box(token).encrypt(json.dumps(dict(variables)).encode()).decode()
+
+
+def unsealed(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that came with the job whose command this process is."""
+    sealed = json.loads(environ.get(JOB, "{}")).get("metadata", {}).get(SEALED)
+    if sealed is None:
+        return {}
+    try:
+        return dict(json.loads(_box(_token(environ) or "").decrypt(sealed.encode())))
+    except InvalidToken:
+        raise ClusterError("the job's variables do not open: its node has another token") from None
+
+
+def _box(token: str) -> Fernet:
+    # The token is as long as chance made it: nothing has to be stretched.
+    return Fernet(base64.urlsafe_b64encode(hashlib.sha256(f"mlops_ray job {token}".encode()).digest()))
+
+
+# ---------------------------------------------------------------- what becomes of it
+
+
+@dataclass
+class Log:
+    """A job's log on its way to a reader, who gets everything once, however often it is read anew."""
+
+    write: Callable[[str], object]
+    shown: int = 0
+
+    async def read(self, chunks: AsyncIterator[str], is_there: Callable[[], object]) -> None:
+        """Reads until the end; `is_there`, asked where nothing comes for long, raises where nothing will."""
+        seen = 0
+        while True:
+            coming = asyncio.ensure_future(anext(chunks, None))
+            while not (await asyncio.wait({coming}, timeout=SILENT_S))[0]:
+                await asyncio.to_thread(is_there)
+            if (chunk := coming.result()) is None:
+                return
+            if new := chunk[max(self.shown - seen, 0) :]:
+                self.write(new)
+            seen += len(chunk)
+            self.shown = max(self.shown, seen)
+
+
+def followed(
+    jobs: Jobs,
+    id: str,
+    write: Callable[[str], object],
+    tell: Callable[[str], object],
+    *,
+    wait: Callable[[float], object] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Any:
+    """Writes a job's log as it comes, until the job is over; its details, as Ray has them.
+
+    A cluster that is lost is tried again, which is told; `LostError` where it does not come back.
+    """
+    import aiohttp
+
+    log, lost_at = Log(write), math.inf
+    while True:
+        before = log.shown
+        try:
+            jobs.get_job_info(id)
+            asyncio.run(log.read(jobs.tail_job_logs(id), lambda: jobs.get_job_info(id)))
+            details = jobs.get_job_info(id)
+            if details.status.is_terminal():
+                return details
+        except (*RAISED, aiohttp.ClientError) as error:
+            if UNKNOWN in str(error):
+                raise
+            if lost_at == math.inf or log.shown > before:
+                tell(f"the cluster is lost, and tried again: {_last(error)}")
+                lost_at = clock()
+            if clock() > lost_at + PATIENCE_S:
+                raise LostError(
+                    f"the cluster does not come back, and the job {id} may go on there"
+                ) from error
+        wait(AGAIN_S)
+
+
+def require_well(id: str, details: Any) -> None:
+    """Raises `JobError` with the command's exit status where a job did not end well."""
+    code, status = details.driver_exit_code, details.status.value
+    if status == "STOPPED":
+        raise JobError(f"the job {id} was stopped", 1)
+    if status != "SUCCEEDED" and code is None:
+        # Its log need not say it.
+        why = "\n".join((details.message or "Ray does not say why").strip().splitlines()[-LINES:])
+        raise JobError(f"the job {id} failed, and its command has no exit status:\n{why}", 1)
+    if status != "SUCCEEDED":
+        # Of a signal shells say so much more.
+        raise JobError(f"the job {id} ended with exit status {code}", code if code > 0 else 128 - code)
+
+
+def listed(jobs: Jobs) -> list[dict[str, Any]]:
+    """The cluster's jobs, the newest first: `{"id", "status", "began", "seconds", "exit", "command"}`."""
+    found = [job for job in jobs.list_jobs() if job.submission_id]
+    opener = shlex.join(OPENER) + " "
+    return [
+        {
+            "id": job.submission_id,
+            "status": job.status.value,
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.start_time / 1000)),
+            "seconds": round(((job.end_time or time.time() * 1000) - job.start_time) / 1000),
+            "exit": job.driver_exit_code,
+            "command": job.entrypoint.removeprefix(opener),
+        }
+        for job in sorted(found, key=lambda job: job.start_time or 0, reverse=True)
+    ]
+
+
+def stopped(jobs: Jobs, id: str, wait: Callable[[float], object] = time.sleep) -> str:
+    """Has a job end, and waits until it has; how it did."""
+    jobs.stop_job(id)
+    for _ in range(int(STOP_S / POLL_S)):
+        status = jobs.get_job_info(id).status
+        if status.is_terminal():
+            return str(status.value)
+        wait(POLL_S)
+    raise ClusterError(f"the job {id} does not end; its node may be gone")
+
+
+def _last(error: BaseException) -> str:
+    """What an answer says in the end: an error of the other side comes with its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return one_line(RuntimeError(lines[-1])) if lines else type(error).__name__
+
+
+def main(command: list[str]) -> None:
+    """Becomes a job's command, with the variables that came with it."""
+    os.environ |= unsealed(os.environ)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the user's own command
+    except OSError as error:
+        raise ClusterError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except ClusterError as error:
+        sys.exit(f"error: {error}")
