@@ -23,15 +23,7 @@ from rich.text import Text
 from mlops_ray import __version__, config, keys
 from mlops_ray.cluster import interrupt, joined, service
 from mlops_ray.config import Project
-from mlops_ray.errors import (
-    ClusterError,
-    DataError,
-    MlopsError,
-    ServiceError,
-    TrainingError,
-    UsageError,
-    did_you_mean,
-)
+from mlops_ray.errors import DataError, MlopsError, ServiceError, TrainingError, UsageError, did_you_mean
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.pages import plain
 from mlops_ray.storage import Storage, replacing
@@ -303,7 +295,6 @@ def submit(
     address: Address = None,
     working_dir: Annotated[Path | None, typer.Option(help="A folder to take along.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="A variable to take along, by its name.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Of its node, e.g. region=eu-de.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the job; default: one of Ray's.")] = None,
     wait: Annotated[bool, typer.Option(help="Show its log, and end with its exit status.")] = True,
 ) -> None:
@@ -311,16 +302,13 @@ def submit(
     from mlops_ray.cluster import jobs
 
     place = jobs.Place.of(address)
-    passed = jobs.variables(env or (), jobs.project_files(command, working_dir or Path()), os.environ)
-    given = jobs.Given(
-        passed, working_dir, dict(_pair(each, "--label", "region=eu-de") for each in label or ())
-    )
+    passed = jobs.variables(command, env or (), working_dir or Path())
     with place.connected() as client:
-        id = jobs.submit(client, command, given, name, place.token)
-    err.print(f"job {id} at {place.address}" + (f", with {', '.join(passed)}" if passed else ""))
+        id = jobs.submit(client, command, passed, place.token, name=name, folder=working_dir)
     if not wait:
         print(id)
         return
+    err.print(f"job {id} at {place.address}" + (f", with {', '.join(passed)}" if passed else ""))
     _follow(place, id, address)
 
 
@@ -356,18 +344,16 @@ def jobs_stop(id: str, address: Address = None) -> None:
 def _follow(place: "Place", id: str, address: str | None) -> None:
     from mlops_ray.cluster import jobs
 
-    at = f" --address {address}" if address else ""
-    again = f"mlops-ray jobs logs {id}{at} follows it again, mlops-ray jobs stop {id}{at} stops it"
     try:
         with place.connected() as client:
             ended = jobs.followed(
                 client, id, _pass_on, lambda said: err.print(f"note: {said}", soft_wrap=True)
             )
     except KeyboardInterrupt:
+        which = f"{id} --address {address}" if address else id
+        again = f"mlops-ray jobs logs {which} follows it again, mlops-ray jobs stop {which} stops it"
         err.print(f"The job goes on: {again}.", soft_wrap=True)
         raise typer.Exit(interrupt.INTERRUPTED) from None
-    except jobs.LostError as error:
-        raise ClusterError(f"{error}: {again}") from error
     jobs.require_well(id, ended)
 
 
@@ -657,7 +643,7 @@ def prices_import(
     from mlops_ray.cluster import costs
     from mlops_ray.cost import exports
 
-    renamed = dict(_pair(each, "--column", "per_hour=EUR/h") for each in column or ())
+    renamed = dict(_pair(each) for each in column or ())
     sizes = None if shapes is None else exports.shapes(costs.read_text(shapes), str(shapes))
     day = date.date() if date else costs.modified(file)
     asked = exports.Asked(day, source or file.name, region, currency, sizes, renamed)
@@ -666,10 +652,10 @@ def prices_import(
     _show(found, as_json, lambda _: print(said), _print_notes)
 
 
-def _pair(text: str, option: str, example: str) -> tuple[str, str]:
+def _pair(text: str) -> tuple[str, str]:
     name, given, theirs = text.partition("=")
     if not (name and given and theirs):
-        raise UsageError(f"{option}: {text!r} says nothing on one side; write e.g. {example}")
+        raise UsageError(f"--column: {text!r} names no column of each side; write e.g. per_hour=EUR/h")
     return name, theirs
 
 

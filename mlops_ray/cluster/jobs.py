@@ -1,9 +1,9 @@
 """Commands as jobs of a Ray cluster: what `mlops-ray submit` and `mlops-ray jobs` do.
 
-A job is what `ray job submit` would make of the same command. Variables that it is to have travel sealed with
-the token that the cluster asks for, among the job's metadata: what lists jobs, and Ray's own logs, show no
-value, and whoever could open them has the token, by which he could run anything there. In the job
-`python3 -m mlops_ray.cluster.jobs COMMAND…` opens them, and becomes the command.
+A job is what `ray job submit` makes of the same command. Variables that it is to have travel among its
+metadata, sealed with the token that the cluster asks for: neither what lists jobs nor Ray's logs show a
+value, and who has the token could run anything there. In the job `python3 -m mlops_ray.cluster.jobs COMMAND…`
+opens them, and becomes the command.
 """
 
 import asyncio
@@ -12,16 +12,15 @@ import contextlib
 import hashlib
 import json
 import logging
-import math
 import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
@@ -29,47 +28,29 @@ from mlops_ray import config
 from mlops_ray.cluster import local
 from mlops_ray.errors import ClusterError, JobError, UsageError, one_line
 
-#: How long a cluster may take for an answer, as uploads go on; and be silent about a job, before it is asked.
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient as Jobs
+
+#: How long an answer may take, an upload's too; and a job's log be silent, before is asked if it is there.
 ANSWER_S, SILENT_S = 30.0, 30.0
-#: How often one that is lost is tried again, and for how long: a head that starts anew takes a minute.
+#: How often a cluster that is lost is tried again, and how long: a head that starts anew takes a minute.
 AGAIN_S, PATIENCE_S = 2.0, 120.0
 #: Ray gives a command three seconds to end, and then kills it.
 STOP_S, POLL_S = 30.0, 0.2
-#: Lines of Ray's that say why a job never began.
+#: Lines of what Ray says of a job that never began.
 LINES = 10
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: What is no part of a project, or is secret; Ray leaves out what .gitignore and .rayignore name too.
 EXCLUDED = (".mlops", ".git", ".venv", "__pycache__", "local.key", "ray.token", ".env")
-#: Variables that a node has its own of.
+#: Variables of which a node has its own.
 OF_THE_NODE = frozenset({"HOME", "PATH", "PWD", "SHELL", "TMPDIR", "USER"})
-#: Where the sealed variables are among a job's metadata, and what opens them.
-SEALED = "mlops_ray.environment"
+#: Where the sealed variables are among a job's metadata, what opens them, and where Ray tells it of these.
+SEALED, JOB = "mlops_ray.environment", "RAY_JOB_CONFIG_JSON_ENV_VAR"
 OPENER = ("python3", "-P", "-m", "mlops_ray.cluster.jobs")
-#: Where Ray tells a job's command of its job.
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: What Ray's client raises, of its own, and as `OSError` of what it asks by.
 RAISED = (OSError, RuntimeError, ValueError, KeyError)
 #: What it then says of a job that is not there.
 UNKNOWN = "status code 404"
-
-
-class LostError(ClusterError):
-    """A cluster went away while a job was followed."""
-
-
-class Jobs(Protocol):
-    """A cluster's jobs (ray.job_submission.JobSubmissionClient)."""
-
-    @property
-    def submit_job(self) -> Callable[..., str]: ...
-
-    def get_job_info(self, job_id: str) -> Any: ...
-
-    def list_jobs(self) -> list[Any]: ...
-
-    def stop_job(self, job_id: str) -> bool: ...
-
-    def tail_job_logs(self, job_id: str) -> AsyncIterator[str]: ...
 
 
 @dataclass(frozen=True)
@@ -96,11 +77,13 @@ class Place:
         return cls(cluster.dashboard, _token(cluster.environment))
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[Jobs]:
+    def connected(self) -> Iterator["Jobs"]:
         """Ray's client; what it raises within the block is said in sentences, as a `ClusterError`."""
-        # Before ray is imported; the last goes before whatever a client is told.
-        os.environ |= {"RAY_AUTH_TOKEN": self.token, "RAY_AUTH_MODE": "token"} if self.token else {}
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address
+        # The environment's goes before whatever address a client is told; Ray reads the rest when imported.
+        told = {"RAY_API_SERVER_ADDRESS": self.address}
+        told |= {"RAY_AUTH_TOKEN": self.token, "RAY_AUTH_MODE": "token"} if self.token else {}
+        before = {name: os.environ.get(name) for name in told}
+        os.environ |= told
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
@@ -125,6 +108,9 @@ class Place:
             raise ClusterError(f"no cluster answers at {self.address}; is that its dashboard?") from error
         except RAISED as error:
             raise ClusterError(f"the cluster at {self.address}: {_last(error)}") from error
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
 def _token(environ: Mapping[str, str]) -> str | None:
@@ -134,62 +120,60 @@ def _token(environ: Mapping[str, str]) -> str | None:
     if said := environ.get("RAY_AUTH_TOKEN", "").strip():
         return said
     named = environ.get("RAY_AUTH_TOKEN_PATH")
-    try:
-        return Path(named or Path.home() / ".ray" / "auth_token").read_text().strip() or None
-    except OSError as error:
-        if named:
-            raise ClusterError(
-                f"cannot read the token: {named} (RAY_AUTH_TOKEN_PATH): {error.strerror}"
-            ) from error
+    file = Path(named or Path.home() / ".ray" / "auth_token")
+    if not named and not file.exists():
         return None
+    try:
+        return file.read_text().strip() or None
+    except OSError as error:
+        raise ClusterError(f"cannot read the token, {file}: {error.strerror}") from error
+
+
+def _last(error: BaseException) -> str:
+    """What an answer says in the end: an error of the other side comes with its traceback."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 # ---------------------------------------------------------------- what a job is given
 
 
-def project_files(command: Sequence[str], base: Path) -> list[Path]:
-    """The project files among the words of a command of ours, as far as they are here."""
-    if Path(command[0]).name != "mlops-ray":
-        return []
-    return [base / word for word in command if word.endswith((".yaml", ".yml")) and (base / word).is_file()]
+def variables(
+    command: Sequence[str], named: Iterable[str], base: Path, environ: Mapping[str, str] = os.environ
+) -> dict[str, str]:
+    """What a command is to find in its environment: what is named, and what its project files ask for.
 
-
-def variables(named: Iterable[str], files: Iterable[Path], environ: Mapping[str, str]) -> dict[str, str]:
-    """What a job is to find in its environment: what is named, and what its project files ask for.
-
-    What only they ask for may be the nodes' own. Raises `UsageError` where one that is named is not set.
+    Their words are read from `base`; what they ask for and is not set here may be the nodes' own. Raises
+    `UsageError` where a variable that is named is not set.
     """
     for name in named:
         if name not in environ:
             raise UsageError(f"--env {name}: it is not set here")
+    words = command if Path(command[0]).name == "mlops-ray" else ()
+    files = [base / word for word in words if word.endswith((".yaml", ".yml")) and (base / word).is_file()]
     asked = {name for file in files for name in config.variables(file)} - OF_THE_NODE
     return {name: environ[name] for name in sorted({*named, *asked}) if name in environ}
 
 
-@dataclass(frozen=True)
-class Given:
-    """What goes along with a job: variables, a folder, and the labels of the node where it is to run."""
-
-    variables: Mapping[str, str] = field(default_factory=dict)
-    working_dir: Path | None = None
-    labels: Mapping[str, str] = field(default_factory=dict)
-
-
 def submit(
-    jobs: Jobs, command: Sequence[str], given: Given, name: str | None = None, token: str | None = None
+    jobs: "Jobs",
+    command: Sequence[str],
+    passed: Mapping[str, str],
+    token: str | None,
+    *,
+    name: str | None = None,
+    folder: Path | None = None,
 ) -> str:
-    """Has a cluster, which asks for this token, run a command; the id of its job."""
-    folder = given.working_dir
+    """Has a cluster, which asks for this token, run a command, with a folder's content; the id of its job."""
     if name is not None and not NAME.fullmatch(name):
         raise UsageError(f"--name {name!r}: letters, digits, dots and dashes make a name")
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--working-dir {folder}: there is no such folder")
     return jobs.submit_job(
-        entrypoint=shlex.join([*OPENER, *command] if given.variables else command),
+        entrypoint=shlex.join([*OPENER, *command] if passed else command),
         submission_id=name,
         runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDED)} if folder else None,
-        metadata={SEALED: seal(given.variables, token)} if given.variables else None,
-        entrypoint_label_selector=dict(given.labels) or None,
+        metadata={SEALED: seal(passed, token)} if passed else None,
     )
 
 
@@ -206,10 +190,8 @@ def seal(variables: Mapping[str, str], token: str | None) -> str:
 def unsealed(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that came with the job whose command this process is."""
     sealed = json.loads(environ.get(JOB, "{}")).get("metadata", {}).get(SEALED)
-    if sealed is None:
-        return {}
     try:
-        return dict(json.loads(_box(_token(environ) or "").decrypt(sealed.encode())))
+        return dict(json.loads(_box(_token(environ) or "").decrypt(sealed))) if sealed else {}
     except InvalidToken:
         raise ClusterError("the job's variables do not open: its node has another token") from None
 
@@ -217,6 +199,15 @@ def unsealed(environ: Mapping[str, str]) -> dict[str, str]:
 def _box(token: str) -> Fernet:
     # The token is as long as chance made it: nothing has to be stretched.
     return Fernet(base64.urlsafe_b64encode(hashlib.sha256(f"mlops_ray job {token}".encode()).digest()))
+
+
+def main(command: list[str]) -> None:
+    """Becomes a job's command, with the variables that came with it."""
+    os.environ |= unsealed(os.environ)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the user's own command
+    except OSError as error:
+        raise ClusterError(f"cannot run {command[0]}: {error.strerror}") from error
 
 
 # ---------------------------------------------------------------- what becomes of it
@@ -245,7 +236,7 @@ class Log:
 
 
 def followed(
-    jobs: Jobs,
+    jobs: "Jobs",
     id: str,
     write: Callable[[str], object],
     tell: Callable[[str], object],
@@ -255,15 +246,15 @@ def followed(
 ) -> Any:
     """Writes a job's log as it comes, until the job is over; its details, as Ray has them.
 
-    A cluster that is lost is tried again, which is told; `LostError` where it does not come back.
+    A cluster that is lost is tried again, which is told; then raises `ClusterError`.
     """
     import aiohttp
 
-    log, lost_at = Log(write), math.inf
+    log, lost_at = Log(write), None
     while True:
         before = log.shown
         try:
-            jobs.get_job_info(id)
+            details = jobs.get_job_info(id)
             asyncio.run(log.read(jobs.tail_job_logs(id), lambda: jobs.get_job_info(id)))
             details = jobs.get_job_info(id)
             if details.status.is_terminal():
@@ -271,12 +262,12 @@ def followed(
         except (*RAISED, aiohttp.ClientError) as error:
             if UNKNOWN in str(error):
                 raise
-            if lost_at == math.inf or log.shown > before:
+            if lost_at is None or log.shown > before:
                 tell(f"the cluster is lost, and tried again: {_last(error)}")
                 lost_at = clock()
             if clock() > lost_at + PATIENCE_S:
-                raise LostError(
-                    f"the cluster does not come back, and the job {id} may go on there"
+                raise ClusterError(
+                    f"the cluster does not come back; when it does, mlops-ray jobs logs {id} follows the job"
                 ) from error
         wait(AGAIN_S)
 
@@ -291,28 +282,27 @@ def require_well(id: str, details: Any) -> None:
         why = "\n".join((details.message or "Ray does not say why").strip().splitlines()[-LINES:])
         raise JobError(f"the job {id} failed, and its command has no exit status:\n{why}", 1)
     if status != "SUCCEEDED":
-        # Of a signal shells say so much more.
+        # A command that a signal ended has a negative one, of which shells make this.
         raise JobError(f"the job {id} ended with exit status {code}", code if code > 0 else 128 - code)
 
 
-def listed(jobs: Jobs) -> list[dict[str, Any]]:
+def listed(jobs: "Jobs") -> list[dict[str, Any]]:
     """The cluster's jobs, the newest first: `{"id", "status", "began", "seconds", "exit", "command"}`."""
     found = [job for job in jobs.list_jobs() if job.submission_id]
-    opener = shlex.join(OPENER) + " "
     return [
         {
             "id": job.submission_id,
             "status": job.status.value,
-            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(job.start_time / 1000)),
-            "seconds": round(((job.end_time or time.time() * 1000) - job.start_time) / 1000),
+            "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime((job.start_time or 0) / 1000)),
+            "seconds": round((job.end_time or time.time() * 1000) / 1000 - (job.start_time or 0) / 1000),
             "exit": job.driver_exit_code,
-            "command": job.entrypoint.removeprefix(opener),
+            "command": job.entrypoint.removeprefix(shlex.join(OPENER) + " "),
         }
         for job in sorted(found, key=lambda job: job.start_time or 0, reverse=True)
     ]
 
 
-def stopped(jobs: Jobs, id: str, wait: Callable[[float], object] = time.sleep) -> str:
+def stopped(jobs: "Jobs", id: str, wait: Callable[[float], object] = time.sleep) -> str:
     """Has a job end, and waits until it has; how it did."""
     jobs.stop_job(id)
     for _ in range(int(STOP_S / POLL_S)):
@@ -323,23 +313,8 @@ def stopped(jobs: Jobs, id: str, wait: Callable[[float], object] = time.sleep) -
     raise ClusterError(f"the job {id} does not end; its node may be gone")
 
 
-def _last(error: BaseException) -> str:
-    """What an answer says in the end: an error of the other side comes with its traceback."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return one_line(RuntimeError(lines[-1])) if lines else type(error).__name__
-
-
-def main(command: list[str]) -> None:
-    """Becomes a job's command, with the variables that came with it."""
-    os.environ |= unsealed(os.environ)
-    try:
-        os.execvp(command[0], command)  # noqa: S606 - the user's own command
-    except OSError as error:
-        raise ClusterError(f"cannot run {command[0]}: {error.strerror}") from error
-
-
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except ClusterError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {one_line(error)}")
