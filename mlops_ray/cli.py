@@ -643,7 +643,7 @@ def prices_import(
     from mlops_ray.cluster import costs
     from mlops_ray.cost import exports
 
-    renamed = dict(_pair(each) for each in column or ())
+    renamed = dict(_pair(each, "--column", "per_hour=EUR/h") for each in column or ())
     sizes = None if shapes is None else exports.shapes(costs.read_text(shapes), str(shapes))
     day = date.date() if date else costs.modified(file)
     asked = exports.Asked(day, source or file.name, region, currency, sizes, renamed)
@@ -652,10 +652,10 @@ def prices_import(
     _show(found, as_json, lambda _: print(said), _print_notes)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def _pair(text: str, option: str, example: str) -> tuple[str, str]:
     name, given, theirs = text.partition("=")
     if not (name and given and theirs):
-        raise UsageError(f"--column: {text!r} names no column of each side; write e.g. per_hour=EUR/h")
+        raise UsageError(f"{option}: {text!r} says nothing on one side; write e.g. {example}")
     return name, theirs
 
 

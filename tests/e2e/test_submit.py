@@ -163,6 +163,18 @@ def test_a_variable_reaches_a_command_that_is_not_ours_and_a_job_can_be_stopped(
         jobs.followed(client, "nope", print, print)
 
 
+def test_a_job_tells_of_the_service_of_its_cluster_and_takes_it_down(there: Cluster) -> None:
+    file = there.folder / "project.yaml"
+    done = there.submit("--", "sh", "-c", f"mlops-ray status {file} --json && mlops-ray down {file}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, told, said = done.stdout.splitlines()
+    state = json.loads(told)
+    assert (state["state"], state["models"][0]["version"]) == ("live", "1")
+    assert said == "stopped"
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{state['url']}/v2/health/live", timeout=60)
+
+
 def test_a_token_that_is_wrong_or_missing_costs_a_sentence(there: Cluster, tmp_path: Path) -> None:
     address = ("jobs", "list", "--address", there.cluster.dashboard)
     wrong = there.run(COMMAND, *address, RAY_AUTH_TOKEN="of-another-cluster")
