@@ -316,7 +316,7 @@ def test_the_status_says_what_predictions_cost_and_how_the_budget_stands(
     lists: dict[str, list[Any]] = {"drift": [], "alarms": [], "invalid": [], "history": []}
     model = lists | {"name": packages.NAME, "version": "3", "state": "champion", "since": "", "requests": {}}
     documents = {"models": [model | {"rows": 0, "challenger": None}]}
-    monkeypatch.setattr(local, "find", lambda root: SimpleNamespace(http_port=1))
+    monkeypatch.setattr(local, "find", lambda root: SimpleNamespace(host="127.0.0.1", http_port=1))
     monkeypatch.setattr(service, "_ask", lambda *of: documents)
     cli.app(["status", str(file)], standalone_mode=False)
     shown = capsys.readouterr().out

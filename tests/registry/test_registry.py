@@ -131,7 +131,7 @@ def test_a_version_says_what_its_replicas_bear_by_the_last_test_of_each_size(reg
 def capacity(rate: float) -> Capacity:
     slo = {"p99_ms": 50.0, "error_rate": 0.001}
     return Capacity(
-        "demo", "1", "local", 1, 0, 256, rate, rate, 1.1 * rate, 1, 20.0, 0.0, slo, "a processor", "2026"
+        "demo", "1", "local", 1, 0, 256, rate, 1.1 * rate, 1, 20.0, 0.0, slo, "a processor", "2026"
     )
 
 
