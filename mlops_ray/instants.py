@@ -3,6 +3,8 @@
 from datetime import UTC, datetime, timedelta
 
 EPOCH, MICROSECOND = datetime(1970, 1, 1, tzinfo=UTC), timedelta(microseconds=1)
+#: A day, UTC, in seconds.
+DAY_S = 86_400
 #: The ends of the calendar.
 EARLIEST, LATEST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 

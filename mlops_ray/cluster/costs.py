@@ -1,7 +1,7 @@
 """What a model costs and earns, planned and actual: the commands `cost`, `profit` and `prices import`.
 
 capacity/MODEL/*.json   what was measured (`mlops_ray.cost.model.Capacity`)
-cost/*.jsonl            what ran on which node, a line for some seconds (`mlops_ray.cost.actual`)
+cost/*.jsonl            what ran on which node, a line a minute (`mlops_ray.cost.actual`)
 """
 
 import csv
@@ -18,18 +18,19 @@ import polars as pl
 
 from mlops_ray import pages
 from mlops_ray.cluster import meter
-from mlops_ray.config import Project, Recorded, duration_in_words
+from mlops_ray.cluster.meter import priced
+from mlops_ray.config import Project, Recorded
 from mlops_ray.cost import actual, exports, model, prices
 from mlops_ray.cost import profit as profits
 from mlops_ray.cost.actual import Share, Spent, Use
 from mlops_ray.cost.exports import Asked
 from mlops_ray.cost.model import HOURS_A_DAY, SECONDS_AN_HOUR, Capacity, Load, Plan, Wanted
-from mlops_ray.cost.prices import PriceList, money, named
+from mlops_ray.cost.prices import PriceList, money
 from mlops_ray.cost.profit import Costs, Worth
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import SHADOW
 from mlops_ray.errors import ConfigError, DataError, NotFoundError, ReleaseError, UsageError
-from mlops_ray.instants import from_micros
+from mlops_ray.instants import DAY_S, from_micros
 from mlops_ray.monitoring import callers, journal
 from mlops_ray.pages import Bar, Block, Section, Table, number, page, share, when
 from mlops_ray.registry import package as packages
@@ -37,37 +38,12 @@ from mlops_ray.serving import record
 from mlops_ray.storage import Storage, replacing
 
 CAPACITY = "capacity"
-SECONDS_A_DAY, DAY_US = 86_400.0, 86_400e6
+DAY_US = 86_400e6
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
 
 Document = dict[str, Any]
 
 # ---------------------------------------------------------------- what is known
-
-
-def priced(project: Project) -> tuple[PriceList, list[str]]:
-    """The project's prices, and what a person should know of them; `ConfigError` where it names none."""
-    at = ("cost", "prices")
-    if project.cost.prices is None:
-        said = "no prices are named: write them into a file (configs/prices.yaml shows how), or import them"
-        raise project.located(ConfigError(said, at=at))
-    found, other = prices.load(project.cost.prices), project.cost.currency
-    if other not in (None, found.currency):
-        said = f"are in {found.currency}, and what else is said of money in {other}: say both in one"
-        raise project.located(ConfigError(said, at=at))
-    return found, _stale(found, project.cost.max_age)
-
-
-def _stale(found: PriceList, limit_us: int) -> list[str]:
-    old = found.stale(dt.datetime.now(dt.UTC).date(), dt.timedelta(microseconds=limit_us))
-    if not old:
-        return []
-    worst = min(old, key=lambda price: price.date)
-    limit = duration_in_words(limit_us)
-    return [
-        f"{len(old)} of {len(found.prices)} prices are older than {limit}, or of the future; "
-        f"that of {named(worst)} is of {worst.date}"
-    ]
 
 
 def capacities(storage: Storage, name: str) -> list[Capacity]:
@@ -439,7 +415,7 @@ def _by_plan(project: Project, storage: Storage) -> tuple[float, float, list[str
     if found.chosen is None:
         raise DataError(" ".join(found.said))
     assert found.chosen.capacity is not None
-    predictions = told["load"]["mean"] * SECONDS_A_DAY * found.chosen.capacity.rows
+    predictions = told["load"]["mean"] * DAY_S * found.chosen.capacity.rows
     return predictions, found.chosen.per_day, told["notes"]
 
 

@@ -272,7 +272,7 @@ def read(storage: Storage, name: str) -> Document:
     return empty | {"untold": []} | (storage.read_json(FOLDER, f"{name}.json") or {})
 
 
-def see(storage: Storage, name: str) -> Seen:
+def see(storage: Storage, name: str, now: float) -> Seen:
     """What is known of a model now."""
     # In this order: a wish that is gone has been taken up.
     pushed = [ask.version for ask in record.asked(storage, name) if ask.what == "push"]
@@ -283,7 +283,7 @@ def see(storage: Storage, name: str) -> Seen:
     looks = journal.newest(storage, name, journal.LOOKS, MOST_BYTES) if episode else []
     of_champion = [look for look in looks if look["version"] == champion]
     releasing = next(iter(pushed), challenger)
-    return Seen(champion, episode, of_champion, releasing, meter.held(storage, name))
+    return Seen(champion, episode, of_champion, releasing, meter.held(storage, name, now))
 
 
 def begun(storage: Storage, id: str) -> Path:
@@ -338,7 +338,8 @@ class Loop:
                 after = replace(after, at=self.clock())
             document = self._told(self._write(_moved(document, after), document))
         # What is seen may have changed by what has ended.
-        past, seen, now = retrainings(document), see(self.storage, name), self.clock()
+        past, now = retrainings(document), self.clock()
+        seen = see(self.storage, name, now)
         decision = decide(seen, past, settings, now)
         if decision.what == "retrain" and (lack := self.jobs.lacks(settings)):
             decision = replace(decision, what="wait", rule="no room", reason=lack)
@@ -368,7 +369,7 @@ class Loop:
         return replace(going, state="failed", said=said, ended=self.clock())
 
     def _submitted(self, name: str, going: Retraining, settings: Settings) -> Retraining:
-        seen = see(self.storage, name)
+        seen = see(self.storage, name, self.clock())
         if seen.releasing is not None:
             return replace(going, said=f"not begun yet: version {seen.releasing} is being released")
         if seen.held:

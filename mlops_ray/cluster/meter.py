@@ -22,18 +22,19 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
-from mlops_ray.config import Project
+from mlops_ray.config import Project, duration_in_words
 from mlops_ray.cost import actual, prices
-from mlops_ray.cost.prices import Price, PriceList, money
+from mlops_ray.cost.holds import FOLDER, HOLDS, why
+from mlops_ray.cost.prices import Price, PriceList, money, named
+from mlops_ray.cost.profit import Worth
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import safe
+from mlops_ray.errors import ConfigError, StorageError, safe
+from mlops_ray.instants import DAY_S
 from mlops_ray.storage import Storage
 
-FOLDER = "cost"
-SETTINGS, HOLDS = f"{FOLDER}/settings", f"{FOLDER}/holds"
+SETTINGS = f"{FOLDER}/settings"
 #: How often is looked, and for how long after a look it is taken for granted that the same ran.
 EVERY_S, LONGEST_S = 60.0, 180.0
-DAY_S = 86_400.0
 #: What 1,000 predictions cost is said of the days that have begun in this time: today, and yesterday.
 RECENT_S = 2 * DAY_S
 FORMAT_VERSION = 1
@@ -83,7 +84,7 @@ class Settings:
     """What a project says: its prices, the region, the type of machine of nodes that do not say theirs.
 
     `per_day` is the budget, of which `holds` says whether more is held back once it is spent; and there are
-    to be `least` replicas.
+    to be `least` replicas. Prices that are older than `max_age_us` are told of.
     """
 
     prices: tuple[Mapping[str, Any], ...]
@@ -92,6 +93,7 @@ class Settings:
     per_day: float | None = None
     holds: bool = False
     least: int = 1
+    max_age_us: int | None = None
 
     @property
     def listed(self) -> PriceList:
@@ -102,15 +104,47 @@ def _price(said: Mapping[str, Any]) -> Price:
     return Price(**{**said, "date": dt.date.fromisoformat(said["date"])})
 
 
+def priced(project: Project) -> tuple[PriceList, list[str]]:
+    """The project's prices, and what a person should know of them; `ConfigError` where it names none.
+
+    So it is where they are of another currency than the other amounts of the project.
+    """
+    at, cost = ("cost", "prices"), project.cost
+    if cost.prices is None:
+        said = "no prices are named: write them into a file (configs/prices.yaml shows how), or import them"
+        raise project.located(ConfigError(said, at=at))
+    found, other = prices.load(cost.prices), cost.currency
+    if other not in (None, found.currency):
+        said = f"are in {found.currency}, and what else is said of money in {other}: say both in one"
+        raise project.located(ConfigError(said, at=at))
+    return found, stale(found, cost.max_age, dt.datetime.now(dt.UTC).date())
+
+
+def stale(found: PriceList, limit_us: float, today: dt.date) -> list[str]:
+    """That prices are older than a limit, in a sentence; empty where none is."""
+    old = found.stale(today, dt.timedelta(microseconds=limit_us))
+    if not old:
+        return []
+    worst = min(old, key=lambda price: price.date)
+    limit = duration_in_words(int(limit_us))
+    return [
+        f"{len(old)} of {len(found.prices)} prices are older than {limit}, or of the future; "
+        f"that of {named(worst)} is of {worst.date}"
+    ]
+
+
 def settle(project: Project, storage: Storage) -> bool:
-    """Has the meter count by the prices that a project names; whether it names any."""
+    """Has the meter count by the prices that a project names; whether it names any.
+
+    Raises `ConfigError` as `priced` does.
+    """
     path = storage.path(SETTINGS, f"{project.project}.json")
     if project.cost.prices is None:
         path.unlink(missing_ok=True)
         # Nobody would end it.
         storage.path(HOLDS, path.name).unlink(missing_ok=True)
         return False
-    listed = prices.load(project.cost.prices)
+    listed, _ = priced(project)
     told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in listed.prices)
     cost, budget = project.cost, project.cost.budget
     said = Settings(
@@ -120,6 +154,7 @@ def settle(project: Project, storage: Storage) -> bool:
         None if budget is None else budget.per_day.amount,
         budget is not None and budget.then == "hold",
         project.serving.replicas.min,
+        cost.max_age,
     )
     storage.write_json(asdict(said), SETTINGS, path.name)
     return True
@@ -264,7 +299,8 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
     1,000 predictions cost what was spent, today and yesterday, for those that were answered, idle included.
     """
     currency = settings.listed.currency
-    recent = [each for each in days if each.at > now - RECENT_S]
+    recent = [each for each in days if now - RECENT_S < each.at <= now]
+    today = next(each for each in days if each.at == now // DAY_S * DAY_S)
     cost, answered = math.fsum(each.cost for each in recent), sum(each.answered for each in recent)
     parts: Counter[str] = Counter()
     for each in recent:
@@ -288,13 +324,30 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
         "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
         "budget": None
         if settings.per_day is None
-        else {"per_day": settings.per_day, "spent": days[-1].spent, "holds": settings.holds},
+        else {"per_day": settings.per_day, "spent": today.spent, "jobs": today.jobs, "holds": settings.holds},
     }
 
 
-def held(storage: Storage, model: str) -> str:
-    """Why nothing more is to be spent on a model today, in a sentence; empty where it may be."""
-    return str((storage.read_json(HOLDS, f"{model}.json") or {}).get("why", ""))
+def _spent(today: Day, per_day: float, settings: Settings) -> str:
+    """That a budget is spent, and on what beside the model: whoever has prices bears all jobs."""
+    spent, allowed, jobs = (
+        money(each, settings.listed.currency) for each in (today.spent, per_day, today.jobs)
+    )
+    of = f", of which {jobs} were trainings and other jobs" if today.jobs else ""
+    return f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC){of}"
+
+
+def held(storage: Storage, model: str, now: float) -> str:
+    """Why nothing more is to be spent on a model, in a sentence; empty where it may be."""
+    return why(_hold_of(storage, model), now)
+
+
+def _hold_of(storage: Storage, model: str) -> Any:
+    """What is written of a model's hold; a damaged one is none, and is written anew if it has to be."""
+    try:
+        return storage.read_json(HOLDS, f"{model}.json")
+    except StorageError:
+        return None
 
 
 # ---------------------------------------------------------------- doing it
@@ -329,13 +382,17 @@ class Meter:
         named = settings(self.storage)
         counts = {model: prediction_log.answered(self.storage, model) for model in named}
         more = {model: max(0, count - self._answered.get(model, count)) for model, count in counts.items()}
-        self._looked_at, self._answered = now, counts
         if before is None or now < before or not named:
+            self._looked_at, self._answered = now, counts
             return
         # Of a cluster whose projects differ, nodes that do not say their type are of the first one's.
         machine = next((each.machine for each in named.values() if each.machine), "")
         nodes, replicas = self.cluster.nodes(), self.cluster.replicas()
-        append(self.storage, entry(now, min(now - before, LONGEST_S), nodes, replicas, machine, more))
+        # What is counted is what that time has cost.
+        seconds = min(now - before, LONGEST_S)
+        more = {model: round(count * seconds / (now - before)) for model, count in more.items()}
+        append(self.storage, entry(now, seconds, nodes, replicas, machine, more))
+        self._looked_at, self._answered = now, counts
         for model, said in named.items():
             today = self._sum_up(model, said, now)
             self._hold(model, said, today, sum(each.model == model for each in replicas))
@@ -345,12 +402,13 @@ class Meter:
         path = self.storage.path(HOLDS, f"{model}.json")
         if not said.holds or said.per_day is None or today.spent < said.per_day:
             path.unlink(missing_ok=True)
-        elif not path.exists():
-            spent, allowed = (money(each, said.listed.currency) for each in (today.spent, said.per_day))
-            why = f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC)"
+            return
+        # It ends also where nobody is left to end it; a budget that was changed is spent anew.
+        known, of = _hold_of(self.storage, model), {"until": today.at + DAY_S, "per_day": said.per_day}
+        if not isinstance(known, dict) or any(known.get(key) != value for key, value in of.items()):
             # Where none runs the first caller is answered all the same.
-            hold = {"most_replicas": max(said.least, running, 1), "why": why}
-            self.storage.write_json(hold, HOLDS, path.name)
+            hold = {"most_replicas": max(said.least, running, 1), "why": _spent(today, said.per_day, said)}
+            self.storage.write_json(of | hold, HOLDS, path.name)
 
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:
         """Counts anew the days of which lines may not have been counted, today and that of the last time."""
@@ -360,9 +418,11 @@ class Meter:
             path = journal_of(self.storage, at)
             if path.exists():
                 days[at] = day(list(journal(path)), at, model, said)
+        # A clock that was set back leaves days of the future: what is spent today is of this day.
+        today = days.setdefault(began := int(now // DAY_S * DAY_S), Day(began, 0.0, 0, {}, 0.0))
         ordered = [days[at] for at in sorted(days)]
         self.storage.write_json(document(model, ordered, said, now), FOLDER, f"{model}.json")
-        return ordered[-1]
+        return today
 
 
 def settings(storage: Storage) -> dict[str, Settings]:

@@ -64,7 +64,7 @@ class Pipeline:
         if known is not None and known.column:
             raise ConfigError("target.label_known by a column is not supported yet; leave it out")
         if self.project.cost.prices is not None:
-            costs.priced(self.project)
+            meter.priced(self.project)
         families.find(self.project.training.families, self.project.target.task)
         own.require_allowed(self.project)
         metrics.find(self.project.training.metric, self.project.target.task)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops_ray.cluster import costs
+from mlops_ray.cluster import costs, meter
 from mlops_ray.config import Project
 from mlops_ray.cost import model, profit
 from mlops_ray.cost.profit import Costs, Difference, Values, Version, Worth
@@ -114,7 +114,7 @@ def serving(project: Project, storage: Storage, version: str, *, or_of: str) -> 
     One that was never measured has the resources, and is taken to have the speed, of `or_of`. Raises
     `MlopsError` where neither is known.
     """
-    listed, _ = costs.priced(project)
+    listed, _ = meter.priced(project)
     known = costs.capacities(storage, project.project)
     of = version if any(each.version == version for each in known) else or_of
     own = [each for each in known if each.version == of]

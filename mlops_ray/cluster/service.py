@@ -16,6 +16,7 @@ from mlops_ray.cluster import front, interrupt, joined, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
+from mlops_ray.cost import holds
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
 from mlops_ray.serving import heartbeats
 from mlops_ray.storage import Storage
@@ -33,8 +34,6 @@ SEEN = "release/seen"
 ADDRESS = "address.json"
 #: Where the loop says what it decided (cluster.loop, as above).
 LOOP = "loop"
-#: Where it is said what a model costs, and why no more is to be spent (cluster.meter, as above).
-COSTS, HOLDS = "cost", "cost/holds"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -180,7 +179,7 @@ def pushed_again(pipeline: "Pipeline", trained: dict[str, Any]) -> dict[str, Any
     from mlops_ray.cluster import loop
 
     version, refused = int(trained["version"]), "; ".join(trained["refused"])
-    seen = loop.see(pipeline.storage, pipeline.project.project)
+    seen = loop.see(pipeline.storage, pipeline.project.project, time.time())
     held = f"version {version} is registered and not pushed, since"
     if not refused and seen.releasing is not None:
         # Somebody else's, which a push would end.
@@ -467,11 +466,11 @@ def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
 
     `None` where no project says what machines cost.
     """
-    found, hold = (storage.read_json(folder, f"{name}.json") for folder in (COSTS, HOLDS))
+    found, hold = (storage.read_json(folder, f"{name}.json") for folder in (holds.FOLDER, holds.HOLDS))
     if found is None:
         return None
     told = {key: found[key] for key in ("at", "per_1000", "budget")}
-    return told | {"currency": found["total"]["currency"], "held": (hold or {}).get("why", "")}
+    return told | {"currency": found["total"]["currency"], "held": holds.why(hold, time.time())}
 
 
 def listening(project: Project, storage: Storage) -> list[dict[str, str]]:

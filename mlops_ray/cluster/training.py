@@ -243,7 +243,7 @@ class Trainer:
         """
         if self.project.cost.prices is None:
             return None, []
-        listed, notes = costs.priced(self.project)
+        listed, notes = meter.priced(self.project)
         request = sweep.resources(task, self._selector)
         cpu, gpu = request["CPU"], request.get("GPU", 0.0)
         machines, unknown, budget = list[tuple[Price, int]](), set[str](), task.training.search.budget

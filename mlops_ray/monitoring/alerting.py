@@ -16,11 +16,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
+from mlops_ray.cost.holds import FOLDER as COSTS
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import Once, StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
-from mlops_ray.monitoring.looks import COSTS, LOOP, RELEASES, SETTINGS
+from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS
 from mlops_ray.monitoring.sending import Route, is_of_content, reason, routes, send
 from mlops_ray.storage import PRIVATE, Storage, digest, locked
 

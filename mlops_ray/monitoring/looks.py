@@ -42,7 +42,7 @@ from mlops_ray.storage import Storage
 
 #: Where the release of a model says which package a version is, and how its project is deployed (written by
 #: serving.record); what the loop of retraining did (cluster.loop).
-RELEASES, SETTINGS, LOOP, COSTS = "release", "release/settings", "loop", "cost"
+RELEASES, SETTINGS, LOOP = "release", "release/settings", "loop"
 #: How long after its end a window is looked at: its last rows are in the log by then.
 SETTLED_S = 2 * FLUSH_S
 #: How far back a prediction may lie whose label comes.

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
+from mlops_ray.cost.holds import FOLDER as COSTS
 from mlops_ray.errors import (
     ForbiddenError,
     NotFoundError,
@@ -27,7 +28,6 @@ from mlops_ray.monitoring.dashboard import page
 from mlops_ray.monitoring.dashboard.documents import overview
 from mlops_ray.monitoring.dashboard.sessions import Sessions
 from mlops_ray.monitoring.dashboard.views import Views
-from mlops_ray.monitoring.looks import COSTS
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
 from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply

@@ -1,6 +1,7 @@
 """The commands of costs: from a project's own words, what was measured and what ran, to tables and pages."""
 
 import json
+import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,13 +17,13 @@ from mlops_ray import cli, config, keys
 from mlops_ray.cluster import costs, loads, local, service
 from mlops_ray.config import Project
 from mlops_ray.cost import prices
+from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
 from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
 from mlops_ray.serving import record
-from mlops_ray.serving.autoscaling import HOLDS
 from mlops_ray.storage import Storage
 from tests.cost.cases import measured
 from tests.serving import packages
@@ -311,8 +312,8 @@ def test_the_status_says_what_predictions_cost_and_how_the_budget_stands(
         cost |= {"at": BEGIN, "total": {"amount": 1.0, "currency": "EUR"}, "days": []}
         storage.write_json(cost, "cost", f"{packages.NAME}.json")
         if cost["budget"]:
-            hold = {"most_replicas": 1, "why": "5 EUR are spent"}
-            storage.write_json(hold, *HOLDS, f"{packages.NAME}.json")
+            hold = {"most_replicas": 1, "until": time.time() + 60, "why": "5 EUR are spent"}
+            storage.write_json(hold, HOLDS, f"{packages.NAME}.json")
     lists: dict[str, list[Any]] = {"drift": [], "alarms": [], "invalid": [], "history": []}
     model = lists | {"name": packages.NAME, "version": "3", "state": "champion", "since": "", "requests": {}}
     documents = {"models": [model | {"rows": 0, "challenger": None}]}

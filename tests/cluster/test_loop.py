@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray import audit, config
-from mlops_ray.cluster import loop, meter, service
+from mlops_ray.cluster import loop, service
 from mlops_ray.cluster.loop import Loop, Retraining, Seen, Settings
+from mlops_ray.cost.holds import HOLDS
 from mlops_ray.errors import ClusterError
 from mlops_ray.monitoring import alarms, journal
 from mlops_ray.monitoring.alarms import Alarms, Finding
@@ -237,7 +238,7 @@ class World:
         self.wrong += [f"{id} runs beside {other}" for other in going]
         self.wrong += [f"{id} while {finding.evidence}" for finding in self.last if finding.kind == "data"]
         self.wrong += [f"{id} while a release is under way"] * (
-            loop.see(self.storage, MODEL).releasing is not None
+            loop.see(self.storage, MODEL, NOW).releasing is not None
         )
 
     def state(self, id: str) -> str | None:
@@ -486,13 +487,13 @@ def test_what_was_asked_for_is_not_begun_for_an_alarm_that_is_over(world: World)
 def test_what_was_asked_for_is_not_begun_while_the_budget_is_spent(world: World) -> None:
     world.is_away = True
     asked_for(world)
-    hold = {"most_replicas": 1, "why": "9 EUR are spent"}
-    Storage.write_json(world.storage, hold, meter.HOLDS, f"{MODEL}.json")
+    hold = {"most_replicas": 1, "until": world.now + 3600, "why": "9 EUR are spent"}
+    Storage.write_json(world.storage, hold, HOLDS, f"{MODEL}.json")
     world.is_away = False
     world.tick()
     (waits,) = loop.retrainings(world.document)
     assert (waits.said, world.began) == ("not begun yet: 9 EUR are spent", [])
-    world.storage.path(meter.HOLDS, f"{MODEL}.json").unlink()
+    world.storage.path(HOLDS, f"{MODEL}.json").unlink()
     world.tick()
     assert len(world.began) == 1
 

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from mlops_ray.cluster import loop, meter
 from mlops_ray.cluster.loop import Decision
-from mlops_ray.cluster.meter import DAY_S, LONGEST_S, Meter, Node, Replica
+from mlops_ray.cluster.meter import LONGEST_S, Meter, Node, Replica
 from mlops_ray.cost import actual, prices
+from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS
+from mlops_ray.errors import ConfigError
+from mlops_ray.instants import DAY_S
 from mlops_ray.serving.autoscaling import Policy
 from mlops_ray.storage import Storage
 from tests import receivers
@@ -82,6 +85,14 @@ class World:
     @property
     def cost(self) -> dict[str, Any]:
         return dict(self.storage.read_json(meter.FOLDER, f"{NAME}.json"))
+
+    @property
+    def hold(self) -> dict[str, Any]:
+        return dict(self.storage.read_json(HOLDS, f"{NAME}.json"))
+
+    @property
+    def held(self) -> str:
+        return meter.held(self.storage, NAME, self.now)
 
     def journal(self) -> list[dict[str, Any]]:
         return list(meter.entries(self.storage))
@@ -212,19 +223,21 @@ def test_a_budget_that_is_spent_holds_replicas_and_training_until_the_next_day(w
     world.settle(budget=budget(PER_HOUR))
     world.running.held = [*Running.held, *Running.held]
     world.tick(59)
-    assert meter.held(world.storage, NAME) == ""
+    assert world.held == ""
     world.tick(1)
     why = "0.6 EUR of 0.6 EUR that cost.budget allows were spent on this day (UTC)"
-    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json") == {"most_replicas": 2, "why": why}
-    assert world.cost["budget"] == {"per_day": PER_HOUR, "spent": pytest.approx(PER_HOUR), "holds": True}
+    until = MIDNIGHT + DAY_S
+    assert world.hold == {"most_replicas": 2, "until": until, "per_day": PER_HOUR, "why": why}
+    spent = {"per_day": PER_HOUR, "spent": pytest.approx(PER_HOUR), "jobs": 0.0, "holds": True}
+    assert world.cost["budget"] == spent
     # Fewer may run later, and come back.
     world.running.held = Running.held
     world.tick(5)
-    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json")["most_replicas"] == 2
-    assert meter.held(world.storage, NAME) == why
+    assert world.hold["most_replicas"] == 2
+    assert world.held == why
     world.now = MIDNIGHT + DAY_S + 60
     world.tick(1)
-    assert meter.held(world.storage, NAME) == ""
+    assert world.held == ""
 
 
 def test_a_budget_that_only_warns_holds_nothing_and_jobs_count(world: World) -> None:
@@ -235,24 +248,83 @@ def test_a_budget_that_only_warns_holds_nothing_and_jobs_count(world: World) -> 
     assert world.cost["budget"] == {
         "per_day": PER_HOUR / 60,
         "spent": pytest.approx(2 * PER_HOUR / 60),
+        "jobs": pytest.approx(PER_HOUR / 60),
         "holds": False,
     }
-    assert meter.held(world.storage, NAME) == ""
+    assert world.held == ""
 
 
 @pytest.mark.parametrize("then", ["no budget", "a higher one", "no prices"])
 def test_a_hold_ends_where_the_project_file_says_so(world: World, then: str) -> None:
     world.settle(budget=budget(0.0))
     world.tick(1)
-    assert meter.held(world.storage, NAME)
-    assert world.cost["budget"] == {"per_day": 0.0, "spent": pytest.approx(PER_HOUR / 60), "holds": True}
+    assert world.held
+    assert world.cost["budget"] == {
+        "per_day": 0.0,
+        "spent": pytest.approx(PER_HOUR / 60),
+        "jobs": 0.0,
+        "holds": True,
+    }
     if then == "no prices":
         # Nothing is metered any more.
         assert not meter.settle(packages.project(world.storage), world.storage)
     else:
         world.settle(**({"budget": budget(1.0)} if then == "a higher one" else {}))
         world.tick(1)
-    assert not meter.held(world.storage, NAME)
+    assert not world.held
+
+
+def test_a_hold_is_over_at_midnight_also_where_nobody_ends_it_and_damaged_it_is_none(world: World) -> None:
+    world.settle(budget=budget(0.0))
+    world.tick(1)
+    world.now = MIDNIGHT + DAY_S - 1
+    assert world.held
+    world.now += 1
+    assert not world.held
+    # On the next day too the budget is spent: it is held until another midnight.
+    world.start()
+    world.tick(1)
+    assert world.held
+    assert world.hold["until"] == MIDNIGHT + 2 * DAY_S
+    for damaged in (b"{", b"[]", b'{"until": "never", "why": "all"}', b'{"why": "all"}'):
+        world.storage.path(HOLDS, f"{NAME}.json").write_bytes(damaged)
+        assert not world.held
+        world.tick(1)
+        assert world.held
+
+
+def test_a_budget_that_was_changed_and_is_spent_again_is_told_as_it_is(world: World) -> None:
+    world.settle(budget=budget(0.0))
+    world.tick(1)
+    assert "of 0 EUR" in world.held
+    world.settle(budget=budget(0.01))
+    world.tick(1)
+    assert "of 0.01 EUR" in world.held
+
+
+def test_a_hold_says_what_of_the_budget_jobs_have_spent(world: World) -> None:
+    world.settle(budget=budget(0.0))
+    world.running.on = [Node("a", {}, 2.0, 0.0, 0.0, 0.0)]
+    world.tick(1)
+    said = "0.01 EUR of 0 EUR that cost.budget allows were spent on this day (UTC)"
+    assert world.held == f"{said}, of which 0.005 EUR were trainings and other jobs"
+
+
+def test_a_clock_that_was_a_day_ahead_does_not_hide_what_is_spent_today(world: World) -> None:
+    world.settle(budget=budget(PER_HOUR / 60))
+    world.tick(2)
+    world.now += DAY_S
+    world.tick(1)
+    world.now -= DAY_S
+    world.tick(1)
+    assert world.cost["budget"]["spent"] == pytest.approx(3 * PER_HOUR / 60)
+    assert world.cost["parts"] == [{"name": "small", "amount": pytest.approx(3 * PER_HOUR / 60)}]
+    assert world.held
+
+
+def test_a_budget_of_another_currency_than_the_prices_is_refused(world: World) -> None:
+    with pytest.raises(ConfigError, match="are in EUR, and the budget in JPY: say both in one"):
+        world.settle(budget={"per_day": {"amount": 0.61, "currency": "JPY"}, "then": "hold"})
 
 
 def test_where_no_replica_runs_a_hold_lets_the_first_caller_be_answered(world: World) -> None:
@@ -260,7 +332,7 @@ def test_where_no_replica_runs_a_hold_lets_the_first_caller_be_answered(world: W
     world.running.held = []
     world.running.on = [Node("a", {}, 2.0, 0.0, 1.0, 0.0)]
     world.tick(1)
-    assert world.storage.read_json(meter.HOLDS, f"{NAME}.json")["most_replicas"] == 1
+    assert world.hold["most_replicas"] == 1
 
 
 def test_the_day_s_budget_reached_holds_scaling_and_training_and_the_alert_says_so_until_the_next_day(
@@ -275,7 +347,7 @@ def test_the_day_s_budget_reached_holds_scaling_and_training_and_the_alert_says_
 
     def decision() -> Decision:
         """What is done about a loss that two looks have seen."""
-        held = loop.see(world.storage, NAME).held
+        held = loop.see(world.storage, NAME, world.now).held
         return loop.decide(seen(*TWICE, held=held), [], SETTINGS, NOW)
 
     with receivers.web() as web:
@@ -311,11 +383,23 @@ def test_what_cannot_be_asked_is_told_once_and_asked_again(
 ) -> None:
     world.tick(1)
     nodes, world.running.nodes = world.running.nodes, None  # type: ignore[method-assign, assignment]
-    world.tick(3)
+    world.answered(30)
+    world.tick(2)
     assert caplog.text.count("what runs is not metered") == 1
     world.running.nodes = nodes  # type: ignore[method-assign]
+    world.tick()
+    # What nobody could say for some minutes is counted when somebody can.
+    assert [line["seconds"] for line in world.journal()] == [60.0, 120.0]
+    assert [line["answered"][NAME] for line in world.journal()] == [0, 30]
+
+
+def test_of_a_gap_only_so_many_rows_count_as_have_their_cost(world: World) -> None:
     world.tick(1)
-    assert len(world.journal()) == 2
+    world.answered(100_000)
+    world.now += 3600
+    world.meter.tick()
+    (_, line) = world.journal()
+    assert (line["seconds"], line["answered"][NAME]) == (LONGEST_S, 100_000 * LONGEST_S / 3600)
 
 
 def test_without_prices_nothing_is_metered(world: World) -> None:

@@ -226,6 +226,9 @@ def test_a_budget_is_told_of_as_it_runs_out_and_when_it_is_spent(spent: float, t
     made = alerts.of_budget(cost | {"budget": budget})
     assert [each.id for each in made] == [f"m/budget/{alerts.iso(NOW)[:10]}/{share}" for share in told]
     assert ["no replica is added" in str(each.findings) for each in made] == [share == "1" for share in told]
+    assert not any("jobs" in str(each.findings) for each in made)
+    (first, *_) = alerts.of_budget(cost | {"budget": budget | {"spent": 10.0, "jobs": 1.25}})
+    assert "of which 1.25 EUR by trainings and other jobs" in str(first.findings)
     assert alerts.of_budget(cost | {"budget": None}) == alerts.of_budget({}) == []
 
 

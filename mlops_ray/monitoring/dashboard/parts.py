@@ -10,6 +10,7 @@ import numpy as np
 
 from mlops_ray.cost.actual import NOBODY, Share, Use, by_version
 from mlops_ray.data.counts import Counts
+from mlops_ray.instants import DAY_S
 from mlops_ray.monitoring import looks, period
 from mlops_ray.monitoring.alarms import Alarms
 from mlops_ray.monitoring.callers import Asked
@@ -24,7 +25,6 @@ from mlops_ray.monitoring.performance import Expected
 WITHIN, SIGMAS = 95, 1.96
 #: Retrainings that are told, the newest.
 MOST_RETRAININGS = 30
-DAY_S = 86_400
 
 Document = dict[str, Any]
 

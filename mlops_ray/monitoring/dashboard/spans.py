@@ -8,9 +8,10 @@ import numpy as np
 
 from mlops_ray.data.counts import REQUEST_US, Histogram
 from mlops_ray.errors import RequestError
+from mlops_ray.instants import DAY_S
 from mlops_ray.monitoring.dashboard.history import Matrix
 
-HOUR_S, DAY_S = 3600, 86_400
+HOUR_S = 3600
 #: What can be chosen, in seconds.
 PERIODS = {
     "1h": HOUR_S,

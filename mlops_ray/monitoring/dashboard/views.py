@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 
+from mlops_ray.cost.holds import FOLDER as COSTS
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import MlopsError, NotFoundError
 from mlops_ray.features.definitions import Computed, Stored
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import in_words
-from mlops_ray.instants import to_micros
+from mlops_ray.instants import DAY_S, to_micros
 from mlops_ray.monitoring import callers, journal, looks, period, report
 from mlops_ray.monitoring.dashboard import parts, spans
 from mlops_ray.monitoring.dashboard.errors import Errors
 from mlops_ray.monitoring.dashboard.history import History
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.monitoring.drift import EFFECT_FLOOR, MIN_ROWS, compare
-from mlops_ray.monitoring.looks import COSTS, LOOP, RELEASES, SETTINGS, Release
+from mlops_ray.monitoring.looks import LOOP, RELEASES, SETTINGS, Release
 from mlops_ray.monitoring.state import MINUTES, Watched
 from mlops_ray.storage import Storage
 
@@ -369,7 +370,7 @@ class Views:
         days = (self.document(COSTS, name) or {}).get("days", [])
         hours = journal.newest(self._storage, name, journal.TRAFFIC, MOST_BYTES)
         known = callers.asked(hours, self._state(name))
-        return parts.by_key([day for day in days if span.since < day[0] + parts.DAY_S], known)
+        return parts.by_key([day for day in days if span.since < day[0] + DAY_S], known)
 
     # ---------------------------------------------------------------- what lies in the storage
 
