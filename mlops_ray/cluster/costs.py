@@ -39,6 +39,8 @@ from mlops_ray.storage import Storage, replacing
 
 CAPACITY = "capacity"
 DAY_US = 86_400e6
+#: Entries that are no further apart follow each other: their ends are sums of fractions.
+ROUNDING_S = 1e-3
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
 
 Document = dict[str, Any]
@@ -177,14 +179,13 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     if unpriced:
         names = ", ".join(name or "machines that do not say their type (cost.machine)" for name in unpriced)
         notes.append(f"not counted, since the prices have none, or several, of them: {names}")
-    began = min(float(entry["at"]) - float(entry["seconds"]) for entry in entries)
-    ended = max(float(entry["at"]) for entry in entries)
+    spans = _spans(entries)
     models = sorted({each.name for each in shares if each.kind == "model"})
-    uses = {name: _uses(storage, name, began, ended) for name in models}
+    uses = {name: _uses(storage, name, spans) for name in models}
     split = [actual.by_key(uses[name], _asked(storage, name)) for name in models]
     return {
-        "from": _iso(began),
-        "to": _iso(ended),
+        "from": _iso(spans[0][0]),
+        "to": _iso(spans[-1][1]),
         "hours": math.fsum(float(entry["seconds"]) for entry in entries) / SECONDS_AN_HOUR,
         "currency": listed.currency,
         "total": math.fsum(each.cost or 0.0 for each in shares),
@@ -202,11 +203,23 @@ def _middle(entry: Document) -> float:
         raise DataError("an entry of the journal of nodes does not say when it is of") from None
 
 
-def _uses(storage: Storage, name: str, since: float, until: float) -> list[Use]:
-    """The rows that versions answered, hour by hour; shadow copies, which nobody was told, are none."""
-    ends = [from_micros(int(at * 1e6)) for at in (since, until)]
-    log = prediction_log.scan(prediction_log.files(storage, name, *ends))
-    asked = log.filter(pl.col("route") != SHADOW, pl.col("at") >= ends[0], pl.col("at") < ends[1])
+def _spans(entries: Sequence[Document]) -> list[tuple[float, float]]:
+    """The times that were metered, from and until, in order: entries that follow each other are one."""
+    spans: list[tuple[float, float]] = []
+    for began, ended in sorted((float(e["at"]) - float(e["seconds"]), float(e["at"])) for e in entries):
+        if spans and began <= spans[-1][1] + ROUNDING_S:
+            spans[-1] = spans[-1][0], max(spans[-1][1], ended)
+        else:
+            spans.append((began, ended))
+    return spans
+
+
+def _uses(storage: Storage, name: str, spans: Sequence[tuple[float, float]]) -> list[Use]:
+    """The rows that versions answered while it was metered, hour by hour; shadow copies are none."""
+    edges = [(from_micros(int(a * 1e6)), from_micros(int(b * 1e6))) for a, b in spans]
+    log = prediction_log.scan(prediction_log.files(storage, name, edges[0][0], edges[-1][1]))
+    is_metered = pl.any_horizontal(pl.col("at").is_between(a, b, "left") for a, b in edges)
+    asked = log.filter(pl.col("route") != SHADOW, is_metered)
     hour = pl.col("at").dt.truncate("1h").dt.epoch("s").alias("hour")
     counted = asked.group_by(hour, "model_version").agg(pl.len()).collect(engine="streaming")
     return [Use(at, name, version, actual.NOBODY, count) for at, version, count in sorted(counted.rows())]

@@ -293,15 +293,19 @@ def day(lines: Sequence[Mapping[str, Any]], at: int, model: str, settings: Setti
     return Day(at, math.fsum(parts.values()), answered, dict(parts), jobs)
 
 
-def document(model: str, days: Sequence[Day], settings: Settings, now: float) -> Document:
+def document(
+    model: str, days: Sequence[Day], settings: Settings, now: float, before: Mapping[str, Any]
+) -> Document:
     """What the page and Prometheus say of a model, of its days, oldest first; `total` is of all of them.
 
+    `counted` is the total as counters are: not less than `before`, where days cost less counted anew.
     1,000 predictions cost what was spent, today and yesterday, for those that were answered, idle included.
     """
     currency = settings.listed.currency
     recent = [each for each in days if now - RECENT_S < each.at <= now]
     today = next(each for each in days if each.at == now // DAY_S * DAY_S)
     cost, answered = math.fsum(each.cost for each in recent), sum(each.answered for each in recent)
+    total = math.fsum(each.cost for each in days)
     parts: Counter[str] = Counter()
     for each in recent:
         parts.update(each.parts)
@@ -321,7 +325,12 @@ def document(model: str, days: Sequence[Day], settings: Settings, now: float) ->
             }
         ),
         "days": [list(each) for each in days],
-        "total": {"amount": math.fsum(each.cost for each in days), "currency": currency},
+        "total": {"amount": total, "currency": currency},
+        "counted": {
+            "amount": max(total, before.get("amount", 0.0) if before.get("currency") == currency else 0.0),
+            "currency": currency,
+            "answered": max(sum(each.answered for each in days), before.get("answered", 0)),
+        },
         "budget": None
         if settings.per_day is None
         else {"per_day": settings.per_day, "spent": today.spent, "jobs": today.jobs, "holds": settings.holds},
@@ -421,7 +430,8 @@ class Meter:
         # A clock that was set back leaves days of the future: what is spent today is of this day.
         today = days.setdefault(began := int(now // DAY_S * DAY_S), Day(began, 0.0, 0, {}, 0.0))
         ordered = [days[at] for at in sorted(days)]
-        self.storage.write_json(document(model, ordered, said, now), FOLDER, f"{model}.json")
+        told = document(model, ordered, said, now, known.get("counted", {}))
+        self.storage.write_json(told, FOLDER, f"{model}.json")
         return today
 
 

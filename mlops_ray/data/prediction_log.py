@@ -2,7 +2,7 @@
 
     predictions/MODEL/date=YYYY-MM-DD/REPLICA-NUMBER.parquet   what people may see
     predictions_machine_only/MODEL/date=…/…                    values of machine-only columns, row by row
-    predictions/MODEL/counters/REPLICA                         answered, written and lost rows
+    predictions/MODEL/counters/REPLICA                         answered, written, lost, copied rows
 
 A replica appends to a list, and a thread writes what has gathered every few seconds. What is lost is counted:
 rows beyond those that may wait, and, after a hard kill, those that were answered and not written, which the
@@ -39,8 +39,9 @@ MOST_WAITING = 64 * 2**20
 FLUSH_S = 5.0
 #: Requests of which a file's rows are made at once: about a millisecond of work.
 SLICE = 1_000
-#: Answered, written, lost.
-COUNTS = struct.Struct("<qqq")
+#: Answered, written, lost, and of those that were answered shadow copies; the last is not in older files.
+COUNTS = struct.Struct("<qqqq")
+OLD_SIZE = 24
 #: What a file that took the place of others is called, and where in its metadata their names stand.
 COMPACT, REPLACES = "compact-", "replaces"
 #: Of files that are joined: about ten times as much in memory.
@@ -132,6 +133,7 @@ class PredictionLog:
     most_waiting: int = MOST_WAITING
     _entries: list[tuple[Shape, Entry]] = field(default_factory=list)
     _answered: int = 0
+    _copied: int = 0
     _taken_bytes: int = 0
     _written_bytes: int = 0
     _lost: int = 0
@@ -146,12 +148,13 @@ class PredictionLog:
         """Takes in an answered request; where too much waits, its rows are lost, and counted."""
         rows = entry.stop - entry.start
         self._answered += rows
+        self._copied += rows if shape.route == SHADOW else 0
         if self._taken_bytes + entry.size - self._written_bytes > self.most_waiting:
             self._lost += rows
         else:
             self._taken_bytes += entry.size
             self._entries.append((shape, entry))
-        self._counters.write(self._answered, self._written, self._lost)
+        self._counters.write(self._answered, self._written, self._lost, self._copied)
 
     def flush(self, pause_s: float = 0.0) -> int:
         """Writes what has gathered, and returns the number of rows. What cannot be written waits further on.
@@ -170,7 +173,7 @@ class PredictionLog:
                     entries = [each for each in entries if each[0] is not shape]
             finally:
                 self._entries = entries + self._entries
-                self._counters.write(self._answered, self._written, self._lost)
+                self._counters.write(self._answered, self._written, self._lost, self._copied)
             return self._written - before
 
     def close(self) -> None:
@@ -244,7 +247,7 @@ def _frame(shape: Shape, entries: Sequence[Entry]) -> pl.DataFrame:
 
 
 class _Counters:
-    """Three numbers in a mapped file, locked by the process that counts for as long as it lives."""
+    """`COUNTS` in a mapped file, locked by the process that counts for as long as it lives."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("w+b")
@@ -252,21 +255,30 @@ class _Counters:
         self._file.truncate(COUNTS.size)
         self._map = mmap.mmap(self._file.fileno(), COUNTS.size)
 
-    def write(self, answered: int, written: int, lost: int) -> None:
-        COUNTS.pack_into(self._map, 0, answered, written, lost)
+    def write(self, *counts: int) -> None:
+        COUNTS.pack_into(self._map, 0, *counts)
 
     def close(self) -> None:
         self._map.close()
         self._file.close()
 
 
+def counted(kept: bytes) -> tuple[int, ...] | None:
+    """`COUNTS` as a file has them; `None` of one that was just begun.
+
+    >>> counted(struct.pack("<qqq", 9, 8, 1))
+    (9, 8, 1, 0)
+    """
+    return COUNTS.unpack(kept.ljust(COUNTS.size, b"\0")) if len(kept) >= OLD_SIZE else None
+
+
 def answered(storage: Storage, model: str) -> int:
-    """Rows that were answered, by all replicas there have been, those of shadow copies among them."""
+    """Rows that somebody was told, by all replicas there have been: shadow copies are none."""
     total = 0
     for path in (storage.root / FOLDER / model / COUNTERS).glob("*"):
         with contextlib.suppress(FileNotFoundError):
-            kept = path.read_bytes()
-            total += COUNTS.unpack(kept)[0] if len(kept) == COUNTS.size else 0
+            if (counts := counted(path.read_bytes())) is not None:
+                total += counts[0] - counts[3]
     return total
 
 
@@ -283,9 +295,8 @@ def _lost_of(path: Path) -> int:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             is_alive = True
-        kept = file.read(COUNTS.size)
-        if len(kept) == COUNTS.size:
-            answered, written, lost_rows = COUNTS.unpack(kept)
+        if (counts := counted(file.read(COUNTS.size))) is not None:
+            answered, written, lost_rows, _ = counts
             return int(lost_rows if is_alive else answered - written)
     return 0
 

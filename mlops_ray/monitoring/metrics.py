@@ -1,5 +1,6 @@
 """The monitor's counts as Prometheus metrics, by the names that interfaces.md fixes."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, get_args
@@ -61,7 +62,7 @@ class _Snapshot(Collector):
         yield self._alarms()
         yield self._alerts()
         yield self._release()
-        yield self._cost()
+        yield from self._cost()
         for how in ("estimated", "realised"):
             yield self._quality(how)
 
@@ -126,12 +127,18 @@ class _Snapshot(Collector):
                 family.add_metric([model, route, outcome], count)
         return family
 
-    def _cost(self) -> Metric:
-        """What machines cost, that of idle ones in it."""
-        family = CounterMetricFamily("mlops_cost", "Money spent on replicas", labels=["model", "currency"])
+    def _cost(self) -> Iterator[Metric]:
+        """What machines cost, that of idle ones in it, and the rows that somebody was told for it."""
+        spent = CounterMetricFamily("mlops_cost", "Money spent on replicas", labels=["model", "currency"])
+        told = CounterMetricFamily("mlops_cost_predictions", "Rows that it was spent on", labels=["model"])
         for cost in self._costs:
-            family.add_metric([cost["model"], cost["total"]["currency"]], cost["total"]["amount"])
-        return family
+            # The other metrics are no worse for a document that lacks something.
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                model, counted = str(cost["model"]), cost["counted"]
+                amount, answered = float(counted["amount"]), float(counted["answered"])
+                spent.add_metric([model, str(counted["currency"])], amount)
+                told.add_metric([model], answered)
+        yield from (spent, told)
 
     def _release(self) -> Metric:
         """The versions that answer or are compared; and the last one that failed, until something follows."""

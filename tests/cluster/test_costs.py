@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mlops_ray import cli, config, keys
-from mlops_ray.cluster import costs, loads, local, service
+from mlops_ray.cluster import costs, loads, local, meter, service
 from mlops_ray.config import Project
 from mlops_ray.cost import prices
 from mlops_ray.cost.holds import HOLDS
@@ -76,9 +76,11 @@ def ran(storage: Storage, **more: Any) -> None:
     )
 
 
-def answered(storage: Storage, counts: dict[str, int], route: str = prediction_log.CHAMPION) -> None:
+def answered(
+    storage: Storage, counts: dict[str, int], route: str = prediction_log.CHAMPION, after: float = 1800
+) -> None:
     """Rows that versions answered half an hour after the journal begins."""
-    at = datetime.fromtimestamp(BEGIN + 1800, UTC)
+    at = datetime.fromtimestamp(BEGIN + after, UTC)
     rows = [
         {"at": at, "request_id": f"{v}-{n}", "row": 0, "model_version": v, "route": route, "prediction": 1.0}
         for v, count in counts.items()
@@ -86,7 +88,7 @@ def answered(storage: Storage, counts: dict[str, int], route: str = prediction_l
     ]
     frame = pl.DataFrame(rows, schema={name: prediction_log.ABOUT[name] for name in rows[0]})
     day = f"date={at:%Y-%m-%d}"
-    frame.write_parquet(storage.path(prediction_log.FOLDER, packages.NAME, day, f"{route}-1.parquet"))
+    frame.write_parquet(storage.path(prediction_log.FOLDER, packages.NAME, day, f"{route}-{after}.parquet"))
 
 
 def asked(storage: Storage, by: dict[str, dict[str, int]], at: int = BEGIN) -> None:
@@ -265,6 +267,21 @@ def test_only_what_was_metered_in_the_time_asked_for_counts(file: Path) -> None:
     assert costs.spent(project, storage, None, half)["total"] == pytest.approx(0.05)
     with pytest.raises(DataError, match="nothing was metered then"):
         costs.spent(project, storage, datetime.fromtimestamp(BEGIN + 3600, UTC), None)
+
+
+def test_rows_of_hours_that_were_not_metered_are_not_counted(file: Path) -> None:
+    project, storage = opened(file)
+    ran(storage)
+    answered(storage, {"3": 10})
+    # Two hours without a meter, and a minute with one.
+    for hours in (1, 2):
+        answered(storage, {"3": 500}, after=hours * 3600 + 60)
+    (*_, last) = meter.entries(storage)
+    meter.append(storage, last | {"at": BEGIN + 3 * 3600.0, "seconds": 60.0})
+    answered(storage, {"3": 5}, after=3 * 3600 - 30)
+    found = costs.spent(project, storage, None, None)
+    assert [(v["version"], v["predictions"]) for v in found["versions"]] == [("3", 15)]
+    assert found["hours"] == pytest.approx(1 + 1 / 60)
 
 
 def test_machines_without_a_price_are_told_and_not_counted(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from mlops_ray.cluster.meter import LONGEST_S, Meter, Node, Replica
 from mlops_ray.cost import actual, prices
 from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
-from mlops_ray.data.prediction_log import COUNTERS, COUNTS
+from mlops_ray.data.prediction_log import COUNTERS, COUNTS, Entry, Shape
 from mlops_ray.errors import ConfigError
 from mlops_ray.instants import DAY_S
 from mlops_ray.serving.autoscaling import Policy
@@ -58,10 +59,16 @@ class World:
         self.settle()
         self.start()
 
-    def settle(self, serving: Any = packages.PROJECT["serving"], **more: Any) -> None:
+    def settle(
+        self,
+        serving: Any = packages.PROJECT["serving"],
+        per_hour: float = PER_HOUR,
+        currency: str = "EUR",
+        **more: Any,
+    ) -> None:
         """The project is deployed, with more said of its costs."""
         file = self.storage.path("prices.yaml")
-        file.write_text(prices.text([machine("small", per_hour=PER_HOUR)]))
+        file.write_text(prices.text([machine("small", per_hour=per_hour, currency=currency)]))
         cost = {"machine": "small", "prices": str(file)} | more
         project = packages.project(self.storage, cost=cost, serving=serving)
         assert meter.settle(project, self.storage)
@@ -77,10 +84,10 @@ class World:
             self.now += 60
             self.meter.tick()
 
-    def answered(self, rows: int, replica: str = "one") -> None:
-        """So many rows in all, by a replica."""
+    def answered(self, rows: int, replica: str = "one", copied: int = 0) -> None:
+        """So many rows in all, by a replica, shadow copies among them."""
         path = self.storage.path(prediction_log.FOLDER, NAME, COUNTERS, replica)
-        path.write_bytes(COUNTS.pack(rows, rows, 0))
+        path.write_bytes(COUNTS.pack(rows, rows, 0, copied))
 
     @property
     def cost(self) -> dict[str, Any]:
@@ -140,6 +147,36 @@ def test_a_thousand_predictions_cost_what_was_spent_for_them_idle_included(world
     assert world.cost["answered"] == 3_000
     told = {"amount": pytest.approx(PER_HOUR / 3), "currency": "EUR", "since": MIDNIGHT}
     assert world.cost["per_1000"] == told
+
+
+def test_shadow_copies_are_no_predictions_as_in_the_bill(world: World) -> None:
+    world.tick()
+    log = prediction_log.PredictionLog(world.storage, NAME, "one")
+    for route, rows in ((prediction_log.CHAMPION, 3), (prediction_log.SHADOW, 2)):
+        log.add(Shape("1", route), Entry("a", None, 0, rows, 1, 1, 1))  # type: ignore[arg-type]
+    world.answered(40, "two", copied=10)
+    # One that was written before copies were told apart.
+    old = world.storage.path(prediction_log.FOLDER, NAME, COUNTERS, "old")
+    old.write_bytes(struct.pack("<qqq", 100, 100, 0))
+    world.tick(1)
+    assert world.cost["answered"] == 3 + 30 + 100
+    assert world.cost["counted"]["answered"] == 133
+    assert prediction_log.lost(world.storage, NAME) == 0
+
+
+def test_what_prometheus_is_told_never_falls_also_where_prices_do(world: World) -> None:
+    world.tick(30)
+    world.settle(per_hour=PER_HOUR / 10)
+    world.tick(1)
+    assert world.cost["total"]["amount"] == pytest.approx(31 * PER_HOUR / 600)
+    assert world.cost["counted"] == {"amount": pytest.approx(PER_HOUR / 2), "currency": "EUR", "answered": 0}
+    world.settle(per_hour=PER_HOUR, currency="USD")
+    world.tick(1)
+    assert world.cost["counted"] == {
+        "amount": pytest.approx(32 * PER_HOUR / 60),
+        "currency": "USD",
+        "answered": 0,
+    }
 
 
 def test_who_takes_over_goes_on_and_what_nobody_saw_is_not_counted(world: World) -> None:

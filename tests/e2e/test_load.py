@@ -174,7 +174,7 @@ def all_is_written(storage: Storage) -> None:
 
 
 def is_written(counters: Path) -> bool:
-    answered, written, lost = COUNTS.unpack(counters.read_bytes())
+    answered, written, lost, _ = COUNTS.unpack(counters.read_bytes())
     return bool(answered == written + lost)
 
 

@@ -384,13 +384,13 @@ def test_a_document_that_is_damaged_hides_no_other_model(
 
 def test_a_release_that_failed_and_rows_that_were_lost_are_told(world: World) -> None:
     counters = world.storage.path(prediction_log.FOLDER, "a", prediction_log.COUNTERS, "one")
-    counters.write_bytes(prediction_log.COUNTS.pack(10, 8, 0))
+    counters.write_bytes(prediction_log.COUNTS.pack(10, 8, 0, 0))
     with receiving(world, "a") as (web, _):
         world.tick(60)
         assert web.got == []
         # What is lost, also while nobody looks, is told by who comes next.
         world.die()
-        counters.write_bytes(prediction_log.COUNTS.pack(1_000, 900, 0))
+        counters.write_bytes(prediction_log.COUNTS.pack(1_000, 900, 0, 0))
         turn = {"turn": 1, "version": "2", "state": "refused", "step": 0, "reason": "it is not signed"}
         world.now += 1
         document = record.new("a") | {"history": [turn | {"at": alerts.iso(world.now)}]}

@@ -57,7 +57,7 @@ class World:
     def answers(self) -> None:
         """More traffic comes in: answers, refusals, failures, values that fail a check; and it costs."""
         self.spent += 0.001 * ROWS
-        self.storage.write_json(self.cost, looks.COSTS, f"{NAME}.json")
+        self.storage.write_json(self.cost, "cost", f"{NAME}.json")
         amounts = np.full(60, 50.0)
         tally = Outbox(NAME).tally("1", self.specs)
         tally.observe(pl.DataFrame({"amount": amounts, "hour": np.arange(60) % 24}), amounts)
@@ -72,7 +72,8 @@ class World:
 
     @property
     def cost(self) -> dict[str, Any]:
-        return {"model": NAME, "total": {"amount": self.spent, "currency": "EUR"}}
+        counted = {"amount": self.spent, "currency": "EUR", "answered": 1000 * self.spent}
+        return {"model": NAME, "counted": counted}
 
     @property
     def specs(self) -> Any:
@@ -191,6 +192,18 @@ def test_rules_and_dashboard_ask_for_metrics_that_we_export(world: World) -> Non
         "mlops_rejected_total", "mlops_drift_psi", "mlops_alarm", "mlops_estimated_metric",
         "mlops_realised_metric", "mlops_log_rows_lost_total", "mlops_cost_total",
     }  # fmt: skip
+
+
+def test_a_damaged_document_of_costs_spoils_no_other_metric(world: World) -> None:
+    whole = world.cost["counted"]
+    damaged: list[Any] = [{}, [], {"model": NAME}, {"model": NAME, "counted": {"currency": "EUR"}}]
+    damaged += [{"model": NAME, "counted": whole | {"amount": what}} for what in (None, "much")]
+    text = metrics_text({}, [], [*damaged, world.cost]).decode()
+    told = re.findall(r"^mlops_cost\w*_total.*", text, re.MULTILINE)
+    assert told == [
+        f'mlops_cost_total{{currency="EUR",model="{NAME}"}} 0.0',
+        f'mlops_cost_predictions_total{{model="{NAME}"}} 0.0',
+    ]
 
 
 def test_a_version_s_role_is_that_of_the_release(world: World) -> None:
