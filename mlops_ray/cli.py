@@ -1100,13 +1100,15 @@ def _costs(cost: dict[str, Any] | None) -> dict[str, str]:
     if per is not None:
         since = datetime.fromtimestamp(per["since"], UTC)
         said = [f"{per['amount']:.4g} {currency} per 1,000 predictions since {since:%Y-%m-%d}, idle included"]
+    if cost["oldest"]:
+        said.append(f"by prices of {cost['oldest']} and later")
     if budget is not None:
         said.append(
             f"{budget['spent']:.4g} of {budget['per_day']:.4g} {currency} of today's budget spent (UTC)"
         )
     if cost["held"]:
         said.append("no replica is added, and nothing is trained by itself")
-    return {"cost": "; ".join(said)}
+    return {"cost": "; ".join([*said, *cost["notes"]])}
 
 
 def _released(model: dict[str, Any]) -> dict[str, str]:

@@ -46,6 +46,8 @@ TAKEN = " (spot)"
 LEAST = 1e-3
 #: What uses a node beside replicas: trials, tasks and actors of jobs.
 JOBS = "jobs"
+#: In no name of a model, but in that of replicas beside it, which are measured and answer nobody (loads.py).
+ASIDE = "."
 
 Document = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -120,6 +122,11 @@ def priced(project: Project) -> tuple[PriceList, list[str]]:
     return found, stale(found, cost.max_age, dt.datetime.now(dt.UTC).date())
 
 
+def notes(project: Project) -> list[str]:
+    """What who starts a service is to know of its prices."""
+    return [] if project.cost.prices is None else priced(project)[1]
+
+
 def stale(found: PriceList, limit_us: float, today: dt.date) -> list[str]:
     """That prices are older than a limit, in a sentence; empty where none is."""
     old = found.stale(today, dt.timedelta(microseconds=limit_us))
@@ -191,13 +198,15 @@ def _node(node: Node, on: Sequence[Replica], machine: str) -> Document:
     gpu = node.gpus - node.free_gpus - math.fsum(each.gpu for each in on)
     works = cpu > LEAST or gpu > LEAST
     type, spot = type_of(node.labels, machine)
+    jobs = {JOBS: {"count": 1, "cpu": max(cpu, 0.0), "gpu": max(gpu, 0.0)}} if works else {}
+    by_name = {name: _held([each for each in on if each.model == name]) for name in _models(on)}
     return {
         "type": type,
         "spot": spot,
         "cpus": node.cpus,
         "gpus": node.gpus,
-        "replicas": {model: _held([each for each in on if each.model == model]) for model in _models(on)},
-        "jobs": {JOBS: {"count": 1, "cpu": max(cpu, 0.0), "gpu": max(gpu, 0.0)}} if works else {},
+        "replicas": {name: held for name, held in by_name.items() if ASIDE not in name},
+        "jobs": {name: held for name, held in by_name.items() if ASIDE in name} | jobs,
     }
 
 
@@ -309,6 +318,7 @@ def document(
     parts: Counter[str] = Counter()
     for each in recent:
         parts.update(each.parts)
+    used = [p for p in settings.listed.prices if {p.type, p.type + TAKEN} & parts.keys()]
     per_1000 = answered and {"amount": 1000 * cost / answered, "currency": currency, "since": recent[0].at}
     return {
         "format": FORMAT_VERSION,
@@ -317,13 +327,9 @@ def document(
         "per_1000": per_1000 or None,
         "answered": answered,
         "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
-        "prices": sorted(
-            {
-                f"{price.source}, {price.date}"
-                for price in settings.listed.prices
-                if {price.type, price.type + TAKEN} & parts.keys()
-            }
-        ),
+        "prices": sorted({f"{price.source}, {price.date}" for price in used}),
+        "oldest": min((price.date.isoformat() for price in used), default=None),
+        "notes": _notes(used, settings, now),
         "days": [list(each) for each in days],
         "total": {"amount": total, "currency": currency},
         "counted": {
@@ -335,6 +341,13 @@ def document(
         if settings.per_day is None
         else {"per_day": settings.per_day, "spent": today.spent, "jobs": today.jobs, "holds": settings.holds},
     }
+
+
+def _notes(used: Sequence[Price], settings: Settings, now: float) -> list[str]:
+    """That prices by which it was counted are too old."""
+    if not used or settings.max_age_us is None:
+        return []
+    return stale(PriceList(tuple(used)), settings.max_age_us, dt.datetime.fromtimestamp(now, dt.UTC).date())
 
 
 def _spent(today: Day, per_day: float, settings: Settings) -> str:

@@ -332,7 +332,7 @@ def _pipeline(project: Project, storage: Storage, progress: Progress) -> "Pipeli
 
 def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train: bool) -> Live:
     """Has what is trained released, or what is champion already, and the service up."""
-    from mlops_ray.cluster import loop, looper, profitable, releases, sizing
+    from mlops_ray.cluster import loop, looper, meter, profitable, releases, sizing
     from mlops_ray.serving import deploy, record
 
     project, storage = pipeline.project, pipeline.storage
@@ -347,7 +347,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
         pushed = pipeline.push(trained)
     sized = sizing.sized(project, storage, lambda: looper.machines(project))
     url = pipeline.serve(cluster, sized.project)
-    notes = front.apply(project, cluster) + loop.notes(project) + sized.notes
+    notes = front.apply(project, cluster) + loop.notes(project) + meter.notes(project) + sized.notes
     if pushed is not None:
         with pipeline.stages.timed("release", lambda r: r["said"]) as result:
             document = releases.followed(
@@ -462,7 +462,8 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
 
 
 def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
-    """What 1,000 predictions cost, what of the day's budget is spent, and why more is held back, if it is.
+    """What 1,000 predictions cost, what of the day's budget is spent, and why more is held back, if it is;
+    the day of the oldest price by which it was counted, and what is to be known of prices.
 
     `None` where no project says what machines cost.
     """
@@ -470,6 +471,7 @@ def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
     if found is None:
         return None
     told = {key: found[key] for key in ("at", "per_1000", "budget")}
+    told |= {"oldest": found.get("oldest"), "notes": found.get("notes", [])}
     return told | {"currency": found["total"]["currency"], "held": holds.why(hold, time.time())}
 
 

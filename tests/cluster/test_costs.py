@@ -166,6 +166,8 @@ def test_what_a_plan_needs_and_the_project_does_not_say_is_named_with_its_place(
 def test_old_prices_are_used_with_a_warning(file: Path) -> None:
     write(file.parent, LOAD | {"max_age": "1s"})
     (note,) = costs.plan(*opened(file))["notes"]
+    # Who runs it is told as well.
+    assert meter.notes(opened(file)[0]) == [note]
     assert note == "2 of 2 prices are older than 1s, or of the future; that of small is of 2026-11-01"
 
 
@@ -311,6 +313,16 @@ def test_a_page_of_what_was_spent_is_not_one_of_a_plan(file: Path) -> None:
             "cost       0.25 EUR per 1,000 predictions since 2026-11-02, idle included\n",
         ),
         (
+            {
+                "per_1000": {"amount": 0.25, "currency": "EUR", "since": BEGIN},
+                "budget": None,
+                "oldest": "2026-05-01",
+                "notes": ["1 of 2 prices are old"],
+            },
+            "cost       0.25 EUR per 1,000 predictions since 2026-11-02, idle included; "
+            "by prices of 2026-05-01 and later; 1 of 2 prices are old\n",
+        ),
+        (
             {"per_1000": None, "budget": {"per_day": 5.0, "spent": 5.0, "holds": True}},
             "cost       nothing was answered yet; 5 of 5 EUR of today's budget spent (UTC); "
             "no replica is added, and nothing is trained by itself\n",
@@ -347,6 +359,8 @@ def test_the_status_says_what_predictions_cost_and_how_the_budget_stands(
             "at": BEGIN,
             "currency": "EUR",
             "held": told["cost"]["held"],
+            "oldest": cost.get("oldest"),
+            "notes": cost.get("notes", []),
             **{key: cost[key] for key in ("per_1000", "budget")},
         }
     )

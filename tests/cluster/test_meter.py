@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.cluster import loop, meter
+from mlops_ray.cluster import loads, loop, meter
 from mlops_ray.cluster.loop import Decision
 from mlops_ray.cluster.meter import LONGEST_S, Meter, Node, Replica
 from mlops_ray.cost import actual, prices
@@ -31,6 +31,7 @@ from tests.serving import packages
 from tests.serving.test_autoscaling import TARGET_S, asked, rate_for
 
 NAME = packages.NAME
+OLD = "1 of 1 prices are older than 90d, or of the future; that of small is of 2026-11-01"
 #: A midnight, and what the one node costs an hour.
 MIDNIGHT, PER_HOUR = 20_000 * DAY_S, 0.6
 
@@ -238,6 +239,33 @@ def test_a_node_says_what_it_is_and_jobs_bear_their_share(world: World) -> None:
 
 def budget(amount: float) -> dict[str, Any]:
     return {"per_day": {"amount": amount, "currency": "EUR"}, "then": "hold"}
+
+
+def test_replicas_that_are_measured_are_a_job_and_count_against_the_budget(world: World) -> None:
+    world.settle(budget=budget(0.0))
+    world.running.on = [Node("a", {}, 2.0, 0.0, 0.0, 0.0)]
+    world.running.held = [*Running.held, Replica("a", f"{NAME}{loads.SUFFIX}", 1.0, 0.0)]
+    world.tick(1)
+    ((_, cost, *_, jobs),) = world.cost["days"]
+    assert (cost, jobs) == (pytest.approx(PER_HOUR / 120), pytest.approx(PER_HOUR / 120))
+    assert world.cost["budget"]["spent"] == pytest.approx(PER_HOUR / 60)
+    assert [*world.journal()[0]["nodes"][0]["jobs"]] == [f"{NAME}.loadtest"]
+    # One that has no prices is a model all the same, and no job of those that do.
+    world.running.held = [*Running.held, Replica("a", "other", 1.0, 0.0)]
+    world.tick(1)
+    assert world.cost["budget"]["jobs"] == pytest.approx(PER_HOUR / 120)
+
+
+def test_figures_say_of_when_their_prices_are_and_that_they_are_old(world: World) -> None:
+    # Two days after the prices were read, and half a year.
+    for days, told in ((760, []), (180, [OLD])):
+        world.now += days * DAY_S
+        world.start()
+        world.tick(1)
+        assert (world.cost["oldest"], world.cost["notes"]) == ("2026-11-01", told)
+    world.settle(max_age="365d")
+    world.tick(1)
+    assert world.cost["notes"] == []
 
 
 Held = list[tuple[str, float]]

@@ -1,6 +1,7 @@
 """Parts of the documents of `views`: plain functions of what lies in the storage."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -168,7 +169,7 @@ def cost(found: Any) -> Document | None:
 def by_key(days: Sequence[Sequence[Any]], asked: Asked) -> list[Document]:
     """What the predictions of days (when they began, cost, rows) came to, by key, the dearest first.
 
-    Each bears of a day's cost what it had of the day's rows; of a day of which it is not known, no key.
+    Each bears of a day's cost what it had of the day's rows; rows of which it is not known are of no key.
     """
     began = {at for at, *_ in days}
     uses = [
@@ -177,8 +178,10 @@ def by_key(days: Sequence[Sequence[Any]], asked: Asked) -> list[Document]:
         if (day := hour // DAY_S * DAY_S) in began
         for key, rows in names.items()
     ]
-    known = {use.since for use in uses}
-    uses += [Use(at, "", NOBODY, NOBODY, rows) for at, _, rows, *_ in days if at not in known]
+    known: Counter[int] = Counter()
+    for use in uses:
+        known[use.since] += int(use.predictions)
+    uses += [Use(at, "", NOBODY, NOBODY, max(0, rows - known[at])) for at, _, rows, *_ in days]
     costs = [Share(at, "model", "", "", False, 0.0, 0.0, cost) for at, cost, *_ in days]
     spent = [each for each in by_version(costs, uses) if each.predictions]
     told = [{"key": s.key, "version": s.version, "rows": s.predictions, "cost": s.cost} for s in spent]

@@ -321,6 +321,7 @@ function costs({ cost, keys }, { chosen }) {
   const per = cost.per_1000, parts = cost.parts ?? [], days = cost.days ?? [], { budget } = cost;
   const isSpent = budget && budget.spent >= budget.per_day;
   return [
+    ...(cost.notes ?? []).map((note) => el("p", { class: "note" }, note)),
     el("dl", { class: "tiles" }, per && tile("Per 1,000 predictions", `${short(per.amount)} ${per.currency}`, `${sinceWhen(per)}, as of ${when(cost.at)}`),
       budget && tile("Spent today (UTC)", `${short(budget.spent)} of ${short(budget.per_day)} ${cost.total.currency}`, !isSpent ? "of the day's budget" : budget.holds ? "no replica is added, nothing is trained by itself" : "more than the day's budget", isSpent ? "bad" : "ok")),
     parts.length ? panel("What it is made of", cost.prices?.length ? `By prices of: ${cost.prices.join("; ")}` : null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
