@@ -101,6 +101,7 @@ def _cost(now: float) -> dict[str, Any]:
         "per_1000": {"amount": 0.003, "currency": "EUR", "since": today - DAY},
         "parts": [{"name": "replicas", "amount": 0.003}],
         "prices": ["a made-up list, 2026-11-01"],
+        "notes": ["1 of 1 prices are older than 90d"],
         "days": [[today - DAY, 0.3, 7_000], [today, 0.4, 8_000]],
         "total": {"amount": 0.7, "currency": "EUR"},
         "budget": {"per_day": 0.4, "spent": 0.4, "holds": True},
@@ -338,9 +339,14 @@ def test_costs_say_since_when_of_whom_and_that_the_budget_is_spent(shown: Shown)
     assert f"since {day}" in str(shown.page.run("document.querySelector('.tile:last-child').innerText"))
     shown.go(f"{MODEL}costs")
     table = str(shown.page.run("document.querySelector('[aria-label=Keys] tbody').innerText"))
-    assert [line.split("\t")[:2] for line in table.splitlines()] == [["shop", "1"], ["till", "1"]]
+    assert [line.split("\t")[:2] for line in table.splitlines()] == [
+        ["not known", "–"],
+        ["shop", "1"],
+        ["till", "1"],
+    ]
     assert "0.4 of 0.4 EUR" in shown.text
     assert "By prices of: a made-up list, 2026-11-01" in shown.text
+    assert "1 of 1 prices are older than 90d" in shown.text
     assert "no replica is added, nothing is trained by itself" in shown.text
     try:
         shown.page.log_in(shown.url, keys.add(shown.storage, "reader", "read"), f"{MODEL}costs")
