@@ -26,7 +26,6 @@ from mlops_ray.config import Project, duration_in_words
 from mlops_ray.cost import actual, prices
 from mlops_ray.cost.holds import FOLDER, HOLDS, why
 from mlops_ray.cost.prices import Price, PriceList, money, named
-from mlops_ray.cost.profit import Worth
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import ConfigError, StorageError, safe
 from mlops_ray.instants import DAY_S

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import costs, loop, looper, meter, releases, training
+from mlops_ray.cluster import loop, looper, meter, releases, training
 from mlops_ray.cluster.head import LOOPBACK
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
