@@ -170,7 +170,7 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     keys that asked ("key"), empty where none is known. Raises `DataError` where nothing was metered.
     """
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, math.inf)))
-    entries = [entry for entry in meter.entries(storage) if first <= _middle(entry) < last]
+    entries = [entry for entry in meter.entries(storage, first, last) if first <= _middle(entry) < last]
     if not entries:
         raise DataError("nothing was metered then")
     listed, notes = priced(project)

@@ -23,11 +23,11 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from mlops_ray.config import Project, duration_in_words
-from mlops_ray.cost import actual, prices
+from mlops_ray.cost import actual, holds, prices
 from mlops_ray.cost.holds import FOLDER, HOLDS, why
 from mlops_ray.cost.prices import Price, PriceList, money, named
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import ConfigError, StorageError, safe
+from mlops_ray.errors import ConfigError, DataError, StorageError, safe
 from mlops_ray.instants import DAY_S
 from mlops_ray.storage import Storage
 
@@ -251,20 +251,42 @@ def _is_ended(path: Path) -> bool:
         return file.read() == b"\n"
 
 
-def journal(path: Path) -> Iterator[Document]:
-    """The lines of a day's journal; one that was begun and not ended is none."""
+def journal(path: Path, begin: int = 0) -> Iterator[Document]:
+    """The lines of a day's journal from a byte on; one that was begun and not ended, or damaged, is none."""
     with path.open("rb") as lines:
-        for line in lines:
+        lines.seek(begin)
+        for text in lines:
             try:
-                yield orjson.loads(line)
+                line = orjson.loads(text)
             except orjson.JSONDecodeError:
                 continue
+            if _is_whole(line):
+                yield line
+            else:
+                logger.error(
+                    "a line of %s that ends at byte %d is damaged, and not counted", path, lines.tell()
+                )
 
 
-def entries(storage: Storage) -> Iterator[Document]:
-    """All lines, oldest first."""
+def _is_whole(line: Any) -> bool:
+    """Whether a line says what ran when, and who was answered."""
+    try:
+        actual.check(line)
+        return all(type(rows) is int and rows >= 0 for rows in line.get("answered", {}).values())
+    except (DataError, AttributeError):
+        return False
+
+
+def entries(storage: Storage, begin: float = 0.0, end: float = math.inf) -> Iterator[Document]:
+    """The lines of the days from `begin` to `end`, oldest first."""
     for path in sorted(storage.root.glob(f"{FOLDER}/[!.]*.jsonl")):
-        yield from journal(path)
+        try:
+            day = dt.datetime.fromisoformat(path.stem).replace(tzinfo=dt.UTC).timestamp()
+        except ValueError:
+            continue
+        # The first line of a day tells of the end of the day before, too.
+        if begin - DAY_S < day < end + DAY_S:
+            yield from journal(path)
 
 
 # ---------------------------------------------------------------- what a model costs
@@ -288,17 +310,19 @@ class Day(NamedTuple):
         return self.cost + self.jobs
 
 
-def day(lines: Sequence[Mapping[str, Any]], at: int, model: str, settings: Settings) -> Day:
-    """What the lines of a day say of a model; a machine without a price costs nothing."""
-    parts: dict[str, float] = defaultdict(float)
-    jobs = 0.0
+def day(lines: Sequence[Mapping[str, Any]], before: Day, model: str, settings: Settings) -> Day:
+    """What more lines of a day say of a model, with what was counted before.
+
+    A machine without a price costs nothing.
+    """
+    parts, jobs = defaultdict(float, before.parts), before.jobs
     for share in actual.metered(lines, settings.listed, settings.region):
         if (share.kind, share.name) == ("model", model):
             parts[share.machine + TAKEN * share.spot] += share.cost or 0.0
         elif share.kind == "job":
             jobs += share.cost or 0.0
-    answered = sum(int(line.get("answered", {}).get(model, 0)) for line in lines)
-    return Day(at, math.fsum(parts.values()), answered, dict(parts), jobs)
+    answered = before.answered + sum(line.get("answered", {}).get(model, 0) for line in lines)
+    return Day(before.at, math.fsum(parts.values()), answered, dict(parts), jobs)
 
 
 def document(
@@ -317,6 +341,7 @@ def document(
     parts: Counter[str] = Counter()
     for each in recent:
         parts.update(each.parts)
+    free = sorted(name for name in parts if _price_of(settings, name) is None)
     used = [p for p in settings.listed.prices if {p.type, p.type + TAKEN} & parts.keys()]
     per_1000 = answered and {"amount": 1000 * cost / answered, "currency": currency, "since": recent[0].at}
     return {
@@ -328,7 +353,7 @@ def document(
         "parts": [{"name": name, "amount": amount} for name, amount in sorted(parts.items())],
         "prices": sorted({f"{price.source}, {price.date}" for price in used}),
         "oldest": min((price.date.isoformat() for price in used), default=None),
-        "notes": _notes(used, settings, now),
+        "notes": [*_notes(used, settings, now), *map(_unpriced, free)],
         "days": [list(each) for each in days],
         "total": {"amount": total, "currency": currency},
         "counted": {
@@ -347,6 +372,16 @@ def _notes(used: Sequence[Price], settings: Settings, now: float) -> list[str]:
     if not used or settings.max_age_us is None:
         return []
     return stale(PriceList(tuple(used)), settings.max_age_us, dt.datetime.fromtimestamp(now, dt.UTC).date())
+
+
+def _unpriced(name: str) -> str:
+    machine = name or "a machine that does not say its type (cost.machine)"
+    return f"{machine} has no price, or several: what runs on it counts as nothing, for the budget too"
+
+
+def _price_of(settings: Settings, name: str) -> Price | None:
+    """The price of a part of a day."""
+    return actual.price_of(settings.listed, name.removesuffix(TAKEN), name.endswith(TAKEN), settings.region)
 
 
 def _spent(today: Day, per_day: float, settings: Settings) -> str:
@@ -383,6 +418,8 @@ class Meter:
     clock: Callable[[], float] = time.time
     _looked_at: float | None = None
     _answered: dict[str, int] = field(default_factory=dict)
+    #: Of a model and a day, the settings by which it was counted, up to which byte of the journal, and what.
+    _sums: dict[tuple[str, int], tuple[Settings, int, Day]] = field(default_factory=dict)
     #: What was last wrong: it is said once.
     _wrong: str = ""
 
@@ -414,9 +451,15 @@ class Meter:
         more = {model: round(count * seconds / (now - before)) for model, count in more.items()}
         append(self.storage, entry(now, seconds, nodes, replicas, machine, more))
         self._looked_at, self._answered = now, counts
+        wrong = []
         for model, said in named.items():
-            today = self._sum_up(model, said, now)
-            self._hold(model, said, today, sum(each.model == model for each in replicas))
+            try:
+                today = self._sum_up(model, said, now)
+                self._hold(model, said, today, sum(each.model == model for each in replicas))
+            except Exception as error:  # noqa: BLE001 - the other models are summed up all the same
+                wrong.append(error)
+        if wrong:
+            raise wrong[0]
 
     def _hold(self, model: str, said: Settings, today: Day, running: int) -> None:
         """Has no replica started beyond those that run, and nothing trained, while the budget is spent."""
@@ -432,13 +475,11 @@ class Meter:
             self.storage.write_json(of | hold, HOLDS, path.name)
 
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:
-        """Counts anew the days of which lines may not have been counted, today and that of the last time."""
-        known = self.storage.read_json(FOLDER, f"{model}.json") or {"at": now, "days": []}
-        days = {each.at: each for each in (Day(*each) for each in known["days"])}
-        for at in {int(when // DAY_S * DAY_S) for when in (known["at"], now)}:
-            path = journal_of(self.storage, at)
-            if path.exists():
-                days[at] = day(list(journal(path)), at, model, said)
+        """Counts the days of which lines may not have been counted, today and that of the last time."""
+        known = _document_of(self.storage, model)
+        days = {each.at: each for each in (Day(*each) for each in known.get("days", []))}
+        for at in {int(when // DAY_S * DAY_S) for when in (known.get("at", now), now)} | self._days(known):
+            days[at] = self._day(model, at, said)
         # A clock that was set back leaves days of the future: what is spent today is of this day.
         today = days.setdefault(began := int(now // DAY_S * DAY_S), Day(began, 0.0, 0, {}, 0.0))
         ordered = [days[at] for at in sorted(days)]
@@ -446,12 +487,43 @@ class Meter:
         self.storage.write_json(told, FOLDER, f"{model}.json")
         return today
 
+    def _days(self, known: Document) -> set[int]:
+        """The days that are counted from the beginning: all, where what was counted is not known any more."""
+        if known:
+            return set()
+        days = (path.stem for path in self.storage.root.glob(f"{FOLDER}/[!.]*.jsonl"))
+        return {int(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC).timestamp()) for day in days}
+
+    def _day(self, model: str, at: int, said: Settings) -> Day:
+        """What a day has cost: of the journal, what was added to it since the last time is read."""
+        by, begin, found = self._sums.get((model, at), (None, 0, None))
+        if by != said or found is None:
+            begin, found = 0, Day(at, 0.0, 0, {}, 0.0)
+        path = journal_of(self.storage, at)
+        if path.exists():
+            end = path.stat().st_size
+            found = day(list(journal(path, begin)), found, model, said)
+            self._sums = {key: sum for key, sum in self._sums.items() if key[1] >= at - 2 * DAY_S}
+            self._sums[model, at] = (said, end, found)
+        return found
+
+
+def _document_of(storage: Storage, model: str) -> Document:
+    """What was written of a model's costs; nothing where that is damaged, or not there."""
+    try:
+        return holds.checked(storage.read_json(FOLDER, f"{model}.json")) or {}
+    except StorageError:
+        return {}
+
 
 def settings(storage: Storage) -> dict[str, Settings]:
-    """By model, what projects say that name prices."""
+    """By model, what projects say that name prices; a file that is damaged is told, and left out."""
     found = {}
     for path in sorted(storage.root.joinpath(SETTINGS).glob("[!.]*.json")):
-        said = storage.read_json(SETTINGS, path.name)
-        if said is not None:
-            found[path.stem] = Settings(**said | {"prices": tuple(said["prices"])})
+        try:
+            said = storage.read_json(SETTINGS, path.name)
+            if said is not None:
+                found[path.stem] = Settings(**said | {"prices": tuple(said["prices"])})
+        except (StorageError, TypeError, KeyError) as error:
+            logger.error("%s is damaged (%s): mlops-ray serve writes it anew", path, safe(error))
     return found

@@ -467,8 +467,11 @@ def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
 
     `None` where no project says what machines cost.
     """
-    found, hold = (storage.read_json(folder, f"{name}.json") for folder in (holds.FOLDER, holds.HOLDS))
-    if found is None:
+    try:
+        found, hold = (storage.read_json(folder, f"{name}.json") for folder in (holds.FOLDER, holds.HOLDS))
+    except StorageError:
+        return None
+    if holds.checked(found) is None:
         return None
     told = {key: found[key] for key in ("at", "per_1000", "budget")}
     told |= {"oldest": found.get("oldest"), "notes": found.get("notes", [])}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from mlops_ray.cost.holds import LATEST_S
 from mlops_ray.cost.model import SECONDS_AN_HOUR, reserved
 from mlops_ray.cost.prices import Price, PriceList
 from mlops_ray.errors import DataError
@@ -80,12 +81,9 @@ def metered(
     An entry is `{"at", "seconds", "nodes": [{"type", "cpus", "gpus", "spot", "replicas": {name: {"count",
     "cpu", "gpu"}}, "jobs": {…}}]}`: what ran in the `seconds` up to `at`. Raises `DataError` for another.
     """
-    totals: dict[tuple[Any, ...], list[float]] = defaultdict(lambda: [0.0, 0.0])
+    totals = _no_hours()
     for entry in entries:
-        try:
-            _add(totals, entry)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise DataError(f"an entry of the journal of nodes is damaged: {type(error).__name__}") from None
+        _add(totals, entry)
     rates = {(machine, spot): price_of(prices, machine, spot, region) for *_, machine, spot in totals}
     found = []
     for (hour, kind, name, machine, spot), (borne, held) in sorted(totals.items()):
@@ -98,6 +96,19 @@ def metered(
     return found
 
 
+def check(entry: Any) -> None:
+    """Raises `DataError` where this is no entry of the journal."""
+    _add(_no_hours(), entry)
+
+
+#: Node hours that are borne, and those reserved, by hour, kind, name, machine and whether it is spot.
+Hours = dict[tuple[Any, ...], list[float]]
+
+
+def _no_hours() -> Hours:
+    return defaultdict(lambda: [0.0, 0.0])
+
+
 def price_of(prices: PriceList, machine: str, spot: bool, region: str | None) -> Price | None:
     """The price of a type; of one that has several regions, and none is said, there is none."""
     found = prices.find(machine, region, spot)
@@ -105,10 +116,17 @@ def price_of(prices: PriceList, machine: str, spot: bool, region: str | None) ->
     return own[0] if len(own) == 1 else None
 
 
-def _add(totals: dict[tuple[Any, ...], list[float]], entry: Mapping[str, Any]) -> None:
+def _add(totals: Hours, entry: Mapping[str, Any]) -> None:
+    try:
+        _added(totals, entry)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise DataError(f"an entry of the journal of nodes is damaged: {type(error).__name__}") from None
+
+
+def _added(totals: Hours, entry: Mapping[str, Any]) -> None:
     hours = float(entry["seconds"]) / SECONDS_AN_HOUR
     middle = float(entry["at"]) - float(entry["seconds"]) / 2
-    if not (0 <= hours < math.inf):
+    if not (0 <= hours < math.inf and abs(middle) < LATEST_S):
         raise ValueError("no length of time")
     hour = math.floor(middle / SECONDS_AN_HOUR) * int(SECONDS_AN_HOUR)
     nodes = [(str(node["type"]), bool(node.get("spot")), _on(node)) for node in entry["nodes"]]

@@ -1,12 +1,35 @@
-"""Where what costs is written down, and what a hold says: that more is not to be spent on a model.
+"""Where what costs is written down, and what of it may be believed.
 
-cost/holds/MODEL.json   {"most_replicas", "until": when it ends (seconds since the epoch), "why": a sentence}
+cost/MODEL.json         what a model costs (`mlops_ray.cluster.meter.document`)
+cost/holds/MODEL.json   that more is not to be spent on it: {"most_replicas", "until": when that ends (seconds
+                        since the epoch), "why": a sentence}
 """
 
 from typing import Any
 
 FOLDER = "cost"
 HOLDS = f"{FOLDER}/holds"
+#: The year 3000: what is of later is no instant.
+LATEST_S = 32_503_680_000
+
+
+def checked(document: Any) -> dict[str, Any] | None:
+    """A document of costs whose figures are there; `None` of a damaged one, which the meter writes anew.
+
+    >>> checked({"total": {"amount": "much"}}) is None
+    True
+    """
+    try:
+        amounts = [document["total"], *filter(None, [document.get("per_1000")])]
+        numbers = [document["at"], *(each["amount"] for each in amounts)]
+        for at, cost, answered, parts, jobs in document.get("days", []):
+            numbers += [at, cost, answered, jobs, *parts.values()]
+        if (budget := document.get("budget")) is not None:
+            numbers += [budget["per_day"], budget["spent"]]
+        fits = 0 <= document["at"] < LATEST_S and all(isinstance(each["currency"], str) for each in amounts)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return document if fits and all(type(each) in (int, float) for each in numbers) else None
 
 
 def why(hold: Any, now: float) -> str:

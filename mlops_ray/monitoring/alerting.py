@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
-from mlops_ray.cost.holds import FOLDER as COSTS
+from mlops_ray.cost import holds
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import Once, StorageError, safe
 from mlops_ray.monitoring import alerts
@@ -139,7 +139,7 @@ class Alerting:
         told = (
             alerts.of_release(seen.model, history),
             alerts.of_retrainings(seen.model, trained, history),
-            alerts.of_budget(self._document(COSTS, f"{seen.model}.json")),
+            alerts.of_budget(holds.checked(self._document(holds.FOLDER, f"{seen.model}.json")) or {}),
         )
         return [*seen.alarms, *own, *itertools.chain(*told)]
 

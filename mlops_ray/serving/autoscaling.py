@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlops_ray.cost.holds import HOLDS
 from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage
 
@@ -68,7 +69,6 @@ STEPS = 12
 #: Replicas, dead ones too, of which is known what they told last.
 MOST_KNOWN = 1000
 #: Where it is written that no more replicas may be started, and why: cost/holds/MODEL.json.
-HOLDS = ("cost", "holds")
 
 logger = logging.getLogger(__name__)
 
@@ -390,7 +390,7 @@ class Policy:
         It ends by itself: who wrote it may be gone.
         """
         try:
-            hold = checked(self._storage.read_json(*HOLDS, f"{self._model}.json") or {})
+            hold = checked(self._storage.read_json(HOLDS, f"{self._model}.json") or {})
         except (StorageError, OSError) as error:
             hold = self._hold | {"damaged": str(error)}
         if hold.get("until", math.inf) <= now:
@@ -410,7 +410,8 @@ def checked(hold: Any) -> dict[str, Any]:
 
 
 def _is_hold(hold: Mapping[str, Any]) -> bool:
-    return type(hold.get("most_replicas")) is int and type(hold.get("until", 0.0)) in (int, float)
+    most, until = hold.get("most_replicas"), hold.get("until", 0.0)
+    return type(most) is int and most >= 1 and type(until) in (int, float)
 
 
 def _said(hold: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
-from mlops_ray.cost.holds import FOLDER as COSTS
 from mlops_ray.errors import (
     ForbiddenError,
     NotFoundError,
@@ -113,7 +112,7 @@ class Routes(Application):
 
     async def _metrics(self, call: Call) -> Reply:
         releases = record.read_all(self._storage)
-        costs = [self._views.document(COSTS, release["model"]) for release in releases]
+        costs = [self._views.cost(release["model"]) for release in releases]
         text = metrics_text(await self._snapshot(), releases, filter(None, costs))
         return Reply(200, text, {"content-type": CONTENT_TYPE})
 

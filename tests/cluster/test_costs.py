@@ -71,7 +71,7 @@ def ran(storage: Storage, **more: Any) -> None:
     replicas = {packages.NAME: {"count": 1, "cpu": 1, "gpu": 0}}
     on = {"node": "n", "type": "small", "cpus": 2, "gpus": 0, "spot": False, "replicas": replicas, "jobs": {}}
     lines = [{"at": BEGIN + 1800 * half, "seconds": 1800, "nodes": [on | more]} for half in (1, 2)]
-    storage.path("cost", "nodes.jsonl").write_bytes(
+    storage.path("cost", f"{datetime.fromtimestamp(BEGIN, UTC).date()}.jsonl").write_bytes(
         b"\n".join(map(orjson.dumps, lines)) + b'\n{"at": 1, "sec'
     )
 

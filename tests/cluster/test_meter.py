@@ -131,6 +131,62 @@ def test_each_minute_is_a_line_and_the_replicas_bear_the_whole_bill(world: World
     assert world.cost["per_1000"] is None
 
 
+DAMAGED = (b"{", b"[]", b"null", b'{"at": 1, "days": [[1]]}', b'{"at": "x", "days": []}')
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_document_is_made_anew_from_the_journal(world: World, damaged: bytes) -> None:
+    world.tick(60)
+    world.start()
+    world.storage.path(meter.FOLDER, f"{NAME}.json").write_bytes(damaged)
+    world.tick(1)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR * 61 / 60)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"5", b'{"at": 1}', b'{"at": 1e300, "seconds": 60, "nodes": []}', b'{"nodes": [{}]}', b"[]"]
+)
+def test_a_damaged_line_of_the_journal_is_not_counted_and_others_are(world: World, damaged: bytes) -> None:
+    world.tick(30)
+    with meter.journal_of(world.storage, world.now).open("ab") as lines:
+        lines.write(damaged + b"\n")
+    world.tick(30)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR)
+    world.start()
+    world.tick(1)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR * 61 / 60)
+
+
+def test_another_models_damaged_settings_or_costs_keep_no_model_from_being_metered(world: World) -> None:
+    world.storage.path(meter.SETTINGS, "a.json").write_text("{")
+    world.storage.path(meter.FOLDER, "a.json").write_text("{")
+    world.tick(60)
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR)
+
+
+def test_a_machine_without_a_price_is_told(world: World) -> None:
+    world.running.on = (Node("a", {"machine": "smal"}, 2.0, 0.0, 1.0, 0.0),)
+    world.tick(2)
+    assert world.cost["total"]["amount"] == 0.0
+    (note,) = world.cost["notes"]
+    assert note == "smal has no price, or several: what runs on it counts as nothing, for the budget too"
+
+
+def test_a_day_is_read_once_and_then_what_was_added_to_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[int]()
+    real = meter.journal
+    monkeypatch.setattr(
+        meter, "journal", lambda path, begin=0: iter(read.append(len(got := list(real(path, begin)))) or got)
+    )
+    world.tick(60)
+    assert read == [1] * 60
+    world.start()
+    world.tick(1)
+    assert read[60:] == [61]
+
+
 def test_looks_in_between_write_nothing(world: World) -> None:
     for _ in range(100):
         world.meter.tick()
@@ -388,7 +444,9 @@ def test_a_clock_that_was_a_day_ahead_does_not_hide_what_is_spent_today(world: W
 
 
 def test_a_budget_of_another_currency_than_the_prices_is_refused(world: World) -> None:
-    with pytest.raises(ConfigError, match="are in EUR, and the budget in JPY: say both in one"):
+    with pytest.raises(
+        ConfigError, match="are in EUR, and what else is said of money in JPY: say both in one"
+    ):
         world.settle(budget={"per_day": {"amount": 0.61, "currency": "JPY"}, "then": "hold"})
 
 

@@ -102,7 +102,7 @@ def _cost(now: float) -> dict[str, Any]:
         "parts": [{"name": "replicas", "amount": 0.003}],
         "prices": ["a made-up list, 2026-11-01"],
         "notes": ["1 of 1 prices are older than 90d"],
-        "days": [[today - DAY, 0.3, 7_000], [today, 0.4, 8_000]],
+        "days": [[today - DAY, 0.3, 7_000, {}, 0.0], [today, 0.4, 8_000, {}, 0.0]],
         "total": {"amount": 0.7, "currency": "EUR"},
         "budget": {"per_day": 0.4, "spent": 0.4, "holds": True},
     }

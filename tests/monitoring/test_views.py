@@ -206,7 +206,8 @@ def test_performance_is_the_mean_by_rows_and_none_where_nothing_is_known(
 def test_costs_have_a_place_only_where_somebody_wrote_them(views: Views, storage: Storage) -> None:
     assert ask(views, "models")["models"][0]["cost"] is None
     assert ask(views, "models/m")["has"] == {"costs": False, "loop": False}
-    cost = {"at": NOW, "per_1000": {"amount": 0.003, "currency": "EUR"}}
+    money = {"amount": 0.003, "currency": "EUR"}
+    cost = {"at": NOW, "per_1000": money, "total": money}
     storage.write_json(cost, "cost", "m.json")
     storage.write_json({"decisions": []}, "loop", "m.json")
     assert ask(views, "models")["models"][0]["cost"] == cost["per_1000"]
@@ -218,8 +219,10 @@ def test_each_key_bears_what_it_had_of_a_day_s_rows_and_names_are_for_some_alone
     views: Views, storage: Storage
 ) -> None:
     today = NOW // DAY * DAY
-    days = [[today - 40 * DAY, 9.0, 100], [today - 2 * DAY, 3.0, 100], [today, 1.0, 100]]
-    storage.write_json({"at": NOW, "days": days}, "cost", "m.json")
+    ago = [(40, 9.0), (2, 3.0), (0, 1.0)]
+    days = [[today - day * DAY, cost, 100, {}, 0.0] for day, cost in ago]
+    total = {"amount": 13.0, "currency": "EUR"}
+    storage.write_json({"at": NOW, "days": days, "total": total}, "cost", "m.json")
     # A day of before keys were counted, an hour that is over, and one that goes on.
     lines = [Minute(int(today), keys=Counter(shop=10)).entry("1"), Minute(int(today - 40 * DAY)).entry("1")]
     storage.path(journal.FOLDER, "m", journal.TRAFFIC).write_bytes(b"\n".join(map(orjson.dumps, lines)))

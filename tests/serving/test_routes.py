@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mlops_ray import keys
+from mlops_ray.cost.holds import FOLDER as COSTS
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.dashboard import page
-from mlops_ray.monitoring.dashboard.views import COSTS
 from mlops_ray.monitoring.state import Minute
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
@@ -146,7 +146,9 @@ def test_openapi_names_each_models_columns(gateway: Gateway) -> None:
 def test_metrics_have_the_names_that_interfaces_fix(gateway: Gateway) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
-    spent = {"model": "m", "total": {"amount": 1.5, "currency": "EUR"}}
+    money: dict[str, Any] = {"amount": 1.5, "currency": "EUR"}
+    spent = {"model": "m", "at": 1, "per_1000": None, "days": [], "total": money, "budget": None}
+    spent["counted"] = money | {"answered": 30}
     gateway.storage.write_json(spent, COSTS, "m.json")
     text = gateway.call("GET", "/metrics", "read").body.decode()
     samples = {
@@ -163,6 +165,7 @@ def test_metrics_have_the_names_that_interfaces_fix(gateway: Gateway) -> None:
     assert samples["mlops_batch_rows_bucket", ("le", "1.0"), *of] == 2
     assert samples["mlops_rejected_total", of[0], ("reason", "invalid_row"), of[1]] == 1
     assert samples["mlops_cost_total", ("currency", "EUR"), of[0]] == 1.5
+    assert samples["mlops_cost_predictions_total", of[0]] == 30
     assert samples["mlops_drift_psi", ("column", "load"), ("model", "m")] == 0.5
     assert samples["mlops_invalid_values_total", ("column", "load"), of[0], ("rule", 'a"b\\'), of[1]] == 1
 
@@ -190,7 +193,8 @@ def test_a_key_is_changed_for_a_cookie_that_holds_no_key(gateway: Gateway, role:
 @pytest.mark.parametrize("by", ["key", "session"])
 @pytest.mark.parametrize("role", ["read", "admin"])
 def test_the_names_of_callers_are_shown_to_admins_alone(gateway: Gateway, role: str, by: str) -> None:
-    cost = {"at": 60.0, "days": [[0, 1.0, 5]], "total": {"amount": 1.0, "currency": "EUR"}}
+    cost = {"at": 60.0, "days": [[0, 1.0, 5, {}, 0.0]], "total": {"amount": 1.0, "currency": "EUR"}}
+    cost |= {"per_1000": None, "budget": None}
     gateway.storage.write_json(cost | {"model": "m"}, COSTS, "m.json")
     hour = Minute(0, keys=Counter({"a shop": 5})).entry("3")
     journal.append(gateway.storage, "m", journal.TRAFFIC, hour)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mlops_ray.cost.holds import FOLDER as COSTS
+from mlops_ray.cost import holds
 from mlops_ray.data.counts import Counts
 from mlops_ray.errors import MlopsError, NotFoundError
 from mlops_ray.features.definitions import Computed, Stored
@@ -115,7 +115,7 @@ class Views:
             "alarms": sum(each["opened"] >= span.since for each in episodes),
             "drift": latest and parts.moved(latest),
             "quality": parts.quality(state),
-            "cost": parts.cost(self.document(COSTS, name)),
+            "cost": parts.cost(self.cost(name)),
         }
 
     # ---------------------------------------------------------------- one model
@@ -138,7 +138,7 @@ class Views:
             "window": parts.open_window(watched),
             "watched": parts.watched(state),
             "has": {
-                "costs": self.document(COSTS, name) is not None,
+                "costs": self.cost(name) is not None,
                 "loop": bool(self.document(LOOP, name)),
             },
         }
@@ -362,12 +362,12 @@ class Views:
 
     def costs(self, name: str, query: Query) -> Document:
         """What the model costs, as its owner wrote it down; `keys` are for some alone."""
-        return {"cost": self.document(COSTS, name), "keys": None}
+        return {"cost": self.cost(name), "keys": None}
 
     def _keys(self, name: str, query: Query) -> list[Document]:
         """What versions answered to each key on the days of the span, and what of their cost that bears."""
         span = spans.asked(query)
-        days = (self.document(COSTS, name) or {}).get("days", [])
+        days = (self.cost(name) or {}).get("days", [])
         hours = journal.newest(self._storage, name, journal.TRAFFIC, MOST_BYTES)
         known = callers.asked(hours, self._state(name))
         return parts.by_key([day for day in days if span.since < day[0] + DAY_S], known)
@@ -380,6 +380,10 @@ class Views:
         except (MlopsError, OSError):
             # The rest of the page is no worse for it.
             return None
+
+    def cost(self, name: str) -> Document | None:
+        """What the model costs; nothing of a damaged document."""
+        return holds.checked(self.document(holds.FOLDER, name))
 
     def _release(self, name: str) -> Document:
         """The release; empty where the model has none, or nothing is live."""
