@@ -172,8 +172,8 @@ class Places:
     >>> said = {"currency": "EUR", "source": "a test", "date": "2026-11-01"}
     >>> small = prices.price({"type": "small", "vcpu": 2, "per_hour": 0.1} | said)
     >>> places = Places(((small, 2),), cpu=1)
-    >>> places.lasts(0.02), places.cost(720), places.cost(720, cpu=2)
-    (720.0, 0.01, 0.02)
+    >>> round(places.lasts(0.02)), round(places.cost(720), 9), round(places.cost(720, cpu=2), 9)
+    (720, 0.01, 0.02)
     """
 
     machines: tuple[tuple[Price, int], ...]
