@@ -84,7 +84,7 @@ class Place:
         told |= {"RAY_AUTH_TOKEN": self.token, "RAY_AUTH_MODE": "token"} if self.token else {}
         before = {name: os.environ.get(name) for name in told}
         os.environ |= told
-        from ray.exceptions import AuthenticationError
+        from ray.exceptions import AuthenticationError, RayError
         from ray.job_submission import JobSubmissionClient
 
         for module in ("modules.job.sdk", "modules.dashboard_sdk"):
@@ -106,7 +106,7 @@ class Place:
             ) from error
         except ConnectionError as error:
             raise ClusterError(f"no cluster answers at {self.address}; is that its dashboard?") from error
-        except RAISED as error:
+        except (*RAISED, RayError) as error:
             raise ClusterError(f"the cluster at {self.address}: {_last(error)}") from error
         finally:
             for name, value in before.items():

