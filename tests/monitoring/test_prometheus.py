@@ -72,8 +72,9 @@ class World:
 
     @property
     def cost(self) -> dict[str, Any]:
-        counted = {"amount": self.spent, "currency": "EUR", "answered": 1000 * self.spent}
-        return {"model": NAME, "counted": counted}
+        money = {"amount": self.spent, "currency": "EUR"}
+        counted = money | {"answered": 1000 * self.spent}
+        return {"model": NAME, "at": 1.0, "total": money, "counted": counted}
 
     @property
     def specs(self) -> Any:

@@ -192,8 +192,8 @@ def test_a_search_ends_with_its_budget_and_says_what_was_spent(ray_cluster: obje
     costs = [trial.cost or 0.0 for trial in found.leaderboard]
     assert costs == pytest.approx([trial.seconds * 0.0005 for trial in found.leaderboard])
     assert found.spent is not None
-    # Trials that were cut off have cost something too.
-    assert found.spent >= sum(costs) > 0
+    # Those that were cut off have cost something too; sums in another order differ in their last digits.
+    assert found.spent >= sum(costs) * (1 - 1e-9) > 0
 
 
 def test_a_search_without_prices_knows_no_costs(swept: tuple[Sweep, list[Any], list[Trial]]) -> None:
@@ -235,14 +235,15 @@ def test_what_the_first_part_of_a_search_spent_is_not_there_for_the_second(
     ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "tune"
+    monkeypatch.setattr(sweep, "BEAT_S", 0.0)
+
+    def stop(*_: Any) -> None:
+        """Once a trial runs of which it is written down."""
+        if json.loads(folder.joinpath(CUT).read_text())["running"]:
+            signal.raise_signal(signal.SIGINT)
+
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(
-            budget(1000.0),
-            folder=folder,
-            label_selector={},
-            priced=PRICED,
-            on_progress=lambda *_: signal.raise_signal(signal.SIGINT),
-        )
+        sweep.run(budget(1000.0), folder=folder, label_selector={}, priced=PRICED, on_progress=stop)
     lines = folder.joinpath(FILE).read_text().splitlines()[1:]
     ended = sum(json.loads(line)["cost"] for line in lines)
     cut = json.loads(folder.joinpath(CUT).read_text())
