@@ -406,6 +406,7 @@ def loadtest(
     version: Annotated[int | None, typer.Option(help="A registered version; default: the champion.")] = None,
     rate_from: Annotated[float | None, typer.Option(help="The first rate, requests/s.", min=0.5)] = None,
     evenly: Annotated[bool, typer.Option("--evenly", help="Not as chance has it.")] = False,
+    machine: Annotated[str | None, typer.Option(help="A type that nodes have as label `machine`.")] = None,
     as_json: Json = False,
 ) -> None:
     """Find the highest rate at which serving.slo holds, on replicas of their own, and record it."""
@@ -415,7 +416,7 @@ def loadtest(
         raise UsageError("--cpu is a number above 0")
     arrivals: Any = "even" if evenly else "poisson"
     wanted = loads.Wanted(
-        tuple(cpu or ()), tuple(max_rows or ()), rows, replicas, version, rate_from, arrivals
+        tuple(cpu or ()), tuple(max_rows or ()), rows, replicas, version, rate_from, arrivals, machine
     )
     with _Terminal() as progress:
         found = loads.loadtest(*_open(file), progress, wanted)

@@ -186,6 +186,29 @@ def test_features_of_another_file_are_included(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "says"),
+    [
+        ("replicas: {min: 3, max: 2}", "serving.replicas.max: min: 3 is more than max: 2"),
+        ("replicas: {min: 2, initial: 1}", "serving.replicas.initial: initial: 1 is not between 2 and 8"),
+        ("resources: {machine: a b}", "serving.resources.machine"),
+        ("resources: {labels: {region: eu-de}}", "is said by a source's policy: allowed_regions"),
+        ("resources: {labels: {pool: in(a}}", "serving.resources.labels.pool"),
+        ("resources: {labels: {-pool: a}}", "serving.resources.labels"),
+    ],
+)
+def test_a_mistake_in_where_replicas_run_is_said_with_its_line(tmp_path: Path, said: str, says: str) -> None:
+    text = EXAMPLE.read_text()
+    start = text.index("serving:")
+    end = text.index("\n\n", start)
+    file = tmp_path / "project.yaml"
+    file.write_text(f"{text[:start]}serving: {{{said}}}{text[end:]}")
+    with pytest.raises(ConfigError) as error:
+        config.load(file, {})
+    assert says in str(error.value)
+    assert str(error.value).startswith(f"{file}:{text[:start].count(chr(10)) + 1}: serving")
+
+
+@pytest.mark.parametrize(
     ("right", "wrong", "says"),
     [
         ("of: load, ago: 1d", "of: laod, ago: 1d", "features.site_load.features.load_1d_ago: reads 'laod'"),

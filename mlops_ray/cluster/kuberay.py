@@ -16,6 +16,7 @@ from mlops_ray import config
 from mlops_ray.cluster.applications import serve_config, short
 from mlops_ray.cluster.head import HTTP_PORT, of_nodes
 from mlops_ray.cluster.meter import MACHINE, MARKET, SPOT
+from mlops_ray.cluster.node import MACHINES
 from mlops_ray.config import Project
 from mlops_ray.errors import PolicyError, UsageError
 from mlops_ray.expressions import SEARCH_PATH
@@ -193,7 +194,9 @@ class _Cluster:
         return {"labels": labels, "template": {"spec": spec}}
 
     def _container(self, name: str, kind: Pool, ready: tuple[int, str]) -> Document:
-        environment = of_nodes() | {SEARCH_PATH: HOME} | _known({HERE: self.place.region})
+        types = {machine for pool, machine in self.place.machines.items() if pool != "head"}
+        told = _known({HERE: self.place.region, MACHINES: ",".join(sorted(types)) or None})
+        environment = of_nodes() | {SEARCH_PATH: HOME} | told
         size = _known({"cpu": kind.cpus, "memory": kind.memory, GPU: kind.gpus or None})
         return {
             "name": name,

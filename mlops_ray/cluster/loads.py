@@ -24,7 +24,7 @@ import psutil
 
 from mlops_ray import keys
 from mlops_ray.client import columns
-from mlops_ray.cluster import scoring, service
+from mlops_ray.cluster import looper, scoring, service, sizing
 from mlops_ray.cluster.costs import CAPACITY
 from mlops_ray.cluster.meter import MACHINE
 from mlops_ray.cluster.stages import Progress, Stages
@@ -88,7 +88,7 @@ class Wanted:
     """What is measured: sizes, by default the project's own, by requests of so many `rows`.
 
     So many `replicas` are loaded together, and what is told is of one. `rate_from` is the first rate, in
-    requests/s of all; by default that is found.
+    requests/s of all; by default that is found. Their machines are of the type `machine`, where one is named.
     """
 
     cpus: tuple[float, ...] = ()
@@ -98,6 +98,7 @@ class Wanted:
     version: int | None = None
     rate_from: float | None = None
     arrivals: Arrivals = "poisson"
+    machine: str | None = None
 
     def sizes(self, project: Project) -> list[Size]:
         own, batching = project.serving.resources, project.serving.batching
@@ -117,6 +118,8 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)
         with scoring.connected(project, storage, Stages(storage, progress)) as cluster:
+            if wanted.machine is not None:
+                project = sizing.on(project, wanted.machine, looper.machines(project))
             bodies = asked(project, storage, progress, entry, wanted.rows)
             return LoadTest(project, storage, progress, cluster.http_port, entry, wanted).run(bodies)
 
@@ -217,8 +220,8 @@ class LoadTest:
         sizes, stages, capacities, files, notes = self.sizes, Stages(self.storage, self.progress), [], [], []
         for size in sizes:
             with stages.timed(f"load {size}", lambda result: str(result["said"])) as result:
-                found = self._search(size, bodies)
-                capacity = self._capacity(size, found)
+                found, machine = self._search(size, bodies)
+                capacity = self._capacity(size, found, machine)
                 files.append(str(self._keep(capacity)))
                 capacities.append(capacity.to_json())
                 notes += [f"{size}: {found.note}"] if found.note else []
@@ -236,8 +239,8 @@ class LoadTest:
     def sizes(self) -> list[Size]:
         return self.wanted.sizes(self.project)
 
-    def _search(self, size: Size, bodies: Sequence[bytes]) -> Found:
-        """The highest rate of all replicas of a size together."""
+    def _search(self, size: Size, bodies: Sequence[bytes]) -> tuple[Found, str]:
+        """The highest rate of all replicas of a size together, and on which type of machine they run."""
         slo, wanted = self.project.serving.slo, self.wanted
         allowed = Objectives(slo.p99_ms, slo.error_rate)
         with (
@@ -246,7 +249,8 @@ class LoadTest:
         ):
             self.progress.update("warms up")
             first = FIRST * offering.closed(CALLERS * wanted.replicas, WARM_UP_S)
-            return search(offering.offer, wanted.rate_from or first, allowed, self._say)
+            machine = _machine(self.project)
+            return search(offering.offer, wanted.rate_from or first, allowed, self._say), machine
 
     def _say(self, probe: Probe) -> None:
         seen = f"p99 {probe.p99_ms:g} ms, {probe.error_rate:.2%} failed"
@@ -259,7 +263,7 @@ class LoadTest:
 
         # One that a kill left behind holds what this one needs; there is no other load test now.
         deploy.forget(f"{self.project.project}{SUFFIX}")
-        _require_room(size, self.wanted.replicas)
+        _require_room(size.of(self.project), self.wanted.replicas)
         policies = [source.policy for source in self.project.sources.values()]
         name = f"{self.project.project}{SUFFIX}"
         with self._aside(name) as aside:
@@ -292,12 +296,12 @@ class LoadTest:
             record.write(aside, record.new(name) | {"champion": {**self.entry, "package": "package"}})
             yield aside
 
-    def _capacity(self, size: Size, found: Found) -> Capacity:
+    def _capacity(self, size: Size, found: Found, machine: str) -> Capacity:
         each, slo = 1 / self.wanted.replicas, self.project.serving.slo
         return Capacity(
             model=self.project.project,
             version=self.entry["version"],
-            machine=_machine(self.project),
+            machine=machine,
             cpu=size.cpu,
             gpu=size.gpu,
             max_rows=size.max_rows,
@@ -321,17 +325,16 @@ class LoadTest:
         return self.storage.path(*place)
 
 
-def _require_room(size: Size, count: int) -> None:
+def _require_room(project: Project, count: int) -> None:
     """Raises `ClusterError` where the replicas would wait for ever for what others hold."""
-    import ray
-
-    free = ray.available_resources()  # type: ignore[no-untyped-call]
-    for name, each in (("CPU", size.cpu), ("GPU", size.gpu)):
-        if each * count > free.get(name, 0.0) + 1e-6:
-            raise ClusterError(
-                f"{count} x {each:g} {name} are asked for, and {free.get(name, 0.0):g} are free beside what"
-                " runs: name a smaller size, or stop the service first (mlops-ray down)"
-            )
+    asked = project.serving.resources
+    room = looper.machines(project).room(asked.cpu, asked.gpu, asked.labels)
+    if room < count and not looper.grows():
+        each = f"{asked.cpu:g} CPU{f' and {asked.gpu:g} GPU' if asked.gpu else ''}"
+        raise ClusterError(
+            f"{count} x {each} are asked for, and there is room for {room} beside what runs: name a smaller"
+            " size, or stop the service first (mlops-ray down)"
+        )
 
 
 def answered(url: str, headers: dict[str, str], bodies: Sequence[bytes]) -> list[bytes]:
@@ -367,13 +370,19 @@ def registry(project: Project, storage: Storage) -> Registry:
 
 
 def _machine(project: Project) -> str:
-    """The type of this machine: as its node is labelled, else as the project file says."""
-    import ray
+    """The type of the machines of the replicas under load: as nodes are labelled, else as the project says.
 
-    here = ray.get_runtime_context().get_node_id()
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    labels: dict[str, str] = next((node["Labels"] for node in nodes if node["NodeID"] == here), {})
-    return labels.get(MACHINE) or project.cost.machine or UNNAMED
+    Raises `ClusterError` where they are of several, of which nothing could be told.
+    """
+    cluster, name = looper.RayCluster(), f"{project.project}{SUFFIX}"
+    on = {replica.node for replica in cluster.replicas() if replica.model == name}
+    named = project.cost.machine or UNNAMED
+    types = {node.labels.get(MACHINE, named) for node in cluster.nodes() if node.id in on}
+    if len(types) != 1:
+        raise ClusterError(
+            f"replicas run on machines of several types ({', '.join(sorted(types))}): say --machine"
+        )
+    return types.pop()
 
 
 def _processor() -> str:

@@ -7,6 +7,7 @@ comes after finds the job by its id.
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,11 +15,15 @@ import ray
 from ray import serve
 from ray.job_submission import JobSubmissionClient
 
+from mlops_ray.cluster import node
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
 from mlops_ray.cluster.meter import MACHINE, Meter, Node, Replica
 from mlops_ray.cluster.retraining import GIVES_WAY
+from mlops_ray.cluster.sizing import Machines
 from mlops_ray.config import Project
+from mlops_ray.cost.model import ROUNDING
 from mlops_ray.errors import ClusterError, one_line
+from mlops_ray.policy import admits, label_selector
 from mlops_ray.serving.reconciler import Single, single
 
 #: The Serve application, and how soon a dead process is noticed; nothing hurries.
@@ -73,14 +78,20 @@ class RayJobs:
     def lacks(self, settings: Settings) -> str:
         """What keeps a trial from running now, unless nodes are added to the cluster by themselves."""
         free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        all_of = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-        if free >= settings.cpus or grown.get("CPU", 0.0) > all_of:
+        if free >= settings.cpus or grows():
             return ""
+        all_of = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         return (
             f"a trial needs {settings.cpus:g} CPUs (training.search.resources), and {all_of - free:g} of "
             f"{all_of:g} are held by replicas (serving.resources) and others: it begins when they are free"
         )
+
+
+def grows() -> bool:
+    """Whether the connected cluster has an autoscaler that may add CPUs."""
+    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
+    return bool(grown.get("CPU", 0.0) > there)
 
 
 class RayCluster:
@@ -115,9 +126,28 @@ class RayCluster:
         return found
 
 
-def machines(project: Project) -> set[str]:
-    """The types of the connected cluster's machines, as far as their nodes or the project say them."""
-    return {node.labels.get(MACHINE, project.cost.machine or "") for node in RayCluster().nodes()}
+def machines(project: Project) -> Machines:
+    """The types of the connected cluster's machines, as its nodes, its autoscaler or the project say them."""
+    nodes = [each for each in RayCluster().nodes() if each.cpus or each.gpus]
+    selector = label_selector(source.policy for source in project.sources.values())
+    types = {each.labels.get(MACHINE) for each in nodes}
+    unlabelled = (project.cost.machine or "") if None in types else None
+    known = {machine for machine in types if machine is not None} | node.machines(os.environ)
+
+    def room(cpu: float, gpu: float, labels: Mapping[str, str]) -> int:
+        return sum(_room(each, cpu, gpu) for each in nodes if admits({**selector, **labels}, each.labels))
+
+    return Machines(frozenset(known), unlabelled, room)
+
+
+def _room(node: Node, cpu: float, gpu: float) -> int:
+    """How many replicas of so many CPUs and GPUs a node has free.
+
+    >>> _room(Node("a", {}, 2, 1, 0.3, 1), 0.1, 0), _room(Node("a", {}, 2, 1, 2, 1), 1, 0.5)
+    (3, 2)
+    """
+    pairs = ((node.free_cpus, cpu), (node.free_gpus, gpu))
+    return int(min(free / asked for free, asked in pairs if asked) + ROUNDING)
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

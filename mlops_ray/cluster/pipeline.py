@@ -31,7 +31,7 @@ from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import deploy, record
 from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage, replacing
-from mlops_ray.training import families, own, tracking
+from mlops_ray.training import families, own, sweep, tracking
 
 #: How a database file begins.
 SQLITE = b"SQLite format 3\0"
@@ -222,7 +222,10 @@ class Pipeline:
             "data": training_set.manifest["digest"],
             "features": self.features.digest,
             "target": project.target.model_dump(mode="json"),
-            "training": [project.training.model_dump(mode="json"), own.code(project.training)],
+            "training": [
+                project.training.model_dump(mode="json", exclude=sweep.PLACED),
+                own.code(project.training),
+            ],
             "label_delay": project.label_delay,
             "season": task.season_us,
             "test_from": task.test_from,

@@ -234,7 +234,9 @@ class Trainer:
 
     @property
     def _selector(self) -> Mapping[str, str]:
-        return label_selector(source.policy for source in self.project.sources.values())
+        """Of the nodes that may see the rows, and where trials are to run."""
+        policies = (source.policy for source in self.project.sources.values())
+        return label_selector(policies) | self.project.training.search.resources.labels
 
     def _priced(self, task: Task) -> tuple[Places | None, list[str]]:
         """What trials cost, `None` where that is not known; and what a person should know of that.

@@ -188,11 +188,24 @@ class Money(Model):
     currency: Currency
 
 
+def _no_region(labels: dict[str, str]) -> dict[str, str]:
+    if "region" in labels:
+        raise ValueError("in which region something may run is said by a source's policy: allowed_regions")
+    return labels
+
+
+#: A label of Ray's nodes, and a condition as Ray has them: a value, `in(a,b)`, or either after `!`.
+NodeLabel = Annotated[str, Field(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9][\w.-]{0,62}$")]
+Condition = Annotated[str, Field(pattern=r"^!?([\w.-]+|in\([\w.-]+(,[\w.-]+)*\))$")]
+
+
 class Resources(Model):
     """What one trial, or one replica, asks of Ray."""
 
     cpu: float = Field(1, gt=0)
     gpu: float = Field(0, ge=0)
+    labels: Annotated[dict[NodeLabel, Condition], AfterValidator(_no_region)] = {}
+    """Of the nodes on which it may run, e.g. {pool: cpu} or {pool: "!gpu"}."""
 
 
 class Search(Model):
@@ -303,6 +316,16 @@ class Replicas(Model):
     min: int = Field(1, ge=0)
     """0: none while nobody asks; who asks first then waits until one has started."""
     max: int = Field(8, ge=1)
+    initial: int | None = Field(None, ge=1)
+    """How many start with the service; default: `min`, or as many as were planned (`machine: auto`)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.min <= self.max:
+            raise wrong(f"min: {self.min} is more than max: {self.max}", "max")
+        if self.initial is not None and not self.min <= self.initial <= self.max:
+            raise wrong(f"initial: {self.initial} is not between {self.min} and {self.max}", "initial")
+        return self
 
 
 class Batching(Model):
@@ -311,9 +334,10 @@ class Batching(Model):
 
 
 class Machine(Resources):
-    """`auto`, or what one replica asks of Ray."""
+    """What one replica asks of Ray, and of which type of machine."""
 
-    machine: str = "auto"
+    machine: str = Field("auto", pattern=r"^[\w.-]+$", max_length=64)
+    """`auto`, or a type of the prices: its nodes alone, and without `cpu` a size that was measured there."""
 
 
 class Postprocess(Model):

@@ -180,8 +180,8 @@ def applications(
     """What is to run. The order is that of starting: replicas tell the monitor what they count."""
     hidden = machine_only(source.policy for source in project.sources.values())
     root, name = str(storage.root), project.project
-    # Where callers come in is no matter of a replica.
-    serving = project.serving.model_dump(mode="json", exclude={"listen"})
+    # Where callers come in is no matter of a replica, nor with how many it began.
+    serving = project.serving.model_dump(mode="json", exclude={"listen": True, "replicas": {"initial"}})
     watched = replica.watched(project)
     listens = listener and asdict(listener)
     return {

@@ -33,6 +33,8 @@ MOST_CONNECTIONS = 512
 LOOK_S = 0.05
 #: What it tells of latencies is in tenths of a millisecond.
 TICKS_PER_S = 10_000
+#: By how much a sum of gaps may miss a whole second: 20 of 0.05 s are 0.9999999999999999.
+ROUNDING_S = 1e-9
 #: What it may be told in one line: requests of many rows.
 MOST_LINE = 2**28
 #: Who could not be asked at all is not asked again at once.
@@ -154,14 +156,16 @@ class Generator:
         """
         self._is_stopped, told = False, 0
         tallies: defaultdict[int, Tally] = defaultdict(Tally)
-        begin = due = self._loop.time()
+        # Counted from the beginning: added to the clock, the gaps of a second would be one more or less by
+        # its rounding.
+        begin, at = self._loop.time(), 0.0
         while not self._is_stopped:
             now = self._loop.time()
-            while due <= now:
-                tally = tallies[int(due - begin)]
+            while (due := begin + at) <= now:
+                tally = tallies[int(at + ROUNDING_S)]
                 tally.lag[round((now - due) * TICKS_PER_S)] += 1
                 self._ask(Asked(due, tally))
-                due += gap(due - begin)
+                at += gap(at)
             self._give_up(now)
             while told < int(now - begin) and not tallies[told].open:
                 tell(tallies.pop(told).told())

@@ -205,7 +205,8 @@ def _bound(
 ) -> serve.Application:
     """A replica's application, whose release, keys and log are in the storage `own`."""
     serving = project.serving
-    resources = placed(label_selector, num_cpus=serving.resources.cpu, num_gpus=serving.resources.gpu)
+    asked = serving.resources
+    resources = placed(label_selector | asked.labels, num_cpus=asked.cpu, num_gpus=asked.gpu)
     replica = serve.deployment(
         ray_actor_options=resources,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
@@ -240,6 +241,7 @@ def _scaled(project: Project, storage: Storage) -> AutoscalingConfig:
         warnings.filterwarnings("ignore", "The `metrics_interval_s`", DeprecationWarning)
         return AutoscalingConfig(
             min_replicas=serving.replicas.min,
+            initial_replicas=serving.replicas.initial,
             max_replicas=serving.replicas.max,
             metrics_interval_s=autoscaling.LOOK_S,
             look_back_period_s=LOOK_BACK * autoscaling.LOOK_S,

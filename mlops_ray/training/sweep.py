@@ -31,6 +31,7 @@ from ray.tune.search import Searcher
 from mlops_ray.config import MICROSECONDS
 from mlops_ray.cost.model import Places
 from mlops_ray.errors import MlopsError, TrainingError, first_line
+from mlops_ray.policy import admits
 from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
 from mlops_ray.training import distributed, evaluate, families, own, space
@@ -59,8 +60,9 @@ logger = logging.getLogger(__name__)
 
 #: Rows of the positive class that a sample must have.
 FEWEST = 20
-#: What ends a search, and is none of what it finds: a search goes on with others.
-LIMITS = {"search": {"time_limit", "budget"}}
+#: Where a search runs, and what ends it, is none of what it finds: it goes on with others.
+PLACED = {"search": {"resources": {"labels"}}}
+LIMITS = {"search": PLACED["search"] | {"time_limit": True, "budget": True}}
 #: How often it is written down what trials that run have cost: so much of them a kill makes free.
 BEAT_S = 5.0
 #: What Tune would otherwise do beside the search: write logs and states of its own, swallow Ctrl-C, print
@@ -326,19 +328,8 @@ def _living(label_selector: Mapping[str, str]) -> list[dict[str, Any]]:
     return [
         node
         for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"]
-        and all(_admits(condition, node["Labels"].get(key)) for key, condition in label_selector.items())
+        if node["Alive"] and admits(label_selector, node["Labels"])
     ]
-
-
-def _admits(condition: str, label: str | None) -> bool:
-    """Whether a label meets a condition of Ray: a value, `in(a,b)`, or either after `!`.
-
-    >>> _admits("in(eu-de,eu-fr)", "eu-fr"), _admits("!eu-de", "eu-de"), _admits("eu-de", None)
-    (True, False, False)
-    """
-    values = condition.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
-    return (label in values) != condition.startswith("!")
 
 
 def _fits(request: Mapping[str, float], node: Mapping[str, float]) -> bool:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.client import Client
-from mlops_ray.cluster import loads, releases
+from mlops_ray.cluster import loads, looper, meter, releases
 from mlops_ray.cluster.loads import Size, Wanted
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Silent
@@ -201,7 +202,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Probe]:
     monkeypatch.setattr(error_log, "install", lambda *_: None)
     monkeypatch.setattr(deploy, "forget", lambda _: None)
     monkeypatch.setattr(loads, "_require_room", lambda *_: None)
-    monkeypatch.setattr(loads, "_machine", lambda _: "m7.large")
+    nodes = [meter.Node("a", {"machine": "m7.large"}, 2, 0, 2, 0), meter.Node("b", {}, 2, 0, 2, 0)]
+    on = [meter.Replica("a", "rows.loadtest", 0.5, 0), meter.Replica("b", "rows", 0.5, 0)]
+    monkeypatch.setattr(
+        looper, "RayCluster", lambda: SimpleNamespace(nodes=lambda: nodes, replicas=lambda: on)
+    )
     return started
 
 
@@ -235,6 +240,16 @@ def test_what_a_replica_under_load_counts_is_let_go(storage: Storage, here: list
         assert here[0]._outbox.delta() is None
 
 
+def test_of_replicas_on_machines_of_two_types_nothing_is_told(
+    storage: Storage, short: None, here: list[Probe]
+) -> None:
+    looper.RayCluster().replicas().append(meter.Replica("b", "rows.loadtest", 0.5, 0))  # type: ignore[attr-defined]
+    of = project(storage)
+    test = loads.LoadTest(of, storage, Silent(), 0, crowned(of, storage), Wanted(max_rows=(16,)))
+    with pytest.raises(ClusterError, match=r"several types \(local, m7\.large\): say --machine"):
+        test.run([REQUEST])
+
+
 # ---------------------------------------------------------------- beside a live service
 
 
@@ -265,7 +280,7 @@ def test_what_a_replica_bears_is_found_beside_a_live_service_that_does_not_feel_
         return loads.LoadTest(of, storage, Silent(), ray_cluster.http_port, entry, wanted).run([body])
 
     with asking(url, storage) as answers:
-        with pytest.raises(ClusterError, match=r"1 x 64 CPU are asked for, and 1\.5 are free"):
+        with pytest.raises(ClusterError, match=r"1 x 64 CPU are asked for, and there is room for 0 beside"):
             measured(Wanted(cpus=(64.0,)))
         with pytest.raises(ServiceError, match=r"no request is answered: status 422: .*'z' is none"):
             measured(Wanted(), REQUEST.replace(b'"a"', b'"z"'))

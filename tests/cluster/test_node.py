@@ -24,7 +24,8 @@ from ray.core.generated.autoscaler_pb2 import NodeState, NodeStatus
 from ray.core.generated.common_pb2 import LabelSelectorOperator
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
 
-from mlops_ray.cluster import head, kuberay, meter
+from mlops_ray.cluster import head, kuberay, meter, node
+from mlops_ray.cluster.sizing import Machines
 from mlops_ray.config import Policy
 from mlops_ray.policy import label_selector
 from tests.conftest import ROOT
@@ -84,8 +85,8 @@ def test_labels_say_where_and_what_a_node_is_and_the_meter_takes_them(name: str)
         market = asked.get("InstanceMarketOptions", {}).get("MarketType")
         is_spot = "spot" in (market, asked.get("scheduling", [{}])[0].get("provisioningModel", "").lower())
         assert is_spot == (pool == "spot")
-        node = meter.Node("a", labels, kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, 0)
-        (metered,) = meter.entry(60.0, 60.0, [node], [], "unnamed", {})["nodes"]
+        made = meter.Node("a", labels, kind["resources"]["CPU"], kind["resources"].get("GPU", 0), 0, 0)
+        (metered,) = meter.entry(60.0, 60.0, [made], [], "unnamed", {})["nodes"]
         assert (metered["type"], metered["spot"]) == (labels["machine"], is_spot)
 
 
@@ -165,8 +166,13 @@ def cluster(request: pytest.FixtureRequest) -> AutoscalingConfig:
 
 def _request(resources: Mapping[str, float], selector: Mapping[str, str]) -> Any:
     """What asks for these resources on nodes with these labels, as `policy.label_selector` writes them."""
+    is_in, is_not = LabelSelectorOperator.LABEL_OPERATOR_IN, LabelSelectorOperator.LABEL_OPERATOR_NOT_IN
     constraints = [
-        (label, LabelSelectorOperator.LABEL_OPERATOR_IN, condition[3:-1].split(","))
+        (
+            label,
+            is_not if condition.startswith("!") else is_in,
+            condition.removeprefix("!").removeprefix("in(").removesuffix(")").split(","),
+        )
         for label, condition in selector.items()
     ]
     return ResourceRequestUtil.make(dict(resources), label_selectors=[constraints] if constraints else None)
@@ -280,6 +286,21 @@ def test_replicas_bound_to_a_region_come_there_and_where_no_node_has_it_nothing_
     assert len(elsewhere.infeasible_resource_requests) == 5
 
 
+def test_replicas_that_were_planned_on_a_type_of_machine_bring_it_and_spot_ones_only_where_those_were(
+    cluster: AutoscalingConfig,
+) -> None:
+    least, replicas = _least(cluster), [(3, {"CPU": cluster.get_node_resources("cpu")["CPU"]})]
+    cpu, gpu = (cluster.get_node_labels(pool)["machine"] for pool in ("cpu", "gpu"))
+    machines = Machines(frozenset({cpu, gpu}))
+
+    def launched(machine: str, spot: bool) -> dict[str, int]:
+        return _launched(_scheduled(cluster, replicas, machines.labels(machine, spot), least))
+
+    assert launched(cpu, False) == {"cpu": 3}
+    assert launched(cpu, True) == {"spot": 3}
+    assert launched(gpu, False) == {"gpu": 3}
+
+
 def test_a_taken_spot_node_is_replaced(cluster: AutoscalingConfig) -> None:
     # What ran there asks again.
     left = [*_least(cluster), _running(cluster, "spot", 0, busy=True)]
@@ -339,8 +360,13 @@ def test_every_node_starts_with_our_settings_in_token_mode_and_knows_its_region(
     labels = file.get("available_node_types", {}).get("gpu", {}).get("labels")
     if labels is None:
         (home / "labels.json").write_text('{"region": "eu-de", "pool": "gpu"}')
+    (home / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump(file))
     _start(home, file[f"{what}_start_ray_commands"], labels)
     environment = _found(home)
+    # Which machines may come is known where commands run that ask for them; the head itself does no work.
+    may_come = {kind["labels"]["machine"] for kind in file.get("available_node_types", {}).values()}
+    may_come -= {file.get("available_node_types", {}).get("head", {}).get("labels", {}).get("machine")}
+    assert node.machines(environment) == (may_come if what == "head" else set())
     assert head.of_nodes().items() <= environment.items()
     assert environment["RAY_AUTH_MODE"] == "token"
     assert environment["MLOPS_REGION"] == json.loads(environment[LABELS])["region"]
