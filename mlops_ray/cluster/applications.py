@@ -37,14 +37,18 @@ def application(args: Mapping[str, str]) -> serve.Application:
     if name == reconciler.APPLICATION:
         _settle(project, storage)
     elif name == project.project:
-        project = sizing.sized(project, storage, lambda: looper.machines(project)).project
+        project = _sized(project, storage)
     return deploy.applications(project, storage, selector, selector, None)[name].build()
+
+
+def _sized(project: Project, storage: Storage) -> Project:
+    return sizing.sized(project, storage, lambda: looper.machines(project)).project
 
 
 def _settle(project: Project, storage: Storage) -> None:
     deploy.settle(project, storage)
     loop.settle(project, storage)
-    meter.settle(project, storage)
+    meter.settle(_sized(project, storage), storage)
     if project.serving.listen.url is not None:
         storage.write_json({"url": project.serving.listen.url}, service.ADDRESS)
 

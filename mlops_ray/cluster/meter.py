@@ -24,14 +24,14 @@ import orjson
 
 from mlops_ray.config import Project, duration_in_words
 from mlops_ray.cost import actual, holds, prices
-from mlops_ray.cost.holds import FOLDER, HOLDS, why
+from mlops_ray.cost.holds import FOLDER, HOLDS, SETTINGS, why
+from mlops_ray.cost.model import replica_price
 from mlops_ray.cost.prices import Price, PriceList, money, named
 from mlops_ray.data import prediction_log
 from mlops_ray.errors import ConfigError, DataError, StorageError, safe
 from mlops_ray.instants import DAY_S
 from mlops_ray.storage import Storage
 
-SETTINGS = f"{FOLDER}/settings"
 #: How often is looked, and for how long after a look it is taken for granted that the same ran.
 EVERY_S, LONGEST_S = 60.0, 180.0
 #: What 1,000 predictions cost is said of the days that have begun in this time: today, and yesterday.
@@ -85,7 +85,8 @@ class Settings:
     """What a project says: its prices, the region, the type of machine of nodes that do not say theirs.
 
     `per_day` is the budget, of which `holds` says whether more is held back once it is spent; and there are
-    to be `least` replicas. Prices that are older than `max_age_us` are told of.
+    to be `least` replicas. Prices that are older than `max_age_us` are told of. What a replica costs an hour
+    and a prediction is worth are read by autoscaling (`mlops_ray.serving.autoscaling.worth`).
     """
 
     prices: tuple[Mapping[str, Any], ...]
@@ -95,6 +96,8 @@ class Settings:
     holds: bool = False
     least: int = 1
     max_age_us: int | None = None
+    replica_per_hour: float | None = None
+    value: float | None = None
 
     @property
     def listed(self) -> PriceList:
@@ -152,7 +155,7 @@ def settle(project: Project, storage: Storage) -> bool:
         return False
     listed, _ = priced(project)
     told = tuple(asdict(price) | {"date": price.date.isoformat()} for price in listed.prices)
-    cost, budget = project.cost, project.cost.budget
+    cost, budget, value = project.cost, project.cost.budget, project.cost.value_per_prediction
     said = Settings(
         told,
         cost.region,
@@ -161,9 +164,20 @@ def settle(project: Project, storage: Storage) -> bool:
         budget is not None and budget.then == "hold",
         project.serving.replicas.min,
         cost.max_age,
+        _replica_per_hour(project, listed),
+        None if value is None else value.amount,
     )
     storage.write_json(asdict(said), SETTINGS, path.name)
     return True
+
+
+def _replica_per_hour(project: Project, listed: PriceList) -> float | None:
+    """What a replica costs; `None` where its type of machine is not known, or has no price."""
+    resources, cost = project.serving.resources, project.cost
+    machine = (cost.machine or "") if resources.machine == "auto" else resources.machine
+    price = actual.price_of(listed, machine, False, cost.region)
+    per_hour = math.inf if price is None else replica_price(price, resources.cpu, resources.gpu)
+    return per_hour if math.isfinite(per_hour) else None
 
 
 # ---------------------------------------------------------------- a line of the journal

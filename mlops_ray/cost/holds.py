@@ -1,14 +1,15 @@
 """Where what costs is written down, and what of it may be believed.
 
-cost/MODEL.json         what a model costs (`mlops_ray.cluster.meter.document`)
-cost/holds/MODEL.json   that more is not to be spent on it: {"most_replicas", "until": when that ends (seconds
-                        since the epoch), "why": a sentence}
+cost/MODEL.json            what a model costs (`mlops_ray.cluster.meter.document`)
+cost/settings/MODEL.json   what its project says (`mlops_ray.cluster.meter.Settings`)
+cost/holds/MODEL.json      that more is not to be spent on it: {"most_replicas", "until": when that ends
+                           (seconds since the epoch), "why": a sentence}
 """
 
 from typing import Any
 
 FOLDER = "cost"
-HOLDS = f"{FOLDER}/holds"
+HOLDS, SETTINGS = f"{FOLDER}/holds", f"{FOLDER}/settings"
 #: The year 3000: what is of later is no instant.
 LATEST_S = 32_503_680_000
 

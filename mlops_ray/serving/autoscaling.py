@@ -4,7 +4,8 @@ Serve counts the requests that it has on their way; those that come directly it 
 each replica tells what came, what that took, and whom it answered too late or turned away; the controller
 asks `Policy`. A replica is worked out to bear so many requests a second (`most_rate`), and what surely comes,
 or will have come when one more has started, is divided by that. More are started at once. One too many goes
-when it has stood idle for as long as starting it again is worth (`hold_s`).
+when it has stood idle for as long as starting it again is worth (`hold_s`), by the price of a replica and the
+value of a prediction where the project says them (`worth`).
 """
 
 import logging
@@ -16,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlops_ray.cost.holds import HOLDS
+from mlops_ray.cost.holds import HOLDS, SETTINGS
+from mlops_ray.cost.model import SECONDS_AN_HOUR
 from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage
 
@@ -49,7 +51,8 @@ EASY = 2.0
 START_S = 15.0
 #: Between them lies what is believed of a start; a node that has to come first takes minutes.
 LEAST_START_S, MOST_START_S = 5.0, 300.0
-#: One idle replica is kept for so many times what its start takes, and for ten minutes at most.
+#: One idle replica is kept for so many times what its start takes, where nobody says what predictions are
+#: worth, and for ten minutes at most.
 HOLD, MOST_HOLD_S = 10.0, 600.0
 #: Where the objective is missed all the same, a replica bears so much less than was worked out, which is
 #: believed again within an hour; and to ten replicas three more are started.
@@ -114,16 +117,28 @@ def most_rate(fixed_s: float, each_s: float, target_s: float) -> float:
     return low if p99_s(0.0, fixed_s, each_s) <= target_s else 0.0
 
 
-def hold_s(start_s: float) -> float:
-    """How long a replica is kept that is one too many, seconds.
+def hold_s(start_s: float, starts: float = HOLD) -> float:
+    """How long a replica is kept that is one too many, seconds: as long as so many starts take.
 
-    To keep it costs its price a second. To be without it when it is needed costs its start, for which the
-    same price is paid, second by second: however dear it is, the one is as much as the other after as long as
-    it takes to start. Who waits for that never pays twice what was needed (Karlin et al., Competitive snoopy
-    caching, 1988). No price is read here for that reason. Those whom it would have answered meanwhile have
-    no price, either: that they are worth nine starts more (`HOLD` times in all) is a choice.
+    To keep it costs its price a second; to be without it when it is needed costs what `worth` says. Who waits
+    until the one is as much as the other never pays twice what was needed (Karlin et al., Competitive snoopy
+    caching, 1988).
     """
-    return min(HOLD * start_s, MOST_HOLD_S)
+    return min(starts * start_s, MOST_HOLD_S)
+
+
+def worth(per_hour: float, value: float, rate: float) -> float:
+    """What it costs to be without a replica when it is needed, in what an idle one costs while it starts.
+
+    That is the start itself, which is paid second by second, and the value of the predictions, `rate` a
+    second, that it would have answered meanwhile: late, they are taken to be worth nothing.
+
+    At 0.36 EUR an hour one is 0.0001 EUR a second; 100 predictions a second of 0.000002 EUR are 0.0002 EUR:
+
+    >>> round(worth(0.36, 0.000002, 100), 9)
+    3.0
+    """
+    return 1 + value * rate * SECONDS_AN_HOUR / per_hour if per_hour > 0 else math.inf
 
 
 def held(wanted: int, most: int | None) -> int:
@@ -191,6 +206,8 @@ class Autoscaler:
     fixed_s: float = 0.0
     each_s: float = 0.0
     share: float = SHARE
+    #: What a replica costs an hour, and a prediction is worth, where both are known.
+    money: tuple[float, float] | None = None
     _told: deque[Told] = field(default_factory=deque)
     #: How many were needed, at each look for as long as one too many is kept.
     _needed: deque[tuple[float, int]] = field(default_factory=deque)
@@ -203,7 +220,7 @@ class Autoscaler:
 
     def anew(self) -> "Autoscaler":
         """One that has learned the same of the model, and has looked at nothing yet."""
-        learned = (self.start_s, self.trust, self.fixed_s, self.each_s, self.share)
+        learned = (self.start_s, self.trust, self.fixed_s, self.each_s, self.share, self.money)
         return Autoscaler(self.target_s, self.max_rows, *learned, _looks=self._looks)
 
     def look(self, told: Told, fixed_s: float | None, running: int, target: int) -> int:
@@ -223,10 +240,23 @@ class Autoscaler:
         # not told yet.
         needed = max(needed, target if target > self._wanted else 0)
         self._needed.append((told.at, needed))
-        while self._needed[0][0] < told.at - hold_s(self.start_s):
+        since = told.at - self.hold_s
+        while self._needed[0][0] < since:
             self._needed.popleft()
         self._wanted = max(needed for _, needed in self._needed)
         return self._wanted
+
+    @property
+    def hold_s(self) -> float:
+        """How long one too many is kept."""
+        if self.money is None:
+            return hold_s(self.start_s)
+        last = self._last(STEADY_S)
+        each = most_rate(self.fixed_s, self.each_s, self.target_s)
+        rows = last.rows / last.arrived if last.arrived else 1.0
+        # Where it is not known yet what one bears it bears what comes.
+        rate = each if 0 < each < math.inf else last.arrived / max(last.at, LOOK_S)
+        return hold_s(self.start_s, worth(*self.money, rate * self.trust * rows))
 
     def _remember(self, told: Told, running: int, target: int) -> None:
         before_at = self._told[-1].at if self._told else told.at
@@ -326,6 +356,8 @@ class Policy:
         #: What each replica told last.
         self._last: dict[Any, dict[str, float]] = {}
         self._hold: dict[str, Any] = {}
+        #: When it was last looked for what things are worth.
+        self._valued_at = -math.inf
         #: What went wrong last, which is told once.
         self._failed: type[Exception] | None = None
 
@@ -353,6 +385,8 @@ class Policy:
         told, fixed_s = self._take(context.raw_metrics or {}, since_s)
         self._told = self._told.after(now, told)
         running, target = context.current_num_replicas, context.target_num_replicas
+        if not 0 <= now - self._valued_at < STEADY_S:
+            self._valued_at, self._autoscaler.money = now, self._money()
         wanted = self._autoscaler.look(self._told, fixed_s, running, target)
         return held(wanted, self._most(now))
 
@@ -383,6 +417,15 @@ class Policy:
         self._last = known if len(self._last) > MOST_KNOWN else self._last | known
         fixed_s = [told[FIXED_S] for told in latest.values() if FIXED_S in told]
         return more, sum(fixed_s) / len(fixed_s) if fixed_s else None
+
+    def _money(self) -> tuple[float, float] | None:
+        """What a replica costs an hour and a prediction is worth; `None` where not both are said."""
+        try:
+            said = self._storage.read_json(SETTINGS, f"{self._model}.json") or {}
+            per_hour, value = float(said["replica_per_hour"]), float(said["value"])
+        except (StorageError, OSError, TypeError, ValueError, LookupError):
+            return None
+        return (per_hour, value) if 0 <= per_hour < math.inf and 0 <= value < math.inf else None
 
     def _most(self, now: float) -> int | None:
         """The most replicas that there may be; what says so is told once, and so is its end.

@@ -324,6 +324,19 @@ def test_figures_say_of_when_their_prices_are_and_that_they_are_old(world: World
     assert world.cost["notes"] == []
 
 
+def test_autoscaling_reads_what_the_meter_was_told_that_replicas_cost_and_predictions_are_worth(
+    world: World,
+) -> None:
+    """A replica of one of the two CPUs costs half the machine; of no type, nothing is known."""
+    policy = Policy(str(world.storage.root), NAME, 1000 * TARGET_S, 1)
+    assert policy._money() is None
+    value = {"amount": 0.002, "currency": "EUR"}
+    world.settle(serving={"resources": {"cpu": 1}}, value_per_prediction=value)
+    assert policy._money() == (pytest.approx(PER_HOUR / 2), 0.002)
+    world.settle(machine="unknown", value_per_prediction=value)
+    assert policy._money() is None
+
+
 Held = list[tuple[str, float]]
 
 

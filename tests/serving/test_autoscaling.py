@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -207,6 +208,37 @@ def test_one_too_many_is_kept_for_what_its_start_is_worth_and_no_longer() -> Non
     worth = hold_s(service.autoscaler.start_s)
     assert worth - 2 <= kept <= worth + STEADY_S
     assert service.pass_by(STEADY_S, rate_for(2)) == 2
+
+
+@pytest.mark.parametrize(("value", "starts"), [(0.0, 1.0), (2e-6, 1 + 2e-6 * 3600), (1.0, math.inf)])
+def test_one_too_many_is_kept_for_longer_the_more_its_predictions_are_worth(
+    value: float, starts: float
+) -> None:
+    """At 1 EUR an hour; each request is of one row. Six replicas are idle from some moment on."""
+    service = Service(running=6)
+    service.autoscaler.money = (1.0, value)
+    service.pass_by(400, rate_for(6))
+    each = most_rate(service.autoscaler.fixed_s, service.autoscaler.each_s, TARGET_S)
+    worth = 1 + (starts - 1) * each if math.isfinite(starts) else starts
+    assert service.autoscaler.hold_s == pytest.approx(hold_s(START_S, worth), rel=0.05)
+    kept = 0
+    while service.pass_by(1, rate_for(2)) == 6:
+        kept += 1
+    assert service.autoscaler.hold_s - 2 <= kept <= service.autoscaler.hold_s + STEADY_S
+
+
+def test_what_things_are_worth_is_read_where_the_project_says_both(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    policy = Policy(str(tmp_path), "m", 50.0, 256)
+
+    def money(said: Any) -> tuple[float, float] | None:
+        storage.write_json(said, "cost/settings", "m.json")
+        return policy._money()
+
+    assert policy._money() is None
+    assert money({"replica_per_hour": 0.1, "value": 0.002}) == (0.1, 0.002)
+    for damaged in ({"replica_per_hour": 0.1}, {"replica_per_hour": "a", "value": 1}, []):
+        assert money(damaged) is None
 
 
 @pytest.mark.parametrize("took", [5, 40, 120])
