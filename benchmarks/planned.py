@@ -2,9 +2,9 @@
 
 The example is trained, and two replicas together are loaded until its objective breaks. The load that is
 declared is more than one of them is planned to bear, so that a record that says too much would break the
-objective. `cost --plan` chooses a machine for it from what was measured and from made-up prices, `run` gives the
-replicas their size and their number, and the load is offered for ten minutes; all by the commands that a user
-has. `--quick` offers it for two.
+objective. `cost --plan` chooses a machine for it from what was measured and from made-up prices, `run` gives
+the replicas their size and their number, and the load is offered for ten minutes; all by the commands that a
+user has. `--quick` offers it for two.
 """
 
 import argparse
@@ -24,19 +24,20 @@ from typing import Any
 import yaml
 
 from benchmarks.report import Claim, finish
+from mlops_ray.config.project import Cost
 from mlops_ray.serving.loadtest import Objectives, p99
 from mlops_ray.serving.offering import Offering, request
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXAMPLE, PRICES = CONFIGS / "factory_load.yaml", CONFIGS / "prices.yaml"
 COMMAND = str(Path(sys.executable).parent / "mlops-ray")
-#: This machine, in the made-up prices; how many replicas share it, and how much of what so many are planned to
-#: bear is asked of them.
+#: This machine, in the made-up prices; how many replicas share it, and how much of what so many are planned
+#: to bear is asked of them.
 MACHINE, REPLICAS, LOADED = "small", 2, 0.8
 SECONDS, QUICK_SECONDS = 600, 120
 #: Nodes are metered once a minute, so that a period begins and ends with one.
 WARM_S = 70
-AGREES = 0.15
+AGREES, SAFETY = 0.15, Cost().safety
 
 
 def main() -> None:
@@ -109,9 +110,7 @@ def asks(file: Path, command: str, *more: str) -> dict[str, Any]:
     return found
 
 
-def offered(
-    live: dict[str, Any], rate: float, slo: Objectives, seconds: int, key: str
-) -> dict[str, Any]:
+def offered(live: dict[str, Any], rate: float, slo: Objectives, seconds: int, key: str) -> dict[str, Any]:
     """The load for so long, after it has come for a while; `from` and `to` are instants."""
     said = re.search(r"-d '(.*)'", live["curl"])
     assert said is not None

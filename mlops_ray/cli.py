@@ -586,6 +586,10 @@ def cost(
         bool,
         typer.Option("--estimate", help="With --plan: also machines that were never measured, as guesses."),
     ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option(help="With --plan: what so many requests/s would need, instead.", min=0.001, max=1e9),
+    ] = None,
     begin: Annotated[str | None, typer.Option("--from", help="An instant; default: the beginning.")] = None,
     end: Annotated[str | None, typer.Option("--to", help="An instant; default: the end.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write what was spent as a page, too.")] = None,
@@ -598,8 +602,10 @@ def cost(
     if plan:
         if begin or end or html:
             raise UsageError("--from, --to and --html are of what was spent: leave out --plan")
-        _show(costs.plan(project, storage, estimate=estimate), as_json, _print_plan)
+        _show(costs.plan(project, storage, estimate=estimate, rate=rate), as_json, _print_plan)
         return
+    if estimate or rate is not None:
+        raise UsageError("--estimate and --rate are of a plan: add --plan")
     found = costs.spent(project, storage, _instant(begin, "--from"), _instant(end, "--to"))
     if html is not None:
         costs.save(html, costs.html(found))

@@ -10,6 +10,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -93,23 +94,31 @@ def _rate(said: str) -> float:
 # ---------------------------------------------------------------- plans
 
 
-def plan(project: Project, storage: Storage, *, estimate: bool = False) -> Document:
+def plan(
+    project: Project, storage: Storage, *, estimate: bool = False, rate: float | None = None
+) -> Document:
     """What the declared load would cost on each machine, the cheapest first; `Plan.to_json` and more.
 
     `{"model", "version", "load": {"mean", "peak"}, …, "notes"}`. With `estimate`, machines that were never
-    measured are listed with what they would do if their cores were as fast. Raises `ConfigError` where the
-    project names no prices or load.
+    measured are listed with what they would do if their cores were as fast. With a `rate`, requests/s at all
+    times, it is asked what that would need instead, whatever `serving.replicas.max` is. Raises `ConfigError`
+    where the project names no prices or load.
     """
-    return _planned(project, storage, estimate=estimate)[1]
+    return _planned(project, storage, estimate=estimate, rate=rate)[1]
 
 
-def _planned(project: Project, storage: Storage, *, estimate: bool = False) -> tuple[Plan, Document]:
+def _planned(
+    project: Project, storage: Storage, *, estimate: bool = False, rate: float | None = None
+) -> tuple[Plan, Document]:
     listed, notes = priced(project)
-    hours = load(project)
+    hours = load(project) if rate is None else model.flat(rate)
     version, measured, told = _of_version(project, storage)
-    asks = wanted(project)
+    asks = wanted(project) if rate is None else replace(wanted(project), most=None)
     known = measured + (_estimates(measured, listed, asks) if estimate else [])
     found = model.plan(hours, known, listed, asks)
+    most, needed = project.serving.replicas.max, max(found.chosen.replicas) if found.chosen else 0
+    if needed > most:
+        told = [*told, f"serving.replicas.max is {most}: raise it to {needed} for this load"]
     asked = {"mean": model.mean(hours), "peak": max(hour.peak for hour in hours)}
     head = {"model": project.project, "version": version, "load": asked}
     return found, head | found.to_json() | {"notes": notes + told}

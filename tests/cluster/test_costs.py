@@ -138,6 +138,20 @@ def test_where_the_live_version_was_not_measured_the_plan_says_of_which_it_is(fi
     assert found["notes"] == ["version 3, which is live, was not measured: this is of version 2"]
 
 
+def test_a_target_of_requests_a_second_is_told_in_nodes_of_each_type_by_hand(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10,000/s at 70 % of 50 each are 286 replicas of a CPU, on 143 nodes of two; the project allows 4."""
+    plan = said(capsys, "cost", str(file), "--plan", "--rate", "10000")
+    chosen = plan["options"][plan["chosen"]]
+    assert (chosen["machine"], max(chosen["replicas"]), max(chosen["nodes"])) == ("small", 286, 143)
+    assert chosen["per_day"] == pytest.approx(143 * 0.1 * 24)
+    assert plan["load"] == {"mean": 10_000, "peak": 10_000}
+    assert "serving.replicas.max is 4: raise it to 286 for this load" in plan["notes"]
+    with pytest.raises(UsageError, match="add --plan"):
+        cli.app(["cost", str(file), "--rate", "10"], standalone_mode=False)
+
+
 def test_a_load_that_was_recorded_is_planned_for(file: Path) -> None:
     (file.parent / "load.csv").write_text("seconds,rate\n0,10\n3600,60\n")
     write(file.parent, {"load": {"recorded": "load.csv"}})
