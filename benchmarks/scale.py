@@ -4,11 +4,11 @@ Nobody has a hundred nodes at hand to try it. What is measured here is one repli
 everything on: the highest rate at which its objective holds, and what a lone request takes; and the join of
 the pieces of a history, one after the other. The rest is simulated, and these are its assumptions:
 
-- Serving: nodes have cores as fast as this machine's, a replica on each, and the front end on the last. A load
-  balancer sends each request to the front end of any node, by chance; a front end sends it on to the replica with the fewest
-  requests that this front end knows of, on whichever node; it does not know what the others send. A batch of
-  n takes fixed + each · n, told apart so that one simulated replica bears what the real one bore. What the
-  network and the load balancer take comes on top.
+- Serving: nodes have cores as fast as this machine's, a replica on each and the front end on the last. A
+  load balancer sends each request to the front end of any node, by chance; a front end sends it on to the
+  replica with the fewest requests that this front end knows of, on whichever node; what the others send it
+  does not know. A batch of n takes fixed + each · n, told apart so that one simulated replica bears what the
+  real one bore. What the network and the load balancer take comes on top.
 - Features: pieces of the join take what those here took, each on one CPU, in the order in which they come;
   the driver cuts and puts together alone, at its measured time a row of the spine. All read the files as fast
   as this machine reads its own; what Ray takes for a task, milliseconds, is not counted.
