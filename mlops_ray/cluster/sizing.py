@@ -90,7 +90,8 @@ def on(project: Project, machine: str, machines: Machines) -> Project:
     """The project with replicas on this type of machine; raises `ConfigError` where there is none."""
     if machine not in machines:
         known = sorted({*machines.labelled, *filter(None, [machines.unlabelled])})
-        told = f"there are {', '.join(known)}" if known else "no node says its type by the label `machine`"
+        unsaid = "no node says its type by the label `machine`, nor the project by cost.machine"
+        told = f"there are {', '.join(known)}" if known else unsaid
         raise project.located(
             ConfigError(
                 f"there is no machine of type {machine!r} here, and none may come: {told}",

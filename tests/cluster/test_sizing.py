@@ -136,6 +136,8 @@ def test_what_the_project_says_of_labels_counts_before_what_is_planned(tmp_path:
 def test_of_a_type_that_is_named_and_not_there_nothing_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"machine of type 'huge' here, and none may come: there are big"):
         size(tmp_path, resources={"machine": "huge"}, here=Machines(frozenset({"big"})))
+    with pytest.raises(ConfigError, match=r"label `machine`, nor the project by cost.machine"):
+        size(tmp_path, resources={"machine": "huge"}, here=Machines(frozenset(), ""))
 
 
 def test_ray_is_told_where_replicas_are_to_run_and_with_how_many_they_begin(tmp_path: Path) -> None:
