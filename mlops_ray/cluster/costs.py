@@ -20,6 +20,7 @@ import polars as pl
 from mlops_ray import pages
 from mlops_ray.cluster import meter
 from mlops_ray.cluster.meter import priced
+from mlops_ray.cluster.works import JOBS, in_words
 from mlops_ray.config import Project, Recorded
 from mlops_ray.cost import actual, exports, model, prices
 from mlops_ray.cost import profit as profits
@@ -40,6 +41,8 @@ from mlops_ray.storage import Storage, replacing
 
 CAPACITY = "capacity"
 DAY_US = 86_400e6
+#: Jobs that a bill names, those with most hours of nodes.
+MOST_JOBS = 50
 #: Entries that are no further apart follow each other: their ends are sums of fractions.
 ROUNDING_S = 1e-3
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
@@ -240,10 +243,10 @@ def _asked(storage: Storage, name: str) -> callers.Asked:
     return callers.asked(journal.read(storage, name, journal.TRAFFIC), state)
 
 
-def _totals(shares: Iterable[Share]) -> list[Document]:
+def _totals(shares: Sequence[Share]) -> list[Document]:
     """The shares of all hours together, the dearest first."""
     found: dict[tuple[Any, ...], list[Share]] = defaultdict(list)
-    for each in shares:
+    for each in _few(shares):
         found[each.kind, each.name, each.machine, each.spot].append(each)
     totals = [
         dict(zip(("kind", "name", "machine", "spot"), key, strict=True))
@@ -255,6 +258,16 @@ def _totals(shares: Iterable[Share]) -> list[Document]:
         for key, those in found.items()
     ]
     return sorted(totals, key=lambda total: -(total["cost"] or 0.0))
+
+
+def _few(shares: Sequence[Share]) -> Iterable[Share]:
+    """The same, with as many jobs as people read: of those that had less nobody asks for the name."""
+    hours: dict[str, float] = defaultdict(float)
+    for each in shares:
+        if each.kind == "job":
+            hours[each.name] += each.node_hours
+    few = meter.dearest(hours, MOST_JOBS)
+    return (each if each.kind != "job" or each.name in few else each._replace(name=JOBS) for each in shares)
 
 
 def _told(spent: Spent) -> Document:
@@ -347,7 +360,8 @@ def share_rows(found: Document) -> list[list[str]]:
 
 
 def _who(share: Mapping[str, Any]) -> str:
-    return share["name"] if share["kind"] == "model" else f"{share['kind']} {share['name']}".strip()
+    kind, name = str(share["kind"]), str(share["name"])
+    return {"model": name, "job": in_words(name)}.get(kind, kind)
 
 
 def _money(amount: float | None, currency: str) -> str:

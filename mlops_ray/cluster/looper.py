@@ -15,11 +15,12 @@ import ray
 from ray import serve
 from ray.job_submission import JobSubmissionClient
 
-from mlops_ray.cluster import node
+from mlops_ray.cluster import holdings, node
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
 from mlops_ray.cluster.meter import MACHINE, Meter, Node, Replica
 from mlops_ray.cluster.retraining import GIVES_WAY
 from mlops_ray.cluster.sizing import Machines
+from mlops_ray.cluster.works import Work
 from mlops_ray.config import Project
 from mlops_ray.cost.model import ROUNDING
 from mlops_ray.errors import ClusterError, one_line
@@ -124,6 +125,10 @@ class RayCluster:
                     if each["node_id"]
                 ]
         return found
+
+    def works(self) -> list[Work]:
+        """What jobs hold beside them, by name."""
+        return holdings.works()
 
 
 def machines(project: Project) -> Machines:

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import orjson
 
+from mlops_ray.cluster.works import ASIDE, JOBS, Work, held_by, in_words, is_of_another
 from mlops_ray.config import Project, duration_in_words
 from mlops_ray.cost import actual, holds, prices
 from mlops_ray.cost.holds import FOLDER, HOLDS, SETTINGS, why
@@ -41,12 +42,8 @@ FORMAT_VERSION = 1
 MACHINE, MARKET, SPOT = "machine", "ray.io/market-type", "spot"
 #: What is said of the type of a machine that may be taken away.
 TAKEN = " (spot)"
-#: Of a resource less than this is rounding.
-LEAST = 1e-3
-#: What uses a node beside replicas: trials, tasks and actors of jobs.
-JOBS = "jobs"
-#: In no name of a model, but in that of replicas beside it, which are measured and answer nobody (loads.py).
-ASIDE = "."
+#: Of a day's jobs so many are named, the dearest, and so many in a sentence; the rest are `JOBS`.
+MOST_NAMED, MOST_SAID = 30, 3
 
 Document = dict[str, Any]
 logger = logging.getLogger(__name__)
@@ -78,6 +75,8 @@ class Cluster(Protocol):
     def nodes(self) -> Sequence[Node]: ...
 
     def replicas(self) -> Sequence[Replica]: ...
+
+    def works(self) -> Sequence[Work]: ...
 
 
 @dataclass(frozen=True)
@@ -190,28 +189,34 @@ def entry(
     replicas: Sequence[Replica],
     machine: str,
     answered: Mapping[str, int],
+    works: Sequence[Work] = (),
 ) -> Document:
     """What ran in the `seconds` up to `at`: a line of the journal. Nodes of no type are of `machine`.
 
+    `works` names what is held beside `replicas`; what it does not name is of `JOBS`.
+
     >>> node, replica = Node("a", {}, 4, 0, 1, 0), Replica("a", "m", 1, 0)
-    >>> entry(60.0, 60.0, [node], [replica, replica], "small", {})["nodes"]
+    >>> work = Work("a", "training m", 0.5, 0)
+    >>> entry(60.0, 60.0, [node], [replica, replica], "small", {}, [work])["nodes"]
     [{'type': 'small', 'spot': False, 'cpus': 4, 'gpus': 0,
       'replicas': {'m': {'count': 2, 'cpu': 1.0, 'gpu': 0.0}},
-      'jobs': {'jobs': {'count': 1, 'cpu': 1.0, 'gpu': 0.0}}}]
+      'jobs': {'training m': {'count': 1, 'cpu': 0.5, 'gpu': 0.0},
+               'jobs': {'count': 1, 'cpu': 0.5, 'gpu': 0.0}}}]
     """
     on: dict[str, list[Replica]] = defaultdict(list)
     for replica in replicas:
         on[replica.node].append(replica)
-    told = [_node(node, on[node.id], machine) for node in nodes]
+    beside: dict[str, list[Work]] = defaultdict(list)
+    for work in works:
+        beside[work.node].append(work)
+    told = [_node(node, on[node.id], beside[node.id], machine) for node in nodes]
     return {"at": at, "seconds": seconds, "nodes": told, "answered": dict(answered)}
 
 
-def _node(node: Node, on: Sequence[Replica], machine: str) -> Document:
+def _node(node: Node, on: Sequence[Replica], works: Sequence[Work], machine: str) -> Document:
     cpu = node.cpus - node.free_cpus - math.fsum(each.cpu for each in on)
     gpu = node.gpus - node.free_gpus - math.fsum(each.gpu for each in on)
-    works = cpu > LEAST or gpu > LEAST
     type, spot = type_of(node.labels, machine)
-    jobs = {JOBS: {"count": 1, "cpu": max(cpu, 0.0), "gpu": max(gpu, 0.0)}} if works else {}
     by_name = {name: _held([each for each in on if each.model == name]) for name in _models(on)}
     return {
         "type": type,
@@ -219,7 +224,7 @@ def _node(node: Node, on: Sequence[Replica], machine: str) -> Document:
         "cpus": node.cpus,
         "gpus": node.gpus,
         "replicas": {name: held for name, held in by_name.items() if ASIDE not in name},
-        "jobs": {name: held for name, held in by_name.items() if ASIDE in name} | jobs,
+        "jobs": {name: held for name, held in by_name.items() if ASIDE in name} | held_by(works, cpu, gpu),
     }
 
 
@@ -309,7 +314,8 @@ def entries(storage: Storage, begin: float = 0.0, end: float = math.inf) -> Iter
 class Day(NamedTuple):
     """What a model cost on a day, which begins at `at`, by type of machine, and the rows that it answered.
 
-    `jobs` is what trials, and all else that ran beside replicas, cost on that day.
+    `jobs` is what trials, and all else that ran beside replicas, cost on that day, but for what is known to
+    be another model's; `named` says of it what was whose (works.py), as long as the day is told in full.
     """
 
     at: int
@@ -317,10 +323,23 @@ class Day(NamedTuple):
     answered: int
     parts: Mapping[str, float]
     jobs: float
+    named: Mapping[str, float]
+
+    @classmethod
+    def of(cls, told: Sequence[Any]) -> "Day":
+        """One that was written down, maybe before jobs were told apart."""
+        return cls(*[*told, {}][: len(cls._fields)])
+
+    @classmethod
+    def empty(cls, at: int) -> "Day":
+        return cls(at, 0.0, 0, {}, 0.0, {})
 
     @property
     def spent(self) -> float:
-        """What counts against a budget."""
+        """What counts against a budget: the model's replicas, its trainings, and jobs that may be anybody's.
+
+        Of a job that is no training nobody knows for whom it runs: whoever has a budget bears it.
+        """
         return self.cost + self.jobs
 
 
@@ -329,14 +348,26 @@ def day(lines: Sequence[Mapping[str, Any]], before: Day, model: str, settings: S
 
     A machine without a price costs nothing.
     """
-    parts, jobs = defaultdict(float, before.parts), before.jobs
+    parts, named = (defaultdict(float, each) for each in (before.parts, before.named))
     for share in actual.metered(lines, settings.listed, settings.region):
         if (share.kind, share.name) == ("model", model):
             parts[share.machine + TAKEN * share.spot] += share.cost or 0.0
-        elif share.kind == "job":
-            jobs += share.cost or 0.0
+        elif share.kind == "job" and not is_of_another(share.name, model):
+            named[share.name] += share.cost or 0.0
     answered = before.answered + sum(line.get("answered", {}).get(model, 0) for line in lines)
-    return Day(before.at, math.fsum(parts.values()), answered, dict(parts), jobs)
+    jobs = math.fsum(named.values())
+    return Day(before.at, math.fsum(parts.values()), answered, dict(parts), jobs, dearest(named, MOST_NAMED))
+
+
+def dearest(named: Mapping[str, float], most: int) -> dict[str, float]:
+    """So many of these jobs, the dearest first; the others are one, as those are of which no more is known.
+
+    >>> dearest({"job a": 1.0, "job b": 3.0, "job c": 2.0, "jobs": 0.5}, 2)
+    {'job b': 3.0, 'job c': 2.0, 'jobs': 1.5}
+    """
+    order = sorted(named.keys() - {JOBS}, key=lambda name: (-named[name], name))
+    rest = [named[name] for name in (*order[most:], JOBS) if name in named]
+    return {name: named[name] for name in order[:most]} | ({JOBS: math.fsum(rest)} if rest else {})
 
 
 def document(
@@ -352,9 +383,10 @@ def document(
     today = next(each for each in days if each.at == now // DAY_S * DAY_S)
     cost, answered = math.fsum(each.cost for each in recent), sum(each.answered for each in recent)
     total = math.fsum(each.cost for each in days)
-    parts: Counter[str] = Counter()
+    parts, jobs = Counter[str](), Counter[str]()
     for each in recent:
         parts.update(each.parts)
+        jobs.update(each.named)
     free = sorted(name for name in parts if _price_of(settings, name) is None)
     used = [p for p in settings.listed.prices if {p.type, p.type + TAKEN} & parts.keys()]
     per_1000 = answered and {"amount": 1000 * cost / answered, "currency": currency, "since": recent[0].at}
@@ -368,7 +400,10 @@ def document(
         "prices": sorted({f"{price.source}, {price.date}" for price in used}),
         "oldest": min((price.date.isoformat() for price in used), default=None),
         "notes": [*_notes(used, settings, now), *map(_unpriced, free)],
-        "days": [list(each) for each in days],
+        "jobs": [
+            {"name": in_words(name), "amount": each} for name, each in dearest(jobs, MOST_NAMED).items()
+        ],
+        "days": [[*each[:-1], each.named if each in recent else {}] for each in days],
         "total": {"amount": total, "currency": currency},
         "counted": {
             "amount": max(total, before.get("amount", 0.0) if before.get("currency") == currency else 0.0),
@@ -377,8 +412,20 @@ def document(
         },
         "budget": None
         if settings.per_day is None
-        else {"per_day": settings.per_day, "spent": today.spent, "jobs": today.jobs, "holds": settings.holds},
+        else {
+            "per_day": settings.per_day,
+            "spent": today.spent,
+            "jobs": today.jobs,
+            "named": _said(today),
+            "holds": settings.holds,
+        },
     }
+
+
+def _said(today: Day) -> dict[str, float]:
+    """The dearest jobs of a day that have a name, as a sentence tells them."""
+    found = dearest(today.named, MOST_SAID).items()
+    return {in_words(name): amount for name, amount in found if name != JOBS}
 
 
 def _notes(used: Sequence[Price], settings: Settings, now: float) -> list[str]:
@@ -399,11 +446,13 @@ def _price_of(settings: Settings, name: str) -> Price | None:
 
 
 def _spent(today: Day, per_day: float, settings: Settings) -> str:
-    """That a budget is spent, and on what beside the model: whoever has prices bears all jobs."""
+    """That a budget is spent, and on what beside the model."""
     spent, allowed, jobs = (
         money(each, settings.listed.currency) for each in (today.spent, per_day, today.jobs)
     )
+    each = [f"{name}: {money(amount, settings.listed.currency)}" for name, amount in _said(today).items()]
     of = f", of which {jobs} were trainings and other jobs" if today.jobs else ""
+    of += f" ({', '.join(each)})" if each else ""
     return f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC){of}"
 
 
@@ -434,8 +483,9 @@ class Meter:
     _answered: dict[str, int] = field(default_factory=dict)
     #: Of a model and a day, the settings by which it was counted, up to which byte of the journal, and what.
     _sums: dict[tuple[str, int], tuple[Settings, int, Day]] = field(default_factory=dict)
-    #: What was last wrong: it is said once.
+    #: What was last wrong: it is said once. And why jobs had no names.
     _wrong: str = ""
+    _nameless: str = ""
 
     def tick(self) -> None:
         """What is wrong waits for the next look."""
@@ -463,7 +513,7 @@ class Meter:
         # What is counted is what that time has cost.
         seconds = min(now - before, LONGEST_S)
         more = {model: round(count * seconds / (now - before)) for model, count in more.items()}
-        append(self.storage, entry(now, seconds, nodes, replicas, machine, more))
+        append(self.storage, entry(now, seconds, nodes, replicas, machine, more, self._works()))
         self._looked_at, self._answered = now, counts
         wrong = []
         for model, said in named.items():
@@ -474,6 +524,18 @@ class Meter:
                 wrong.append(error)
         if wrong:
             raise wrong[0]
+
+    def _works(self) -> Sequence[Work]:
+        """What jobs hold, by name; where nobody says it they are counted all the same, without names."""
+        try:
+            found = self.cluster.works()
+            self._nameless = ""
+        except Exception as error:  # noqa: BLE001 - whatever Ray's store may raise
+            if safe(error) != self._nameless:
+                logger.warning("jobs are metered without their names (%s)", safe(error))
+            self._nameless = safe(error)
+            return ()
+        return found
 
     def _hold(self, model: str, said: Settings, today: Day, running: int) -> None:
         """Has no replica started beyond those that run, and nothing trained, while the budget is spent."""
@@ -491,11 +553,11 @@ class Meter:
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:
         """Counts the days of which lines may not have been counted, today and that of the last time."""
         known = _document_of(self.storage, model)
-        days = {each.at: each for each in (Day(*each) for each in known.get("days", []))}
+        days = {each.at: each for each in map(Day.of, known.get("days", []))}
         for at in {int(when // DAY_S * DAY_S) for when in (known.get("at", now), now)} | self._days(known):
             days[at] = self._day(model, at, said)
         # A clock that was set back leaves days of the future: what is spent today is of this day.
-        today = days.setdefault(began := int(now // DAY_S * DAY_S), Day(began, 0.0, 0, {}, 0.0))
+        today = days.setdefault(began := int(now // DAY_S * DAY_S), Day.empty(began))
         ordered = [days[at] for at in sorted(days)]
         told = document(model, ordered, said, now, known.get("counted", {}))
         self.storage.write_json(told, FOLDER, f"{model}.json")
@@ -512,7 +574,7 @@ class Meter:
         """What a day has cost: of the journal, what was added to it since the last time is read."""
         by, begin, found = self._sums.get((model, at), (None, 0, None))
         if by != said or found is None:
-            begin, found = 0, Day(at, 0.0, 0, {}, 0.0)
+            begin, found = 0, Day.empty(at)
         path = journal_of(self.storage, at)
         if path.exists():
             end = path.stat().st_size

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import polars as pl
 
-from mlops_ray.cluster import meter, profitable
+from mlops_ray.cluster import holdings, meter, profitable
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.cost.actual import price_of
@@ -134,7 +134,7 @@ class Trainer:
         champion, notes = self._champion(task)
         priced, told = self._priced(task)
         begun = tracking.open_run(self.tracking_uri, experiment, name, resume=run_id)
-        with begun as run:
+        with begun as run, holdings.training(name):
             if run_id is None:
                 sweep.forget(folder)
                 self.storage.write_json({"run": run.id}, *self._running)
@@ -468,7 +468,8 @@ class Trainer:
         recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
         training_set = dataset.rebuild(recorded.with_suffix(".json"), self.project.functions)
         again, cpus = _task_of(packed, training_set, _restricts(self.project))
-        fitted = sweep.fit(again, packed.family, packed.params, label_selector=self._selector, cpus=cpus)
+        with holdings.training(self.project.project):
+            fitted = sweep.fit(again, packed.family, packed.params, label_selector=self._selector, cpus=cpus)
         held_out = again.test.held_out
         before, now = (by(again.frame[held_out]) for by in (predictor.predict_features, fitted.predict))
         scores = evaluate.scores(again, again.labels[held_out], now, fitted.outcome, np.ones(len(held_out)))

@@ -23,10 +23,19 @@ def checked(document: Any) -> dict[str, Any] | None:
     try:
         amounts = [document["total"], *filter(None, [document.get("per_1000")])]
         numbers = [document["at"], *(each["amount"] for each in amounts)]
-        for at, cost, answered, parts, jobs in document.get("days", []):
-            numbers += [at, cost, answered, jobs, *parts.values()]
+        # Jobs are named since some time.
+        for at, cost, answered, parts, jobs, *named in document.get("days", []):
+            numbers += [
+                at,
+                cost,
+                answered,
+                jobs,
+                *parts.values(),
+                *(n for each in named for n in each.values()),
+            ]
+        numbers += [each["amount"] for each in document.get("jobs", []) if str(each["name"])]
         if (budget := document.get("budget")) is not None:
-            numbers += [budget["per_day"], budget["spent"]]
+            numbers += [budget["per_day"], budget["spent"], *budget.get("named", {}).values()]
         fits = 0 <= document["at"] < LATEST_S and all(isinstance(each["currency"], str) for each in amounts)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -206,6 +206,8 @@ def _of_budget(cost: Mapping[str, Any], budget: Mapping[str, Any], share: float,
     said = f"{budget['spent']:.4g} of {budget['per_day']:.4g} {currency} that may be spent a day are spent"
     if budget.get("jobs"):
         said += f", of which {budget['jobs']:.4g} {currency} by trainings and other jobs"
+        each = [f"{name}: {amount:.4g} {currency}" for name, amount in budget.get("named", {}).items()]
+        said += f" ({', '.join(each)})" if each else ""
     if share >= 1 and budget["holds"]:
         said += "; no replica is added, and nothing is trained by itself, before the next day (UTC)"
     found = _finding("budget", "budget", said, at)

@@ -227,6 +227,34 @@ def test_what_was_spent_is_told_by_version_and_machine_shadow_copies_left_out(
     assert "0.25 EUR" in capsys.readouterr().out
 
 
+def test_jobs_are_told_apart_as_a_table_and_as_a_page(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two CPUs a replica holds one, a training a quarter, a load test, another job and others the rest."""
+    _, storage = opened(file)
+    half = {"count": 1, "cpu": 0.25, "gpu": 0}
+    jobs = dict.fromkeys(("training rows", "rows.loadtest", "job nightly (fit.py)", "jobs"), half)
+    ran(storage, jobs=jobs)
+    page = file.parent / "costs.html"
+    found = said(capsys, "cost", str(file), "--html", str(page))
+    told = {each["name"]: each["cost"] for each in found["shares"] if each["kind"] == "job"}
+    assert told == dict.fromkeys(jobs, pytest.approx(0.0125))
+    cli.app(["cost", str(file)], standalone_mode=False)
+    out = capsys.readouterr().out
+    for name in ("training rows", "load test of rows", "job nightly (fit.py)", "other jobs"):
+        assert name in page.read_text()
+        assert name in out
+
+
+def test_a_bill_names_as_many_jobs_as_people_read_and_adds_up(file: Path) -> None:
+    project, storage = opened(file)
+    ran(storage, jobs={f"job {n}": {"count": 1, "cpu": (n + 1) / 10_000, "gpu": 0} for n in range(120)})
+    shares = [each for each in costs.spent(project, storage, None, None)["shares"] if each["kind"] == "job"]
+    names = [each["name"] for each in shares]
+    assert len(names) == costs.MOST_JOBS + 1
+    assert names[:2] == ["jobs", "job 119"]
+    # 0.726 CPUs beside the one of the replica bear so much of 0.10 EUR.
+    assert sum(each["cost"] for each in shares) == pytest.approx(0.1 * 0.726 / 1.726)
+
+
 def test_what_was_spent_is_told_by_key_also_of_one_that_is_gone(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

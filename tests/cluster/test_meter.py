@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mlops_ray.cluster import loads, loop, meter
 from mlops_ray.cluster.loop import Decision
 from mlops_ray.cluster.meter import LONGEST_S, Meter, Node, Replica
+from mlops_ray.cluster.works import JOBS, MOST_NAMES, Work
 from mlops_ray.cost import actual, prices
 from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
@@ -42,12 +43,16 @@ class Running:
 
     on: Sequence[Node] = (Node("a", {}, 2.0, 0.0, 1.0, 0.0),)
     held: Sequence[Replica] = (Replica("a", NAME, 1.0, 0.0),)
+    done: Sequence[Work] = ()
 
     def nodes(self) -> Sequence[Node]:
         return self.on
 
     def replicas(self) -> Sequence[Replica]:
         return self.held
+
+    def works(self) -> Sequence[Work]:
+        return self.done
 
 
 @dataclass
@@ -285,10 +290,10 @@ def test_a_node_says_what_it_is_and_jobs_bear_their_share(world: World) -> None:
     world.tick(1)
     (line,) = world.journal()
     small, big = line["nodes"]
-    assert small["jobs"] == {meter.JOBS: {"count": 1, "cpu": 1.0, "gpu": 0.0}}
+    assert small["jobs"] == {JOBS: {"count": 1, "cpu": 1.0, "gpu": 0.0}}
     assert (big["type"], big["spot"]) == ("big", True)
     assert big["replicas"] == {NAME: {"count": 2, "cpu": 1.5, "gpu": 0.5}}
-    assert big["jobs"] == {meter.JOBS: {"count": 1, "cpu": 3.0, "gpu": 0.0}}
+    assert big["jobs"] == {JOBS: {"count": 1, "cpu": 3.0, "gpu": 0.0}}
     # Half of the small node; the big one has no price.
     assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 60 / 2)
 
@@ -302,7 +307,8 @@ def test_replicas_that_are_measured_are_a_job_and_count_against_the_budget(world
     world.running.on = [Node("a", {}, 2.0, 0.0, 0.0, 0.0)]
     world.running.held = [*Running.held, Replica("a", f"{NAME}{loads.SUFFIX}", 1.0, 0.0)]
     world.tick(1)
-    ((_, cost, *_, jobs),) = world.cost["days"]
+    ((_, cost, _, _, jobs, named),) = world.cost["days"]
+    assert named == {f"{NAME}{loads.SUFFIX}": jobs}
     assert (cost, jobs) == (pytest.approx(PER_HOUR / 120), pytest.approx(PER_HOUR / 120))
     assert world.cost["budget"]["spent"] == pytest.approx(PER_HOUR / 60)
     assert [*world.journal()[0]["nodes"][0]["jobs"]] == [f"{NAME}.loadtest"]
@@ -337,17 +343,104 @@ def test_autoscaling_reads_what_the_meter_was_told_that_replicas_cost_and_predic
     assert policy._money() is None
 
 
+FIT, OTHER = f"training {NAME}", "job fit.py"
+#: A node of four CPUs, all held: by a replica one, and three beside it.
+FULL = Node("a", {}, 4.0, 0.0, 0.0, 0.0)
+
+
+def test_jobs_are_told_apart_by_hand(world: World) -> None:
+    """0.60 EUR an hour for 4 CPUs: a replica has one, a training 1.5, a job a half, and one is not known."""
+    world.running.on = [FULL]
+    world.running.done = [Work("a", FIT, 1.0, 0.0), Work("a", OTHER, 0.5, 0.0), Work("a", FIT, 0.5, 0.0)]
+    world.settle(budget=budget(0.0))
+    world.tick(60)
+    assert world.journal()[0]["nodes"][0]["jobs"] == {
+        OTHER: {"count": 1, "cpu": 0.5, "gpu": 0.0},
+        FIT: {"count": 1, "cpu": 1.5, "gpu": 0.0},
+        JOBS: {"count": 1, "cpu": 1.0, "gpu": 0.0},
+    }
+    told = [(each["name"], round(each["amount"], 9)) for each in world.cost["jobs"]]
+    assert told == [(FIT, 0.225), (OTHER, 0.075), ("other jobs", 0.15)]
+    assert world.cost["total"]["amount"] == pytest.approx(0.15)
+    assert world.cost["budget"]["spent"] == pytest.approx(0.6)
+    # It was written when the budget was spent first, after a minute.
+    names = f"{FIT}: 0.00375 EUR, {OTHER}: 0.00125 EUR"
+    assert world.held.endswith(f", of which 0.0075 EUR were trainings and other jobs ({names})")
+
+
+def test_a_training_of_another_model_is_its_own_and_spends_no_budget_but_its_own(world: World) -> None:
+    world.running.on = [FULL]
+    world.running.done = [Work("a", "training other", 3.0, 0.0)]
+    world.running.held = [*Running.held, Replica("a", "other.loadtest", 1.0, 0.0)]
+    world.settle(budget=budget(1.0))
+    world.tick(60)
+    assert world.cost["jobs"] == []
+    assert world.cost["budget"]["spent"] == world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 4)
+
+
+def test_where_ray_does_not_say_who_runs_what_runs_is_counted_all_the_same(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.running.on = [FULL]
+    world.running.works = None  # type: ignore[method-assign, assignment]
+    world.tick(60)
+    assert [(each["name"], round(each["amount"], 9)) for each in world.cost["jobs"]] == [("other jobs", 0.45)]
+    assert caplog.text.count("jobs are metered without their names") == 1
+
+
+def test_many_jobs_have_few_names_and_cost_as_much(world: World) -> None:
+    world.running.on = [FULL._replace(cpus=1001.0)]
+    for minute in range(10):
+        world.running.done = [Work("a", f"job {minute}-{at}", 10.0, 0.0) for at in range(100)]
+        world.tick(1)
+    assert {len(line["nodes"][0]["jobs"]) for line in world.journal()} == {MOST_NAMES + 1}
+    ((*_, jobs, named),) = world.cost["days"]
+    assert len(named) == meter.MOST_NAMED + 1
+    assert jobs == sum(named.values()) == pytest.approx(PER_HOUR / 6 * 1000 / 1001)
+
+
+def test_what_was_written_before_jobs_had_names_is_read(world: World) -> None:
+    world.running.on = [FULL]
+    world.now = MIDNIGHT - 120
+    world.tick(2)
+    old = world.cost
+    old["days"] = [day[:-1] for day in old["days"]]
+    del old["jobs"]
+    world.storage.write_json(old, meter.FOLDER, f"{NAME}.json")
+    world.start()
+    world.tick(2)
+    assert [day[4:] for day in world.cost["days"]] == [
+        [pytest.approx(0.75 * PER_HOUR / 60), {}],
+        [pytest.approx(2.25 * PER_HOUR / 60), {JOBS: pytest.approx(2.25 * PER_HOUR / 60)}],
+    ]
+    assert world.cost["total"]["amount"] == pytest.approx(PER_HOUR / 4 * 4 / 60)
+
+
+def test_of_days_long_ago_jobs_have_no_names_any_more(world: World) -> None:
+    world.running.on = [FULL]
+    for _ in range(4):
+        world.tick(1)
+        world.now += DAY_S
+    assert [[*named] for *_, named in world.cost["days"]] == [[], [], [JOBS], [JOBS]]
+
+
 Held = list[tuple[str, float]]
 
 
 HELD = st.lists(st.tuples(st.sampled_from("xyz"), st.floats(0, 2)))
 
 
-@given(st.lists(st.tuples(st.floats(0.25, 8), HELD), min_size=1))
-def test_whatever_runs_the_shares_are_the_hours_of_the_nodes(running: list[tuple[float, Held]]) -> None:
-    nodes = [Node(str(at), {}, cpus, 0.0, cpus / 3, 0.0) for at, (cpus, _) in enumerate(running)]
-    replicas = [Replica(str(at), name, cpu, 0.0) for at, (_, on) in enumerate(running) for name, cpu in on]
-    line = json.loads(json.dumps(meter.entry(3600.0, 3600.0, nodes, replicas, "small", {})))
+@given(st.lists(st.tuples(st.floats(0.25, 8), HELD, HELD), min_size=1))
+def test_whatever_runs_the_shares_are_the_hours_of_the_nodes(running: list[tuple[float, Held, Held]]) -> None:
+    nodes = [Node(str(at), {}, cpus, 0.0, cpus / 3, 0.0) for at, (cpus, *_) in enumerate(running)]
+    replicas = [Replica(str(at), name, cpu, 0.0) for at, (_, on, _) in enumerate(running) for name, cpu in on]
+    works = [Work(str(at), name, cpu, 0.0) for at, (*_, done) in enumerate(running) for name, cpu in done]
+    line = json.loads(json.dumps(meter.entry(3600.0, 3600.0, nodes, replicas, "small", {}, works)))
+    for node in line["nodes"]:
+        # Beside replicas as much is held as is not free.
+        by_replicas = sum(each["count"] * each["cpu"] for each in node["replicas"].values())
+        beside = max(0.0, node["cpus"] * 2 / 3 - by_replicas)
+        assert sum(each["cpu"] for each in node["jobs"].values()) == pytest.approx(beside, abs=0.01)
     shares = actual.metered([line], listed(machine("small", per_hour=PER_HOUR)))
     assert sum(share.node_hours for share in shares) == pytest.approx(len(nodes))
     assert sum(share.cost or 0 for share in shares) == pytest.approx(len(nodes) * PER_HOUR)
@@ -362,8 +455,8 @@ def test_a_budget_that_is_spent_holds_replicas_and_training_until_the_next_day(w
     why = "0.6 EUR of 0.6 EUR that cost.budget allows were spent on this day (UTC)"
     until = MIDNIGHT + DAY_S
     assert world.hold == {"most_replicas": 2, "until": until, "per_day": PER_HOUR, "why": why}
-    spent = {"per_day": PER_HOUR, "spent": pytest.approx(PER_HOUR), "jobs": 0.0, "holds": True}
-    assert world.cost["budget"] == spent
+    spent = {"per_day": PER_HOUR, "spent": pytest.approx(PER_HOUR), "jobs": 0.0, "named": {}}
+    assert world.cost["budget"] == spent | {"holds": True}
     # Fewer may run later, and come back.
     world.running.held = Running.held
     world.tick(5)
@@ -383,6 +476,7 @@ def test_a_budget_that_only_warns_holds_nothing_and_jobs_count(world: World) -> 
         "per_day": PER_HOUR / 60,
         "spent": pytest.approx(2 * PER_HOUR / 60),
         "jobs": pytest.approx(PER_HOUR / 60),
+        "named": {},
         "holds": False,
     }
     assert world.held == ""
@@ -397,6 +491,7 @@ def test_a_hold_ends_where_the_project_file_says_so(world: World, then: str) -> 
         "per_day": 0.0,
         "spent": pytest.approx(PER_HOUR / 60),
         "jobs": 0.0,
+        "named": {},
         "holds": True,
     }
     if then == "no prices":

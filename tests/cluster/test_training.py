@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 
 from mlops_ray import cli, config
-from mlops_ray.cluster import costs, local, profitable, service, training
+from mlops_ray.cluster import costs, holdings, local, profitable, service, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
-from mlops_ray.cluster.stages import Silent
+from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.cost.model import Places
 from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
 from mlops_ray.monitoring import known
@@ -84,12 +84,12 @@ class Trained:
     storage: Storage
     result: dict[str, Any]
 
-    def pipeline(self, text: str = PROJECT) -> Pipeline:
+    def pipeline(self, text: str = PROJECT, progress: Progress | None = None) -> Pipeline:
         (self.folder / "project.yaml").write_text(text)
-        return Pipeline(config.load(self.folder / "project.yaml", {}), self.storage)
+        return Pipeline(config.load(self.folder / "project.yaml", {}), self.storage, progress or Silent())
 
-    def train(self, text: str = PROJECT, **how: Any) -> dict[str, Any]:
-        made = self.pipeline(text)
+    def train(self, text: str = PROJECT, progress: Progress | None = None, **how: Any) -> dict[str, Any]:
+        made = self.pipeline(text, progress)
         return made.train(made.build(made.ingest()), **how)
 
 
@@ -298,6 +298,23 @@ def test_what_answers_are_worth_is_compared_with_the_champion_on_the_same_rows(t
     assert mean == pytest.approx(0, abs=1e-9)
     assert error == pytest.approx(0, abs=1e-9)
     assert freedom > 1
+
+
+class Looks(Silent):
+    """Looks who holds something of the cluster whenever something is told."""
+
+    def __init__(self) -> None:
+        self.seen = set[str]()
+
+    def update(self, message: str) -> None:
+        self.seen |= {each.name for each in holdings.works()}
+
+
+def test_what_a_training_holds_is_known_by_its_model_until_it_is_over(trained: Trained) -> None:
+    looks = Looks()
+    trained.train(PROJECT.replace("seed: 7", "seed: 8"), looks)
+    assert looks.seen == {"training churn"}
+    assert not any("training" in each.name for each in holdings.works())
 
 
 PRICED = """

@@ -228,7 +228,10 @@ def test_a_budget_is_told_of_as_it_runs_out_and_when_it_is_spent(spent: float, t
     assert ["no replica is added" in str(each.findings) for each in made] == [share == "1" for share in told]
     assert not any("jobs" in str(each.findings) for each in made)
     (first, *_) = alerts.of_budget(cost | {"budget": budget | {"spent": 10.0, "jobs": 1.25}})
-    assert "of which 1.25 EUR by trainings and other jobs" in str(first.findings)
+    assert "of which 1.25 EUR by trainings and other jobs'" in str(first.findings)
+    named = {"spent": 10.0, "jobs": 1.25, "named": {"training m": 1.0, "job fit.py": 0.25}}
+    (first, *_) = alerts.of_budget(cost | {"budget": budget | named})
+    assert "other jobs (training m: 1 EUR, job fit.py: 0.25 EUR)'" in str(first.findings)
     assert alerts.of_budget(cost | {"budget": None}) == alerts.of_budget({}) == []
 
 

@@ -102,7 +102,8 @@ def _cost(now: float) -> dict[str, Any]:
         "parts": [{"name": "replicas", "amount": 0.003}],
         "prices": ["a made-up list, 2026-11-01"],
         "notes": ["1 of 1 prices are older than 90d"],
-        "days": [[today - DAY, 0.3, 7_000, {}, 0.0], [today, 0.4, 8_000, {}, 0.0]],
+        "days": [[today - DAY, 0.3, 7_000, {}, 0.0], [today, 0.4, 8_000, {}, 0.05, {"jobs": 0.05}]],
+        "jobs": [{"name": f"job nightly_{n} (fit.py)", "amount": 0.05 / n} for n in range(1, 13)],
         "total": {"amount": 0.7, "currency": "EUR"},
         "budget": {"per_day": 0.4, "spent": 0.4, "holds": True},
     }
@@ -344,6 +345,9 @@ def test_costs_say_since_when_of_whom_and_that_the_budget_is_spent(shown: Shown)
         ["shop", "1"],
         ["till", "1"],
     ]
+    jobs = str(shown.page.run("document.querySelector('[aria-label^=Trainings] tbody').innerText"))
+    assert jobs.splitlines()[0].split("\t") == ["job nightly_1 (fit.py)", "0.05"]
+    assert "2 more" in shown.text
     assert "0.4 of 0.4 EUR" in shown.text
     assert "By prices of: a made-up list, 2026-11-01" in shown.text
     assert "1 of 1 prices are older than 90d" in shown.text

@@ -83,9 +83,9 @@ export const tile = (name, value, note, kind) =>
   el("div", { class: "tile" + (kind ? " " + kind : "") },
     el("dt", {}, name), el("dd", {}, el("b", {}, value), note && el("span", {}, note)));
 
-/** Some of many, and the rest for who wants it. */
-export const some = (most, rows, shown) => rows.length <= most ? shown(rows)
-  : [shown(rows.slice(0, most)), el("details", { class: "numbers" }, el("summary", {}, `${rows.length - most} more`), shown(rows.slice(most)))];
+/** Some of many, and the rest for who wants it; `shown` is told what tells the names of the two apart. */
+export const some = (most, rows, shown) => rows.length <= most ? shown(rows, "")
+  : [shown(rows.slice(0, most), ""), el("details", { class: "numbers" }, el("summary", {}, `${rows.length - most} more`), shown(rows.slice(most), ", the others"))];
 
 /** A table; `numbers` are the positions of columns to be set to the right. */
 export function table(caption, head, rows, numbers = []) {

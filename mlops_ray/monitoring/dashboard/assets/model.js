@@ -189,7 +189,7 @@ function performance(data, route, head) {
     names.length > 1 && el("div", { class: "metrics" }, names.slice(1).map((name) => panel(words(name), null, course(name, data, route, 170)))),
     data.segments.length ? panel("The worst segments", "Each as the last look had it to which it was among the least likely; beside it the same segment of the test part", worst(data.segments)) : null,
     data.splits.length ? panel("What the loss has grown by", "Of labels that came: moved inputs, other shares of labels, and what is left, which is another relation of the two (concept drift)",
-      some(7, data.splits.toReversed(), (rows) => table("What the loss has grown by", ["Window's end", "Test part", "Now", "By inputs", "By labels", "What is left"],
+      some(7, data.splits.toReversed(), (rows, more) => table(`What the loss has grown by${more}`, ["Window's end", "Test part", "Now", "By inputs", "By labels", "What is left"],
         rows.map((each) => [shortly(seconds(each.until)), ...[each.before, each.now, each.inputs, each.labels, each.rest].map(short)]), [1, 2, 3, 4, 5]))) : null,
   ];
 }
@@ -210,7 +210,7 @@ function course(name, { at, metrics }, { span }, height) {
 
 function worst(segments) {
   const three = (of) => (of ? of.map((value, at) => (at < 2 ? short(value) : whole(value))) : ["–", "–", "–"]);
-  return some(10, segments, (rows) => table("The worst segments", ["Segment", "Metric", "Estimated", "in the test", "rows", "By labels", "in the test", "rows"],
+  return some(10, segments, (rows, more) => table(`The worst segments${more}`, ["Segment", "Metric", "Estimated", "in the test", "rows", "By labels", "in the test", "rows"],
     rows.map((row) => [`${row.column} = ${row.value}`, words(row.metric), ...three(row.estimated), ...three(row.realised)]), [2, 3, 4, 5, 6, 7]));
 }
 
@@ -325,6 +325,8 @@ function costs({ cost, keys }, { chosen }) {
     el("dl", { class: "tiles" }, per && tile("Per 1,000 predictions", `${short(per.amount)} ${per.currency}`, `${sinceWhen(per)}, as of ${when(cost.at)}`),
       budget && tile("Spent today (UTC)", `${short(budget.spent)} of ${short(budget.per_day)} ${cost.total.currency}`, !isSpent ? "of the day's budget" : budget.holds ? "no replica is added, nothing is trained by itself" : "more than the day's budget", isSpent ? "bad" : "ok")),
     parts.length ? panel("What it is made of", cost.prices?.length ? `By prices of: ${cost.prices.join("; ")}` : null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
+    cost.jobs?.length ? panel("Trainings and other jobs", "Of today and yesterday, with their part of what nobody used; they count against the day's budget, and are no part of what predictions cost",
+      some(10, cost.jobs, (rows, more) => table(`Trainings and other jobs${more}`, ["What ran", `Cost, ${cost.total.currency}`], rows.map(({ name, amount }) => [name, short(amount)]), [1]))) : null,
     keys?.length ? panel("By key", `Who asked ${chosen.words}: of a day's cost each bears its share of the rows`, table("Keys", ["Key", "Version", "Predictions", `Cost, ${cost.total.currency}`, "Per 1,000"],
       keys.map(({ key, version, rows, cost: spent }) => [key || "not known", version || "–", whole(rows), short(spent), short((1000 * spent) / rows)]), [2, 3, 4])) : null,
     keys === null && el("p", { class: "note" }, "What each key's predictions cost is shown to who holds a key of role admin."),
