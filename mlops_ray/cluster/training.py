@@ -175,7 +175,8 @@ class Trainer:
             version = self.registry.register(packed, run_id=run.id, metric=metric, cost=cost)
             self._keep_worth(tested, champion, version)
             sweep.forget(folder)
-            files = card.files(replace(subject, version=version))
+            told_of = replace(subject, version=version, trials=swept.leaderboard, cost=cost)
+            files = card.files(told_of)
             run.log_files(files)
             page = self.storage.path("reports", f"model-{name}-{version}.html")
             with replacing(page) as new:

@@ -12,13 +12,17 @@ from typing import Any
 from markupsafe import Markup
 
 from mlops_ray import pictures
-from mlops_ray.pages import Block, Kind, Section, Table, cut, number, page, plain, share, when
+from mlops_ray.cost.prices import money
+from mlops_ray.pages import Block, Kind, Section, Table, cut, lasting, number, page, plain, share, when
 from mlops_ray.registry.metrics import Metric
 from mlops_ray.training.diagnosis import Diagnosis
 from mlops_ray.training.evaluate import Report
+from mlops_ray.training.leaderboard import Trial
 
 #: Features in a picture, the most important; segments and features that are named, the worst.
 MOST_DRAWN, MOST_NAMED = 20, 3
+#: Trials that a table lists, the best.
+MOST_TRIED = 20
 #: A feature of which more is missing is named.
 MUCH_MISSING = 0.2
 #: What Markdown takes for more than a letter.
@@ -33,7 +37,8 @@ class Subject:
     was chosen for; it is empty for a regression. `model` are family and parameters. `manifest` is the
     training set's; `missing` the share of missing values of each feature in it. `environment` is what
     `training.environment` found, `libraries` are the versions that the model depends on. `refused` says why
-    the version may not go live.
+    the version may not go live. `trials` are those of the search, best first; `cost` is what they and the
+    winner's fit have cost, `{"search", "fit", "currency"}`, `None` where no price is known.
     """
 
     project: str
@@ -49,16 +54,21 @@ class Subject:
     environment: Mapping[str, Any]
     libraries: Mapping[str, str]
     refused: Sequence[str]
+    trials: Sequence[Trial] = ()
+    cost: Mapping[str, Any] | None = None
 
 
 def files(of: Subject) -> dict[str, Any]:
     """The card as HTML and as Markdown, its pictures, and the data behind them, by their names."""
     found = plots(of.diagnosis, of.metric) if math.isfinite(of.diagnosis.overall) else {}
     drawn = {f"plots/{name}.svg": block for name, block in found.items()}
+    errs = Section("Where it errs", [*drawn.values()], "On the test rows; spans hold 95 %.")
+    against = _against(of)
+    drawn |= against
+    tried = Section("What was tried", [*against.values(), *_tried(of)], _spent(of))
     title, subtitle = f"{of.project}, version {of.version}", f"Model card. {of.predicts}"
     said = [{"severity": kind, "said": text} for kind, text in findings(of)]
-    errs = Section("Where it errs", [*drawn.values()], "On the test rows; spans hold 95 %.")
-    parts = [*_sections(of), errs]
+    parts = [*_sections(of), errs, *([tried] if of.trials else [])]
     notes = [f"- **{each['severity']}** {_text(each['said'])}" for each in said]
     text = [f"# {_text(title)}", _text(subtitle), "\n".join(notes), *_markdown(parts, iter(drawn))]
     svgs = {name: pictures.standalone(block.picture or Markup()) for name, block in drawn.items()}
@@ -146,6 +156,49 @@ def plots(found: Diagnosis, metric: Metric) -> dict[str, Block]:
         add("residuals", "Label less answer", lambda title: pictures.histogram(edges, rows[:-1], title))
         add("bias", "Label less answer, by answer", pictures.lines, answers, ("answer", "mean"), ("", 0, 0))
     return {key: block for key, block in made.items() if block.picture}
+
+
+def _tried(of: Subject) -> list[Block]:
+    """The best trials, with what they cost, as a table."""
+    rows = [_trial_row(place, trial, of.cost) for place, trial in enumerate(of.trials[:MOST_TRIED], 1)]
+    head = ["", "Family", f"{of.metric.name}, validation", "Folds", "Fits"] + ["Cost"] * (of.cost is not None)
+    of_all = (
+        f"The best {len(rows)} of {len(of.trials):,} trials" if len(rows) < len(of.trials) else "All trials"
+    )
+    return [Block(f"{of_all}, the winner first", table=Table(head, rows, frozenset({2, 3, 4, 5})), wide=True)]
+
+
+def _trial_row(place: int, trial: Trial, cost: Mapping[str, Any] | None) -> list[str]:
+    score = "failed" if trial.state == "failed" else _number(trial.score)
+    spent = [] if cost is None else ["–" if trial.cost is None else money(trial.cost, cost["currency"])]
+    folds = str(len(trial.fold_scores)) + ", stopped" * (trial.state == "stopped")
+    return [str(place), trial.family, score, folds, lasting(trial.seconds), *spent]
+
+
+def _against(of: Subject) -> dict[str, Block]:
+    """The picture of trials, by what they cost, or where that is not known by what they took, by its file."""
+    whole = [trial for trial in of.trials if trial.state == "complete"]
+    points: dict[str, list[tuple[float, float]]] = {trial.family: [] for trial in whole}
+    for trial in whole:
+        spent = trial.seconds if of.cost is None else trial.cost
+        if spent is not None:
+            points[trial.family].append((spent, trial.score))
+    if not any(points.values()):
+        return {}
+    axis = "seconds of fits" if of.cost is None else f"cost of fits, {of.cost['currency']}"
+    title = f"{of.metric.name} against cost"
+    return {"plots/trials.svg": Block(title, picture=pictures.scatter(title, points, (axis, of.metric.name)))}
+
+
+def _spent(of: Subject) -> str:
+    """What the search came to; who stopped early has no dot, since its score is of fewer folds."""
+    trials, cost = f"{len(of.trials):,} trials", of.cost
+    drawn = "Dots are trials that were scored on all folds of the validation"
+    if cost is None:
+        took = lasting(sum(trial.seconds for trial in of.trials))
+        return f"The fits of {trials} took {took}; what that costs is known where cost.prices is. {drawn}."
+    search, fit = (money(cost[what], cost["currency"]) for what in ("search", "fit"))
+    return f"{trials} cost {search}, and the winner's fit on all rows {fit}. {drawn}."
 
 
 def _markdown(parts: Sequence[Section], svgs: Iterator[str]) -> Iterator[str]:

@@ -204,4 +204,4 @@ def table(listed: Sequence[Row]) -> Table:
         cost = None if row["cost"] is None else money(row["cost"], row["currency"])
         shown = row | short | {"started": when(row["started"]), "cost": cost}
         cells += [[cut(v) if isinstance(v, str) else number(v) for v in map(shown.get, head)]]
-    return Table(head, cells, frozenset({4, 5, 6, 8}))
+    return Table(head, cells, frozenset({4, 5, 6, 8} | {at for at, key in enumerate(head) if key == "cost"}))

@@ -16,6 +16,7 @@ from mlops_ray.cluster import costs, holdings, local, profitable, service, train
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.cost.model import Places
+from mlops_ray.cost.prices import money
 from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
 from mlops_ray.monitoring import known
 from mlops_ray.monitoring.performance import Expected
@@ -347,6 +348,9 @@ def test_what_training_costs_is_told_of_trials_the_run_and_the_version(trained: 
     job, *trials = [row for row in runs.rows(tracking.recorded(made.tracking_uri, "churn")) if row["cost"]]
     assert (job["run"], job["cost"], job["currency"]) == (found["run_id"], cost["amount"], "EUR")
     assert sorted(row["cost"] for row in trials) == sorted(trial["cost"] for trial in found["leaderboard"])
+    page = Path(found["card"]).read_text()
+    assert f"4 trials cost {money(cost['search'], 'EUR')}, and the winner's fit" in page.replace("&#39;", "'")
+    assert all(money(trial["cost"], "EUR") in page for trial in found["leaderboard"])
     told, _ = costs.training_cost(made.project, trained.storage, str(found["version"]))
     # Nothing else says of which currency it is to be.
     assert told is None

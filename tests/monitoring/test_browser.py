@@ -90,7 +90,13 @@ def _runs(now: float) -> list[dict[str, Any]]:
     job |= {"metric": "relative_mae", "score": 0.12, "folds": 4, "seconds": 93.0, "state": "finished"}
     job |= {"rows": 36_000, "dataset": "d" * 32, "predict_us": 12.3, "params": {}}
     params = {"learning_rate": 0.0512, "max_leaf_nodes": 31, "min_samples_leaf": 20, "max_iter": 800}
-    return [job, *(job | {"run": f"{n}" * 32, "parent": "a" * 32, "params": params} for n in range(3))]
+    trial = job | {"parent": "a" * 32, "params": params, "state": "complete", "currency": "EUR"}
+    trials = [
+        trial | {"run": f"{n}" * 32, "score": 0.12 + n / 100, "cost": 0.004 - n / 1000} for n in range(3)
+    ]
+    # An older one of before trials were priced, and one that was stopped.
+    trials += [trial | {"run": "8" * 32, "cost": None}, trial | {"run": "9" * 32, "state": "stopped"}]
+    return [job | {"cost": 0.01, "currency": "EUR"}, *trials]
 
 
 def _cost(now: float) -> dict[str, Any]:
@@ -358,6 +364,24 @@ def test_costs_say_since_when_of_whom_and_that_the_budget_is_spent(shown: Shown)
         assert "shop" not in shown.text
     finally:
         shown.page.log_in(shown.url, shown.key)
+
+
+def test_trials_are_shown_by_quality_against_cost(shown: Shown) -> None:
+    shown.go(f"{MODEL}runs")
+    shown.page.run("document.querySelectorAll('details').forEach((each) => (each.open = true))")
+    assert "93 s, 0.01 EUR, 36K rows" in shown.text
+    table = str(shown.page.run("document.querySelector('[aria-label^=Trials] table').innerText"))
+    head, first, *_ = (line.split("\t") for line in table.splitlines())
+    assert (head[5], first[2], first[5]) == ("Cost, EUR", "0.12", "0.004")
+    dots = str(
+        shown.page.run("[...document.querySelectorAll('.scatter title')].map((e) => e.textContent).join()")
+    )
+    told = [f"{n * 8}, hist gradient boosting: cost of fits, EUR {c}, relative mae {s}" for n, c, s in DOTS]
+    assert dots == ",".join(told)
+
+
+#: Of each trial that ended: how it is called, its cost, its score.
+DOTS = [("0", "0.004", "0.12"), ("1", "0.003", "0.13"), ("2", "0.002", "0.14")]
 
 
 def test_an_empty_page_says_what_to_do(shown: Shown) -> None:

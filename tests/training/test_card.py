@@ -1,5 +1,6 @@
 """A card says what it was given, in HTML and in Markdown alike, and shows no value that is hidden."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -17,6 +18,7 @@ from mlops_ray.training import card, diagnosis, evaluate
 from mlops_ray.training.card import Subject
 from mlops_ray.training.diagnosis import Figure
 from mlops_ray.training.environment import environment
+from mlops_ray.training.leaderboard import Trial
 from mlops_ray.training.task import Task
 from tests.test_pages import NASTY, Parsed, assert_sound
 
@@ -30,6 +32,13 @@ MANIFEST = {
 }
 
 
+#: What a search has tried: of two families, one that was stopped and one that failed.
+TRIALS = (
+    Trial("0002", "xgboost", {"n_estimators": 20}, 0.31, (0.3, 0.32), 30.0, "complete", cost=0.03),
+    Trial("0000", "ridge", {}, 0.35, (0.35, 0.35), 1.5, "complete", cost=0.0015),
+    Trial("0001", "xgboost", {"n_estimators": 9}, 0.4, (0.4,), 12.0, "stopped", cost=0.012),
+    Trial("0003", "xgboost", {"n_estimators": 0}, float("nan"), (), 2.0, "failed", "no trees", cost=0.002),
+)
 #: What Markdown of a card is rendered to.
 MARKS = {"h1", "h2", "h3", "p", "ul", "li", "strong", "table", "thead", "tbody", "tr", "th", "td", "img"}
 
@@ -57,6 +66,8 @@ def subject(made: Task, hidden: frozenset[str] = frozenset(), **changes: Any) ->
         "environment": environment(Path(__file__).parent),
         "libraries": {"xgboost": "3.2.0"},
         "refused": ["it is too bold"],
+        "trials": TRIALS,
+        "cost": {"search": 0.07, "fit": 0.013, "currency": "EUR"},
     }
     return Subject(**{**given, **changes})
 
@@ -102,7 +113,7 @@ def test_every_picture_is_a_file_that_stands_alone_and_is_in_both_forms(made: Su
     files = card.files(made)
     pictures = [name for name in files if name.endswith(".svg")]
     # An hour of ten days has too few rows to be a segment.
-    wanted = {"importance", "over_time", "learning", "segment-1"}
+    wanted = {"importance", "over_time", "learning", "segment-1", "trials"}
     wanted |= (
         {"bias", "residuals"}
         if made.metric.task == "regression"
@@ -177,7 +188,8 @@ def test_a_card_of_little_data_has_what_there_is(made: Subject) -> None:
     )
     files = card.files(replace(made, diagnosis=nothing))
     drawn = {Path(name).stem for name in files if name.endswith(".svg")}
-    assert drawn == ({"residuals"} if made.metric.task == "regression" else {"roc", "precision_recall"})
+    whole = {"residuals"} if made.metric.task == "regression" else {"roc", "precision_recall"}
+    assert drawn == whole | {"trials"}
     assert_sound(files["card.html"])
 
 
@@ -192,7 +204,54 @@ def test_what_the_rows_do_not_say_is_left_open(made: Subject) -> None:
     files = card.files(replace(made, report=report, diagnosis=replace(made.diagnosis, overall=unknown)))
     assert "nan" not in assert_sound(files["card.html"]).text
     assert f"{metric} – – to –" in " ".join(shown(files["card.md"]).split())
-    assert not [name for name in files if name.endswith(".svg")]
+    assert [name for name in files if name.endswith(".svg")] == ["plots/trials.svg"]
+
+
+def cells(page: str) -> list[list[str]]:
+    """The rows of a page's last table."""
+    (last,) = re.findall(r"<tbody>(?:(?!<tbody>).)*</tbody>(?!.*<tbody>)", page, re.S)
+    rows = re.findall(r"<tr>(.*?)</tr>", last, re.S)
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<td[^>]*><bdi>(.*?)</bdi></td>", row, re.S)]
+        for row in rows
+    ]
+
+
+def test_each_trial_is_told_with_its_quality_and_its_cost(made: Subject) -> None:
+    files = card.files(made)
+    assert cells(files["card.html"]) == [
+        ["1", "xgboost", "0.31", "2", "30 seconds", "0.03 EUR"],
+        ["2", "ridge", "0.35", "2", "1.5 seconds", "0.0015 EUR"],
+        ["3", "xgboost", "0.4", "1, stopped", "12 seconds", "0.012 EUR"],
+        ["4", "xgboost", "failed", "0", "2 seconds", "0.002 EUR"],
+    ]
+    said = "4 trials cost 0.07 EUR, and the winner's fit on all rows 0.013 EUR."
+    for text in (assert_sound(files["card.html"]).text, shown(files["card.md"])):
+        assert said in text
+    picture = files["plots/trials.svg"]
+    # Of each family that has one a dot, and one that says which it is.
+    assert picture.count('fill-opacity="0.8"') == 2 + 2
+    assert "cost of fits, EUR" in picture
+
+
+def test_where_nobody_knows_prices_trials_are_told_by_what_they_took(made: Subject) -> None:
+    unpriced = tuple(replace(trial, cost=None) for trial in TRIALS)
+    files = card.files(replace(made, trials=unpriced, cost=None))
+    assert [len(row) for row in cells(files["card.html"])] == [5] * 4
+    assert "The fits of 4 trials took 45.5 seconds" in assert_sound(files["card.html"]).text
+    assert "seconds of fits" in files["plots/trials.svg"]
+
+
+def test_of_many_trials_the_best_are_listed_and_of_none_nothing_is_said(made: Subject) -> None:
+    page = card.files(replace(made, trials=TRIALS[:1] * 30))["card.html"]
+    assert "The best 20 of 30 trials" in page
+    assert len(cells(page)) == card.MOST_TRIED
+    failed = card.files(replace(made, trials=TRIALS[3:]))
+    assert "plots/trials.svg" not in failed
+    assert "What was tried" in failed["card.html"]
+    nothing = card.files(replace(made, trials=()))
+    assert "What was tried" not in nothing["card.html"]
+    assert "What was tried" not in nothing["card.md"]
 
 
 def test_the_same_version_has_the_same_card(made: Subject) -> None:

@@ -206,3 +206,19 @@ export function distribution(found) {
     host.replaceChildren(drawn);
   }, { class: "distribution", role: "img", "aria-label": `Shares of the values of ${found.column}, reference and window` });
 }
+
+/** Points [x, y, what it is of, whether it is marked], with the names of both axes; a table beside it has the numbers. */
+export function scatter(label, [across, up], points) {
+  const [width, height, left, right, top, bottom] = [360, 200, 50, 16, 24, 40];
+  const placed = (values, from, to) => {
+    const [least, most] = [Math.min(...values), Math.max(...values)], span = most - least || Math.abs(most) || 1;
+    // What is alike lies in the middle.
+    return { at: (value) => from + (most > least ? (value - least) / span : 0.5) * (to - from), marks: most > least ? [least, (least + most) / 2, most] : [most] };
+  };
+  const x = placed(points.map(([value]) => value), left + 8, width - right - 8), y = placed(points.map(([, value]) => value), height - bottom - 8, top + 8);
+  return svg("svg", { class: "scatter", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
+    y.marks.map((mark) => [svg("line", { x1: left, x2: width - right, y1: y.at(mark), y2: y.at(mark), class: "grid" }), svg("text", { x: left - 6, y: y.at(mark) + 4, "text-anchor": "end" }, short(mark))]),
+    x.marks.map((mark) => svg("text", { x: x.at(mark), y: height - bottom + 16, "text-anchor": "middle" }, short(mark))),
+    svg("text", { x: left, y: 12 }, up), svg("text", { x: width - right, y: height - 6, "text-anchor": "end" }, across),
+    points.map(([right_, up_, of, is]) => svg("circle", { cx: x.at(right_), cy: y.at(up_), r: is ? 5.5 : 4, class: is ? "accent" : "second" }, svg("title", {}, `${of}: ${across} ${short(right_)}, ${up} ${short(up_)}`))));
+}

@@ -1,7 +1,7 @@
 /* The pages of one model: what goes on, and beside it drift, performance, alarms, errors, releases, features,
    runs and costs, each at an address of its own. */
 
-import { bar, chart, distribution } from "./charts.js";
+import { bar, chart, distribution, scatter } from "./charts.js";
 import { chip, code, el, empty, panel, some, table, tile } from "./dom.js";
 import { search, urls as errorUrls } from "./errors.js";
 import { ago, since, between, chance, compact, lasting, milliseconds, percent, plural, psi, seconds, shareOf, short, shortly, when, whole, words } from "./format.js";
@@ -306,14 +306,27 @@ function runs(data) {
   if (!jobs.length) return empty("No run was written down yet.", "Each training leaves one: ", code("mlops-ray train"), "; ", code("mlops-ray runs"), " brings older ones here.");
   return panel("Runs", `${plural(jobs.length, "job")}, the newest first; the score of a job is that of the test part, of a trial that of validation`, el("ul", { class: "runs" }, jobs.map((job) => {
     const trials = data.runs.filter((run) => run.parent === job.run);
-    const scores = trials.map((trial) => trial.score).filter((score) => score !== null);
     return el("li", { "data-key": job.run }, el("details", {}, el("summary", {}, el("time", {}, when(seconds(job.started))), code(job.run.slice(0, 8)), el("b", {}, words(job.family || "no winner")),
-      el("span", {}, job.score === null ? words(job.state) : `${words(job.metric)} ${short(job.score)}`), el("span", { class: "note" }, `${plural(trials.length, "trial")}, ${lasting(job.seconds)}, ${compact(job.rows)} rows`)),
-    trials.length ? table(`Trials of ${job.run}`, ["Trial", "Family", "Score", "Folds", "Fit", "Answer", "Parameters"], trials.map((trial) => [code(trial.run.slice(0, 8)), words(trial.family),
-      el(trial.score !== null && trial.score === (["mae", "rmse", "relative_mae", "log_loss", "brier"].includes(job.metric) ? Math.min(...scores) : Math.max(...scores)) ? "b" : "span", {}, trial.score === null ? words(trial.state) : short(trial.score)),
-      String(trial.folds), lasting(trial.seconds), trial.predict_us ? `${short(trial.predict_us)} µs` : "–",
-      Object.entries(trial.params).map(([name, value]) => `${name} ${typeof value === "number" ? short(value) : value}`).join(", ")]), [2, 3, 4, 5]) : el("p", { class: "note" }, "No trial was written down.")));
+      el("span", {}, job.score === null ? words(job.state) : `${words(job.metric)} ${short(job.score)}`), el("span", { class: "note" }, `${plural(trials.length, "trial")}, ${lasting(job.seconds)}, ${hasCost(job) ? `${short(job.cost)} ${job.currency}, ` : ""}${compact(job.rows)} rows`)),
+    trials.length ? tried(job, trials) : el("p", { class: "note" }, "No trial was written down.")));
   })));
+}
+
+const hasCost = (run) => run.cost !== null && run.cost !== undefined;
+
+/** The trials of a job: quality against what each cost, or where nobody knows that, against what it took. */
+function tried(job, trials) {
+  const known = trials.filter((trial) => trial.score !== null), scores = known.map((trial) => trial.score), isPriced = trials.some(hasCost);
+  const best = ["mae", "rmse", "relative_mae", "log_loss", "brier"].includes(job.metric) ? Math.min(...scores) : Math.max(...scores);
+  // Who was stopped early is scored on fewer folds.
+  const points = known.filter((trial) => trial.state !== "stopped" && (!isPriced || hasCost(trial)))
+    .map((trial) => [isPriced ? trial.cost : trial.seconds, trial.score, `${trial.run.slice(0, 8)}, ${words(trial.family)}`, trial.score === best]);
+  const axis = isPriced ? `cost of fits, ${job.currency}` : "seconds of fits";
+  return [points.length > 1 ? scatter(`Quality of the trials of ${job.run} against their cost`, [axis, words(job.metric)], points) : null,
+    table(`Trials of ${job.run}`, ["Trial", "Family", "Score", "Folds", "Fit", ...(isPriced ? [`Cost, ${job.currency}`] : []), "Answer", "Parameters"], trials.map((trial) => [code(trial.run.slice(0, 8)), words(trial.family),
+      el(trial.score !== null && trial.score === best ? "b" : "span", {}, trial.score === null ? words(trial.state) : short(trial.score)),
+      String(trial.folds), lasting(trial.seconds), ...(isPriced ? [short(trial.cost)] : []), trial.predict_us ? `${short(trial.predict_us)} µs` : "–",
+      Object.entries(trial.params).map(([name, value]) => `${name} ${typeof value === "number" ? short(value) : value}`).join(", ")]), isPriced ? [2, 3, 4, 5, 6] : [2, 3, 4, 5])];
 }
 
 function costs({ cost, keys }, { chosen }) {
