@@ -33,22 +33,6 @@ def label_selector(policies: Iterable[Policy]) -> dict[str, str]:
     return {} if regions is None else {REGION: f"in({','.join(regions)})"}
 
 
-def admits(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    """Whether a node's labels meet conditions of Ray, each a value, `in(a,b)`, or either after `!`.
-
-    >>> admits({"region": "in(eu-de,eu-fr)", "pool": "!gpu"}, {"region": "eu-fr"})
-    True
-    >>> admits({"region": "eu-de"}, {})
-    False
-    """
-    return all(_admits(condition, labels.get(key)) for key, condition in selector.items())
-
-
-def _admits(condition: str, label: str | None) -> bool:
-    values = condition.removeprefix("!").removeprefix("in(").removesuffix(")").split(",")
-    return (label in values) != condition.startswith("!")
-
-
 def placed(selector: Mapping[str, str], **resources: float) -> dict[str, Any]:
     """What Ray is asked for an actor of these resources that may run only on nodes with the labels.
 

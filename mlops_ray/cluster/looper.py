@@ -15,6 +15,7 @@ import ray
 from ray import serve
 from ray.job_submission import JobSubmissionClient
 
+from mlops_ray import placement
 from mlops_ray.cluster import holdings, node
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
 from mlops_ray.cluster.meter import MACHINE, Meter, Node, Replica
@@ -24,7 +25,8 @@ from mlops_ray.cluster.works import Work
 from mlops_ray.config import Project
 from mlops_ray.cost.model import ROUNDING
 from mlops_ray.errors import ClusterError, one_line
-from mlops_ray.policy import admits, label_selector
+from mlops_ray.placement import admits
+from mlops_ray.policy import label_selector
 from mlops_ray.serving.reconciler import Single, single
 
 #: The Serve application, and how soon a dead process is noticed; nothing hurries.
@@ -78,10 +80,10 @@ class RayJobs:
 
     def lacks(self, settings: Settings) -> str:
         """What keeps a trial from running now, unless nodes are added to the cluster by themselves."""
-        free = ray.available_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-        if free >= settings.cpus or grows():
+        free = sum(node.get("CPU", 0.0) for node in placement.free(settings.selector))
+        all_of = sum(node["Resources"].get("CPU", 0.0) for node in placement.living(settings.selector))
+        if free >= settings.cpus or placement.grown().get("CPU", 0.0) > all_of:
             return ""
-        all_of = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
         return (
             f"a trial needs {settings.cpus:g} CPUs (training.search.resources), and {all_of - free:g} of "
             f"{all_of:g} are held by replicas (serving.resources) and others: it begins when they are free"

@@ -77,6 +77,9 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
                     cluster = local.start(storage.root) if ours else service._found(project, storage)
                     local.connect(cluster)
                     result["address"] = cluster.address
+                from mlops_ray import placement
+
+                placement.require(source.policy for source in project.sources.values())
                 yield cluster
             except Exception:
                 service._leave_cluster(storage, stop=ours)

@@ -308,6 +308,9 @@ def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:
         cluster = _started(pipeline) if ours else _found(pipeline.project, pipeline.storage)
         local.connect(cluster)
         result["address"] = cluster.address
+    from mlops_ray import placement
+
+    placement.require(source.policy for source in pipeline.project.sources.values())
     return cluster
 
 

@@ -21,6 +21,7 @@ import polars as pl
 import pyarrow as pa
 import ray
 
+from mlops_ray import placement
 from mlops_ray.config import File, Source
 from mlops_ray.data.ahead import ahead
 from mlops_ray.data.blocks import check_file
@@ -261,6 +262,7 @@ def read(
 
 def on_ray(task: "Task", selector: dict[str, str]) -> Iterator[dict[str, Any]]:
     """What a task says of all its inputs, in their order, on nodes with these labels (policy.py)."""
+    placement.require_room(selector, {"CPU": 1})
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

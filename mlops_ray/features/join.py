@@ -86,6 +86,9 @@ def _on_ray(
 ) -> Iterator[dict[str, Values]]:
     import ray
 
+    from mlops_ray import placement
+
+    placement.require_room(selector, {"CPU": 1})
     task = ray.remote(answer).options(num_cpus=1, label_selector=dict(selector) or None)
     shared = ray.put(features)
     references = [task.remote(piece, shared) for piece in pieces]

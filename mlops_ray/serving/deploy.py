@@ -22,6 +22,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 import mlops_ray
+from mlops_ray import placement
 from mlops_ray.config import Policy, Project
 from mlops_ray.errors import ClusterError, PolicyError, StorageError
 from mlops_ray.features.shelves import online_location, shown
@@ -41,8 +42,6 @@ POLL_S = 0.1
 ANSWER_S = 2.0
 #: What Serve says of a deployment that is as it should be.
 HEALTHY = "HEALTHY"
-#: The resource that marks the head among a cluster's nodes.
-_HEAD = "node:__internal_head__"
 
 
 @dataclass(frozen=True)
@@ -74,10 +73,12 @@ def deploy(
     """
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
+    policies = [source.policy for source in project.sources.values()]
+    size = project.serving.resources
+    placement.require_room(label_selector(policies), {"CPU": size.cpu, "GPU": size.gpu})
     settle(project, storage)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    policies = [source.policy for source in project.sources.values()]
     regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
     of_all, root = _selector_of_all(regions), str(storage.root)
     wanted = applications(project, storage, label_selector(policies), of_all, listener)
@@ -265,7 +266,7 @@ def _deployed(storage: Storage) -> dict[str, Any]:
 
 def _cluster() -> str:
     """Identifies the cluster: its head's id is new with every start."""
-    heads = [node["NodeID"] for node in ray.nodes() if _HEAD in node["Resources"]]  # type: ignore[no-untyped-call]
+    heads = [node["NodeID"] for node in ray.nodes() if placement.HEAD in node["Resources"]]  # type: ignore[no-untyped-call]
     return str(min(heads, default=""))
 
 

@@ -337,6 +337,7 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     """Tasks read, and a pool of actors scores, one for each CPU that is free; a line of each part."""
     import ray
 
+    from mlops_ray import placement
     from mlops_ray.data.ingest import said_by_tasks
 
     context = ray.data.DataContext.get_current()
@@ -349,11 +350,14 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     context.execution_options.label_selector = selector or None
     context.execution_options.preserve_order = False
     context.target_max_block_size = BLOCK_BYTES
-    cpus = int(ray.available_resources().get("CPU", 0))  # type: ignore[no-untyped-call]
-    shares = np.array_split(np.arange(len(job.runs)), min(len(job.runs), TASKS))
+    cpus = int(sum(node.get("CPU", 0.0) for node in placement.free(selector)))
     # Both share what CPUs there are: reading takes a tenth of them, and must not wait for scoring to end.
     reading: Any = Reading(job.scoring, job.runs, known)
-    rows = ray.data.from_arrow([pa.table({"run": share}) for share in shares]).map_batches(
+    # Unlike `range` and `from_arrow` it needs no CPU, all of which replicas may hold.
+    numbers = ray.data.from_items(
+        [{"run": number} for number in range(len(job.runs))], override_num_blocks=min(len(job.runs), TASKS)
+    )
+    rows = numbers.map_batches(
         reading,
         batch_size=None,
         batch_format="pyarrow",

@@ -28,10 +28,11 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from mlops_ray import placement
 from mlops_ray.config import MICROSECONDS
 from mlops_ray.cost.model import Places
 from mlops_ray.errors import MlopsError, TrainingError, first_line
-from mlops_ray.policy import admits
+from mlops_ray.placement import fits
 from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
 from mlops_ray.training import distributed, evaluate, families, own, space
@@ -265,7 +266,8 @@ def _refit(
 def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:
     """What one trial asks of a node: CPUs, and GPUs where the search is to have some and can.
 
-    Raises `TrainingError` where it requires a GPU that no node has.
+    Raises `TrainingError` where it requires a GPU that no node has, `PolicyError` where no node that may has
+    room.
     """
     search = task.training.search
     cpus, gpus = {"CPU": search.resources.cpu}, search.resources.gpu
@@ -275,9 +277,10 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
             "preferred"
         )
     nodes = _nodes(label_selector)
+    placement.require_room(label_selector, cpus)
     # What the autoscaler may start, where there is one.
-    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    if not any(_fits(cpus, node) for node in (*nodes, grown)):
+    grown = placement.grown()
+    if not any(fits(cpus, node) for node in (*nodes, grown)):
         raise TrainingError(
             f"no node of the cluster that may be used has the {cpus['CPU']:g} CPUs of "
             "training.search.resources"
@@ -287,7 +290,10 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
     both = cpus | {"GPU": gpus or 1.0}
     if not any("cuda" in family.devices for family in task.families.values()):
         why = "none of training.families computes on one; add e.g. xgboost"
-    elif any(_fits(both, node) for node in nodes) or (search.gpu == "required" and _fits(both, grown)):
+    elif any(fits(both, node) for node in nodes):
+        return both
+    elif search.gpu == "required" and fits(both, grown):
+        placement.require_room(label_selector, both)
         return both
     elif not any("GPU" in node for node in nodes):
         why = "no node of the cluster has a GPU; start one, or say preferred"
@@ -300,7 +306,7 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
 
 def _tell_of_waiting(request: Mapping[str, float], label_selector: Mapping[str, str]) -> None:
     """Says what trials wait for, where they have to: Ray itself says nothing."""
-    if not any(_fits(request, node) for node in _free(label_selector)):
+    if not any(fits(request, node) for node in placement.free(label_selector)):
         logger.warning(
             "trials wait until a node has %s free (training.search.resources); services and other runs hold "
             "the rest (serving.resources)",
@@ -310,30 +316,12 @@ def _tell_of_waiting(request: Mapping[str, float], label_selector: Mapping[str, 
 
 def free_cpus(label_selector: Mapping[str, str]) -> int:
     """The most CPUs that no one holds on a node that lives and has the labels; at least one."""
-    return max(1, int(max((node.get("CPU", 0.0) for node in _free(label_selector)), default=1.0)))
-
-
-def _free(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:
-    """What no one holds of each node that lives and has the labels."""
-    free = ray._private.state.available_resources_per_node()  # type: ignore[no-untyped-call]
-    return [free.get(node["NodeID"], {}) for node in _living(label_selector)]
+    return max(1, int(max((node.get("CPU", 0.0) for node in placement.free(label_selector)), default=1.0)))
 
 
 def _nodes(label_selector: Mapping[str, str]) -> list[Mapping[str, float]]:
     """The resources of each node that lives and has the labels."""
-    return [node["Resources"] for node in _living(label_selector)]
-
-
-def _living(label_selector: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [
-        node
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and admits(label_selector, node["Labels"])
-    ]
-
-
-def _fits(request: Mapping[str, float], node: Mapping[str, float]) -> bool:
-    return all(node.get(name, 0.0) >= amount for name, amount in request.items())
+    return [node["Resources"] for node in placement.living(label_selector)]
 
 
 def places(
@@ -342,7 +330,7 @@ def places(
     """The labels of each node on which trials find room, and how many at once, if nothing else does."""
     found = [
         (node["Labels"], int(min(node["Resources"].get(name, 0.0) // each for name, each in request.items())))
-        for node in _living(label_selector)
+        for node in placement.living(label_selector)
     ]
     return [(labels, count) for labels, count in found if count]
 
