@@ -139,6 +139,12 @@ class Batcher:
         A caller that is cancelled, or `is_gone`, leaves the batch. Raises `DeadlineError` where the clock is
         past `until` before there is an answer, and what `work` raises for these rows.
         """
+        # No name here may lead to the future: an error that it raises would hold itself, with all that is
+        # asked, until Python looks for such garbage, which it seldom does.
+        return await self._put(rows, until, is_gone)
+
+    def _put(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> asyncio.Future[Part]:
+        """Has these rows wait; what becomes their answer."""
         now = self.clock()
         waiting = _Waiting(rows, asyncio.get_running_loop().create_future(), now, until, is_gone)
         self._waiting.append(waiting)
@@ -150,7 +156,7 @@ class Batcher:
         elif self._timer is None or self._is_waiting:
             # Through the loop even when idle: all requests that it reads in one turn become one batch.
             self._again(0.0)
-        return await waiting.answer
+        return waiting.answer
 
     def _again(self, after_s: float) -> None:
         """Looks again at what waits: in the loop's next turn, or after so long."""
