@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from mlops_ray import config
-from mlops_ray.config.project import Postprocess
+from mlops_ray.config.project import Postprocess, Retrain
 from mlops_ray.errors import ConfigError
 
 from .conftest import EXAMPLE
@@ -260,6 +260,15 @@ def test_bounds_that_leave_nothing_between_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"clip is \[least, most\], and 1 is not below 0"):
         Postprocess(clip=(1, 0))
     assert Postprocess(clip=(None, 0)).clip == (None, 0)
+
+
+@pytest.mark.parametrize("at_most", ["1/0s", "1/0.0d", "3/0.0000001s"])
+def test_so_many_retrainings_in_no_time_are_refused(at_most: str) -> None:
+    with pytest.raises(
+        ValidationError, match=f"'{at_most}' is in no time at all: say in how long, e.g. 1/7d"
+    ):
+        Retrain(at_most=at_most)
+    assert Retrain(at_most="0/7d").at_most == "0/7d"
 
 
 @pytest.mark.parametrize(

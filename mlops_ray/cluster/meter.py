@@ -553,8 +553,12 @@ class Meter:
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:
         """Counts the days of which lines may not have been counted, today and that of the last time."""
         known = _document_of(self.storage, model)
-        days = {each.at: each for each in map(Day.of, known.get("days", []))}
-        for at in {int(when // DAY_S * DAY_S) for when in (known.get("at", now), now)} | self._days(known):
+        # What was counted in another currency is counted anew, as far as journals are there: nothing adds up.
+        counted = known if known and known["total"]["currency"] == said.listed.currency else {}
+        days = {each.at: each for each in map(Day.of, counted.get("days", []))}
+        for at in {int(when // DAY_S * DAY_S) for when in (counted.get("at", now), now)} | self._days(
+            counted
+        ):
             days[at] = self._day(model, at, said)
         # A clock that was set back leaves days of the future: what is spent today is of this day.
         today = days.setdefault(began := int(now // DAY_S * DAY_S), Day.empty(began))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import loop, looper, meter, releases, training
+from mlops_ray.cluster import loop, looper, meter, profitable, releases, training
 from mlops_ray.cluster.head import LOOPBACK
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
@@ -239,7 +239,17 @@ class Pipeline:
             say=_say_train,
             still_there=lambda r: self._is_registered(r["version"]),
         )
-        return {**trained, "notes": [*trained["notes"], *self._quarantined()]}
+        return {**trained, "notes": [*trained["notes"], *self._missed(trained), *self._quarantined()]}
+
+    def _missed(self, trained: dict[str, Any]) -> list[str]:
+        """What a version lacks that was trained before its project spoke of money."""
+        if self._stage("train") not in self.stages.unchanged:
+            return []
+        # Where prices did not fit, and still may not, that is said already.
+        has_cost = trained.get("cost") is not None or any(
+            n.startswith(training.UNKNOWN) for n in trained["notes"]
+        )
+        return profitable.missed(self.project, self.storage, int(trained["version"]), has_cost=has_cost)
 
     def _trained(self, task: Any, training_set: TrainingSet, **how: Any) -> dict[str, Any]:
         """What the trainer makes; a version that its gate refuses is so in the registry, for all to see."""

@@ -77,6 +77,28 @@ def judge(project: Project, storage: Storage, version: int) -> str:
     return str(told["said"])
 
 
+def missed(project: Project, storage: Storage, version: int, *, has_cost: bool) -> list[str]:
+    """What nobody knows of a version that was trained before its project spoke of money, and what to do.
+
+    A sentence, or none; `has_cost` says whether it is known what its training took.
+    """
+    name, lacks = project.project, []
+    if project.cost.prices is not None and not has_cost:
+        lacks.append("what that took is not known, and counts as nothing")
+    champion = record.read(storage, name).get("champion")
+    if (
+        Worth.of(project.cost) is not None
+        and champion is not None
+        and champion["version"] != str(version)
+        and storage.read_json(WORTHS, name, f"{version}.json") is None
+    ):
+        lacks.append(f"its answers are not compared by worth with those of version {champion['version']}")
+    if not lacks:
+        return []
+    told = f"version {version} was trained before this file said under cost what it says: {'; '.join(lacks)}"
+    return [f"{told}. It is not trained again for that; another training.search.seed has it trained again"]
+
+
 def said(storage: Storage, name: str, version: int) -> str:
     """What `judge` said last of a version."""
     return str((storage.read_json(VERDICTS, name, f"{version}.json") or {}).get("said", ""))

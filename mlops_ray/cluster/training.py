@@ -49,6 +49,8 @@ from mlops_ray.training.task import Task
 #: How far a metric of a model that is trained again may be from the recorded one, as a share of it: other
 #: processors add in another order, and threads in any.
 REPRODUCED_WITHIN = 0.01
+#: How it begins what is said where prices do not say what a trial costs.
+UNKNOWN = "what a trial costs is not known"
 #: What a package says of its training set.
 KEPT = ("file", "digest", "rows", "as_of", "policies")
 
@@ -259,7 +261,7 @@ class Trainer:
                 machines.append((price, count))
         if unknown or not machines:
             why = f"no price, or more than one, fits {', '.join(sorted(unknown))}"
-            why = f"what a trial costs is not known: {why if unknown else 'no node has room for one yet'}"
+            why = f"{UNKNOWN}: {why if unknown else 'no node has room for one yet'}"
             if budget is not None:
                 raise self._budget(why)
             return None, [*notes, why]

@@ -98,6 +98,12 @@ def _some_time(micros: int) -> int:
     return micros
 
 
+def _rate(text: str) -> str:
+    if parse_duration(text.partition("/")[2]) == 0:
+        raise ValueError(f"{text!r} is in no time at all: say in how long, e.g. 1/7d")
+    return text
+
+
 def _parse_share(value: object) -> float:
     if isinstance(value, str) and value.strip().endswith("%"):
         return float(value.strip()[:-1]) / 100
@@ -150,7 +156,7 @@ Url = Annotated[str, AfterValidator(_url)]
 Sql = Annotated[str, AfterValidator(checked_sql)]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list, json_schema_input_type=str | list[str])]
 #: At most so many in so long, e.g. `1/7d`.
-Rate = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?(s|m|h|d|w)$")]
+Rate = Annotated[str, Field(pattern=r"^\d+/\d+(\.\d+)?(s|m|h|d|w)$"), AfterValidator(_rate)]
 Timezone = Annotated[str, AfterValidator(_timezone)]
 #: ISO 3166, e.g. DE.
 Country = Annotated[str, AfterValidator(_country)]

@@ -436,7 +436,7 @@ class Policy:
             hold = checked(self._storage.read_json(HOLDS, f"{self._model}.json") or {})
         except (StorageError, OSError) as error:
             hold = self._hold | {"damaged": str(error)}
-        if hold.get("until", math.inf) <= now:
+        if hold and hold["until"] <= now:
             hold = {}
         if hold != self._hold:
             logger.warning("replicas of %s: %s", self._model, _said(hold))
@@ -453,7 +453,8 @@ def checked(hold: Any) -> dict[str, Any]:
 
 
 def _is_hold(hold: Mapping[str, Any]) -> bool:
-    most, until = hold.get("most_replicas"), hold.get("until", 0.0)
+    # One without an end would be for good, if nobody is left to end it.
+    most, until = hold.get("most_replicas"), hold.get("until")
     return type(most) is int and most >= 1 and type(until) in (int, float)
 
 

@@ -241,6 +241,24 @@ def test_what_prometheus_is_told_never_falls_also_where_prices_do(world: World) 
     }
 
 
+def test_days_of_another_currency_are_counted_anew_and_those_without_a_journal_are_gone(world: World) -> None:
+    world.now = MIDNIGHT - DAY_S - 120
+    world.tick(2)
+    world.now = MIDNIGHT - 120
+    world.tick(2)
+    (world.storage.root / meter.FOLDER / "2024-10-02.jsonl").unlink()
+    world.settle(per_hour=2 * PER_HOUR, currency="USD")
+    world.now = MIDNIGHT + 60
+    world.tick(1)
+    # The line of an hour ago, and those of today; of the day before nobody knows what it is in dollars.
+    assert [day[0] for day in world.cost["days"]] == [MIDNIGHT - DAY_S, MIDNIGHT]
+    lines = sum(line["seconds"] for line in world.journal()) / 60
+    total = {"amount": pytest.approx(lines * 2 * PER_HOUR / 60), "currency": "USD"}
+    assert world.cost["total"] == total
+    world.tick(1)
+    assert world.cost["total"]["amount"] == pytest.approx((lines + 1) * 2 * PER_HOUR / 60)
+
+
 def test_who_takes_over_goes_on_and_what_nobody_saw_is_not_counted(world: World) -> None:
     world.tick(30)
     world.now += 3600

@@ -179,6 +179,20 @@ def test_without_any_measure_nothing_is_known(world: World) -> None:
     assert "what version 2 costs is not known" in said
 
 
+def test_what_was_trained_before_the_project_spoke_of_money_is_told_with_what_to_do(world: World) -> None:
+    (said,) = profitable.missed(world.project, world.storage, 2, has_cost=False)
+    lacks = (
+        "what that took is not known, and counts as nothing; its answers are not compared by worth with those"
+    )
+    assert f": {lacks} of version 1. It is not trained again for that; another training.search.seed" in said
+    (said,) = profitable.missed(world.project, world.storage, 2, has_cost=True)
+    assert "not known" not in said
+    # The champion is compared with nobody.
+    assert profitable.missed(world.project, world.storage, 1, has_cost=True) == []
+    world.train(better=0.5)
+    assert profitable.missed(world.project, world.storage, 2, has_cost=True) == []
+
+
 def test_who_asks_for_no_profit_works_none_out(world: World) -> None:
     assert profitable.judge(world.said("off"), world.storage, 2) == ""
     assert profitable.said(world.storage, NAME, 2) == ""

@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 
 from mlops_ray import cli, config
-from mlops_ray.cluster import costs, holdings, local, profitable, service, training
+from mlops_ray.cluster import costs, holdings, local, profitable, service, stages, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.cost.model import Places
@@ -88,6 +88,10 @@ class Trained:
     def pipeline(self, text: str = PROJECT, progress: Progress | None = None) -> Pipeline:
         (self.folder / "project.yaml").write_text(text)
         return Pipeline(config.load(self.folder / "project.yaml", {}), self.storage, progress or Silent())
+
+    def forget(self) -> None:
+        """Every stage is done again, whatever was done last."""
+        (self.storage.root / stages.FILE).unlink(missing_ok=True)
 
     def train(self, text: str = PROJECT, progress: Progress | None = None, **how: Any) -> dict[str, Any]:
         made = self.pipeline(text, progress)
@@ -290,6 +294,7 @@ def test_what_answers_are_worth_is_compared_with_the_champion_on_the_same_rows(t
     worth = "cost: {value: {matrix: {costs: [[0, 1], [10, 0]], currency: EUR}}}\n"
     made = trained.pipeline()
     made.registry.set_champion("churn", 1)
+    trained.forget()
     again = trained.train(PROJECT + worth)
     found = trained.storage.read_json(profitable.WORTHS, "churn", f"{again['version']}.json")
     assert (found["against"], found["currency"]) == ("1", "EUR")
@@ -354,6 +359,21 @@ def test_what_training_costs_is_told_of_trials_the_run_and_the_version(trained: 
     told, _ = costs.training_cost(made.project, trained.storage, str(found["version"]))
     # Nothing else says of which currency it is to be.
     assert told is None
+
+
+def test_of_what_was_trained_before_prices_were_named_it_is_said_what_to_do(trained: Trained) -> None:
+    (trained.folder / "prices.yaml").write_text(PRICES)
+    trained.forget()
+    before = trained.train()
+    found = trained.train(PROJECT + PRICED)
+    assert (found["version"], found["cost"]) == (before["version"], None)
+    (told,) = {*found["notes"]} - {*before["notes"]}
+    was = f"version {before['version']} was trained before this file said under cost what it says"
+    assert told.startswith(
+        f"{was}: what that took is not known, and counts as nothing. It is not trained again"
+    )
+    assert told.endswith("another training.search.seed has it trained again")
+    assert trained.train()["notes"] == before["notes"]
 
 
 @pytest.mark.parametrize("cost", [None, {"amount": 0.0312, "search": 0.03, "fit": 0.0012, "currency": "EUR"}])

@@ -432,7 +432,7 @@ def test_a_hold_ends_when_it_says(policy: Policy, storage: Storage, caplog: pyte
 def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
     policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hold = {"most_replicas": 2, "why": "the day's budget is used up"}
+    hold = {"most_replicas": 2, "why": "the day's budget is used up", "until": 1e6}
     storage.write_json(hold, "cost", "holds", f"{MODEL}.json")
     with caplog.at_level(logging.WARNING):
         assert list(asked(policy, rate_for(9), 100, running=1))[-1] == 2
@@ -443,13 +443,15 @@ def test_no_more_are_started_than_a_hold_allows_and_that_is_told_once(
 
 
 UNTIL = b'{"most_replicas": 9, "why": "so", "until": "tomorrow"}'
+FOR_GOOD = b'{"most_replicas": 1, "why": "so"}'
 
 
-@pytest.mark.parametrize("written", [b"{", b"[1]", b'{"most_replicas": "two"}', UNTIL])
+@pytest.mark.parametrize("written", [b"{", b"[1]", b'{"most_replicas": "two"}', UNTIL, FOR_GOOD])
 def test_a_hold_that_is_damaged_lifts_none(
     written: bytes, policy: Policy, storage: Storage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage.write_json({"most_replicas": 2, "why": "so"}, "cost", "holds", f"{MODEL}.json")
+    hold = {"most_replicas": 2, "why": "so", "until": 1e6}
+    storage.write_json(hold, "cost", "holds", f"{MODEL}.json")
     list(asked(policy, 400.0, 50, running=1))
     storage.path("cost", "holds", f"{MODEL}.json").write_bytes(written)
     assert list(asked(policy, 400.0, 50, running=1, begin=50.0))[-1] == 2
