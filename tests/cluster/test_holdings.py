@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -88,3 +89,14 @@ def test_jobs_that_hold_half_a_cpu_and_a_whole_one_bear_each_its_own(
         jobs.stop_job("nightly-fit")
         own.kill()
         own.wait()
+
+
+def test_what_ends_a_training_is_told_also_where_its_cluster_is_gone(
+    ray_cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as gone, holdings.training("churn"):
+        gone.setattr(holdings.internal_kv, "_internal_kv_del", None)
+        raise KeyboardInterrupt
+    # Here it goes on.
+    with holdings.training("churn"):
+        pass
