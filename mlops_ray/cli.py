@@ -979,6 +979,7 @@ def _print_status(found: dict[str, Any]) -> None:
         _print_fields(
             {
                 "version": f"{model['version']} of {model['name']}, {model['state']} since {model['since']}",
+                "replicas": model["places"]["said"],
                 "requests": f"{json.dumps(model['requests'])} by status, {model['rows']} rows",
                 "invalid": f"{sum(value['count'] for value in model['invalid'])} values",
                 "drift": ", ".join(drifted) or "none found",

@@ -63,6 +63,20 @@ def grown() -> Mapping[str, float]:
     return ray._private.state.state.get_max_resources_from_cluster_config() or {}
 
 
+def here() -> str:
+    """The id of the node that this process is of."""
+    return str(ray.get_runtime_context().get_node_id())
+
+
+def named(ids: Iterable[str]) -> list[dict[str, str | None]]:
+    """Nodes of the cluster by their ids, also those that are gone: `{"node", "address", "region"}`."""
+    known = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    return [
+        {"node": id, "address": known[id]["NodeManagerAddress"], "region": known[id]["Labels"].get(REGION)}
+        for id in sorted(known.keys() & set(ids))
+    ]
+
+
 def require(policies: Iterable[Policy]) -> None:
     """Raises `PolicyError` where the connected cluster may not work on rows under all these policies.
 
@@ -76,8 +90,8 @@ def require(policies: Iterable[Policy]) -> None:
     allowed = living(selector)
     if not allowed:
         raise PolicyError(_none(selector))
-    here = ray.get_runtime_context().get_node_id()
-    of_process = {"the head of the cluster": _is_head, "what starts it": lambda n: n["NodeID"] == here}
+    own = here()
+    of_process = {"the head of the cluster": _is_head, "what starts it": lambda n: n["NodeID"] == own}
     for what, is_it in of_process.items():
         for node in filter(is_it, living({})):
             if node not in allowed:

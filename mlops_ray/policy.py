@@ -12,8 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from mlops_ray.config import Policy
-from mlops_ray.errors import PolicyError
+from mlops_ray.config import Policy, Project
+from mlops_ray.errors import ConfigError, PolicyError
 from mlops_ray.expressions import compile_sql
 from mlops_ray.schema import WITHHELD
 
@@ -61,6 +61,30 @@ def require_here(policies: Iterable[Policy], region: str | None = None) -> None:
         if allowed is not None and here not in allowed:
             where = f"in {here} ({HERE})" if here else f"in no region that it knows of; set {HERE}"
             raise PolicyError(f"rows may be in {', '.join(allowed)} only, and this machine is {where}")
+
+
+def require_stores(project: Project, *, is_shared: bool = False) -> None:
+    """Raises `PolicyError` where a store stands where the project's rows may not be, or nobody says where.
+
+    An address does not tell a region: the project says it. The storage's folder is this machine's own, unless
+    it `is_shared` by others.
+    """
+    regions = allowed_regions(source.policy for source in project.sources.values())
+    if regions is None:
+        return
+    only = f"rows may be in {', '.join(regions)} only"
+    for name, is_elsewhere in {
+        "storage": is_shared,
+        "tracking": project.tracking is not None,
+        "online": project.online is not None,
+    }.items():
+        region: str | None = getattr(project.regions, name)
+        if region is None and is_elsewhere:
+            example = f"{{{name}: {regions[0]}}}"
+            said = f"{only}, and nobody says where this store stands: say its region, e.g. {example}"
+            raise project.located(ConfigError(said, at=("regions",)))
+        if region is not None and region not in regions:
+            raise PolicyError(f"{only}, and the store {name} stands in {region} (regions.{name})")
 
 
 def curated(rows: pl.DataFrame, policy: Policy) -> pl.DataFrame:

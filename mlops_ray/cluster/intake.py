@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from mlops_ray.cluster import evidence
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File, Project, Source, Target
 from mlops_ray.data import blocks, ingest, inputs
@@ -182,6 +183,10 @@ class Intake:
             except DataError as error:
                 self._report(staged, "refused", said=str(error))
                 raise
+            finally:
+                if staged.nodes:
+                    about = {"source": name, "rows": staged.report.rows_in}
+                    evidence.tell(self.storage, [source.policy], "rows were read", about, staged.nodes)
             yield staged
 
     def _cursors(self, name: str, files: Sequence[File]) -> dict[int, object]:

@@ -70,11 +70,11 @@ class Place:
                 " storage folder of what runs on this machine, e.g. .mlops"
             )
         if not Path(said).is_dir():
-            return cls(said, _token(environ))
+            return cls(said, token_of(environ))
         cluster = local.find(Path(said).resolve())
         if cluster is None:
             raise ClusterError(f"no cluster of {said} runs; mlops-ray serve PROJECT.yaml --detach starts one")
-        return cls(cluster.dashboard, _token(cluster.environment))
+        return cls(cluster.dashboard, token_of(cluster.environment))
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["Jobs"]:
@@ -113,7 +113,7 @@ class Place:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def _token(environ: Mapping[str, str]) -> str | None:
+def token_of(environ: Mapping[str, str]) -> str | None:
     """The token that Ray's own tools would send; `None` where there is none."""
     if environ.get("RAY_AUTH_MODE", "token") != "token":
         return None
@@ -191,7 +191,7 @@ def unsealed(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that came with the job whose command this process is."""
     sealed = json.loads(environ.get(JOB, "{}")).get("metadata", {}).get(SEALED)
     try:
-        return dict(json.loads(_box(_token(environ) or "").decrypt(sealed))) if sealed else {}
+        return dict(json.loads(_box(token_of(environ) or "").decrypt(sealed))) if sealed else {}
     except InvalidToken:
         raise ClusterError("the job's variables do not open: its node has another token") from None
 

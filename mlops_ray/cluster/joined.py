@@ -16,7 +16,7 @@ from mlops_ray.cluster.local import NAMESPACE, LocalCluster
 from mlops_ray.config import Policy, Project
 from mlops_ray.errors import ClusterError, ConfigError, StorageError, one_line
 from mlops_ray.expressions import SEARCH_PATH
-from mlops_ray.policy import REGION, allowed_regions
+from mlops_ray.policy import REGION, allowed_regions, require_stores
 from mlops_ray.storage import Storage
 
 #: Where Ray keeps what was uploaded with a job, on each node for as long as somebody uses it.
@@ -130,7 +130,9 @@ def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(f"cannot join the cluster at {at} (RAY_ADDRESS): {one_line(error)}") from error
     policies = [source.policy for source in project.sources.values()]
-    require_seen(storage.root, others(policies))
+    beyond = others(policies)
+    require_stores(project, is_shared=bool(beyond))
+    require_seen(storage.root, beyond)
     listen = project.serving.listen
     client = serve.context._get_global_client(raise_if_no_controller_running=False)
     gcs = context.address_info["gcs_address"]

@@ -20,7 +20,7 @@ from mlops_ray.cluster.node import MACHINES
 from mlops_ray.config import Project
 from mlops_ray.errors import PolicyError, UsageError
 from mlops_ray.expressions import SEARCH_PATH
-from mlops_ray.policy import HERE, REGION, allowed_regions
+from mlops_ray.policy import HERE, REGION, allowed_regions, require_stores
 
 Document = dict[str, Any]
 
@@ -136,6 +136,7 @@ def _require_sayable(project: Project, place: Place) -> None:
     allowed = allowed_regions(source.policy for source in project.sources.values())
     if allowed is not None and place.region not in allowed:
         raise PolicyError(f"rows may be in {', '.join(allowed)} only: say which by --region")
+    require_stores(project, is_shared=True)
 
 
 @dataclass(frozen=True)

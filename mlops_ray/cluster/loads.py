@@ -37,7 +37,7 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import read
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import online_location
-from mlops_ray.policy import label_selector, machine_only, require_here
+from mlops_ray.policy import label_selector, machine_only, require_here, require_stores
 from mlops_ray.registry import estimator, signing
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.registry import Registry
@@ -115,6 +115,7 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
     `DataError` where there is nothing to ask for, and `PolicyError` where rows may not be on this machine.
     """
     require_here(source.policy for source in project.sources.values())
+    require_stores(project)
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)
         with scoring.connected(project, storage, Stages(storage, progress)) as cluster:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from mlops_ray.cluster import loop, looper, meter, profitable, releases, training
+from mlops_ray.cluster import evidence, loop, looper, meter, profitable, releases, training
 from mlops_ray.cluster.head import LOOPBACK
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
@@ -318,6 +318,9 @@ class Pipeline:
                 listener=listener,
                 beside={looper.APPLICATION: looper.deployment} if loops or meters else {},
             )
+            policies = [source.policy for source in project.sources.values()]
+            about = {"model": project.project, "started": deployed.started}
+            evidence.tell(self.storage, policies, "a model is served", about, evidence.serving(project))
             started = ", ".join(deployed.started)
             result["said"] = (
                 f"{deployed.url}: {f'started {started}' if started else 'all of it runs already'}"

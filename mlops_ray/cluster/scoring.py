@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlops_ray.cluster import interrupt, joined, local, service
+from mlops_ray.cluster import evidence, interrupt, joined, local, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import StorageError
 from mlops_ray.features.shelves import online_location
-from mlops_ray.policy import label_selector, machine_only, require_here
+from mlops_ray.policy import label_selector, machine_only, require_here, require_stores
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import record, score
 from mlops_ray.serving.score import Job, Scoring
@@ -35,6 +35,7 @@ def predict(
     """
     policies = [source.policy for source in project.sources.values()]
     require_here(policies)
+    require_stores(project)
     load = loader(
         storage,
         online_location(project, storage),
@@ -51,10 +52,10 @@ def predict(
     )
     with score.opened(scoring, given, output.absolute()) as job:
         if job.is_small:
-            return _score(job, Stages(storage, progress), {}, on_ray=False)
+            return _score(project, job, Stages(storage, progress), on_ray=False)
         stages = Stages(storage, progress)
         with connected(project, storage, stages):
-            return _score(job, stages, label_selector(policies), on_ray=True)
+            return _score(project, job, stages, on_ray=True)
 
 
 @contextlib.contextmanager
@@ -87,13 +88,17 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
             service._leave_cluster(storage, stop=ours)
 
 
-def _score(job: Job, stages: Stages, selector: dict[str, str], *, on_ray: bool) -> dict[str, Any]:
+def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[str, Any]:
+    policies, nodes = [source.policy for source in project.sources.values()], set[str]()
     with stages.timed("score", _said) as result:
         result |= job.run(
             on_ray=on_ray,
-            selector=selector,
+            selector=label_selector(policies),
             on_progress=lambda rows: stages.progress.update(f"{rows:,} rows"),
+            on_node=nodes.add,
         )
+    about = {"model": project.project, "version": result["version"], "rows": result["scored"]}
+    evidence.tell(stages.storage, policies, "rows were scored", about, nodes)
     return result
 
 

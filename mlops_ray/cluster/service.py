@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -439,6 +440,8 @@ def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> s
 
 def status(project: Project, storage: Storage) -> dict[str, Any]:
     """What is live: `{"state": "down"}`, or the service's address and the documents of its models."""
+    from mlops_ray.cluster import evidence, jobs
+
     cluster = joined.found(project, storage)
     if cluster is None:
         return {"state": "down", "model": project.project}
@@ -447,7 +450,11 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         document = _ask(f"{inside}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:
         return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
+    names = [model["name"] for model in document["models"]]
+    token = jobs.token_of(cluster.environment or os.environ)
+    places = evidence.places(names, evidence.recorded(storage), cluster.dashboard, token)
     for model in document["models"]:
+        model["places"] = places[model["name"]]
         if model["challenger"]:
             seen = storage.read_json(SEEN, f"{model['name']}.json") or {}
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import polars as pl
 
-from mlops_ray.cluster import holdings, meter, profitable
+from mlops_ray.cluster import evidence, holdings, meter, profitable
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
 from mlops_ray.cost.actual import price_of
@@ -161,6 +161,9 @@ class Trainer:
             best, cpus = swept.best, sweep.free_cpus(self._selector)
             self.progress.update(f"fitting {best.family} on all training rows")
             fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
+            ids = {trial.node for trial in swept.leaderboard} | {fitted.node}
+            policies = [source.policy for source in self.project.sources.values()]
+            evidence.tell(self.storage, policies, "a model was trained", {"model": name, "run": run.id}, ids)
             self.progress.update(f"testing {best.family}")
             report = evaluate.test(task, fitted, champion and champion.answers)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)

@@ -644,6 +644,16 @@ class Signing(Model):
 # ---------------------------------------------------------------- the whole
 
 
+class Stores(Model):
+    """The region of each store, asked for where a source's rows may not be in all (`allowed_regions`)."""
+
+    storage: str | None = None
+    """Of the folder; default: that of this machine, unless other machines share the folder."""
+    tracking: str | None = None
+    """Of the tracking server, its database, and where it keeps artefacts."""
+    online: str | None = None
+
+
 #: What runs beside the models under a name of its own.
 TAKEN = ("gateway", "loop", "monitor", "reconciler")
 
@@ -661,6 +671,7 @@ class Project(Model):
     storage: str = ".mlops"
     tracking: str | None = None
     online: str | None = None
+    regions: Stores = Stores()
     include: Names = ()
     sources: dict[FileName, Source]
     features: dict[str, View]

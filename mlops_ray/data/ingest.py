@@ -72,6 +72,8 @@ class Staged:
     rows_of: dict[int, int] = field(default_factory=dict)
     #: What was found of the checks of all rows together, see `table_checks`.
     table: list[dict[str, Any]] = field(default_factory=list)
+    #: The ids of the nodes on which it was read.
+    nodes: set[str] = field(default_factory=set)
     #: Whether the parts were written again, each row at its time.
     _is_settled: bool = False
 
@@ -249,6 +251,7 @@ def read(
     """
     task = Task(staged.source, tuple(staged.inputs), str(staged.folder), partition, dict(after or {}))
     for part in on_ray(task, label_selector([staged.source.policy])):
+        staged.nodes.update(part.get("nodes", ()))
         if "error" in part:
             raise DataError(part["error"])
         staged.report.merge(Report.from_json(part["report"]))
@@ -309,7 +312,7 @@ class Task:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """`batch` names the inputs by their numbers, in the column `id`."""
         for part in self.parts(batch["id"].to_pylist()):
-            yield pa.table({"said": [orjson.dumps(part)]})
+            yield pa.table({"said": [orjson.dumps(part | {"nodes": [placement.here()]})]})
 
     def parts(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """What is said of the inputs with these numbers."""

@@ -29,7 +29,7 @@ from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import About, OnlineStore
 from mlops_ray.features.resample import KNOWN_AT, SEQUENCE
 from mlops_ray.features.shelves import ONLINE, online_location
-from mlops_ray.policy import require_here
+from mlops_ray.policy import require_here, require_stores
 from mlops_ray.storage import Storage
 
 
@@ -43,6 +43,7 @@ class FeatureStore:
     def __post_init__(self) -> None:
         """Raises `PolicyError` where this machine may not touch the rows."""
         require_here(source.policy for source in self.project.sources.values())
+        require_stores(self.project)
 
     @cached_property
     def features(self) -> FeatureSet:

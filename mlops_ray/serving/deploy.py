@@ -39,6 +39,8 @@ DEPLOYED = "deployed.json"
 #: A replica loads in seconds; a machine that is busy training may take many times that.
 READY_S = 120.0
 POLL_S = 0.1
+#: What stands for Serve's front end among applications: no project may be called so.
+FRONT = ""
 ANSWER_S = 2.0
 #: What Serve says of a deployment that is as it should be.
 HEALTHY = "HEALTHY"
@@ -79,12 +81,16 @@ def deploy(
     settle(project, storage)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    regions = _deployed(storage).get("regions", {}) | {project.project: allowed_regions(policies)}
+    deployed = _deployed(storage)
+    regions = deployed.get("regions", {}) | {project.project: allowed_regions(policies)}
     of_all, root = _selector_of_all(regions), str(storage.root)
-    wanted = applications(project, storage, label_selector(policies), of_all, listener)
+    # What some model may not leave no other's replica draws its requests out of.
+    wanted = applications(project, storage, of_all, of_all, listener)
     for name, build in beside.items():
         wanted[name] = Application(None, _digest(root, of_all), partial(build, root, of_all))
-    running, known = _running(), _deployed(storage).get("digests", {})
+    running, known = _running(), deployed.get("digests", {})
+    storage.write_json({"cluster": _cluster(), "digests": known, "regions": regions}, DEPLOYED)
+    _require_fronts(of_all)
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
     digests = known | {name: app.digest for name, app in wanted.items()}
@@ -242,6 +248,30 @@ def _why(applications: Iterable[str]) -> str:
 def _running() -> set[str]:
     applications = serve.status().applications
     return {name for name, app in applications.items() if app.status == ApplicationStatus.RUNNING}
+
+
+def nodes() -> list[tuple[str, str]]:
+    """Of each process of each application, and of Serve's front end (`FRONT`), the id of its node."""
+    details = serve.context._get_global_client().get_serve_details()  # type: ignore[union-attr]
+    found = [(FRONT, id) for id in details["proxies"]]
+    for name, application in details["applications"].items():
+        for deployment in application["deployments"].values():
+            found += [(name, each["node_id"]) for each in deployment["replicas"] if each["node_id"]]
+    return found
+
+
+def _require_fronts(selector: Mapping[str, str]) -> None:
+    """Raises `PolicyError` where Serve's front end is on a node that may not pass these requests on.
+
+    It is on the head, and wherever some replica runs.
+    """
+    allowed = {node["NodeID"] for node in placement.living(selector)}
+    for node in placement.named(id for name, id in nodes() if name == FRONT and id not in allowed):
+        raise PolicyError(
+            f"the front end on the node {node['address']} would pass requests on, and rows may not be there:"
+            " replicas of other models run on it. Serve those again, they then keep to the same regions; or"
+            " give each border a cluster of its own"
+        )
 
 
 def _digest(*settings: Any) -> str:

@@ -93,8 +93,11 @@ class Job:
         on_ray: bool,
         selector: dict[str, str] | None = None,
         on_progress: Callable[[int], None] = lambda rows: None,
+        on_node: Callable[[str], None] = lambda node: None,
     ) -> dict[str, Any]:
         """Scores what is missing, and puts all together; `selector` names the nodes that may do it.
+
+        Where it is done by others `on_node` hears the ids of their nodes, again and again.
 
         Gives back how many `rows` there are, how many `errors` stand in place of an answer, how many rows
         were `scored` now, and the `version`. Raises `DataError` where the input cannot be read to its end,
@@ -107,6 +110,8 @@ class Job:
             if "error" in line:
                 raise DataError(line["error"])
             scored += line["rows"]
+            if "node" in line:
+                on_node(line["node"])
             on_progress(scored)
         answers = pl.scan_parquet(self.done, glob=False, hive_partitioning=False)
         rows, errors = answers.select(pl.len(), pl.col(ERROR).count()).collect().row(0)
@@ -270,7 +275,9 @@ class Scorer:
         self._answers = Answers(scoring.served, scoring.hidden)
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """Scores what `Reading` packed; a line of JSON for each part."""
+        """Scores what `Reading` packed; a line of JSON for each part, which says on which node."""
+        from mlops_ray import placement
+
         for name, rows, said in zip(batch["name"], batch["rows"], batch["said"], strict=True):
             line = orjson.loads(said.as_py())
             if "error" not in line:
@@ -278,6 +285,7 @@ class Scorer:
                 table = pa.ipc.open_stream(rows.as_buffer()).read_all()
                 part = Part(name.as_py(), table, dict(line["refused"]))
                 line = next(_told(self._scoring, map(self.scored, [part])))
+                line["node"] = placement.here()
             yield pa.table({"said": [orjson.dumps(line)]})
 
     def scored(self, part: Part) -> Line:

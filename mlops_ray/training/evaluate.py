@@ -44,7 +44,8 @@ class Fitted:
     """A family's model with these parameters, the encoder before it and the outcome after it.
 
     `missed` says in a sentence what the threshold does not reach on validation; it is empty where it reaches
-    what was asked for. `held` is what the fit held, and for how long.
+    what was asked for. `held` is what the fit held, and for how long, `node` the id
+    of the node that it ran on, if it was one.
     """
 
     family: str
@@ -54,6 +55,7 @@ class Fitted:
     outcome: Outcome
     missed: str = ""
     held: Held | None = None
+    node: str = ""
 
     def predict(self, frame: pl.DataFrame) -> Values:
         """The answers to these rows, as they would be given: float64 (rows)."""

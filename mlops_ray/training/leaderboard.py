@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,8 @@ NUMBER, FAMILY, PARAMS = "number", "family", "params"
 #: Names in what it reports: the mean over the folds so far, each fold's score, seconds, microseconds for an
 #: answer, why it failed.
 SCORE, FOLDS, SECONDS, PREDICT_US, ERROR = "score", "folds", "seconds", "predict_us", "error"
+#: And where it runs, by its node's id.
+NODE = "node"
 
 #: Ray adds a page of what may be the cause.
 LONGEST_REASON = 200
@@ -32,7 +34,7 @@ class Trial:
     `id` is its number among the suggestions. `score` is the mean of `fold_scores`, which are fewer than the
     folds where the state is "stopped"; it is NaN and `error` says why where it is "failed". `seconds` are
     those of its fits, `predict_us` microseconds that its model takes for one row, `None` if it was not asked.
-    `cost` is that of its seconds, `None` where no price is known.
+    `cost` is that of its seconds, `None` where no price is known. `node` is the id of the node it ended on.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Trial:
     error: str = ""
     predict_us: float | None = None
     cost: float | None = None
+    node: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def read_trial(trial: Any, folds: int) -> Trial:
         state=state,
         error=error,
         predict_us=result.get(PREDICT_US),
+        node=result.get(NODE, ""),
     )
 
 

@@ -260,7 +260,7 @@ def _refit(
 ) -> Fitted:
     begin = time.monotonic()
     fitted = evaluate.refit(task, family, params, cpus=cpus, device=device(task.families[family]))
-    return replace(fitted, held=Held(time.monotonic() - begin, held_cpus, gpus))
+    return replace(fitted, held=Held(time.monotonic() - begin, held_cpus, gpus), node=placement.here())
 
 
 def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 
 from mlops_ray.registry.registry import answering, is_there
 from mlops_ray.storage import digest
-from mlops_ray.training.leaderboard import Trial
+from mlops_ray.training.leaderboard import NODE, Trial
 
 #: Tags: what makes a run this one and no other, which process writes it, and what became of a trial.
 KEY, DRIVER, STATE, ERROR = "mlops.key", "mlops.driver", "mlops.state", "mlops.error"
@@ -124,7 +124,8 @@ class Run:
 
     def log_leaderboard(self, trials: Sequence[Trial]) -> None:
         """All trials in their order, as JSON and as CSV."""
-        rows = [asdict(trial) for trial in trials]
+        # Where a trial ran is no part of what came of it.
+        rows = [{name: each for name, each in asdict(trial).items() if name != NODE} for trial in trials]
         table = pl.DataFrame([{name: _said(value) for name, value in row.items()} for row in rows])
         self.log_files({"leaderboard.json": rows, "leaderboard.csv": table.write_csv()})
 

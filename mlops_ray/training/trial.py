@@ -15,6 +15,7 @@ import ray
 from ray import tune
 from ray.tune.result import DONE
 
+from mlops_ray import placement
 from mlops_ray.errors import first_line
 from mlops_ray.registry import metrics
 from mlops_ray.registry.encoder import Matrix, Style
@@ -22,7 +23,17 @@ from mlops_ray.registry.models import Model, Values
 from mlops_ray.registry.outcome import Outcome
 from mlops_ray.training.calibration import unweighted
 from mlops_ray.training.families import Device, Family, How, Params, Sample, TaskKind
-from mlops_ray.training.leaderboard import ERROR, FAMILY, FOLDS, PARAMS, PREDICT_US, SCORE, SECONDS, mean
+from mlops_ray.training.leaderboard import (
+    ERROR,
+    FAMILY,
+    FOLDS,
+    NODE,
+    PARAMS,
+    PREDICT_US,
+    SCORE,
+    SECONDS,
+    mean,
+)
 
 #: How often a trial, or the winner's fit, begins again because a worker died.
 RETRIES = 3
@@ -102,6 +113,7 @@ class Trainable(tune.Trainable):
             SECONDS: self._seconds,
             PREDICT_US: self._predict_us,
             ERROR: error,
+            NODE: placement.here(),
             DONE: bool(error) or len(self._scores) == len(folds),
         }
 

@@ -20,7 +20,7 @@ from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDep
 from mlops_ray import cli, config, keys
 from mlops_ray.client import Client
 from mlops_ray.cluster import applications, head, kuberay, local, looper
-from mlops_ray.errors import PolicyError, UsageError
+from mlops_ray.errors import ConfigError, PolicyError, UsageError
 from mlops_ray.serving import deploy, record
 from mlops_ray.storage import Storage
 from tests.conftest import EXAMPLE, ROOT
@@ -201,7 +201,9 @@ def test_what_kubernetes_cannot_have_is_refused_in_a_sentence(tmp_path: Path) ->
     with pytest.raises(UsageError, match="is one file"):
         emit(include=["more.yaml"])
     table = packages.PROJECT["sources"]["table"] | {"policy": {"allowed_regions": ["eu-de"]}}  # type: ignore[index]
-    emit(region="eu-de", sources={"table": table})
+    emit(region="eu-de", sources={"table": table}, regions={"storage": "eu-de"})
+    with pytest.raises(ConfigError, match="nobody says where this store stands: say its region"):
+        emit(region="eu-de", sources={"table": table})
     for region in (None, "us-east-1"):
         with pytest.raises(PolicyError, match="rows may be in eu-de only: say which by --region"):
             emit(region=region, sources={"table": table})

@@ -1,0 +1,143 @@
+"""Where rows may be: what is asked of this machine, of stores, and of the nodes of a cluster."""
+
+from typing import Any
+
+import pytest
+
+from mlops_ray import placement
+from mlops_ray.cluster import evidence
+from mlops_ray.config import Policy, Project
+from mlops_ray.errors import ConfigError, PolicyError
+from mlops_ray.policy import require_stores
+
+SOURCE = {"path": "a.csv", "time": "none", "columns": {"x": {"type": "float"}, "y": {"type": "float"}}}
+HEAD = {placement.HEAD: 1.0}
+
+
+def project(**more: Any) -> Project:
+    document = {
+        "project": "m",
+        "sources": {"s": SOURCE | {"policy": {"allowed_regions": ["eu-de", "eu-fr"]}}},
+        "features": {"row": {"columns": ["x"]}},
+        "target": {"source": "s", "expr": "y", "horizon": "0s", "task": "regression"},
+    }
+    return Project.model_validate(document | more)
+
+
+STORES: dict[str, dict[str, Any]] = {
+    "tracking": {"tracking": "http://mlflow:5000"},
+    "online": {"online": "redis://host:6379/0"},
+    "storage": {},
+}
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_of_a_store_elsewhere_the_project_says_the_region_and_rows_go_to_those_allowed_only(
+    name: str,
+) -> None:
+    shared = name == "storage"
+    with pytest.raises(ConfigError, match=rf"regions: .*nobody says where .* e\.g\. {{{name}: eu-de}}"):
+        require_stores(project(**STORES[name]), is_shared=shared)
+    require_stores(project(**STORES[name], regions={name: "eu-fr"}), is_shared=shared)
+    with pytest.raises(PolicyError, match=rf"the store {name} stands in us-east \(regions\.{name}\)"):
+        require_stores(project(**STORES[name], regions={name: "us-east"}), is_shared=shared)
+    # Rows that may be anywhere may be in any store.
+    require_stores(project(**STORES[name], sources={"s": SOURCE}), is_shared=shared)
+
+
+def test_what_lies_on_this_machine_stands_where_it_does() -> None:
+    require_stores(project())
+
+
+# ---------------------------------------------------------------- nodes
+
+
+def node(id: str, region: str | None, **resources: float) -> placement.Node:
+    labels = {"region": region} if region else {}
+    return {"NodeID": id, "Alive": True, "Labels": labels, "NodeManagerAddress": id, "Resources": resources}
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> list[placement.Node]:
+    """The nodes that Ray tells of; `a`, the head, is this process'."""
+    nodes = [node("a", "eu-de", CPU=2.0, **HEAD), node("b", "us-east", CPU=8.0), node("c", None, GPU=1.0)]
+    monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(placement, "here", lambda: "a")
+    monkeypatch.setattr(placement, "grown", dict)
+    return nodes
+
+
+def bound(*regions: str) -> list[Policy]:
+    return [Policy(allowed_regions=regions), Policy()]
+
+
+def test_head_and_driver_stand_where_rows_may_be(
+    cluster: list[placement.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placement.require(bound("eu-de"))
+    placement.require([Policy()])
+    with pytest.raises(
+        PolicyError, match="us-east only, and the head of the cluster is the node a, in eu-de"
+    ):
+        placement.require(bound("us-east"))
+    monkeypatch.setattr(placement, "here", lambda: "c")
+    with pytest.raises(
+        PolicyError, match="eu-de only, and what starts it is the node c, in no region: it has"
+    ):
+        placement.require(bound("eu-de"))
+    with pytest.raises(
+        PolicyError, match=r"no node of the cluster has the label region in \(eu-fr\), and rows"
+    ):
+        placement.require(bound("eu-fr"))
+
+
+def test_what_no_node_that_may_is_large_enough_for_is_refused_at_once(cluster: list[placement.Node]) -> None:
+    selector = {"region": "in(eu-de)"}
+    placement.require_room(selector, {"CPU": 2.0})
+    placement.require_room({}, {"CPU": 64.0})
+    for request, said in (({"CPU": 3.0}, "3 CPU"), ({"CPU": 1.0, "GPU": 1.0}, "1 CPU and 1 GPU")):
+        with pytest.raises(PolicyError, match=rf"has the label region in \(eu-de\) and {said}, and rows may"):
+            placement.require_room(selector, request)
+    cluster[0]["Alive"] = False
+    with pytest.raises(PolicyError, match=r"region in \(eu-de\)"):
+        placement.require_room(selector, {"CPU": 1.0})
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_where_a_cluster_grows_a_node_is_asked_for_and_waited_for_so_long(
+    comes: bool, cluster: list[placement.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what may come nobody but the autoscaler knows the labels."""
+    asked: list[Any] = []
+
+    class Group:
+        def wait(self, seconds: float) -> bool:
+            asked.append(seconds)
+            return comes
+
+    def group(bundles: Any, bundle_label_selector: Any) -> Group:
+        asked.append((bundles, bundle_label_selector))
+        return Group()
+
+    monkeypatch.setattr(placement, "grown", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(placement, "placement_group", group)
+    monkeypatch.setattr(placement, "remove_placement_group", asked.append)
+    selector, request = {"region": "in(eu-fr)"}, {"CPU": 4.0}
+    if comes:
+        placement.require_room(selector, request)
+    else:
+        with pytest.raises(PolicyError, match=r"region in \(eu-fr\) and 4 CPU"):
+            placement.require_room(selector, request)
+    assert asked[:2] == [([request], [selector]), placement.GROW_S]
+    assert isinstance(asked[2], Group)
+    # What the cluster never has is not waited for.
+    asked.clear()
+    with pytest.raises(PolicyError):
+        placement.require_room(selector, {"CPU": 9.0})
+    assert asked == []
+
+
+def test_of_a_cluster_that_does_not_tell_the_status_says_so() -> None:
+    (found,) = evidence.places(["m"], {"m": ["eu-de"]}, "http://127.0.0.1:9", None).values()
+    assert (found["allowed"], found["nodes"]) == (["eu-de"], None)
+    assert found["said"] == "not known: the cluster's dashboard does not tell (URLError)"
