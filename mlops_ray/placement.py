@@ -1,13 +1,18 @@
-"""Where work on rows may run: the connected cluster's nodes by their labels, as policy.py asks for them.
+"""Where work may run: the connected cluster's nodes by their labels, those that are there and may come.
 
-Ray lets what no node may run wait, for ever and in silence; whoever asks here first is told at once.
+Ray lets what no node may run wait, for ever and in silence; whoever asks here first is told at once. And it
+tells nobody which types of nodes its autoscaler knows: `get_max_resources_from_cluster_config` of
+ray/_private/state.py reads what no autoscaler of Ray writes. So it is asked for a node as trials will ask, by
+a placement group; each of its turns it says which of those that wait no type of node could hold.
 """
 
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import ray
-from ray.util import placement_group, remove_placement_group
+from ray.core.generated import autoscaler_pb2
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from mlops_ray.config import Policy
 from mlops_ray.errors import PolicyError
@@ -15,8 +20,10 @@ from mlops_ray.policy import REGION, allowed_regions, label_selector
 
 #: The resource that marks the head among a cluster's nodes.
 HEAD = "node:__internal_head__"
-#: A cloud's machine is a node within two to five minutes; for a label that none of its types has none comes.
-GROW_S = 600.0
+#: An autoscaler takes a turn every five seconds; one that starts machines of a cloud may take longer.
+TURN_S, POLL_S = 60.0, 0.1
+#: What Ray says of a placement group that has its place.
+PLACED = "CREATED"
 
 #: What `ray.nodes` says of a node.
 Node = dict[str, Any]
@@ -58,9 +65,58 @@ def free(selector: Mapping[str, str]) -> list[Mapping[str, float]]:
     return [available.get(node["NodeID"], {}) for node in living(selector)]
 
 
-def grown() -> Mapping[str, float]:
-    """The resources that the cluster may come to have; of one that does not grow none are known."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() or {}
+# ---------------------------------------------------------------- nodes that are not there yet
+
+
+def grows() -> bool:
+    """Whether the connected cluster has an autoscaler of version 2, as `ray up` and KubeRay have it."""
+    return bool(_status().autoscaling_state.autoscaler_state_version > 0)
+
+
+def comes(request: Mapping[str, float], label_selector: Mapping[str, str]) -> bool:
+    """Whether the autoscaler, if there is one, brings a node with these resources and labels.
+
+    It is asked to, and the answer comes with one of its turns, a few seconds later; one that says nothing for
+    a minute is believed to be at work.
+    """
+    if not grows():
+        return False
+    selector: Any = [dict(label_selector)] if label_selector else None
+    asked = placement_group([dict(request)], bundle_label_selector=selector)
+    end, since = time.monotonic() + TURN_S, None
+    try:
+        while time.monotonic() < end:
+            status = _status()
+            seen, now = status.autoscaling_state, status.cluster_resource_state
+            if since is not None and seen.last_seen_cluster_resource_state_version > since:
+                return not _names(seen.infeasible_gang_resource_requests, asked)
+            if since is None and _names(now.pending_gang_resource_requests, asked):
+                since = now.cluster_resource_state_version
+            elif placement_group_table(asked)["state"] == PLACED:
+                return True
+            time.sleep(POLL_S)
+        return True
+    finally:
+        remove_placement_group(asked)
+
+
+def _names(requests: Iterable[Any], asked: Any) -> bool:
+    """Whether a placement group is among these."""
+    return any(each.details.startswith(asked.id.hex()) for each in requests)
+
+
+def _status() -> Any:
+    """What the autoscaler said last, and what waits for it."""
+    gcs, messages = cast(Any, ray._private.worker.global_worker).gcs_client, cast(Any, autoscaler_pb2)
+    return messages.GetClusterStatusReply.FromString(gcs.get_cluster_status(timeout_s=TURN_S))
+
+
+def has_room(selector: Mapping[str, str], request: Mapping[str, float]) -> bool:
+    """Whether a node with the labels is large enough for what is asked, busy or not, or one comes that is."""
+    return any(fits(request, node["Resources"]) for node in living(selector)) or comes(request, selector)
+
+
+# ---------------------------------------------------------------- what policies ask
 
 
 def here() -> str:
@@ -108,23 +164,12 @@ def _is_head(node: Node) -> bool:
 
 
 def require_room(selector: Mapping[str, str], request: Mapping[str, float]) -> None:
-    """Raises `PolicyError` where no node with the labels is large enough for what is asked, busy or not.
+    """Raises `PolicyError` where what is asked has no room on nodes with the labels (`has_room`).
 
-    Where the cluster grows by itself a node may yet come, of which only its autoscaler knows the labels: it
-    is asked, and waited for. Without labels nothing is asked.
+    Without labels nothing is asked.
     """
-    if not selector or any(fits(request, node["Resources"]) for node in living(selector)):
-        return
-    if not fits(request, grown()) or not _comes(selector, request, GROW_S):
+    if selector and not has_room(selector, request):
         raise PolicyError(_none(selector, request))
-
-
-def _comes(selector: Mapping[str, str], request: Mapping[str, float], within_s: float) -> bool:
-    asked = placement_group([dict(request)], bundle_label_selector=[dict(selector)])
-    try:
-        return bool(asked.wait(within_s))
-    finally:
-        remove_placement_group(asked)
 
 
 def _none(selector: Mapping[str, str], request: Mapping[str, float] | None = None) -> str:

@@ -22,7 +22,7 @@ import orjson
 import polars as pl
 import psutil
 
-from mlops_ray import keys
+from mlops_ray import keys, placement
 from mlops_ray.client import columns
 from mlops_ray.cluster import looper, scoring, service, sizing
 from mlops_ray.cluster.costs import CAPACITY
@@ -330,7 +330,7 @@ def _require_room(project: Project, count: int) -> None:
     """Raises `ClusterError` where the replicas would wait for ever for what others hold."""
     asked = project.serving.resources
     room = looper.machines(project).room(asked.cpu, asked.gpu, asked.labels)
-    if room < count and not looper.grows():
+    if room < count and not placement.grows():
         each = f"{asked.cpu:g} CPU{f' and {asked.gpu:g} GPU' if asked.gpu else ''}"
         raise ClusterError(
             f"{count} x {each} are asked for, and there is room for {room} beside what runs: name a smaller"

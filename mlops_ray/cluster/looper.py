@@ -82,19 +82,12 @@ class RayJobs:
         """What keeps a trial from running now, unless nodes are added to the cluster by themselves."""
         free = sum(node.get("CPU", 0.0) for node in placement.free(settings.selector))
         all_of = sum(node["Resources"].get("CPU", 0.0) for node in placement.living(settings.selector))
-        if free >= settings.cpus or placement.grown().get("CPU", 0.0) > all_of:
+        if free >= settings.cpus or placement.grows():
             return ""
         return (
             f"a trial needs {settings.cpus:g} CPUs (training.search.resources), and {all_of - free:g} of "
             f"{all_of:g} are held by replicas (serving.resources) and others: it begins when they are free"
         )
-
-
-def grows() -> bool:
-    """Whether the connected cluster has an autoscaler that may add CPUs."""
-    grown = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    there = ray.cluster_resources().get("CPU", 0.0)  # type: ignore[no-untyped-call]
-    return bool(grown.get("CPU", 0.0) > there)
 
 
 class RayCluster:

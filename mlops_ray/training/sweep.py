@@ -266,8 +266,9 @@ def _refit(
 def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]:
     """What one trial asks of a node: CPUs, and GPUs where the search is to have some and can.
 
-    Raises `TrainingError` where it requires a GPU that no node has, `PolicyError` where no node that may has
-    room.
+    What no node has an autoscaler is asked for, but for GPUs that are only preferred. Raises `TrainingError`
+    where no node has the CPUs, or a GPU that is required, and none comes that does; `PolicyError` where none
+    of those has the CPUs that the labels name.
     """
     search = task.training.search
     cpus, gpus = {"CPU": search.resources.cpu}, search.resources.gpu
@@ -277,23 +278,20 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
             "preferred"
         )
     nodes = _nodes(label_selector)
-    placement.require_room(label_selector, cpus)
-    # What the autoscaler may start, where there is one.
-    grown = placement.grown()
-    if not any(fits(cpus, node) for node in (*nodes, grown)):
-        raise TrainingError(
-            f"no node of the cluster that may be used has the {cpus['CPU']:g} CPUs of "
-            "training.search.resources"
-        )
+    if search.gpu != "required":
+        placement.require_room(label_selector, cpus)
+        if not label_selector and not placement.has_room(label_selector, cpus):
+            raise TrainingError(
+                f"no node of the cluster has the {cpus['CPU']:g} CPUs of training.search.resources"
+            )
     if search.gpu == "none":
         return cpus
     both = cpus | {"GPU": gpus or 1.0}
     if not any("cuda" in family.devices for family in task.families.values()):
         why = "none of training.families computes on one; add e.g. xgboost"
-    elif any(fits(both, node) for node in nodes):
-        return both
-    elif search.gpu == "required" and fits(both, grown):
-        placement.require_room(label_selector, both)
+    elif any(fits(both, node) for node in nodes) or (
+        search.gpu == "required" and placement.has_room(label_selector, both)
+    ):
         return both
     elif not any("GPU" in node for node in nodes):
         why = "no node of the cluster has a GPU; start one, or say preferred"
@@ -307,10 +305,12 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
 def _tell_of_waiting(request: Mapping[str, float], label_selector: Mapping[str, str]) -> None:
     """Says what trials wait for, where they have to: Ray itself says nothing."""
     if not any(fits(request, node) for node in placement.free(label_selector)):
+        asked = " and ".join(f"{count:g} {what}" for what, count in request.items())
+        hold = "services and other runs hold the rest (serving.resources)"
         logger.warning(
-            "trials wait until a node has %s free (training.search.resources); services and other runs hold "
-            "the rest (serving.resources)",
-            " and ".join(f"{count:g} {what}" for what, count in request.items()),
+            "trials wait until a node has %s free (training.search.resources); %s",
+            asked,
+            "the autoscaler is asked for one, which takes minutes" if placement.grows() else hold,
         )
 
 

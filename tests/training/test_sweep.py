@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from mlops_ray import placement
 from mlops_ray.config import Training
 from mlops_ray.cost.model import Places
 from mlops_ray.errors import TrainingError
@@ -100,13 +101,18 @@ def test_where_values_are_hidden_an_error_is_told_without_its_words(
         sweep.fit(made, "logistic", {"C": -1.0}, label_selector={})
 
 
-@pytest.mark.parametrize(("free", "is_told"), [(0.0, True), (1.0, False)])
-def test_a_sweep_that_has_to_wait_for_what_others_hold_says_so(
-    free: float, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("free", "grows", "told"),
+    [(0.0, False, "services and other runs hold"), (0.0, True, "the autoscaler is asked"), (1.0, True, "")],
+)
+def test_a_sweep_that_has_to_wait_says_what_for(
+    free: float, grows: bool, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sweep, "_free", lambda _: [{"CPU": free}])
+    monkeypatch.setattr(placement, "free", lambda _: [{"CPU": free}])
+    monkeypatch.setattr(placement, "grows", lambda: grows)
     sweep._tell_of_waiting({"CPU": 1.0}, {})
-    assert ("wait until a node has 1 CPU free" in caplog.text) == is_told
+    assert ("wait until a node has 1 CPU free" in caplog.text) == bool(told)
+    assert told in caplog.text
 
 
 def test_free_cpus_are_those_of_nodes_that_may_be_used(ray_cluster: object) -> None:
