@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from mlops_ray.errors import TrainingError
+from mlops_ray.errors import PolicyError, TrainingError
 from mlops_ray.training import families, sweep
 from mlops_ray.training.families import How, Params, Sample
 from mlops_ray.training.space import OneOf
@@ -114,7 +114,7 @@ def _hopeless() -> list[tuple[dict[str, Any], dict[str, str]]]:
 def _refusal(search: dict[str, Any], label_selector: dict[str, str]) -> str:
     try:
         return str(sweep.resources(_task(search), label_selector))
-    except TrainingError as error:
+    except (TrainingError, PolicyError) as error:
         return str(error)
 
 
