@@ -63,7 +63,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> list[placement.Node]:
     nodes = [node("a", "eu-de", CPU=2.0, **HEAD), node("b", "us-east", CPU=8.0), node("c", None, GPU=1.0)]
     monkeypatch.setattr(placement.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(placement, "here", lambda: "a")
-    monkeypatch.setattr(placement, "grown", dict)
+    monkeypatch.setattr(placement, "comes", lambda *_: False)
     return nodes
 
 
@@ -104,37 +104,19 @@ def test_what_no_node_that_may_is_large_enough_for_is_refused_at_once(cluster: l
 
 
 @pytest.mark.parametrize("comes", [True, False])
-def test_where_a_cluster_grows_a_node_is_asked_for_and_waited_for_so_long(
+def test_where_no_node_is_there_the_autoscaler_is_asked_for_one(
     comes: bool, cluster: list[placement.Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what may come nobody but the autoscaler knows the labels."""
+    """Of what may come nobody but it knows the labels."""
     asked: list[Any] = []
-
-    class Group:
-        def wait(self, seconds: float) -> bool:
-            asked.append(seconds)
-            return comes
-
-    def group(bundles: Any, bundle_label_selector: Any) -> Group:
-        asked.append((bundles, bundle_label_selector))
-        return Group()
-
-    monkeypatch.setattr(placement, "grown", lambda: {"CPU": 8.0})
-    monkeypatch.setattr(placement, "placement_group", group)
-    monkeypatch.setattr(placement, "remove_placement_group", asked.append)
+    monkeypatch.setattr(placement, "comes", lambda *what: asked.append(what) or comes)
     selector, request = {"region": "in(eu-fr)"}, {"CPU": 4.0}
     if comes:
         placement.require_room(selector, request)
     else:
         with pytest.raises(PolicyError, match=r"region in \(eu-fr\) and 4 CPU"):
             placement.require_room(selector, request)
-    assert asked[:2] == [([request], [selector]), placement.GROW_S]
-    assert isinstance(asked[2], Group)
-    # What the cluster never has is not waited for.
-    asked.clear()
-    with pytest.raises(PolicyError):
-        placement.require_room(selector, {"CPU": 9.0})
-    assert asked == []
+    assert asked == [(request, selector)]
 
 
 def test_of_a_cluster_that_does_not_tell_the_status_says_so() -> None:

@@ -1,5 +1,6 @@
 """Nodes beside the head of a local cluster, each with folders, an environment and labels of its own."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -46,11 +47,9 @@ class Node:
                 continue
         return found
 
-    def remembers(self, canaries: list[bytes]) -> list[str]:
-        """The processes in whose memory a canary stands, the object store's pages included."""
-        return [
-            process.name() for process in self.processes if any(_has(p, canaries) for p in _memory(process))
-        ]
+    def remembers(self, canaries: list[bytes]) -> list[int]:
+        """The ids of processes in whose own memory a canary stands."""
+        return [process.pid for process in self.processes if any(_has(p, canaries) for p in _memory(process))]
 
 
 def add(cluster: LocalCluster, address: str, region: str | None, *, cpus: int) -> Node:
@@ -117,15 +116,15 @@ def _written(file: int) -> Iterator[bytes]:
 
 
 def _memory(process: psutil.Process) -> Iterator[bytes]:
-    """What a process keeps, piece by piece; of shared memory, what was written."""
-    with Path(f"/proc/{process.pid}/mem").open("rb", buffering=0) as memory:
-        for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
-            said = re.match(r"(\w+)-(\w+) rw-p", line)
-            if said is None:
-                continue
-            begin, end = (int(number, 16) for number in said.groups())
-            for at in range(begin, end, PIECE_BYTES):
-                yield os.pread(memory.fileno(), min(PIECE_BYTES, end - at), at)
+    """What a process keeps for itself, piece by piece."""
+    # A worker that nobody needs may end meanwhile.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        mappings = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+        with Path(f"/proc/{process.pid}/mem").open("rb", buffering=0) as memory:
+            for said in filter(None, (re.match(r"(\w+)-(\w+) rw-p", line) for line in mappings)):
+                begin, end = (int(number, 16) for number in said.groups())
+                for at in range(begin, end, PIECE_BYTES):
+                    yield os.pread(memory.fileno(), min(PIECE_BYTES, end - at), at)
 
 
 def _has(data: bytes, canaries: list[bytes]) -> bool:
