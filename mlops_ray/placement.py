@@ -15,7 +15,7 @@ from ray.core.generated import autoscaler_pb2
 from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from mlops_ray.config import Policy
-from mlops_ray.errors import PolicyError
+from mlops_ray.errors import ClusterError, PolicyError
 from mlops_ray.policy import REGION, allowed_regions, label_selector
 
 #: The resource that marks the head among a cluster's nodes.
@@ -125,11 +125,15 @@ def here() -> str:
 
 
 def named(ids: Iterable[str]) -> list[dict[str, str | None]]:
-    """Nodes of the cluster by their ids, also those that are gone: `{"node", "address", "region"}`."""
+    """Nodes of the cluster by their ids, also those that are gone: `{"node", "address", "region"}`.
+
+    Of one that the cluster knows no more neither is known.
+    """
     known = {node["NodeID"]: node for node in ray.nodes()}  # type: ignore[no-untyped-call]
+    nodes = {id: known.get(id, {}) for id in sorted(set(ids) - {""})}
     return [
-        {"node": id, "address": known[id]["NodeManagerAddress"], "region": known[id]["Labels"].get(REGION)}
-        for id in sorted(known.keys() & set(ids))
+        {"node": id, "address": node.get("NodeManagerAddress"), "region": node.get("Labels", {}).get(REGION)}
+        for id, node in nodes.items()
     ]
 
 
@@ -145,7 +149,7 @@ def require(policies: Iterable[Policy]) -> None:
         return
     allowed = living(selector)
     if not allowed:
-        raise PolicyError(_none(selector))
+        raise PolicyError(none(selector))
     own = here()
     of_process = {"the head of the cluster": _is_head, "what starts it": lambda n: n["NodeID"] == own}
     for what, is_it in of_process.items():
@@ -166,26 +170,35 @@ def _is_head(node: Node) -> bool:
 def require_room(selector: Mapping[str, str], request: Mapping[str, float]) -> None:
     """Raises `PolicyError` where what is asked has no room on nodes with the labels (`has_room`).
 
-    Without labels nothing is asked.
+    Without labels it raises `ClusterError`.
     """
-    if selector and not has_room(selector, request):
-        raise PolicyError(_none(selector, request))
+    if not has_room(selector, request):
+        raise (PolicyError if REGION in selector else ClusterError)(none(selector, request))
 
 
-def _none(selector: Mapping[str, str], request: Mapping[str, float] | None = None) -> str:
+def none(selector: Mapping[str, str], request: Mapping[str, float] | None = None) -> str:
     """That there is no such node, and how one is made.
 
-    >>> print(_none({"region": "in(eu-de,eu-fr)"}, {"CPU": 2.0}))
-    no node of the cluster has the label region in (eu-de, eu-fr) and 2 CPU, and rows may be on no other: \
-start one, e.g. ray start --labels region=eu-de
+    >>> print(none({"region": "in(eu-de,eu-fr)", "pool": "!gpu"}, {"CPU": 2.0}))
+    no node of the cluster has the label region in (eu-de, eu-fr), the label pool other than gpu and 2 CPU, \
+and rows may be on no other: start one, e.g. ray start --labels region=eu-de
+    >>> print(none({}, {"CPU": 2.0, "GPU": 1.0}))
+    no node of the cluster has 2 CPU and 1 GPU: start one, or ask for less
     """
-    labels = [
-        f"{key} {condition.replace('in(', 'in (').replace(',', ', ')}" for key, condition in selector.items()
-    ]
-    sizes = [f"{amount:g} {name}" for name, amount in (request or {}).items() if amount]
-    (key, condition), *_ = selector.items()
-    example = condition.removeprefix("in(").removesuffix(")").split(",")[0]
-    return (
-        f"no node of the cluster has the label {' and '.join([*labels, *sizes])}, and rows may be on no"
-        f" other: start one, e.g. ray start --labels {key}={example}"
+    has = [f"the label {key} {_in_words(condition)}" for key, condition in selector.items()]
+    has += [f"{amount:g} {name}" for name, amount in (request or {}).items() if amount]
+    said = f"no node of the cluster has {', '.join(has[:-1])}{' and ' * bool(has[:-1])}{has[-1]}"
+    wanted = [f"{key}={_first(value)}" for key, value in selector.items() if not value.startswith("!")]
+    start = (
+        f"start one, e.g. ray start --labels {','.join(wanted)}" if wanted else "start one, or ask for less"
     )
+    return f"{said}{', and rows may be on no other' if REGION in selector else ''}: {start}"
+
+
+def _in_words(condition: str) -> str:
+    values = condition.removeprefix("!").replace("in(", "in (").replace(",", ", ")
+    return f"other than {values.removeprefix('in ')}" if condition.startswith("!") else values
+
+
+def _first(condition: str) -> str:
+    return condition.removeprefix("in(").removesuffix(")").split(",")[0]

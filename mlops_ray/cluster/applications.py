@@ -10,13 +10,13 @@ from typing import Any
 import yaml
 from ray import serve
 
-from mlops_ray import config
+from mlops_ray import config, placement
 from mlops_ray.cluster import loop, looper, meter, service, sizing
 from mlops_ray.cluster.head import HTTP_PORT
 from mlops_ray.config import Project
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.monitoring import deltas
-from mlops_ray.policy import label_selector
+from mlops_ray.policy import label_selector, require_stores
 from mlops_ray.serving import deploy, gateway, reconciler, replica
 from mlops_ray.storage import Storage, digest
 
@@ -31,13 +31,18 @@ def application(args: Mapping[str, str]) -> serve.Application:
     """
     project = config.load(args["project"])
     storage, name = Storage.open(project.storage), args["name"]
-    selector = label_selector(source.policy for source in project.sources.values())
+    policies = [source.policy for source in project.sources.values()]
+    placement.require(policies)
+    require_stores(project, is_shared=True)
+    selector = label_selector(policies)
     if name == looper.APPLICATION:
         return looper.deployment(str(storage.root), selector)
     if name == reconciler.APPLICATION:
         _settle(project, storage)
     elif name == project.project:
         project = _sized(project, storage)
+        if name in serve.status().applications:
+            project = deploy.begun(project)
     return deploy.applications(project, storage, selector, selector, None)[name].build()
 
 

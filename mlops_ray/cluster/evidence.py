@@ -62,11 +62,11 @@ def places(
     try:
         applications = _asked(f"{dashboard}/{SERVE}", token)["applications"]
         known = _asked(f"{dashboard}/{NODES}", token)["data"]["result"]["result"]
-    except (OSError, ValueError, KeyError) as error:
+        of_node = {node["node_id"]: node for node in known}
+        return {name: _placed(applications.get(name, {}), of_node, regions.get(name)) for name in models}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         said = f"not known: the cluster's dashboard does not tell ({type(error).__name__})"
         return {name: {"allowed": regions.get(name), "nodes": None, "said": said} for name in models}
-    of_node = {node["node_id"]: node for node in known}
-    return {name: _placed(applications.get(name, {}), of_node, regions.get(name)) for name in models}
 
 
 def _asked(url: str, token: str | None) -> Document:

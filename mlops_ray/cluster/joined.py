@@ -116,6 +116,8 @@ def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
     import ray
     from ray import serve
 
+    from mlops_ray import placement
+
     # Python functions of the project stand beside its file.
     beside = {name: os.environ[name] for name in (SEARCH_PATH,) if name in os.environ}
     try:
@@ -131,7 +133,7 @@ def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
         raise ClusterError(f"cannot join the cluster at {at} (RAY_ADDRESS): {one_line(error)}") from error
     policies = [source.policy for source in project.sources.values()]
     beyond = others(policies)
-    require_stores(project, is_shared=bool(beyond))
+    require_stores(project, is_shared=bool(beyond) or placement.grows())
     require_seen(storage.root, beyond)
     listen = project.serving.listen
     client = serve.context._get_global_client(raise_if_no_controller_running=False)

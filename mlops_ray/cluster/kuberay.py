@@ -80,6 +80,7 @@ class Place:
 def emitted(emit: str, file: Path, place: Place) -> dict[str, str]:
     """The text of each file that `--emit` asks for, by its name."""
     project, text = config.load(file), file.read_text(encoding="utf-8")
+    require_stores(project, is_shared=True)
     match emit:
         case "kuberay":
             documents = manifests(project, text, place)

@@ -22,9 +22,9 @@ import orjson
 import polars as pl
 import psutil
 
-from mlops_ray import keys, placement
+from mlops_ray import keys
 from mlops_ray.client import columns
-from mlops_ray.cluster import looper, scoring, service, sizing
+from mlops_ray.cluster import scoring, service, sizing
 from mlops_ray.cluster.costs import CAPACITY
 from mlops_ray.cluster.meter import MACHINE
 from mlops_ray.cluster.stages import Progress, Stages
@@ -37,7 +37,7 @@ from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import read
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import online_location
-from mlops_ray.policy import label_selector, machine_only, require_here, require_stores
+from mlops_ray.policy import machine_only, require_here, require_stores
 from mlops_ray.registry import estimator, signing
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.registry import Registry
@@ -119,8 +119,12 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)
         with scoring.connected(project, storage, Stages(storage, progress)) as cluster:
-            if wanted.machine is not None:
-                project = sizing.on(project, wanted.machine, looper.machines(project))
+            named = project.serving.resources.machine
+            machine = wanted.machine or (None if named == sizing.AUTO else named)
+            if machine is not None:
+                from mlops_ray.cluster import looper
+
+                project = sizing.on(project, machine, looper.machines(project))
             bodies = asked(project, storage, progress, entry, wanted.rows)
             return LoadTest(project, storage, progress, cluster.http_port, entry, wanted).run(bodies)
 
@@ -264,7 +268,8 @@ class LoadTest:
 
         # One that a kill left behind holds what this one needs; there is no other load test now.
         deploy.forget(f"{self.project.project}{SUFFIX}")
-        _require_room(size.of(self.project), self.wanted.replicas)
+        selector = deploy.where(self.project, self.storage)
+        _require_room(size, self.wanted.replicas, selector | self.project.serving.resources.labels)
         policies = [source.policy for source in self.project.sources.values()]
         name = f"{self.project.project}{SUFFIX}"
         with self._aside(name) as aside:
@@ -278,7 +283,7 @@ class LoadTest:
                     aside,
                     name,
                     self.wanted.replicas,
-                    label_selector(policies),
+                    selector,
                     machine_only(policies),
                 ),
                 http_port=self.http_port,
@@ -326,15 +331,20 @@ class LoadTest:
         return self.storage.path(*place)
 
 
-def _require_room(project: Project, count: int) -> None:
+def _require_room(size: Size, count: int, selector: Mapping[str, str]) -> None:
     """Raises `ClusterError` where the replicas would wait for ever for what others hold."""
-    asked = project.serving.resources
-    room = looper.machines(project).room(asked.cpu, asked.gpu, asked.labels)
-    if room < count and not placement.grows():
-        each = f"{asked.cpu:g} CPU{f' and {asked.gpu:g} GPU' if asked.gpu else ''}"
+    from mlops_ray import placement
+    from mlops_ray.cluster import looper
+
+    room = looper.room(size.cpu, size.gpu, selector)
+    asked = {"CPU": size.cpu, "GPU": size.gpu}
+    if room < count and not placement.comes({what: each for what, each in asked.items() if each}, selector):
+        each = f"{size.cpu:g} CPU{f' and {size.gpu:g} GPU' if size.gpu else ''}"
+        labels = ", ".join(f"{key} {condition}" for key, condition in selector.items())
+        where = f" on nodes with {labels}" if labels else ""
         raise ClusterError(
-            f"{count} x {each} are asked for, and there is room for {room} beside what runs: name a smaller"
-            " size, or stop the service first (mlops-ray down)"
+            f"{count} x {each} are asked for{where}, and there is room for {room} beside what runs: name a"
+            " smaller size, or stop the service first (mlops-ray down)"
         )
 
 
@@ -375,6 +385,8 @@ def _machine(project: Project) -> str:
 
     Raises `ClusterError` where they are of several, of which nothing could be told.
     """
+    from mlops_ray.cluster import looper
+
     cluster, name = looper.RayCluster(), f"{project.project}{SUFFIX}"
     on = {replica.node for replica in cluster.replicas() if replica.model == name}
     named = project.cost.machine or UNNAMED

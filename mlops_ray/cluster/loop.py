@@ -55,7 +55,8 @@ logger = logging.getLogger(__name__)
 class Settings:
     """What a project says: its file, what asks for a retraining, and how many may be in so many seconds.
 
-    `cpus` are what one trial needs, `selector` the labels of nodes that may see the rows.
+    `cpus` are what one trial needs, `selector` the labels of nodes that may see the rows, `labels` those
+    that trials want besides.
     """
 
     file: str
@@ -64,6 +65,7 @@ class Settings:
     per_s: float
     cpus: float
     selector: Mapping[str, str]
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, project: Project) -> "Settings | None":
@@ -81,6 +83,7 @@ class Settings:
             parse_duration(per) / MICROSECONDS["s"],
             project.training.search.resources.cpu,
             label_selector(source.policy for source in project.sources.values()),
+            project.training.search.resources.labels,
         )
 
 

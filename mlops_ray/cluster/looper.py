@@ -4,6 +4,7 @@ Retrainings are Ray jobs. It stands on nobody's path, and needs no CPU of its ow
 comes after finds the job by its id.
 """
 
+import math
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ from ray.job_submission import JobSubmissionClient
 from mlops_ray import placement
 from mlops_ray.cluster import holdings, node
 from mlops_ray.cluster.loop import FOLDER, Loop, Settings
-from mlops_ray.cluster.meter import MACHINE, Meter, Node, Replica
+from mlops_ray.cluster.meter import MACHINE, MARKET, SPOT, Meter, Node, Replica
 from mlops_ray.cluster.retraining import GIVES_WAY
 from mlops_ray.cluster.sizing import Machines
 from mlops_ray.cluster.works import Work
@@ -80,8 +81,9 @@ class RayJobs:
 
     def lacks(self, settings: Settings) -> str:
         """What keeps a trial from running now, unless nodes are added to the cluster by themselves."""
-        free = sum(node.get("CPU", 0.0) for node in placement.free(settings.selector))
-        all_of = sum(node["Resources"].get("CPU", 0.0) for node in placement.living(settings.selector))
+        selector = {**settings.selector, **settings.labels}
+        free = sum(node.get("CPU", 0.0) for node in placement.free(selector))
+        all_of = sum(node["Resources"].get("CPU", 0.0) for node in placement.living(selector))
         if free >= settings.cpus or placement.grows():
             return ""
         return (
@@ -127,27 +129,40 @@ class RayCluster:
 
 
 def machines(project: Project) -> Machines:
-    """The types of the connected cluster's machines, as its nodes, its autoscaler or the project say them."""
-    nodes = [each for each in RayCluster().nodes() if each.cpus or each.gpus]
+    """The types of the connected cluster's machines on which replicas may run, as they are known.
+
+    That is by the labels of its nodes, by its autoscaler, and by what the project says of nodes without one.
+    """
     selector = label_selector(source.policy for source in project.sources.values())
-    types = {each.labels.get(MACHINE) for each in nodes}
+    nodes = [
+        each for each in RayCluster().nodes() if (each.cpus or each.gpus) and admits(selector, each.labels)
+    ]
+    # Of machines that may be taken away there are none for who does not plan with them.
+    lasting = [each for each in nodes if project.cost.spot or each.labels.get(MARKET) != SPOT]
+    types = {each.labels.get(MACHINE) for each in lasting}
     unlabelled = (project.cost.machine or "") if None in types else None
     known = {machine for machine in types if machine is not None} | node.machines(os.environ)
+    return Machines(
+        frozenset(known), unlabelled, lambda cpu, gpu, labels: room(cpu, gpu, {**selector, **labels})
+    )
 
-    def room(cpu: float, gpu: float, labels: Mapping[str, str]) -> int:
-        return sum(_room(each, cpu, gpu) for each in nodes if admits({**selector, **labels}, each.labels))
 
-    return Machines(frozenset(known), unlabelled, room)
+def room(cpu: float, gpu: float, selector: Mapping[str, str]) -> int:
+    """How many replicas of so many CPUs and GPUs find room now on nodes with these labels."""
+    return sum(_room(each, cpu, gpu) for each in RayCluster().nodes() if admits(selector, each.labels))
 
 
 def _room(node: Node, cpu: float, gpu: float) -> int:
-    """How many replicas of so many CPUs and GPUs a node has free.
+    """How many replicas of so many CPUs and GPUs a node has free; none lies on parts of two GPUs.
 
-    >>> _room(Node("a", {}, 2, 1, 0.3, 1), 0.1, 0), _room(Node("a", {}, 2, 1, 2, 1), 1, 0.5)
+    >>> _room(Node("a", {}, 2, 2, 0.3, 2), 0.1, 0), _room(Node("a", {}, 4, 2, 4, 2), 1, 0.6)
     (3, 2)
     """
-    pairs = ((node.free_cpus, cpu), (node.free_gpus, gpu))
-    return int(min(free / asked for free, asked in pairs if asked) + ROUNDING)
+    by_cpu = math.inf if not cpu else node.free_cpus / cpu + ROUNDING
+    by_gpu = math.inf if not gpu else node.free_gpus / gpu + ROUNDING
+    if 0 < gpu < 1:
+        by_gpu = math.floor(node.free_gpus + ROUNDING) * math.floor(1 / gpu + ROUNDING)
+    return int(min(by_cpu, by_gpu))
 
 
 def deployment(storage_root: str, label_selector: dict[str, str]) -> serve.Application:

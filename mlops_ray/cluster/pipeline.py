@@ -249,7 +249,11 @@ class Pipeline:
         has_cost = trained.get("cost") is not None or any(
             n.startswith(training.UNKNOWN) for n in trained["notes"]
         )
-        return profitable.missed(self.project, self.storage, int(trained["version"]), has_cost=has_cost)
+        has_reason = any(training.UNCOMPARED in note for note in trained["notes"])
+        version = int(trained["version"])
+        return profitable.missed(
+            self.project, self.storage, version, has_cost=has_cost, has_reason=has_reason
+        )
 
     def _trained(self, task: Any, training_set: TrainingSet, **how: Any) -> dict[str, Any]:
         """What the trainer makes; a version that its gate refuses is so in the registry, for all to see."""

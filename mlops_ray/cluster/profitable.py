@@ -77,10 +77,13 @@ def judge(project: Project, storage: Storage, version: int) -> str:
     return str(told["said"])
 
 
-def missed(project: Project, storage: Storage, version: int, *, has_cost: bool) -> list[str]:
+def missed(
+    project: Project, storage: Storage, version: int, *, has_cost: bool, has_reason: bool = False
+) -> list[str]:
     """What nobody knows of a version that was trained before its project spoke of money, and what to do.
 
-    A sentence, or none; `has_cost` says whether it is known what its training took.
+    A sentence, or none; `has_cost` says whether it is known what its training took, `has_reason` whether its
+    training said why it could not be compared with the champion.
     """
     name, lacks = project.project, []
     if project.cost.prices is not None and not has_cost:
@@ -90,6 +93,7 @@ def missed(project: Project, storage: Storage, version: int, *, has_cost: bool) 
         Worth.of(project.cost) is not None
         and champion is not None
         and champion["version"] != str(version)
+        and not has_reason
         and storage.read_json(WORTHS, name, f"{version}.json") is None
     ):
         lacks.append(f"its answers are not compared by worth with those of version {champion['version']}")

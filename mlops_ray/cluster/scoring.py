@@ -90,15 +90,18 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
 
 def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[str, Any]:
     policies, nodes = [source.policy for source in project.sources.values()], set[str]()
-    with stages.timed("score", _said) as result:
-        result |= job.run(
-            on_ray=on_ray,
-            selector=label_selector(policies),
-            on_progress=lambda rows: stages.progress.update(f"{rows:,} rows"),
-            on_node=nodes.add,
-        )
-    about = {"model": project.project, "version": result["version"], "rows": result["scored"]}
-    evidence.tell(stages.storage, policies, "rows were scored", about, nodes)
+    about: dict[str, Any] = {"model": project.project}
+    try:
+        with stages.timed("score", _said) as result:
+            result |= job.run(
+                on_ray=on_ray,
+                selector=label_selector(policies),
+                on_progress=lambda rows: stages.progress.update(f"{rows:,} rows"),
+                on_node=nodes.add,
+            )
+        about |= {"version": result["version"], "rows": result["scored"]}
+    finally:
+        evidence.tell(stages.storage, policies, "rows were scored", about, nodes)
     return result
 
 

@@ -19,6 +19,7 @@ from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
 from mlops_ray.cost import holds
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
+from mlops_ray.policy import allowed_regions
 from mlops_ray.serving import heartbeats
 from mlops_ray.storage import Storage
 
@@ -452,7 +453,8 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
     names = [model["name"] for model in document["models"]]
     token = jobs.token_of(cluster.environment or os.environ)
-    places = evidence.places(names, evidence.recorded(storage), cluster.dashboard, token)
+    own = {project.project: allowed_regions(source.policy for source in project.sources.values())}
+    places = evidence.places(names, {**evidence.recorded(storage), **own}, cluster.dashboard, token)
     for model in document["models"]:
         model["places"] = places[model["name"]]
         if model["challenger"]:

@@ -35,9 +35,11 @@ class Machines(NamedTuple):
         {'machine': 'big', 'ray.io/market-type': '!spot'}
         >>> Machines(frozenset(), unlabelled="big").labels("big", spot=False)
         {}
+        >>> Machines(frozenset({"other"}), unlabelled="big").labels("big", spot=False)
+        {'machine': '!in(other)'}
         """
         if machine not in self.labelled:
-            return {}
+            return {MACHINE: f"!in({','.join(sorted(self.labelled))})"} if self.labelled else {}
         return {MACHINE: machine} | ({} if spot else {MARKET: f"!{SPOT}"})
 
 

@@ -51,6 +51,8 @@ from mlops_ray.training.task import Task
 REPRODUCED_WITHIN = 0.01
 #: How it begins what is said where prices do not say what a trial costs.
 UNKNOWN = "what a trial costs is not known"
+#: And what where the champion's answers cannot be had.
+UNCOMPARED = "is not compared: "
 #: What a package says of its training set.
 KEPT = ("file", "digest", "rows", "as_of", "policies")
 
@@ -295,7 +297,7 @@ class Trainer:
         version = self.registry.champion(self.project.project)
         if version is None:
             return None, []
-        why = f"the champion, version {version}, is not compared: "
+        why = f"the champion, version {version}, {UNCOMPARED}"
         try:
             predictor = self._predictor(version)
         except PackageError as error:

@@ -436,7 +436,8 @@ class Policy:
             hold = checked(self._storage.read_json(HOLDS, f"{self._model}.json") or {})
         except (StorageError, OSError) as error:
             hold = self._hold | {"damaged": str(error)}
-        if hold and hold["until"] <= now:
+        # What is damaged has no end, before a whole one was read.
+        if hold.get("until", math.inf) <= now:
             hold = {}
         if hold != self._hold:
             logger.warning("replicas of %s: %s", self._model, _said(hold))

@@ -70,27 +70,28 @@ def deploy(
     model must have a champion, or a version of it was pushed, which is released first. Serve listens on
     `host`, and is asked at `reached`. `listener` is where the gateway speaks gRPC; `beside` are applications
     without a route that look after all models, each made from the storage and the labels of where it may run.
-    Raises `ClusterError` where something does not come up, or the first version is refused, `PolicyError`
-    where no place is allowed for all models.
+    Raises `ClusterError` where something does not come up, no node is large enough, or the first version is
+    refused, `PolicyError` where no place is allowed for all models.
     """
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
     policies = [source.policy for source in project.sources.values()]
-    size = project.serving.resources
-    placement.require_room(label_selector(policies), {"CPU": size.cpu, "GPU": size.gpu})
     settle(project, storage)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    deployed = _deployed(storage)
-    regions = deployed.get("regions", {}) | {project.project: allowed_regions(policies)}
+    deployed, regions = _deployed(storage), _regions(project, storage)
     of_all, root = _selector_of_all(regions), str(storage.root)
+    size, running = project.serving.resources, _running()
+    placement.require_room(of_all | size.labels, {"CPU": size.cpu, "GPU": size.gpu})
+    if project.project in running:
+        project = begun(project)
     # What some model may not leave no other's replica draws its requests out of.
     wanted = applications(project, storage, of_all, of_all, listener)
     for name, build in beside.items():
         wanted[name] = Application(None, _digest(root, of_all), partial(build, root, of_all))
-    running, known = _running(), deployed.get("digests", {})
+    known = deployed.get("digests", {})
     storage.write_json({"cluster": _cluster(), "digests": known, "regions": regions}, DEPLOYED)
-    _require_fronts(of_all)
+    _require_fronts(label_selector(policies))
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
     digests = known | {name: app.digest for name, app in wanted.items()}
@@ -99,6 +100,18 @@ def deploy(
     for path in (f"{replica.route(project.project)}/ready", READY):
         _wait_until_ready(url + path, lambda: _hopeless(storage, project.project))
     return Deployed(url, tuple(changed))
+
+
+def begun(project: Project) -> Project:
+    """A project whose model runs already: Serve keeps as many replicas as there are, and starts with none."""
+    serving = project.serving
+    replicas = serving.replicas.model_copy(update={"initial": None})
+    return project.model_copy(update={"serving": serving.model_copy(update={"replicas": replicas})})
+
+
+def where(project: Project, storage: Storage) -> dict[str, str]:
+    """The labels of nodes on which a model's replicas may run beside those of this storage's other models."""
+    return _selector_of_all(_regions(project, storage))
 
 
 @contextlib.contextmanager
@@ -164,6 +177,12 @@ class Application:
     route: str | None
     digest: str
     build: Callable[[], serve.Application]
+
+
+def _regions(project: Project, storage: Storage) -> dict[str, list[str] | None]:
+    """The regions of each model that was deployed, and of this one."""
+    own = {project.project: allowed_regions(source.policy for source in project.sources.values())}
+    return dict(_deployed(storage).get("regions", {})) | own
 
 
 def _selector_of_all(regions: Mapping[str, list[str] | None]) -> dict[str, str]:
@@ -269,8 +288,8 @@ def _require_fronts(selector: Mapping[str, str]) -> None:
     for node in placement.named(id for name, id in nodes() if name == FRONT and id not in allowed):
         raise PolicyError(
             f"the front end on the node {node['address']} would pass requests on, and rows may not be there:"
-            " replicas of other models run on it. Serve those again, they then keep to the same regions; or"
-            " give each border a cluster of its own"
+            " replicas of other models run on it. Serve those again (mlops-ray serve), which moves them to"
+            " the same regions, and then this, half a minute later; or give each border a cluster of its own"
         )
 
 

@@ -5,6 +5,7 @@ It imports neither MLflow nor pandas nor scikit-learn, unless a model needs it.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import sys
@@ -39,6 +40,11 @@ PAUSE_S = 0.02
 #: New objects until the youngest are looked through for garbage (a request makes a hundred), and how soon a
 #: thread that writes makes way for the one that answers; by default 700, and 5 ms.
 GC_NEW, SWITCH_S = 20_000, 0.001
+#: Buffers of so many bytes are given back to the system as they are freed, and free memory at the end of a
+#: heap when it is twice as much. What asyncio reads into has half of it each time, and stays in a heap.
+LARGE_BYTES = 2**19
+#: What glibc calls these settings.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 #: An acknowledgement takes milliseconds; a monitor that is just restarting gets the same delta again later.
 ACKNOWLEDGE_S = 10.0
 #: Serve's own limit: far above what our own queue admits, since a request waits for it before any of our code
@@ -108,6 +114,7 @@ class Replica:
 
     async def _start(self) -> None:
         _favour_requests()
+        _give_large_back()
         loop = asyncio.get_running_loop()
         work = (self._versions.poll(), self._versions.beat(), self._report(), self._write())
         self._tasks = [loop.create_task(each) for each in work]
@@ -158,6 +165,18 @@ def _favour_requests() -> None:
     gc.freeze()
     gc.set_threshold(GC_NEW, *gc.get_threshold()[1:])
     sys.setswitchinterval(SWITCH_S)
+
+
+def _give_large_back() -> None:
+    """Keeps the bodies of large requests out of the heaps, where the C library is glibc.
+
+    By itself it learns from the first one to take them from there: each thread's heap grows to what it ever
+    held at once, and small objects that live long keep it from shrinking.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(_TRIM_THRESHOLD, 2 * LARGE_BYTES)
 
 
 class Probe(Replica):

@@ -348,6 +348,7 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     from mlops_ray import placement
     from mlops_ray.data.ingest import said_by_tasks
 
+    placement.require_room(selector, {"CPU": 1})
     context = ray.data.DataContext.get_current()
     before = context.copy()
     context.enable_progress_bars = False
@@ -358,7 +359,8 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     context.execution_options.label_selector = selector or None
     context.execution_options.preserve_order = False
     context.target_max_block_size = BLOCK_BYTES
-    cpus = int(sum(node.get("CPU", 0.0) for node in placement.free(selector)))
+    # An actor has a whole CPU, of one node.
+    cpus = sum(int(node.get("CPU", 0.0)) for node in placement.free(selector))
     # Both share what CPUs there are: reading takes a tenth of them, and must not wait for scoring to end.
     reading: Any = Reading(job.scoring, job.runs, known)
     # Unlike `range` and `from_arrow` it needs no CPU, all of which replicas may hold.

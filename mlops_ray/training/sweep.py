@@ -31,8 +31,9 @@ from ray.tune.search import Searcher
 from mlops_ray import placement
 from mlops_ray.config import MICROSECONDS
 from mlops_ray.cost.model import Places
-from mlops_ray.errors import MlopsError, TrainingError, first_line
+from mlops_ray.errors import MlopsError, PolicyError, TrainingError, first_line
 from mlops_ray.placement import fits
+from mlops_ray.policy import REGION
 from mlops_ray.registry.encoder import Style
 from mlops_ray.storage import digest
 from mlops_ray.training import distributed, evaluate, families, own, space
@@ -278,12 +279,12 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
             "preferred"
         )
     nodes = _nodes(label_selector)
-    if search.gpu != "required":
-        placement.require_room(label_selector, cpus)
-        if not label_selector and not placement.has_room(label_selector, cpus):
-            raise TrainingError(
-                f"no node of the cluster has the {cpus['CPU']:g} CPUs of training.search.resources"
-            )
+    if search.gpu != "required" and not placement.has_room(label_selector, cpus):
+        if label_selector:
+            raise _refused(label_selector, cpus)
+        raise TrainingError(
+            f"no node of the cluster has the {cpus['CPU']:g} CPUs of training.search.resources"
+        )
     if search.gpu == "none":
         return cpus
     both = cpus | {"GPU": gpus or 1.0}
@@ -293,6 +294,8 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
         search.gpu == "required" and placement.has_room(label_selector, both)
     ):
         return both
+    elif label_selector and search.gpu == "required":
+        raise _refused(label_selector, both)
     elif not any("GPU" in node for node in nodes):
         why = "no node of the cluster has a GPU; start one, or say preferred"
     else:
@@ -300,6 +303,12 @@ def resources(task: Task, label_selector: Mapping[str, str]) -> dict[str, float]
     if search.gpu == "required":
         raise TrainingError(f"training.search.gpu is required, but {why}")
     return cpus
+
+
+def _refused(label_selector: Mapping[str, str], request: Mapping[str, float]) -> MlopsError:
+    """That no node with the labels has room for a trial."""
+    kind = PolicyError if REGION in label_selector else TrainingError
+    return kind(placement.none(label_selector, request))
 
 
 def _tell_of_waiting(request: Mapping[str, float], label_selector: Mapping[str, str]) -> None:

@@ -187,6 +187,8 @@ def test_what_was_trained_before_the_project_spoke_of_money_is_told_with_what_to
     assert f": {lacks} of version 1. It is not trained again for that; another training.search.seed" in said
     (said,) = profitable.missed(world.project, world.storage, 2, has_cost=True)
     assert "not known" not in said
+    # Its training has said already why it could not be compared.
+    assert profitable.missed(world.project, world.storage, 2, has_cost=True, has_reason=True) == []
     # The champion is compared with nobody.
     assert profitable.missed(world.project, world.storage, 1, has_cost=True) == []
     world.train(better=0.5)

@@ -45,6 +45,7 @@ class Served:
     url: str
     key: str
     storage: Storage
+    cluster: LocalCluster
 
 
 def project(name: str, storage: Path) -> Project:
@@ -71,29 +72,34 @@ def served(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
     key = Path(keys.ensure_local(storage)).read_text().strip()
     for name, factor in MODELS.items():
         deployed = start(name, factor, storage, ray_cluster.http_port)
-    yield Served(deployed.url, key, storage)
+    yield Served(deployed.url, key, storage, ray_cluster)
     for name in (*MODELS, "third", "watched"):
         serve.delete(name)
 
 
-def replicas(name: str) -> list[psutil.Process]:
+def replicas(cluster: LocalCluster, name: str) -> list[psutil.Process]:
     """The processes that answer for a model."""
-    title = f"ray::ServeReplica:{name}:{name}"
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        if (process.info["cmdline"] or [""])[0].startswith(title):
-            found.append(process)
-    return found
+    return titled(cluster, f"ray::ServeReplica:{name}:{name}")
+
+
+def titled(cluster: LocalCluster, title: str) -> list[psutil.Process]:
+    """The processes of a cluster, of which this machine may have several, whose titles have such a part."""
+    found = [
+        each
+        for each in psutil.process_iter(["cmdline", "environ"])
+        if title in (each.info["cmdline"] or [""])[0]
+    ]
+    return [each for each in found if cluster.marker in (each.info["environ"] or {}).values()]
 
 
 def test_every_model_of_a_service_answers_for_itself_and_one_more_restarts_no_other(
     served: Served, ray_cluster: LocalCluster
 ) -> None:
-    before = {name: {p.pid for p in replicas(name)} for name in MODELS}
+    before = {name: {p.pid for p in replicas(ray_cluster, name)} for name in MODELS}
     assert {name: len(pids) for name, pids in before.items()} == {"rows": 2, "others": 1}
     started = start("third", 5.0, served.storage, ray_cluster.http_port)
     assert started.started == ("third",)
-    assert {name: {p.pid for p in replicas(name)} for name in MODELS} == before
+    assert {name: {p.pid for p in replicas(ray_cluster, name)} for name in MODELS} == before
     for name, factor in (MODELS | {"third": 5.0}).items():
         answers = Client(served.url, name, served.key).predict(
             [{"site": "a", "time": load.TIME, "load": 7.0}]
@@ -106,7 +112,7 @@ def test_under_mixed_load_nobody_gets_anothers_answer_and_nothing_grows(served: 
     # What is made once is made: buffers, caches, compiled queries, the allocator's arenas.
     load.mixed(port, served.key, MODELS, WARM_UP_S, CALLERS, seed=1)
     all_is_written(served.storage)
-    every = [process for name in MODELS for process in replicas(name)]
+    every = [process for name in MODELS for process in replicas(served.cluster, name)]
     handles = [process.num_fds() for process in every]
     with held(every) as memory:
         seen = load.mixed(port, served.key, MODELS, SECONDS, CALLERS, seed=2)
@@ -187,10 +193,10 @@ def test_replicas_killed_under_load_fail_only_what_they_held_and_our_client_mend
     joined = load.steady(served.url, served.key, "rows", MODELS["rows"], stop, callers=3)
     try:
         for _ in range(KILLS):
-            running = wait_for_two()
+            running = wait_for_two(served.cluster)
             running[0].send_signal(signal.SIGKILL)
             running[0].wait(30)
-        wait_for_two()
+        wait_for_two(served.cluster)
     finally:
         stop.set()
         seen = joined()
@@ -240,12 +246,7 @@ def counted(served: Served, model: str) -> int:
 
 def monitors(cluster: LocalCluster) -> list[psutil.Process]:
     """The monitor's process in this cluster, once its constructor has run."""
-    found = [
-        each
-        for each in psutil.process_iter(["cmdline", "environ"])
-        if ":ServeReplica:monitor:" in (each.info["cmdline"] or [""])[0]
-    ]
-    return [each for each in found if cluster.marker in (each.info["environ"] or {}).values()]
+    return titled(cluster, ":ServeReplica:monitor:")
 
 
 def until_there(ask: Callable[[], Any]) -> Any:
@@ -270,14 +271,14 @@ def logged(served: Served) -> int:
         threading.Event().wait(1.5 * FLUSH_S)
 
 
-def wait_for_two() -> list[psutil.Process]:
+def wait_for_two(cluster: LocalCluster) -> list[psutil.Process]:
     """Both replicas, when they answer health checks."""
     from ray import serve
 
     end = time.monotonic() + 120
     while time.monotonic() < end:
         status = serve.status().applications["rows"].deployments["rows"]
-        found = replicas("rows")
+        found = replicas(cluster, "rows")
         if status.status == "HEALTHY" and status.replica_states.get("RUNNING") == 2 and len(found) == 2:
             return found
         threading.Event().wait(0.2)

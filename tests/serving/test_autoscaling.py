@@ -459,6 +459,13 @@ def test_a_hold_that_is_damaged_lifts_none(
     assert "what it said before holds" in caplog.messages[1]
 
 
+def test_a_damaged_hold_before_any_that_was_whole_holds_nothing_back(
+    policy: Policy, storage: Storage
+) -> None:
+    storage.path("cost", "holds", f"{MODEL}.json").write_bytes(b"{")
+    assert list(asked(policy, rate_for(9), 50, running=1))[-1] > 1
+
+
 def test_serve_asks_our_policy_and_does_at_once_what_it_says(storage: Storage) -> None:
     serving = {"slo": {"p99_ms": 1000 * TARGET_S}, "replicas": {"max": 20}, "batching": {"max_rows": 1}}
     made = replica._scaled(packages.project(storage.root, serving=serving), storage)

@@ -1,7 +1,10 @@
 """What a replica holds of requests: little of those that wait to be logged, nothing of those that failed."""
 
 import asyncio
+import ctypes
 import gc
+import platform
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,3 +86,37 @@ def test_nothing_is_left_of_a_request_whose_caller_has_gone(service: live.Servic
     assert asyncio.run(statuses(service, body, 1)) == [gone]
     with leaving(MOST_OBJECTS * TIMES * 1_000):
         assert asyncio.run(statuses(service, body, TIMES)) == [gone] * TIMES
+
+
+#: Says how many buffers of 16 MB lie outside the heaps, after others of that size have come and gone.
+OUTSIDE = """
+from mlops_ray.serving import replica
+from tests.serving.test_memory import outside
+replica._give_large_back()
+for _ in range(3):
+    bytearray(16 * 2**20)
+before = outside()
+kept = [bytearray(16 * 2**20) for _ in range(5)]
+print(outside() - before)
+"""
+
+
+def outside() -> int:
+    """Buffers that glibc has mapped on their own: `hblks` of its `mallinfo2`."""
+    library = ctypes.CDLL(None)
+    library.mallinfo2.restype = Mallinfo
+    return int(library.mallinfo2().hblks)
+
+
+MALLINFO = ("arena", "ordblks", "smblks", "hblks", "hblkhd")
+MALLINFO += ("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+
+class Mallinfo(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLINFO)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such setting")
+def test_large_buffers_are_given_back_however_many_have_come_before() -> None:
+    done = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr

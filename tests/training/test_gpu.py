@@ -170,7 +170,7 @@ def test_without_a_gpu_wanted_none_is_used(found: dict[str, Any]) -> None:
 def test_a_gpu_that_no_node_has_is_refused_or_done_without(found: dict[str, Any]) -> None:
     too_many, elsewhere = found["refusals"]
     assert "no node of the cluster has 1 CPUs and 2 GPUs" in too_many
-    assert "training.search.gpu is required, but no node of the cluster has a GPU" in elsewhere
+    assert "no node of the cluster has the label region other than with-gpu, 1 CPU and 1 GPU" in elsewhere
     assert found["settled_for"] == {"CPU": 1.0}
     assert "no node of the cluster has the label region in (another) and 1 CPU" in found["elsewhere"]
 
