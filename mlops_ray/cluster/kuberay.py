@@ -80,11 +80,11 @@ class Place:
 def emitted(emit: str, file: Path, place: Place) -> dict[str, str]:
     """The text of each file that `--emit` asks for, by its name."""
     project, text = config.load(file), file.read_text(encoding="utf-8")
-    require_stores(project, is_shared=True)
     match emit:
         case "kuberay":
             documents = manifests(project, text, place)
         case "serve-config":
+            require_stores(project, is_shared=True)
             documents = {"serve.yaml": [serve_config(project, text, str(file.absolute()))]}
         case _:
             raise UsageError(f"--emit: {emit!r} is neither kuberay nor serve-config")

@@ -309,8 +309,8 @@ def code_digest() -> str:
 
 def _deployed(storage: Storage) -> dict[str, Any]:
     """The digests of what this cluster runs, and where its models may be; of another cluster nothing."""
-    document = storage.read_json(DEPLOYED) or {}
-    return document if document.get("cluster") == _cluster() else {}
+    document = storage.read_json(DEPLOYED)
+    return document if document and document.get("cluster") == _cluster() else {}
 
 
 def _cluster() -> str:

@@ -40,6 +40,8 @@ machines:
 BEGIN = int(datetime(2026, 11, 2, 12, tzinfo=UTC).timestamp())
 WORTH = {"value_per_prediction": {"amount": 0.001, "currency": "EUR"}}
 LOAD = {"load": 50}
+#: A cluster at an address where nobody answers.
+CLUSTER = SimpleNamespace(host="127.0.0.1", http_port=1, environment={}, dashboard="http://127.0.0.1:1")
 
 
 @pytest.fixture
@@ -388,7 +390,7 @@ def test_the_status_says_what_predictions_cost_and_how_the_budget_stands(
     lists: dict[str, list[Any]] = {"drift": [], "alarms": [], "invalid": [], "history": []}
     model = lists | {"name": packages.NAME, "version": "3", "state": "champion", "since": "", "requests": {}}
     documents = {"models": [model | {"rows": 0, "challenger": None}]}
-    monkeypatch.setattr(local, "find", lambda root: SimpleNamespace(host="127.0.0.1", http_port=1))
+    monkeypatch.setattr(local, "find", lambda root: CLUSTER)
     monkeypatch.setattr(service, "_ask", lambda *of: documents)
     cli.app(["status", str(file)], standalone_mode=False)
     shown = capsys.readouterr().out

@@ -17,6 +17,7 @@ import yaml
 from mlops_ray import cli, config
 from mlops_ray.cluster import costs, front, loads, looper, profitable, service
 from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.cluster.sizing import Machines
 from mlops_ray.cluster.stages import Silent, Stages
 from mlops_ray.config import Project
 from mlops_ray.errors import ReleaseError
@@ -281,7 +282,7 @@ def test_a_run_says_what_the_version_that_it_has_trained_earns(
     for name in ("require_token", "apply"):
         monkeypatch.setattr(front, name, lambda *of: [])
     monkeypatch.setattr(service, "predict", lambda *of: {"outputs": [{"data": [1.0]}]})
-    monkeypatch.setattr(looper, "machines", lambda project: {"small"})
+    monkeypatch.setattr(looper, "machines", lambda project: Machines(frozenset(), "small"))
     pipeline: Any = SimpleNamespace(project=world.said(), storage=world.storage, progress=Silent())
     pipeline.stages, pipeline.push = Stages(world.storage), partial(Pipeline.push, pipeline)
     pipeline.prepare = pipeline.ingest = lambda: None
