@@ -1,5 +1,6 @@
 """Where rows may be: what is asked of this machine, of stores, and of the nodes of a cluster."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from mlops_ray.cluster import evidence
 from mlops_ray.config import Policy, Project
 from mlops_ray.errors import ClusterError, ConfigError, PolicyError
 from mlops_ray.policy import require_stores
+from mlops_ray.serving import deploy
+from mlops_ray.storage import Storage
 
 SOURCE = {"path": "a.csv", "time": "none", "columns": {"x": {"type": "float"}, "y": {"type": "float"}}}
 HEAD = {placement.HEAD: 1.0}
@@ -124,3 +127,30 @@ def test_of_a_cluster_that_does_not_tell_the_status_says_so() -> None:
     (found,) = evidence.places(["m"], {"m": ["eu-de"]}, "http://127.0.0.1:9", None).values()
     assert (found["allowed"], found["nodes"]) == (["eu-de"], None)
     assert found["said"] == "not known: the cluster's dashboard does not tell (URLError)"
+
+
+def test_a_front_end_that_may_not_pass_rows_on_is_found_and_only_for_who_is_bound(
+    cluster: list[placement.Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "nodes", lambda: [(deploy.FRONT, "a"), (deploy.FRONT, "b"), ("other", "b")])
+    # Who may be anywhere is served again, and moves.
+    deploy._require_fronts({})
+    with pytest.raises(PolicyError, match="front end on the node b would pass requests on"):
+        deploy._require_fronts({"region": "in(eu-de)"})
+
+
+def test_a_model_keeps_to_the_regions_of_all_that_are_served_beside_it(
+    cluster: list[placement.Node], tmp_path: Path
+) -> None:
+    storage = Storage.open(str(tmp_path))
+    free = project(project="n", sources={"s": SOURCE})
+    assert deploy.where(free, storage) == {}
+    storage.write_json({"cluster": "a", "regions": {"m": ["eu-de"]}}, deploy.DEPLOYED)
+    assert deploy.where(free, storage) == {"region": "in(eu-de)"}
+    assert deploy.where(project(project="k"), storage) == {"region": "in(eu-de)"}
+
+
+def test_a_service_that_runs_keeps_its_replicas_and_does_not_begin_anew() -> None:
+    asked = project(serving={"replicas": {"initial": 4}})
+    assert deploy.begun(asked).serving.replicas.initial is None
+    assert deploy.begun(asked).serving.replicas.max == asked.serving.replicas.max

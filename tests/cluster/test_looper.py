@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from mlops_ray.cluster import loop, retraining, service
+from mlops_ray.cluster import loop, looper, retraining, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.loop import Retraining, Settings
-from mlops_ray.cluster.looper import Looping, RayJobs
+from mlops_ray.cluster.looper import Looping, RayCluster, RayJobs
+from mlops_ray.cluster.meter import MARKET, SPOT, Node
+from mlops_ray.cluster.sizing import Machines
 from mlops_ray.config import Project
 from mlops_ray.data import error_log
 from mlops_ray.errors import ClusterError
@@ -112,3 +115,52 @@ def test_a_job_begins_once_whoever_submits_it_again(
     assert retraining.run(file, "one", storage) == 0
     assert "one has begun before" in capsys.readouterr().out
     assert storage.read_json(loop.JOBS, "one.json") == said
+
+
+# ---------------------------------------------------------------- machines
+
+
+def of(id: str, cpus: float = 8.0, gpus: float = 0.0, **labels: str) -> Node:
+    return Node(id, labels, cpus, gpus, cpus, gpus)
+
+
+def machines(monkeypatch: pytest.MonkeyPatch, nodes: list[Node], spot: bool = False, **cost: Any) -> Machines:
+    """Of a project whose rows may be in eu-de only, on a cluster of these nodes."""
+    document = yaml.safe_load(RIGHT)
+    document["sources"]["s"]["policy"] = {"allowed_regions": "eu-de"}
+    project = Project.model_validate(document | {"cost": cost | {"spot": spot}})
+    monkeypatch.setattr(RayCluster, "nodes", lambda _: nodes)
+    return looper.machines(project)
+
+
+def test_a_type_of_machine_is_there_where_rows_may_be_and_nodes_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        of("a", cpus=0, region="eu-de", machine="head"),
+        of("b", region="eu-de", machine="small"),
+        of("c", region="us-east", machine="big"),
+        of("d", **{"region": "eu-de", "machine": "cheap", MARKET: SPOT}),
+    ]
+    found = machines(monkeypatch, nodes)
+    assert [name in found for name in ("small", "big", "cheap", "head")] == [True, False, False, False]
+    assert "cheap" in machines(monkeypatch, nodes, spot=True)
+    monkeypatch.setenv("MLOPS_MACHINES", "big,gpu")
+    assert "gpu" in machines(monkeypatch, nodes)
+
+
+def test_nodes_that_say_no_type_are_of_the_one_that_the_project_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = machines(
+        monkeypatch, [of("a", region="eu-de"), of("b", region="eu-de", machine="big")], machine="own"
+    )
+    assert (found.unlabelled, found.labels("own", spot=False)) == ("own", {"machine": "!in(big)"})
+
+
+def test_there_is_room_for_what_is_free_on_nodes_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        of("a", cpus=3, gpus=2, region="eu-de", pool="gpu"),
+        of("b", cpus=3, region="eu-de", pool="cpu"),
+        of("c", cpus=8, region="us-east", pool="cpu"),
+    ]
+    room = machines(monkeypatch, nodes).room
+    assert [room(1.0, 0.0, labels) for labels in ({}, {"pool": "cpu"}, {"pool": "!gpu"})] == [6, 3, 3]
+    # Of two GPUs none is shared by parts.
+    assert (room(1.0, 0.6, {}), room(0.5, 0.5, {}), room(0.0, 2.0, {})) == (2, 4, 1)
