@@ -174,7 +174,8 @@ def _replica_per_hour(project: Project, listed: PriceList) -> float | None:
     """What a replica costs; `None` where its type of machine is not known, or has no price."""
     resources, cost = project.serving.resources, project.cost
     machine = (cost.machine or "") if resources.machine == "auto" else resources.machine
-    price = actual.price_of(listed, machine, False, cost.region)
+    found = [actual.price_of(listed, machine, spot, cost.region) for spot in {cost.spot, False}]
+    price = min((each for each in found if each is not None), key=lambda each: each.per_hour, default=None)
     per_hour = math.inf if price is None else replica_price(price, resources.cpu, resources.gpu)
     return per_hour if math.isfinite(per_hour) else None
 

@@ -1,7 +1,7 @@
 """What runs beside replicas, by name: trainings by their project, other jobs of Ray by their command.
 
-A name is for people, on pages and in alerts: of a command it has the program, subcommands and files, and
-nothing that could be a secret.
+A name is for people, on pages and in alerts: of a command it has the program, and the plain words and files
+behind it. That keeps out options, variables and what looks like a key, not a secret that is a plain word.
 """
 
 import math
@@ -97,7 +97,7 @@ def safe_id(id: str) -> str:
 
 
 def words(command: str) -> str:
-    """The first words of a command, up to what could be a secret; empty where already the first one could.
+    """The first words of a command, up to one that is neither plain nor a file; empty where the first is not.
 
     >>> words("/usr/bin/python3 -P -m shop.fit eu --password hunter"), words("TOKEN=abc fit.sh")
     ('shop.fit eu', '')
