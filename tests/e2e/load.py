@@ -74,6 +74,15 @@ class Caller:
             self.close()
             return 0, None
 
+    def get(self, path: str) -> int:
+        """The status of another address, asked over the same connection; raises what `http.client` does."""
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(HOST, self.port, timeout=30)
+        self._connection.request("GET", path)
+        reply = self._connection.getresponse()
+        reply.read()
+        return reply.status
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
