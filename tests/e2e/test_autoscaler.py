@@ -198,7 +198,7 @@ def test_what_no_type_of_node_has_is_refused_before_the_sweep_begins(undisturbed
     gpus, cpus, elsewhere = undisturbed["refusals"]
     assert "no node of the cluster has the 9 CPUs of training.search.resources" in cpus
     assert "training.search.gpu is required, but no node of the cluster has " in gpus
-    assert "no node of the cluster has the label region in (xx-far), 1 CPU and 1 GPU" in elsewhere
+    assert "no node of the cluster has the label region in (xx-far), " in elsewhere
 
 
 def test_a_spot_node_that_is_taken_away_in_a_sweep_changes_nothing_of_it(
