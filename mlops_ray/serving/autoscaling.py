@@ -117,14 +117,14 @@ def most_rate(fixed_s: float, each_s: float, target_s: float) -> float:
     return low if p99_s(0.0, fixed_s, each_s) <= target_s else 0.0
 
 
-def hold_s(start_s: float, starts: float = HOLD) -> float:
-    """How long a replica is kept that is one too many, seconds: as long as so many starts take.
+def hold_s(start_s: float, starts: float | None = None) -> float:
+    """How long a replica is kept that is one too many, seconds: as long as so many starts take (`HOLD`).
 
     To keep it costs its price a second; to be without it when it is needed costs what `worth` says. Who waits
     until the one is as much as the other never pays twice what was needed (Karlin et al., Competitive snoopy
     caching, 1988).
     """
-    return min(starts * start_s, MOST_HOLD_S)
+    return min((HOLD if starts is None else starts) * start_s, MOST_HOLD_S)
 
 
 def worth(per_hour: float, value: float, rate: float) -> float:

@@ -47,14 +47,16 @@ def until(condition: Callable[[], object]) -> float:
     return time.monotonic() - began
 
 
-def test_a_model_at_rest_has_no_replica_and_its_first_caller_waits_for_one(client: Client) -> None:
+def test_a_model_at_rest_has_no_replica_and_its_first_caller_waits_for_one(
+    client: Client, ray_cluster: LocalCluster
+) -> None:
     for _ in range(2):
-        until(lambda: not replicas(NAME))
+        until(lambda: not replicas(ray_cluster, NAME))
         began = time.monotonic()
         assert client.predict([ROW]).predictions.tolist() == [pytest.approx(7 * FACTOR, abs=0.01)]
         first_s, began = time.monotonic() - began, time.monotonic()
         assert client.predict([ROW]).predictions.tolist() == [pytest.approx(7 * FACTOR, abs=0.01)]
         # Who comes then waits for nobody.
         assert time.monotonic() - began < first_s
-        assert len(replicas(NAME)) == 1
+        assert len(replicas(ray_cluster, NAME)) == 1
         print(f"the first waited for {first_s:.1f} s")
