@@ -4,7 +4,7 @@ import json
 import os
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mlops_ray import audit
@@ -93,12 +93,14 @@ def _placed(application: Document, known: Mapping[str, Document], allowed: list[
     return {"allowed": allowed, "nodes": nodes, "said": said(nodes, allowed)}
 
 
-def said(nodes: Iterable[Mapping[str, Any]], allowed: list[str] | None) -> str:
+def said(nodes: Sequence[Mapping[str, Any]], allowed: list[str] | None) -> str:
     """Where replicas run, in words, and whether that is as the policy says.
 
     >>> nodes = [{"address": "10.0.0.7", "region": "eu-de", "replicas": 2, "may": True}]
     >>> print(said(nodes, ["eu-de"]))
     2 in eu-de, as they must be: rows may be in eu-de only
+    >>> said([{**nodes[0], "region": None}], None)
+    '2'
     >>> print(said([{**nodes[0], "region": None, "may": False}], ["eu-de"]))
     2 in no region. Not allowed, since rows may be in eu-de only: 10.0.0.7
     """
@@ -107,7 +109,7 @@ def said(nodes: Iterable[Mapping[str, Any]], allowed: list[str] | None) -> str:
         counts[node["region"] or "no region"] += node["replicas"]
     where = ", ".join(f"{count} in {region}" for region, count in sorted(counts.items())) or "none runs"
     if allowed is None:
-        return where
+        return where if any(node["region"] for node in nodes) else f"{counts.total()}"
     only = f"rows may be in {', '.join(allowed)} only"
     wrong = [node["address"] for node in nodes if not node["may"]]
     if wrong:
