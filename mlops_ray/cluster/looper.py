@@ -104,8 +104,7 @@ class RayCluster:
                 *(node["Resources"].get(what, 0.0) for what in ("CPU", "GPU")),
                 *(free.get(node["NodeID"], {}).get(what, 0.0) for what in ("CPU", "GPU")),
             )
-            for node in ray.nodes()  # type: ignore[no-untyped-call]
-            if node["Alive"]
+            for node in placement.living({})
         ]
 
     def replicas(self) -> list[Replica]:
