@@ -127,7 +127,10 @@ class Client:
                 if status < 400:
                     return dict(orjson.loads(data))
                 error = _error(status, data)
-                if status not in PASSING:
+                if _knows_no_model(status, headers):
+                    # The next connection may come to another front end.
+                    self.close()
+                elif status not in PASSING:
                     raise error
                 wait_s = _seconds(headers.get("retry-after"))
             # Who all come back at once are turned away at once.
@@ -207,6 +210,11 @@ def _error(status: int, data: bytes) -> RequestError | ServiceError:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         said = data[:200].decode(errors="replace") or http.client.responses.get(status, "")
     return request_error(status, said) if status < 500 else ServiceError(f"status {status}: {said}")
+
+
+def _knows_no_model(status: int, headers: http.client.HTTPMessage) -> bool:
+    """Whether a front end answered that has just started and was told of no model: the service says JSON."""
+    return status == 404 and headers.get_content_type() == "text/plain"
 
 
 def _seconds(said: str | None) -> float:

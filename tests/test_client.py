@@ -62,7 +62,8 @@ def server() -> Iterator[Server]:
             status, headers = told
             body = json.dumps(GOOD if status == 200 else {"error": f"it is {status}"}).encode()
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            told_of = {"Content-Length": str(len(body)), "Content-Type": "application/json"} | headers
+            for name, value in told_of.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(body)
@@ -124,7 +125,11 @@ def test_pandas_polars_and_rows_are_the_same_columns() -> None:
     assert columns([{"a": 1}, {"b": 2}]) == {"a": [1, None], "b": [None, 2]}
 
 
-@pytest.mark.parametrize("passing", [(429, {"Retry-After": "0"}), (503, {}), (500, {}), "close"])
+@pytest.mark.parametrize(
+    "passing",
+    # The last is a front end that has just started, and knows of no model.
+    [(429, {"Retry-After": "0"}), (503, {}), (500, {}), "close", (404, {"Content-Type": "text/plain"})],
+)
 def test_what_passes_is_asked_again_under_the_same_id(passing: Any, server: Server) -> None:
     server.script = [passing, passing, (200, {})]
     assert Client(server.url, "m").predict(ROWS).version == "3"
@@ -144,7 +149,8 @@ def test_a_connection_is_kept(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "error"), [(401, UnauthorizedError), (403, ForbiddenError), (422, InvalidRowError)]
+    ("status", "error"),
+    [(401, UnauthorizedError), (403, ForbiddenError), (404, RequestError), (422, InvalidRowError)],
 )
 def test_what_the_caller_has_to_mend_is_raised_at_once_with_what_the_service_says(
     status: int, error: type[Exception], server: Server

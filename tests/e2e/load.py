@@ -83,6 +83,13 @@ class Caller:
         reply.read()
         return reply.status
 
+    def is_well(self) -> bool:
+        """Whether the front end at the other end of the connection says so."""
+        try:
+            return self.get("/-/healthz") == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
@@ -190,9 +197,20 @@ def mixed(port: int, key: str, models: dict[str, float], seconds: float, callers
 
 
 def steady(
-    url: str, key: str, model: str, factor: float, stop: threading.Event, callers: int
+    url: str,
+    key: str,
+    model: str,
+    factor: float,
+    stop: threading.Event,
+    callers: int,
+    *,
+    balanced: bool = False,
 ) -> Callable[[], Seen]:
-    """Callers with our client, and as many without retries, until `stop`; what comes back waits for them."""
+    """Callers with our client, and as many without retries, until `stop`; what comes back waits for them.
+
+    Those without retries are `balanced` where they ask as what is in front of nodes does: only a front end
+    that just has said that it is well.
+    """
     seen = Seen()
     port = int(url.rpartition(":")[2])
 
@@ -212,7 +230,10 @@ def steady(
     def plain(number: int) -> None:
         caller = Caller(port, key, model, factor, seen, random.Random(number))
         while not stop.is_set():
-            caller.ask("plain", [float(number + 1)])
+            if not balanced or caller.is_well():
+                caller.ask("plain", [float(number + 1)])
+            else:
+                caller.close()
         caller.close()
 
     threads = [threading.Thread(target=kind, args=(n,)) for kind in (patient, plain) for n in range(callers)]

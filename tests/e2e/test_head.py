@@ -4,9 +4,7 @@ The head keeps its state in a Redis server, as that of configs/kuberay does. The
 machine (fakes.py); commands run as on a node of a cluster, by `RAY_ADDRESS`.
 """
 
-import http.client
 import json
-import random
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -24,7 +22,6 @@ from mlops_ray.storage import Storage
 from tests import fakes
 from tests.e2e import load
 from tests.e2e.conftest import COMMAND
-from tests.e2e.load import Caller, Seen
 from tests.fakes import FIRST, PATIENCE_S, Standing, until
 from tests.features.conftest import RedisServer
 from tests.serving import packages
@@ -113,7 +110,7 @@ def test_requests_are_answered_while_the_head_is_gone_and_the_service_is_whole_w
     service: Service,
 ) -> None:
     cluster, stop = service.cluster, threading.Event()
-    joined = load.steady(service.url, service.key, packages.NAME, 2.0, stop, CALLERS)
+    joined = load.steady(service.url, service.key, packages.NAME, 2.0, stop, CALLERS, balanced=True)
     try:
         cluster.kill(FIRST)
         with_no_head = service.ask()
@@ -139,33 +136,13 @@ def test_no_request_is_lost_when_a_node_is_told_to_end(service: Service) -> None
     cluster, stop = service.cluster, threading.Event()
     other = cluster.add(1)
     until(lambda: other in cluster.nodes())
-    caller = Caller(cluster.cluster.http_port, service.key, packages.NAME, 2.0, Seen(), random.Random(7))
-    thread = threading.Thread(target=balanced, args=(caller, stop))
-    thread.start()
+    joined = load.steady(service.url, service.key, packages.NAME, 2.0, stop, CALLERS, balanced=True)
     try:
         # It has 25 s, and no other is told that it goes than Ray.
         cluster.terminate("1-node")
         assert len(service.replicas(other)) == 1
     finally:
         stop.set()
-        thread.join()
-    assert caller.seen.wrong == []
-    assert set(caller.seen.statuses) == {("plain", 200)}
-
-
-def balanced(caller: Caller, stop: threading.Event) -> None:
-    """Asks as what is in front of nodes does: only a front end that just has said that it is well."""
-    while not stop.is_set():
-        if is_well(caller):
-            caller.ask("plain", [3.0])
-        else:
-            caller.close()
-    caller.close()
-
-
-def is_well(caller: Caller) -> bool:
-    """Whether the front end at the other end of the connection says so."""
-    try:
-        return caller.get("/-/healthz") == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        seen = joined()
+    assert seen.wrong == []
+    assert set(seen.statuses) == {("plain", 200), ("client", 200)}
