@@ -157,7 +157,7 @@ class _Cluster:
             "enableInTreeAutoscaling": True,
             "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": IDLE_S},
             "gcsFaultToleranceOptions": {"redisAddress": self.place.redis, "redisPassword": password},
-            # No task and no replica runs there.
+            # No task and no model's replica runs there.
             "headGroupSpec": {
                 "rayStartParams": {"num-cpus": "0"},
                 **self._group("head", HEAD, "ray-head", HEAD_LIVES),
