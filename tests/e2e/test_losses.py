@@ -64,7 +64,7 @@ class Work:
         until(lambda: len(self.cluster.nodes()) == 2)
         running = subprocess.Popen(
             command,
-            env=self.cluster.environment | {"RAY_ADDRESS": self.cluster.cluster.address},
+            env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -78,6 +78,15 @@ class Work:
             running.kill()
             self.cluster.add(1)
         assert running.returncode == 0, told
+
+    def run(self, *command: str) -> None:
+        """Runs a command that loses nothing."""
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return self.cluster.environment | {"RAY_ADDRESS": self.cluster.cluster.address}
 
     def _at_work(self, title: str) -> str | None:
         return next((node for node in self.cluster.nodes() if self.cluster.titled(node, title)), None)
@@ -118,7 +127,7 @@ def test_rows_that_a_lost_node_was_reading_are_stored_once(work: Work) -> None:
 
 
 def test_features_that_a_lost_node_was_joining_are_those_of_one_process(work: Work) -> None:
-    """What comes before has stored the rows."""
+    work.run(COMMAND, "ingest", str(work.file))
     work.bereft(_driver(joined, work.folder), "ray::answer")
     alone = pl.read_parquet(work.folder / "alone.parquet")
     assert alone["mean"].null_count() < alone.height
