@@ -2,35 +2,137 @@
 
     audit/000001.jsonl   {"number", "at", "by", "what", "about", "before", "digest"}, a line each
     audit/head.json      number and digest of the last line
+    audit/places.json    by project, the file outside the storage that hears of each line (`audit.heads`)
 
 `digest` is SHA-256 of the rest of a line, to which `before` belongs, the digest of the line before: whoever
-changes a line, takes one out or moves it has to change all that follow, and the head. Several processes may
-write.
+changes a line, takes one out or moves it has to change all that follow, and the head. Who may write here can
+do that; the file outside, with {"number", "digest", "at"} of each line, tells. Several processes may write.
+
+No line holds a value of a row. What cannot be told is not done: it is told before it is done, or where what
+is to be told is known afterwards only, it is asked before whether it could be (`require`).
 """
 
+import contextlib
 import fcntl
+import getpass
 import os
-from collections.abc import Iterator, Mapping
+import platform
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
 from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage, digest
 
-FOLDER, HEAD, LOCK = "audit", "head.json", ".lock"
+FOLDER, HEAD, PLACES, LOCK = "audit", "head.json", "places.json", ".lock"
 #: A segment that is so large is followed by another; whoever writes reads the last one.
 SEGMENT_BYTES = 1 << 20
+
+#: What every line has.
+PARTS = frozenset({"number", "at", "by", "what", "about", "before", "digest"})
 
 Entry = dict[str, Any]
 
 
+def who() -> str:
+    """Who gives a command: the account, and the machine."""
+    try:
+        name = os.environ.get("USER") or getpass.getuser()
+    except (KeyError, OSError):
+        # In a container whose user has no name.
+        name = str(os.getuid())
+    return f"{name} at {platform.node()}"
+
+
 def append(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> Entry:
-    """Adds a line, which is on disk when this returns: the plain data of `what` happened, and who did it."""
-    with storage.path(FOLDER, LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Adds a line, which is on disk when this returns: the plain data of `what` happened, and who did it.
+
+    Raises `StorageError` where it cannot be written, here or at a place outside.
+
+    >>> import tempfile
+    >>> storage = Storage.open(tempfile.mkdtemp())
+    >>> append(storage, "a key was revoked", "ann at home", {"name": "web"})["number"], verify(storage)
+    (1, 1)
+    """
+    return _added(storage, what, by, about, _places(storage).values())
+
+
+def require(storage: Storage) -> None:
+    """Raises `StorageError` where no line could be added."""
+    with _writing(storage, _places(storage).values()):
+        _last(storage)
+
+
+def settle(storage: Storage, project: str, heads: str | None) -> None:
+    """Has every line heard of at this place outside from now on; that it is another one is a line itself."""
+    known = _places(storage)
+    before = known.get(project)
+    if before == heads:
+        return
+    after = {name: place for name, place in (known | {project: heads}).items() if place is not None}
+    about = {"project": project, "before": before, "after": heads}
+    _added(storage, "another place hears of this record", who(), about, after.values())
+    storage.write_json(after, FOLDER, PLACES)
+
+
+def entries(storage: Storage) -> Iterator[Entry]:
+    """The lines, oldest first; raises `StorageError` where one cannot be read."""
+    for path in _segments(storage):
+        # What has no end yet is being written, or never was.
+        for line in path.read_bytes().split(b"\n")[:-1]:
+            yield _entry(path, line)
+
+
+def verify(storage: Storage, heads: str | None = None) -> int:
+    """How many lines the record has; raises `StorageError` where any was changed, moved or taken away.
+
+    `heads` is the place outside with which it is compared.
+    """
+    return int(verified(storage, heads)["number"])
+
+
+def verified(storage: Storage, heads: str | None = None) -> Entry:
+    """Number and digest of the last line of a record that is whole; as `verify`."""
+    # Nobody is between the record and the place outside meanwhile.
+    with _writing(storage, ()):
+        head: Entry = _head(storage)
+        found: Entry = {"number": 0, "digest": ""}
+        told = {"": {head["number"]: {head["digest"]}}}
+        if heads is not None:
+            told[f", as {heads} tells"] = _heard(heads)
+        for entry in entries(storage):
+            found = _linked(entry, found)
+            for where, known in told.items():
+                if not known.get(found["number"], set()) <= {found["digest"]}:
+                    said = f"entry {found['number']} of the audit record is another than it was"
+                    raise StorageError(said + where)
+    for where, known in told.items():
+        if found["number"] < (most := max(known, default=0)):
+            said = f"the audit record was cut short: {found['number']} entries of {most} are there"
+            raise StorageError(said + where)
+        # The last writer may have been killed before it told the place outside.
+        if where and found["number"] - most > 1:
+            said = f"{heads} (audit.heads) was not told of the entries from {most + 1} on"
+            raise StorageError(f"{said}: of those nobody knows whether they are the first ones")
+    return found
+
+
+def _linked(entry: Entry, before: Entry) -> Entry:
+    """Number and digest of the line that follows another; raises `StorageError` where it does not."""
+    number = before["number"] + 1
+    sealed = {key: value for key, value in entry.items() if key != "digest"}
+    if (entry["number"], entry["before"]) != (number, before["digest"]):
+        raise StorageError(f"the audit record has a gap before entry {entry['number']}")
+    if entry["digest"] != digest(sealed):
+        raise StorageError(f"entry {number} of the audit record was changed")
+    return {"number": number, "digest": entry["digest"]}
+
+
+def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], places: Iterable[str]) -> Entry:
+    with _writing(storage, places) as outside:
         head, last = _head(storage), _last(storage)
         # Where lines are gone, or others than there were, the chain goes on from what was: the gap shows.
         before = last if last["number"] > head["number"] else head
@@ -44,37 +146,63 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> En
         }
         entry["digest"] = digest(entry)
         with _segment(storage).open("ab") as lines:
-            lines.write(orjson.dumps(entry) + b"\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-        storage.write_json({"number": entry["number"], "digest": entry["digest"]}, FOLDER, HEAD)
+            _write(lines, entry)
+        told = {"number": entry["number"], "digest": entry["digest"]}
+        storage.write_json(told, FOLDER, HEAD)
+        for file in outside:
+            _write(file, told | {"at": entry["at"]})
         return entry
 
 
-def entries(storage: Storage) -> Iterator[Entry]:
-    """The lines, oldest first; raises `StorageError` where one cannot be read."""
-    for path in _segments(storage):
-        # What has no end yet is being written, or never was.
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            yield _entry(path, line)
+def _write(file: IO[bytes], line: Entry) -> None:
+    file.write(orjson.dumps(line) + b"\n")
+    file.flush()
+    os.fsync(file.fileno())
 
 
-def verify(storage: Storage) -> int:
-    """How many lines the record has; raises `StorageError` where any was changed, moved or taken away."""
-    before, head, count = "", _head(storage), 0
-    for entry in entries(storage):
-        count += 1
-        sealed = {key: value for key, value in entry.items() if key != "digest"}
-        if (entry.get("number"), entry.get("before")) != (count, before):
-            raise StorageError(f"the audit record has a gap before entry {entry.get('number')}")
-        if entry.get("digest") != digest(sealed):
-            raise StorageError(f"entry {count} of the audit record was changed")
-        before = entry["digest"]
-        if count == head["number"] and before != head["digest"]:
-            raise StorageError(f"entry {count} of the audit record is another than it was")
-    if count < head["number"]:
-        raise StorageError(f"the audit record was cut short: {count} entries of {head['number']} are there")
-    return count
+@contextlib.contextmanager
+def _writing(storage: Storage, places: Iterable[str]) -> Iterator[list[IO[bytes]]]:
+    """The right to write, and the places outside, open: where one cannot be reached nothing is written."""
+    with contextlib.ExitStack() as opened:
+        try:
+            lock = opened.enter_context(storage.path(FOLDER, LOCK).open("w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield [opened.enter_context(_outside(place)) for place in sorted(set(places))]
+        except OSError as error:
+            where = f" ({error.filename})" if error.filename else ""
+            said = f"the audit record cannot be written: {error.strerror}{where}"
+            raise StorageError(f"{said}; what it cannot tell is not done") from error
+
+
+@contextlib.contextmanager
+def _outside(place: str) -> Iterator[IO[bytes]]:
+    """The file of a place outside, whose folder is not made: it may be that of a disk that is missing."""
+    with Path(place).open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            # Whoever was killed within a line left it without an end.
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        yield file
+
+
+def _heard(place: str) -> dict[int, set[str]]:
+    """The digests that a place outside has heard of, by the number of their line."""
+    found: dict[int, set[str]] = {}
+    try:
+        lines = Path(place).read_bytes().split(b"\n")
+    except OSError as error:
+        raise StorageError(f"{place} (audit.heads) cannot be read: {error.strerror}") from error
+    for line in lines:
+        # What is no line was cut off: those behind it tell of the same.
+        with contextlib.suppress(orjson.JSONDecodeError, TypeError, KeyError, ValueError):
+            told = orjson.loads(line)
+            found.setdefault(int(told["number"]), set()).add(str(told["digest"]))
+    return found
+
+
+def _places(storage: Storage) -> dict[str, str]:
+    return dict(storage.read_json(FOLDER, PLACES) or {})
 
 
 def _head(storage: Storage) -> Entry:
@@ -93,10 +221,11 @@ def _last(storage: Storage) -> Entry:
 
 
 def _entry(path: Path, line: bytes) -> Entry:
-    try:
-        return dict(orjson.loads(line))
-    except (orjson.JSONDecodeError, TypeError, ValueError):
-        raise StorageError(f"{path} is damaged: {line[:60]!r} is no entry of the audit record") from None
+    with contextlib.suppress(orjson.JSONDecodeError, TypeError, ValueError):
+        entry = dict(orjson.loads(line))
+        if entry.keys() >= PARTS:
+            return entry
+    raise StorageError(f"{path} is damaged: {line[:60]!r} is no entry of the audit record")
 
 
 def _segment(storage: Storage) -> Path:

@@ -20,7 +20,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from mlops_ray import __version__, config, keys
+from mlops_ray import __version__, audit, config, keys
 from mlops_ray.cluster import interrupt, joined, service
 from mlops_ray.config import Project
 from mlops_ray.errors import DataError, MlopsError, ServiceError, TrainingError, UsageError, did_you_mean
@@ -53,6 +53,8 @@ prices_app = typer.Typer(no_args_is_help=True, help="What machines cost.")
 app.add_typer(prices_app, name="prices")
 jobs_app = typer.Typer(no_args_is_help=True, help="What `submit` has begun.")
 app.add_typer(jobs_app, name="jobs")
+audit_app = typer.Typer(no_args_is_help=True, help="Who did what, and whether that is all.")
+app.add_typer(audit_app, name="audit")
 #: Characters of a line where nobody is there to see it wrap.
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -449,6 +451,43 @@ def key_list(file: ProjectFile, as_json: Json = False) -> None:
     _show(keys.names(_open(file)[1]), as_json, lambda found: _print_table(["name", "role"], found.items()))
 
 
+@audit_app.command("verify", epilog="Example: mlops-ray audit verify configs/factory_load.yaml")
+def audit_verify(file: ProjectFile, as_json: Json = False) -> None:
+    """Whether the record of what was done is whole; status 1 where an entry was changed, moved or removed."""
+    project, storage = _open(file, settle=False)
+    heads = project.audit.heads
+    last = audit.verified(storage, heads)
+    found = {"entries": last["number"], "head": last["digest"], "compared_with": heads}
+    _show(found, as_json, _print_verified)
+
+
+@audit_app.command("list", epilog="Example: mlops-ray audit list configs/factory_load.yaml --what key")
+def audit_list(
+    file: ProjectFile,
+    what: Annotated[str, typer.Option(help="Of those alone that say this, e.g. key or registered.")] = "",
+    since: Annotated[str | None, typer.Option(help="An instant; default: the beginning.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Who did what, when, about what."""
+    begin = _instant(since, "--since")
+    entries = audit.entries(_open(file, settle=False)[1])
+    found = [each for each in entries if what in each["what"]]
+    if begin is not None:
+        found = [each for each in found if datetime.fromisoformat(each["at"]) >= begin]
+    columns = ["number", "at (UTC)", "who", "what", "about"]
+    rows = [
+        [
+            each["number"],
+            each["at"][:19],
+            each["by"],
+            each["what"],
+            json.dumps(each["about"], ensure_ascii=False),
+        ]
+        for each in found
+    ]
+    _show(found, as_json, lambda _: _print_table(columns, rows))
+
+
 @features_app.command("list", epilog="Example: mlops-ray features list configs/flights.yaml")
 def features_list(file: ProjectFile, as_json: Json = False) -> None:
     """Every feature, what it is made of, and the hash of its definition, which is its identity."""
@@ -693,12 +732,16 @@ def _warn(file: Path) -> None:
         err.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-def _open(file: Path) -> tuple[Project, Storage]:
+def _open(file: Path, *, settle: bool = True) -> tuple[Project, Storage]:
+    """A project and its storage; who but looks at the audit record changes nothing of it."""
     # Functions that the file names may stand beside it, for this process and those that it starts.
     os.environ[SEARCH_PATH] = str(file.absolute().parent)
     project = config.load(file)
     joined.require_lasting(project)
-    return project, Storage.open(project.storage)
+    storage = Storage.open(project.storage)
+    if settle:
+        audit.settle(storage, project.project, project.audit.heads)
+    return project, storage
 
 
 def _ask(
@@ -784,6 +827,14 @@ def _print_fields(fields: dict[str, Any]) -> None:
     width = max([10, *map(len, fields)])
     for name, value in fields.items():
         print(f"{name:<{width}} {plain(str(value))}")
+
+
+def _print_verified(found: dict[str, Any]) -> None:
+    print(f"{found['entries']:,} entries, none changed, moved or removed; the last is {found['head']}")
+    if found["compared_with"] is None:
+        print("compared with nothing outside the storage (audit.heads): all of it may be another")
+    else:
+        print(f"as {found['compared_with']} has heard of them")
 
 
 def _print_table(columns: list[str], rows: Iterable[Iterable[Any]]) -> None:

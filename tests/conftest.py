@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import settings
 
-from mlops_ray import config
+from mlops_ray import audit, config
 from mlops_ray.cluster import head, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
@@ -74,6 +74,15 @@ def _absent(what: str) -> NoReturn:
 @pytest.fixture
 def storage(tmp_path: Path) -> Storage:
     return Storage.open(str(tmp_path / "storage"))
+
+
+def unrecordable(storage: Storage) -> Path:
+    """Nothing can be recorded any more: the file outside the storage that hears of it, this, is gone."""
+    path = storage.root.parent / "away" / "heads"
+    path.parent.mkdir()
+    audit.settle(storage, "away", str(path))
+    shutil.rmtree(path.parent)
+    return path
 
 
 @pytest.fixture(scope="session")

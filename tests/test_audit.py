@@ -1,6 +1,9 @@
 """The audit record: what was written stays, and whoever changes it is seen."""
 
 import multiprocessing
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +13,8 @@ import pytest
 from mlops_ray import audit
 from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage
+
+from .conftest import unrecordable
 
 
 def written(storage: Storage, count: int = 5) -> Path:
@@ -99,3 +104,142 @@ def test_processes_that_write_at_once_lose_no_line(storage: Storage) -> None:
     for writer in writers:
         writer.join()
     assert audit.verify(storage) == 60
+
+
+# ------------------------------------------------------------ a place outside
+
+
+@pytest.fixture
+def heads(storage: Storage, tmp_path: Path) -> Path:
+    """A file outside the storage that hears of every line."""
+    path = tmp_path / "outside" / "heads.jsonl"
+    path.parent.mkdir()
+    audit.settle(storage, "small", str(path))
+    return path
+
+
+def test_a_place_outside_hears_of_every_line_from_that_on_which_names_it(
+    storage: Storage, heads: Path
+) -> None:
+    written(storage)
+    told = [orjson.loads(line) for line in heads.read_bytes().splitlines()]
+    found = list(audit.entries(storage))
+    assert told == [{key: entry[key] for key in ("number", "digest", "at")} for entry in found]
+    assert found[0]["about"] == {"project": "small", "before": None, "after": str(heads)}
+    audit.settle(storage, "small", str(heads))
+    assert audit.verify(storage, str(heads)) == 6
+
+
+REPLACED = {
+    "as long": (6, "entry 1 of the audit record is another than it was, as "),
+    "longer": (9, "entry 1 of the audit record is another than it was, as "),
+    "shorter": (3, "entry 1 of the audit record is another than it was, as "),
+    "gone": (0, "cut short: 0 entries of 6 are there, as "),
+}
+
+
+@pytest.mark.parametrize("how", REPLACED)
+def test_a_record_that_was_replaced_as_a_whole_is_seen_by_the_place_outside(
+    storage: Storage, heads: Path, tmp_path: Path, how: str
+) -> None:
+    length, said = REPLACED[how]
+    written(storage)
+    other = Storage.open(str(tmp_path / "other"))
+    for _ in range(length):
+        audit.append(other, "tested", "a test", {"step": 9})
+    shutil.rmtree(storage.root / "audit")
+    if length:
+        shutil.copytree(other.root / "audit", storage.root / "audit")
+    assert audit.verify(storage) == length
+    with pytest.raises(StorageError, match=f"{said}{heads} tells"):
+        audit.verify(storage, str(heads))
+    # What the next command does.
+    audit.settle(storage, "small", str(heads))
+    assert audit.verify(storage) == length + 1
+    with pytest.raises(StorageError, match="is another than it was, as "):
+        audit.verify(storage, str(heads))
+
+
+def test_where_a_place_outside_cannot_be_reached_nothing_is_added(storage: Storage) -> None:
+    before = unrecordable(storage)
+    said = r"cannot be written: No such file or directory \(.*heads\); what it cannot tell is not done"
+    with pytest.raises(StorageError, match=said):
+        audit.require(storage)
+    with pytest.raises(StorageError, match=said):
+        audit.append(storage, "tested", "a test", {})
+    assert audit.verify(storage) == 1
+    assert not before.parent.exists()
+    with pytest.raises(StorageError, match=r"heads \(audit.heads\) cannot be read: No such file"):
+        audit.verify(storage, str(before))
+
+
+def test_a_writer_that_was_killed_may_owe_the_place_outside_its_own_line_and_no_more(
+    storage: Storage, heads: Path
+) -> None:
+    written(storage)
+    *lines, last = heads.read_bytes().splitlines(keepends=True)
+    heads.write_bytes(b"".join(lines) + last[:20])
+    assert audit.verify(storage, str(heads)) == 6
+    audit.append(storage, "tested", "a test", {"step": 6})
+    assert audit.verify(storage, str(heads)) == 7
+    heads.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(StorageError, match="was not told of the entries from 5 on"):
+        audit.verify(storage, str(heads))
+
+
+def test_projects_of_one_storage_name_a_place_each_and_that_one_has_none_any_more_is_a_line(
+    storage: Storage, heads: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    audit.settle(storage, "large", str(other))
+    audit.append(storage, "tested", "a test", {})
+    assert audit.verify(storage, str(other)) == audit.verify(storage, str(heads)) == 3
+    audit.settle(storage, "small", None)
+    audit.settle(storage, "small", None)
+    *_, last = audit.entries(storage)
+    assert (last["number"], last["by"]) == (4, audit.who())
+    assert last["about"] == {"project": "small", "before": str(heads), "after": None}
+    assert len(heads.read_bytes().splitlines()) == 3
+    assert audit.verify(storage, str(other)) == 4
+
+
+# ------------------------------------------------------------ the commands
+
+PROJECT = """
+project: small
+storage: {storage}
+sources:
+  meter: {{path: rows.csv, entity: site, event_time: {{column: time}}, columns: {{site: {{type: category}}}}}}
+features: {{row: {{columns: [site]}}}}
+target: {{source: meter, expr: site, task: classification}}
+audit: {{heads: {heads}}}
+"""
+#: As the entry point does, where nothing of Ray can be imported.
+OFFLINE = "import sys; sys.modules['ray'] = None; from mlops_ray.cli import main; main()"
+
+
+def test_the_commands_tell_offline_whether_it_is_whole_and_what_it_says(
+    storage: Storage, heads: Path, tmp_path: Path
+) -> None:
+    written(storage)
+    audit.append(storage, "a key was made", "ann at home", {"name": "web"})
+    file = tmp_path / "project.yaml"
+    file.write_text(PROJECT.format(storage=storage.root, heads=heads))
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        line = [sys.executable, "-c", OFFLINE, "audit", arguments[0], str(file), *arguments[1:]]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
+        return done.returncode, done.stdout, done.stderr
+
+    *_, last = audit.entries(storage)
+    status, out, err = command("verify", "--json")
+    assert status == 0, err
+    assert orjson.loads(out) == {"entries": 7, "head": last["digest"], "compared_with": str(heads)}
+    assert orjson.loads(command("list", "--json")[1]) == list(audit.entries(storage))
+    assert orjson.loads(command("list", "--json", "--what", "key", "--since", last["at"])[1]) == [last]
+    assert command("list", "--json", "--since", "2999-01-01T00:00Z")[1] == "[]\n"
+    assert '{"name": "web"}' in command("list")[1]
+    (path,) = storage.root.joinpath("audit").glob("*.jsonl")
+    path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":9'))
+    status, out, err = command("verify")
+    assert (status, out, err) == (1, "", "error: entry 4 of the audit record was changed\n")

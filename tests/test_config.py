@@ -375,3 +375,14 @@ def test_what_a_search_may_cost_is_told_by_prices_in_their_currency(
         config.load(file, {})
     line = text[: text.index(limit)].count("\n") + 1
     assert str(error.value).startswith(f"{file}:{line}: training.search.budget: {says}")
+
+
+def test_who_hears_of_the_audit_record_is_a_file_outside_the_storage(tmp_path: Path) -> None:
+    file = tmp_path / "project.yaml"
+    text = EXAMPLE.read_text()
+    file.write_text(f"{text}\naudit: {{heads: heads.jsonl}}\n")
+    assert config.load(file, {}).audit.heads == str(tmp_path / "heads.jsonl")
+    for heads in (".mlops/heads.jsonl", "x/../.mlops/heads.jsonl", "s3://records/heads.jsonl"):
+        file.write_text(f"{text}\naudit: {{heads: {heads}}}\n")
+        with pytest.raises(ConfigError, match=r"yaml:\d+: audit.heads: is no file outside the storage"):
+            config.load(file, {})

@@ -641,6 +641,13 @@ class Signing(Model):
     """Types that a model of a family of one's own may hold, e.g. sklearn.tree._tree.Tree."""
 
 
+class Audit(Model):
+    """The record of who did what."""
+
+    heads: str | None = None
+    """A file outside the storage, one for each storage, which hears of every entry: its number and digest."""
+
+
 # ---------------------------------------------------------------- the whole
 
 
@@ -682,6 +689,7 @@ class Project(Model):
     monitoring: Monitoring = Monitoring()
     cost: Cost = Cost()
     signing: Signing = Signing()
+    audit: Audit = Audit()
 
     _origin: Origin = PrivateAttr(Origin(None, {}))
 
@@ -708,7 +716,17 @@ class Project(Model):
             raise wrong(said, "serving", "postprocess", "labels")
         self._check_value()
         self._check_budget()
+        self._check_heads()
         return self
+
+    def _check_heads(self) -> None:
+        """Who can replace the storage is not to replace them too."""
+        heads = self.audit.heads
+        if heads is None:
+            return
+        if "://" in heads or Path(heads).resolve().is_relative_to(Path(self.storage).resolve()):
+            said = "is no file outside the storage; name one, e.g. /mnt/records/heads.jsonl"
+            raise wrong(said, "audit", "heads")
 
     def _check_budget(self) -> None:
         """What a search may cost is told by prices, in their currency."""

@@ -168,6 +168,7 @@ PATHS = (
     ("cost", "prices"),
     ("cost", "load", "recorded"),
     ("signing", "key"),
+    ("audit", "heads"),
     ("serving", "listen", "certificate"),
     ("serving", "listen", "key"),
 )
