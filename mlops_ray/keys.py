@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from mlops_ray import audit
 from mlops_ray.errors import ForbiddenError, UnauthorizedError, UsageError
 from mlops_ray.storage import PRIVATE, Storage
 
@@ -22,6 +23,8 @@ FILE = "keys.json"
 LOCAL = "local"
 #: A revoked key must be refused within a second.
 RELOAD_S = 0.5
+#: Of the digest of a key, in hex, by which the audit record names it; it tells nothing of the key.
+ID_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def add(storage: Storage, name: str, role: str, *, rate: float | None = None) ->
         if name in known:
             raise UsageError(f"a key named {name!r} exists; revoke it first, or take another name")
         key = secrets.token_urlsafe(32)
-        known[name] = {"role": role, "sha256": _digest(key)} | ({"rate": rate} if rate is not None else {})
+        made = {"role": role, "sha256": _digest(key)} | ({"rate": rate} if rate is not None else {})
+        _tell(storage, "a key was made", name, made)
+        known[name] = made
     return key
 
 
@@ -55,6 +60,7 @@ def revoke(storage: Storage, name: str) -> None:
     with _changing(storage) as known:
         if name not in known:
             raise UsageError(f"no key named {name!r}; there are {', '.join(sorted(known)) or 'none'}")
+        _tell(storage, "a key was revoked", name, known[name])
         del known[name]
 
 
@@ -116,6 +122,11 @@ class Keyring:
             }
             self._read_at = time.monotonic()
         return self._callers
+
+
+def _tell(storage: Storage, what: str, name: str, entry: dict[str, Any]) -> None:
+    about = {key: value for key, value in entry.items() if key != "sha256"}
+    audit.append(storage, what, audit.who(), {"name": name, **about, "id": entry["sha256"][:ID_DIGITS]})
 
 
 def _digest(key: str) -> str:

@@ -4,9 +4,11 @@ import stat
 
 import pytest
 
-from mlops_ray import keys
-from mlops_ray.errors import ForbiddenError, UnauthorizedError, UsageError
+from mlops_ray import audit, keys
+from mlops_ray.errors import ForbiddenError, StorageError, UnauthorizedError, UsageError
 from mlops_ray.storage import Storage
+
+from .conftest import unrecordable
 
 
 def test_a_key_opens_what_its_role_allows_and_no_more(storage: Storage) -> None:
@@ -78,3 +80,25 @@ def test_a_key_may_be_limited_to_so_many_requests_a_second(storage: Storage) -> 
     for rate in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UsageError, match="requests a second above 0"):
             keys.add(storage, "other", "predict", rate=rate)
+
+
+def test_who_made_and_revoked_a_key_is_recorded_and_never_the_key(storage: Storage) -> None:
+    key = keys.add(storage, "web", "predict", rate=2.0)
+    id = keys.stamp(storage, "web")[: keys.ID_DIGITS]
+    keys.revoke(storage, "web")
+    about = {"name": "web", "role": "predict", "rate": 2.0, "id": id}
+    assert [(each["what"], each["by"], each["about"]) for each in audit.entries(storage)] == [
+        ("a key was made", audit.who(), about),
+        ("a key was revoked", audit.who(), about),
+    ]
+    assert not any(key in path.read_text() for path in storage.path("audit", "x").parent.iterdir())
+
+
+def test_a_key_is_neither_made_nor_revoked_where_that_cannot_be_recorded(storage: Storage) -> None:
+    keys.add(storage, "web", "predict")
+    unrecordable(storage)
+    with pytest.raises(StorageError, match="audit record cannot be written"):
+        keys.add(storage, "other", "read")
+    with pytest.raises(StorageError, match="audit record cannot be written"):
+        keys.revoke(storage, "web")
+    assert keys.names(storage) == {"web": "predict"}
