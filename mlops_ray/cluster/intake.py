@@ -14,6 +14,7 @@ from typing import Any
 
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.cluster import evidence
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File, Project, Source, Target
@@ -28,6 +29,7 @@ from mlops_ray.data.validate import Report
 from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
+from mlops_ray.features.history import Commit
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.policy import curated
 from mlops_ray.serving import deploy
@@ -42,6 +44,8 @@ MOST_QUARANTINED = 0.5
 PREVIEW, PREVIEWED = 20, 10_000
 #: Of a hash in hex: Delta keeps a signed number of 64 bits.
 MARK_DIGITS = 15
+#: What the audit record says of a commit.
+STORED = "rows were stored"
 
 #: The name by which a history knows an input, and the number that its content has; none for a query.
 Mark = tuple[str, int | None]
@@ -104,10 +108,12 @@ class Intake:
         """Brings what is new of a source into its history; its report."""
         if not news:
             # A run was cut off between its commit and its record of it.
+            self._tell_untold(name)
             kept = self.storage.read_json("reports", f"validation-{name}.json")
             return {**Report().to_json(), **(kept or {}), "state": "committed"}
         source, history = self.store.project.sources[name], self.store.history(name)
         before, is_whole = history.commit, _is_whole(source)
+        audit.require(self.storage)
         with self.staged(name, wanted, is_incremental=not is_whole) as staged:
             self._require_good(staged, may_be_empty=before is not None)
             batch = Batch(
@@ -121,6 +127,9 @@ class Intake:
             document = self._document(staged, "checked")
             self.storage.write_json(document, "reports", f"validation-{name}.json")
             commit = history.store(batch, source, digest([before, news]))
+            if commit.id != before:
+                counted = {key: document[key] for key in ("rows_in", "valid", "quarantined")}
+                self._tell_stored(name, commit, {"before": before, **counted})
             document |= {"state": "committed", "version": commit.version}
             self._write(f"validation-{name}", document, report_page(document))
             history.maintain(vacuum_hours=VACUUM_H)
@@ -150,6 +159,7 @@ class Intake:
                 preview=_preview(staged, source),
                 seed=self.store.project.training.search.seed,
             )
+            self._tell_shown(name, "a first look", len(result["preview"]["rows"]))
         self._write(f"explore-{name}", result, explore_page(result))
         return result
 
@@ -218,9 +228,29 @@ class Intake:
 
     def _document(self, staged: Staged, state: str, said: str | None = None) -> dict[str, Any]:
         """The report of a reading as plain JSON, its quarantine written."""
-        staged.write_quarantine(self.storage.path("reports", f"quarantine-{staged.name}.parquet"))
         document = {"state": state, "said": said, **staged.to_json()}
+        examples = [each["value"] for check in document["checks"] for each in check["examples"]]
+        if document["checks"]:
+            self._tell_shown(staged.name, "a report", len(examples) - examples.count(None))
+        staged.write_quarantine(self.storage.path("reports", f"quarantine-{staged.name}.parquet"))
         return document | {"findings": report_findings(document)}
+
+    def _tell_untold(self, name: str) -> None:
+        """Has the audit record hear of the newest commit where a run that was cut off did not tell it."""
+        commit = self.store.history(name).newest
+        told = (each["about"] for each in audit.entries(self.storage) if each["what"] == STORED)
+        if commit is not None and (name, commit.id) not in ((each["source"], each["after"]) for each in told):
+            self._tell_stored(name, commit, {})
+
+    def _tell_stored(self, name: str, commit: Commit, about: dict[str, Any]) -> None:
+        made = {"source": name, "after": commit.id, "version": commit.version}
+        audit.append(self.storage, STORED, audit.who(), made | about)
+
+    def _tell_shown(self, name: str, where: str, rows: int) -> None:
+        """Has the audit record hear of rows that people may see, before they do."""
+        audit.append(
+            self.storage, "rows were shown", audit.who(), {"source": name, "in": where, "rows": rows}
+        )
 
     def _write(self, name: str, document: dict[str, Any], page: str) -> None:
         self.storage.write_json(document, "reports", f"{name}.json")

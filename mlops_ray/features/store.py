@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.config import Project, duration_in_words
 from mlops_ray.errors import DataError, UsageError, did_you_mean, first_line
 from mlops_ray.features import dataset, feast
@@ -75,6 +76,7 @@ class FeatureStore:
 
     def get(self, rows: pl.DataFrame, known_at: datetime | None = None) -> TrainingSet:
         """The features of a user's own rows, as known at an instant; see `dataset.get`."""
+        self._tell("features were asked for", rows.height)
         return dataset.get(self.project, self.features, rows, self.snapshots(known_at), self.storage)
 
     def materialize(self, held: Mapping[str, Snapshot] | None = None) -> dict[str, datetime]:
@@ -116,6 +118,11 @@ class FeatureStore:
             "online_up_to": about.until.isoformat() if about else None,
         }
 
+    def _tell(self, what: str, rows: int) -> None:
+        """Has the audit record hear of rows that a person gets, before they are written."""
+        about = {"project": self.project.project, "sources": [*self.views], "rows": rows}
+        audit.append(self.storage, what, audit.who(), about)
+
     def _about(self, view: ViewTable) -> About | None:
         if self.project.online is None and not self.storage.path(ONLINE).exists():
             return None
@@ -125,6 +132,7 @@ class FeatureStore:
     def export_feast(self, folder: Path) -> dict[str, str]:
         """Writes a Feast repository with what Feast can say; returns the other features, with the reason."""
         held = self.snapshots()
+        self._tell("rows were exported", sum(snapshot.rows for snapshot in held.values()))
         views, rows = [], {}
         others = {f.name: f"{f.kind} of the request" for f in self.features.computed}
         for name, view in self.project.features.items():

@@ -8,14 +8,16 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_ray import config
-from mlops_ray.cluster.intake import Intake
+from mlops_ray import audit, config
+from mlops_ray.cluster.intake import STORED, Intake
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.data import ingest
-from mlops_ray.errors import DataError, MlopsError
+from mlops_ray.errors import DataError, MlopsError, StorageError
 from mlops_ray.features.history import read
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.storage import Storage
+
+from ..conftest import unrecordable
 
 PROJECT = """
 project: small
@@ -125,6 +127,7 @@ def test_a_query_reads_on_from_the_newest_value_of_its_cursor_and_makes_no_commi
     first = made.ingest("meter")
     assert made.ingest("meter") == first
     assert report(made)["rows_in"] == 1
+    assert len(recorded(made, STORED)) == 1
     add(("2020-01-03", "b", 2.0), ("2020-01-04", "b", 4.0))
     made.ingest("meter")
     assert report(made)["rows_in"] == 3
@@ -302,6 +305,7 @@ def test_a_run_that_was_cut_off_behind_its_commit_goes_on(
     made = intake(folder)
     made.ingest("meter")
     assert in_force(made) == [(1, "a", 1.0), (2, "a", 2.0), (3, "a", 3.0)]
+    assert [about["after"] for about in recorded(made, STORED)][1:] == [made.store.history("meter").commit]
 
 
 def test_what_breaks_a_library_is_one_sentence_with_the_file(
@@ -328,3 +332,79 @@ def test_one_file_may_be_read_in_two_ways_and_a_changed_way_adds_what_it_changes
     assert (1, "a", 5.0) in in_force(made)
     # Of the first way one row changed; the second is read again behind it, and says nothing new.
     assert stored(made) == count + 1
+
+
+# ------------------------------------------------------------ what is recorded
+
+
+def recorded(made: Intake, what: str) -> list[dict[str, Any]]:
+    """What the audit record has of it, all of it by who runs this."""
+    found = [each for each in audit.entries(made.storage) if each["what"] == what]
+    assert {each["by"] for each in found} <= {audit.who()}
+    return [each["about"] for each in found]
+
+
+def test_each_commit_is_recorded_with_the_one_before_it_and_its_rows(folder: Path) -> None:
+    made = intake(folder)
+    first = made.store.history("meter").newest
+    assert first is not None
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n2020-01-04,a,99999\n")
+    made.ingest("meter")
+    second = made.store.history("meter").newest
+    assert second is not None
+    intake(folder).ingest("meter")
+    assert recorded(made, STORED) == [
+        {
+            "source": "meter", "before": None, "after": first.id, "version": first.version,
+            "rows_in": 2, "valid": 2, "quarantined": 0,
+        },
+        {
+            "source": "meter", "before": first.id, "after": second.id, "version": second.version,
+            "rows_in": 2, "valid": 1, "quarantined": 1,
+        },
+    ]  # fmt: skip
+
+
+def test_a_commit_that_a_killed_run_did_not_tell_is_told_once_by_the_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
+
+    def dies(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Intake, "_tell_stored", dies)
+        with pytest.raises(KeyboardInterrupt):
+            intake(folder).ingest("meter")
+    made = intake(folder)
+    assert len(recorded(made, STORED)) == 1
+    for _ in range(2):
+        made.ingest("meter")
+        (made.storage.root / "pipeline.json").unlink()
+    assert [about["after"] for about in recorded(made, STORED)][1:] == [made.store.history("meter").commit]
+
+
+def test_a_look_at_rows_is_recorded_with_how_many_were_shown_and_none_of_them(folder: Path) -> None:
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,99999\n2020-01-04,a,88888\n")
+    made = intake(folder, more="policy: {curated: {rows: 1}}")
+    made.explore("meter")
+    made.validate("meter")
+    assert recorded(made, "rows were shown") == [
+        {"source": "meter", "in": "a first look", "rows": 1},
+        {"source": "meter", "in": "a report", "rows": 1},
+    ]
+    assert not any("99999" in str(each) for each in audit.entries(made.storage))
+
+
+def test_what_cannot_be_recorded_is_neither_stored_nor_shown(folder: Path) -> None:
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n2020-01-04,a,99999\n")
+    made = intake(folder)
+    before = made.store.history("meter").commit
+    reports = {path: path.read_bytes() for path in made.storage.path("reports", "x").parent.iterdir()}
+    unrecordable(made.storage)
+    for act in (made.ingest, made.validate, made.explore):
+        with pytest.raises(StorageError, match="audit record cannot be written"):
+            act("meter")
+    assert made.store.history("meter").commit == before
+    assert reports == {path: path.read_bytes() for path in made.storage.path("reports", "x").parent.iterdir()}

@@ -10,12 +10,14 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mlops_ray import config
-from mlops_ray.errors import DataError
+from mlops_ray import audit, config
+from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import manifest
 from mlops_ray.features.dataset import TrainingSet, rebuild, values_digest
 from mlops_ray.features.store import FeatureStore, read_spine
 from mlops_ray.storage import Storage
+
+from ..conftest import unrecordable
 
 PROJECT = """
 project: p
@@ -56,7 +58,9 @@ def file_of(made: TrainingSet) -> Path:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All files but the audit record, which hears of what was asked for, also in vain."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != audit.FOLDER)
+    return {path: path.read_bytes() for path in files}
 
 
 # ---------------------------------------------------------------- one manifest a question
@@ -426,3 +430,24 @@ def test_a_class_of_another_type_than_the_column_is_said(store: FeatureStore, tm
     text = PROJECT.replace("{source: s, expr: y, task: regression}", target)
     with pytest.raises(DataError, match=r"the target .* cannot be computed"):
         opened(tmp_path, text).build(store.snapshots())
+
+
+# ---------------------------------------------------------------- who gets rows
+
+
+def test_who_gets_rows_is_recorded_before_and_gets_none_where_that_cannot_be(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    store.get(SPINE)
+    store.export_feast(tmp_path / "feast")
+    about = {"project": "p", "sources": ["s"]}
+    assert [(each["what"], each["by"], each["about"]) for each in audit.entries(store.storage)] == [
+        ("features were asked for", audit.who(), about | {"rows": 2}),
+        ("rows were exported", audit.who(), about | {"rows": 8}),
+    ]
+    unrecordable(store.storage)
+    before = contents(tmp_path)
+    for act in (lambda: store.get(SPINE.head(1)), lambda: store.export_feast(tmp_path / "again")):
+        with pytest.raises(StorageError, match="audit record cannot be written"):
+            act()
+    assert contents(tmp_path) == before
