@@ -3,21 +3,21 @@
 Whoever reaches the storage may ask; the service's reconciler answers. Nothing here needs Ray.
 """
 
-import getpass
-import os
-import platform
 import time
 from typing import Any
 
+from mlops_ray import audit
 from mlops_ray.cluster import profitable
 from mlops_ray.cluster.stages import Progress
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, ReleaseError, UsageError
 from mlops_ray.serving import heartbeats, record
-from mlops_ray.serving.record import Ask, Document
+from mlops_ray.serving.record import Ask, Document, Wish
 from mlops_ray.serving.release import VERSION
 from mlops_ray.storage import Storage
 
+#: What is asked for, in the audit record.
+WISHES: dict[Wish, str] = {"push": "a push", "promote": "a promotion", "rollback": "a rollback"}
 #: How often the release is looked at.
 POLL_S = 0.05
 #: Replicas follow a release within a fifth of a second, unless they are dying.
@@ -34,7 +34,7 @@ def push(project: Project, storage: Storage, version: int) -> Ask:
     """Asks for a version to go live as the project file says, if it earns enough."""
     profitable.judge(project, storage, version)
     release = project.release.model_dump(mode="json", exclude={"hooks"})
-    return record.ask(storage, project.project, "push", version, by=_me(), release=release)
+    return _ask(storage, project.project, "push", version, release=release)
 
 
 def version_of(project: Project, storage: Storage, said: str) -> int:
@@ -83,7 +83,7 @@ def require_live(found: dict[str, Any]) -> None:
 
 def promote(project: Project, storage: Storage, version: int) -> dict[str, Any]:
     """Ends the present step of a challenger; where it stands then. Raises `UsageError` where it is none."""
-    asked = record.ask(storage, project.project, "promote", version, by=_me())
+    asked = _ask(storage, project.project, "promote", version)
     return outcome(_answered(project, storage, asked), version)
 
 
@@ -92,7 +92,7 @@ def rollback(project: Project, storage: Storage) -> dict[str, Any]:
 
     Raises `UsageError` where there is nothing to go back to.
     """
-    asked = record.ask(storage, project.project, "rollback", by=_me())
+    asked = _ask(storage, project.project, "rollback")
     document = _followed_by_all(storage, _answered(project, storage, asked))
     gone = [turn for turn in document["history"] if turn["state"] == "rolled_back"][-1:]
     champion = document["champion"]
@@ -147,6 +147,13 @@ def outcome(document: Document, version: int) -> dict[str, Any]:
     return {"version": version, **{k: last[k] for k in ("state", "step", "reason")}, "turns": turns}
 
 
+def _ask(storage: Storage, name: str, what: Wish, version: int | None = None, **how: Any) -> Ask:
+    """Leaves a wish of whoever gives this command, of which the audit record hears first."""
+    by = audit.who()
+    audit.append(storage, f"{WISHES[what]} was asked for", by, {"model": name, "version": version})
+    return record.ask(storage, name, what, version, by=by, **how)
+
+
 def _answered(project: Project, storage: Storage, asked: Ask) -> Document:
     """The release in which the wish was taken up; raises `UsageError` where it could not be done."""
     while True:
@@ -169,13 +176,3 @@ def _require_reconciler(storage: Storage) -> None:
         raise ClusterError(
             "no service of this storage takes it up: start one (mlops-ray serve); until then it waits"
         )
-
-
-def _me() -> str:
-    """Who asks: the account, and the machine."""
-    try:
-        name = os.environ.get("USER") or getpass.getuser()
-    except (KeyError, OSError):
-        # In a container whose user has no name.
-        name = str(os.getuid())
-    return f"{name} at {platform.node()}"

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.config import Release
 from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line, safe
 from mlops_ray.monitoring import outcomes
@@ -38,6 +39,8 @@ JUDGE_S = 1.0
 #: How often it is looked for labels of what was compared, and how many times as long as the last look took:
 #: replicas need the processors.
 LABELS_S, REST = 5.0, 9.0
+#: Who did it, in the audit record, and what.
+BY, TURNED = "the service", "a version changed its state"
 #: Replicas that die while they hold a challenger may do so by chance once.
 MOST_DEATHS = 1
 #: A worker whose node has died ends within a second, each at a moment of its own.
@@ -90,6 +93,9 @@ class _Work:
     turn: int = -1
     #: A store or a registry that is away refuses nobody.
     verify: _Telling = field(default_factory=_Telling)
+    recorded: _Telling = field(default_factory=_Telling)
+    #: Whether the audit record is known to have heard of the turn before.
+    has_heard: bool = False
     told: _Telling = field(default_factory=_Telling)
     called: _Telling = field(default_factory=_Telling)
     #: In which turn, and since when, replicas are waited for.
@@ -313,12 +319,15 @@ class Reconciler:
             heartbeats.bury(self.storage, document["model"], follower.id)
         return document
 
-    # ------------------------------------------------------------ registry and hooks
+    # ------------------------------------------------------------ audit record, registry and hooks
 
     def _tell(self, document: Document, work: _Work) -> None:
-        """Has the registry, and the hooks, told of the turns that they have not heard of, in their order."""
-        if document["turn"] <= min(document["told"], document["called"]):
+        """Has audit record, registry and hooks told of turns that they have not heard of, in their order."""
+        if document["turn"] <= min(document[place] for place in ("recorded", "told", "called")):
             return
+        # A rollback waits for nobody: what cannot be recorded now is recorded later.
+        recorded = partial(self._recorded, document, work)
+        document = self._told_of(document, "recorded", work.recorded, self._telling, recorded)
         settings = record.settings(self.storage, document["model"])
         if settings is not None:
             told = partial(self._told, document["model"], settings)
@@ -341,13 +350,24 @@ class Reconciler:
             try:
                 document = self._write(document, document | {place: going.result()})
                 telling.pause_s = LEAST_PAUSE_S
-            except Exception as error:  # noqa: BLE001 - the registry waits, the release does not
-                logger.warning("the registry of %s is not told yet: %s", document["model"], one_line(error))
+            except Exception as error:  # noqa: BLE001 - who is told waits, the release does not
+                who = {"recorded": "the audit record", "told": "the registry"}.get(place, "a hook")
+                logger.warning("%s is not told of %s yet: %s", who, document["model"], one_line(error))
                 telling.failed(now)
         news = [turn for turn in document["history"] if turn["turn"] > document[place]]
         if news and telling.going is None and now >= telling.again_at:
             telling.going = executor.submit(tell, news[0])
         return document
+
+    def _recorded(self, document: Document, work: _Work, turn: dict[str, Any]) -> int:
+        about, is_sure = release.told(document, turn), work.has_heard
+        work.has_heard = False
+        told = (each["about"] for each in audit.entries(self.storage) if each["what"] == TURNED)
+        # Who died before that was noted in the release may have told it.
+        if is_sure or about not in told:
+            audit.append(self.storage, TURNED, BY, about)
+        work.has_heard = True
+        return int(turn["turn"])
 
     def _told(self, name: str, settings: Settings, turn: dict[str, Any]) -> int:
         registry, version = self.registry(settings.tracking), int(turn["version"])

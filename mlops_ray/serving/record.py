@@ -53,6 +53,7 @@ def new(name: str) -> Document:
         "shadow": 0.0,
         "history": [],
         "answers": {},
+        "recorded": 0,
         "told": 0,
         "called": 0,
     }

@@ -183,5 +183,21 @@ def _noted(document: Document, entry: dict[str, Any], now: float) -> Document:
     return document | {"turn": turn, "history": [*document["history"], happened][-HISTORY:]}
 
 
+def told(document: Document, turn: Document) -> Document:
+    """What the audit record is told of a turn of the history: of which version, from where to where, and why.
+
+    `before` and `after` are the state of the version, and who was champion.
+    """
+    earlier = [each for each in document["history"] if each["turn"] < turn["turn"]]
+    states = [each["state"] for each in earlier if each["version"] == turn["version"]]
+    champions = [each["version"] for each in earlier if each["state"] == "champion"]
+    before = {"state": states[-1] if states else None, "champion": champions[-1] if champions else None}
+    after = {"state": turn["state"], "champion": before["champion"]}
+    if turn["state"] == "champion":
+        after["champion"] = turn["version"]
+    kept = {key: turn[key] for key in ("turn", "version", "step", "reason")}
+    return {"model": document["model"], **kept, "turned_at": turn["at"], "before": before, "after": after}
+
+
 def _iso(now: float) -> str:
     return datetime.fromtimestamp(now, UTC).isoformat()

@@ -10,13 +10,16 @@ from typing import Any
 import orjson
 import pytest
 
-from mlops_ray import config
+from mlops_ray import audit, config
+from mlops_ray.cluster import releases
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.data import ingest
-from mlops_ray.errors import ConfigError
+from mlops_ray.errors import ClusterError, ConfigError, StorageError
 from mlops_ray.serving import deploy, record
 from mlops_ray.storage import Storage
+
+from ..conftest import unrecordable
 
 PROJECT = """
 project: small
@@ -179,3 +182,34 @@ def test_a_push_where_a_variable_is_not_set_leaves_who_is_told_as_it_was_deploye
     found = record.settings(storage, "small")
     assert found is not None
     assert [alert["webhook"] for alert in found.alerts] == ["http://h"]
+
+
+def test_who_asks_for_what_of_a_release_is_recorded_before_and_not_asked_for_where_that_cannot_be(
+    folder: Path,
+) -> None:
+    project = config.load(folder / "project.yaml", {})
+    storage = Storage.open(project.storage)
+    before = len(list(audit.entries(storage)))
+    acts = (
+        lambda: releases.push(project, storage, 1),
+        lambda: releases.promote(project, storage, 1),
+        lambda: releases.rollback(project, storage),
+    )
+    acts[0]()
+    for act in acts[1:]:
+        with pytest.raises(ClusterError, match="no service of this storage takes it up"):
+            act()
+    assert [(each["what"], each["by"], each["about"]["version"]) for each in audit.entries(storage)][
+        before:
+    ] == [
+        ("a push was asked for", audit.who(), 1),
+        ("a promotion was asked for", audit.who(), 1),
+        ("a rollback was asked for", audit.who(), None),
+    ]
+    asked = record.asked(storage, "small")
+    assert [ask.by for ask in asked] == [audit.who()] * 3
+    unrecordable(storage)
+    for act in acts:
+        with pytest.raises(StorageError, match="audit record cannot be written"):
+            act()
+    assert record.asked(storage, "small") == asked

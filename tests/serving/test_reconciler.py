@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from mlops_ray import audit
 from mlops_ray.cluster import releases
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
@@ -33,6 +34,7 @@ from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.verify import LOAD_S
 from mlops_ray.storage import Storage
 from tests import receivers
+from tests.conftest import unrecordable
 from tests.serving import packages
 
 NAME = packages.NAME
@@ -647,6 +649,52 @@ def test_a_registry_that_is_away_hinders_no_release_and_hears_of_it_later(live: 
     assert document["told"] == document["turn"]
 
 
+def turns(storage: Storage) -> list[dict[str, Any]]:
+    """What the audit record has of them."""
+    found = [each for each in audit.entries(storage) if each["what"] == reconcile.TURNED]
+    assert {each["by"] for each in found} <= {reconcile.BY}
+    return [each["about"] for each in found]
+
+
+def test_every_turn_is_recorded_from_where_to_where_and_why(live: World) -> None:
+    live.push(2)
+    live.tick(9)
+    record.ask(live.storage, NAME, "rollback", by="ann")
+    live.tick(9)
+    assert [(each["version"], each["before"], each["after"], each["reason"]) for each in turns(live.storage)][
+        3:
+    ] == [
+        ("2", at(None, "1"), at("registered", "1"), "pushed by ci"),
+        ("2", at("registered", "1"), at("verified", "1"), ""),
+        ("1", at("champion", "1"), at("retired", "1"), "version 2 is champion"),
+        ("2", at("verified", "1"), at("champion", "2"), ""),
+        ("2", at("champion", "2"), at("rolled_back", "2"), "rolled back by ann"),
+        ("1", at("retired", "2"), at("champion", "1"), "rolled back by ann"),
+    ]
+    assert [each["turned_at"] for each in turns(live.storage)] == [
+        turn["at"] for turn in live.document["history"]
+    ]
+    assert {each["model"] for each in turns(live.storage)} == {NAME}
+
+
+def at(state: str | None, champion: str) -> dict[str, str | None]:
+    return {"state": state, "champion": champion}
+
+
+def test_where_nothing_can_be_recorded_releases_go_on_and_it_hears_of_them_later(live: World) -> None:
+    live.tick(9)
+    place = unrecordable(live.storage)
+    live.push(2)
+    assert live.tick(9)["champion"]["version"] == "2"
+    record.ask(live.storage, NAME, "rollback", by="ann")
+    assert live.tick()["champion"]["version"] == "1"
+    assert len(turns(live.storage)) == 3
+    place.parent.mkdir()
+    live.tick(20, seconds=120.0)
+    recorded = [(each["version"], each["after"]["state"]) for each in turns(live.storage)]
+    assert recorded == live.told
+
+
 def test_a_registry_that_is_away_at_a_push_refuses_nobody(
     live: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -815,7 +863,11 @@ def reconciles(world: tuple[Any, ...], dying: Dying | None, pipe: Any) -> None:
     """What the process does: a turn of work each time that it is told what time it is."""
     made = World(*world)
     if dying is not None:
-        for place, name in ((record, "write"), (record, "forget"), (made.registry, "set_state")):
+        for place, name in (
+            (record, "write"),
+            (record, "forget"),
+            (made.registry, "set_state"),
+        ):
             setattr(place, name, dying.around(getattr(place, name)))
     while (now := pipe.recv()) is not None:
         made.now = now
@@ -865,6 +917,8 @@ def lived(folder: Path, dying: Dying | None = None) -> tuple[bool, tuple[Any, ..
         document[place] and document[place]["version"] for place in ("champion", "previous", "challenger")
     ]
     assert record.asked(world.storage, NAME) == []
+    recorded = [(about["version"], about["after"]["state"]) for about in turns(world.storage)]
+    assert recorded == world.told
     told = world.told, world.registry.champion, world.registry.states, document["told"]
     return world.has_died, (live, *told)
 
