@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from ray import serve
 
-from mlops_ray import config, placement
+from mlops_ray import audit, config, placement
 from mlops_ray.cluster import loop, looper, meter, service, sizing
 from mlops_ray.cluster.head import HTTP_PORT
 from mlops_ray.config import Project
@@ -51,6 +51,9 @@ def _sized(project: Project, storage: Storage) -> Project:
 
 
 def _settle(project: Project, storage: Storage) -> None:
+    audit.settle(storage, project.project, project.audit.heads)
+    about = {"model": project.project, "started": ["serve deploy"]}
+    audit.append(storage, "a model is served", audit.who(), about)
     deploy.settle(project, storage)
     loop.settle(project, storage)
     meter.settle(_sized(project, storage), storage)

@@ -12,8 +12,6 @@ from mlops_ray.config import Policy, Project
 from mlops_ray.policy import HERE, REGION, allowed_regions
 from mlops_ray.storage import Storage
 
-#: Who did it, in the audit record.
-BY = "a run"
 #: Where the dashboard tells of Serve, and of the nodes.
 SERVE, NODES = "api/serve/applications/", "api/v0/nodes?detail=1&limit=10000"
 ANSWER_S = 5.0
@@ -31,17 +29,21 @@ def tell(
     That is `here`, the region of this machine, and on `nodes`; `ids` are of nodes of the connected cluster.
     Of rows that may be anywhere nothing is told.
     """
+    if found := where(policies, ids):
+        audit.append(storage, what, audit.who(), {**about, **found})
+
+
+def where(policies: Iterable[Policy], ids: Iterable[str]) -> Document:
+    """What `tell` says of where rows that are bound to regions were worked on; empty of rows that are not."""
     regions, ids = allowed_regions(policies), set(ids)
     if regions is None:
-        return
+        return {}
     nodes: list[dict[str, str | None]] = []
     if ids:
         from mlops_ray import placement
 
         nodes = placement.named(ids)
-    audit.append(
-        storage, what, BY, {**about, "regions": regions, "here": os.environ.get(HERE), "nodes": nodes}
-    )
+    return {"regions": regions, "here": os.environ.get(HERE), "nodes": nodes}
 
 
 def serving(project: Project) -> set[str]:

@@ -25,10 +25,11 @@ from pathlib import Path
 
 import psutil
 
+from mlops_ray import audit
 from mlops_ray.cluster import head as heads
 from mlops_ray.cluster.head import LOOPBACK, TOKEN
 from mlops_ray.errors import ClusterError
-from mlops_ray.storage import PRIVATE, replacing
+from mlops_ray.storage import PRIVATE, Storage, replacing
 
 RECORD, HEAD_LOG, NAMESPACE = "cluster.json", "head.log", "mlops_ray"
 MARKER = "MLOPS_RAY_CLUSTER"
@@ -121,7 +122,7 @@ def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
     if (cluster := recorded(folder)) is None:
         return False
     deadline = time.monotonic() + timeout_s
-    _shut_serve_down(cluster, timeout_s * GRACE_SHARE)
+    served = _shut_serve_down(cluster, timeout_s * GRACE_SHARE)
     while left := carrying(cluster.marker):
         if time.monotonic() > deadline:
             raise ClusterError(f"processes of the cluster of {folder} do not end: {[p.pid for p in left]}")
@@ -132,6 +133,9 @@ def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
     shutil.rmtree(cluster.temp_dir, ignore_errors=True)
     (folder / TOKEN).unlink(missing_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
+    if served:
+        # Afterwards: whatever cannot be written, a service can be stopped.
+        audit.append(Storage(folder), "the service was stopped", audit.who(), {"cluster": cluster.address})
     return True
 
 
@@ -240,16 +244,17 @@ def _end_of_log(cluster: LocalCluster) -> str:
     return "\n".join(["the end of its log:", *lines]) if lines else "its log is empty: was it stopped?"
 
 
-def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> None:
-    """Lets replicas finish, if there are any; gives up in silence, for what does not end is killed next."""
+def _shut_serve_down(cluster: LocalCluster, timeout_s: float) -> bool:
+    """Lets replicas finish, in silence, for what does not end is killed next; whether anything was served."""
     # The kernel keeps 15 characters of a name.
     if not any("ray::ServeContr" in process.info["name"] for process in carrying(cluster.marker)):
-        return
+        return False
     dashboard = http.client.HTTPConnection(cluster.dashboard.removeprefix("http://"), timeout=timeout_s)
     with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(dashboard):
         token = Path(cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
         dashboard.request("DELETE", "/api/serve/applications/", headers={"Authorization": f"Bearer {token}"})
         dashboard.getresponse()
+    return True
 
 
 def _read(folder: Path) -> tuple[LocalCluster, bool] | None:

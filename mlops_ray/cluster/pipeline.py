@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from mlops_ray import audit
 from mlops_ray.cluster import evidence, loop, looper, meter, profitable, releases, training
 from mlops_ray.cluster.head import LOOPBACK
 from mlops_ray.cluster.intake import Intake, require_readable
@@ -324,7 +325,8 @@ class Pipeline:
             )
             policies = [source.policy for source in project.sources.values()]
             about = {"model": project.project, "started": deployed.started}
-            evidence.tell(self.storage, policies, "a model is served", about, evidence.serving(project))
+            about |= evidence.where(policies, evidence.serving(project))
+            audit.append(self.storage, "a model is served", audit.who(), about)
             started = ", ".join(deployed.started)
             result["said"] = (
                 f"{deployed.url}: {f'started {started}' if started else 'all of it runs already'}"

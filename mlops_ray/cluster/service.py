@@ -12,7 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlops_ray import keys
+from mlops_ray import audit, keys
 from mlops_ray.cluster import front, interrupt, joined, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, alone
@@ -505,6 +505,8 @@ def down(project: Project, storage: Storage) -> bool:
 
     runs = bool(serve.status().applications)
     serve.shutdown()  # type: ignore[no-untyped-call]
+    if runs:
+        audit.append(storage, "the service was stopped", audit.who(), {"cluster": cluster.address})
     return runs
 
 

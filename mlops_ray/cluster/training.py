@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.cluster import evidence, holdings, meter, profitable
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.config import Postprocess, Project, Training
@@ -139,6 +140,9 @@ class Trainer:
         priced, told = self._priced(task)
         begun = tracking.open_run(self.tracking_uri, experiment, name, resume=run_id)
         with begun as run, holdings.training(name):
+            about = {"model": name, "run": run.id, "dataset": training_set.manifest["digest"]}
+            begins = about | {"resumed": run_id is not None}
+            audit.append(self.storage, "a training was begun", audit.who(), begins)
             if run_id is None:
                 sweep.forget(folder)
                 self.storage.write_json({"run": run.id}, *self._running)
@@ -165,7 +169,7 @@ class Trainer:
             fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
             ids = {trial.node for trial in swept.leaderboard} | {fitted.node}
             policies = [source.policy for source in self.project.sources.values()]
-            evidence.tell(self.storage, policies, "a model was trained", {"model": name, "run": run.id}, ids)
+            evidence.tell(self.storage, policies, "a model was trained", about, ids)
             self.progress.update(f"testing {best.family}")
             report = evaluate.test(task, fitted, champion and champion.answers)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)
@@ -179,7 +183,10 @@ class Trainer:
             packed = self._pack(tested, diagnosis, cpus)
             self.progress.update("drawing the model card")
             subject = self._subject(tested, diagnosis, found, refused + notes)
+            audit.require(self.storage)
             version = self.registry.register(packed, run_id=run.id, metric=metric, cost=cost)
+            registered = about | {"version": version, "digest": packed.digest, "refused": refused}
+            audit.append(self.storage, "a version was registered", audit.who(), registered)
             self._keep_worth(tested, champion, version)
             sweep.forget(folder)
             told_of = replace(subject, version=version, trials=swept.leaderboard, cost=cost)

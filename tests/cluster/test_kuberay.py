@@ -17,7 +17,7 @@ import yaml
 from ray._private.label_utils import validate_node_label_syntax
 from ray.serve.schema import HTTPOptionsSchema, ServeApplicationSchema, ServeDeploySchema
 
-from mlops_ray import cli, config, keys
+from mlops_ray import audit, cli, config, keys
 from mlops_ray.client import Client
 from mlops_ray.cluster import applications, head, kuberay, local, looper
 from mlops_ray.errors import ConfigError, PolicyError, UsageError
@@ -262,6 +262,8 @@ def test_it_makes_the_applications_that_serve_starts(tmp_path: Path) -> None:
             assert built._bound_deployment.name == wanted._bound_deployment.name
             assert built._bound_deployment.init_args == wanted._bound_deployment.init_args
             assert built._bound_deployment.ray_actor_options == wanted._bound_deployment.ray_actor_options
+    told = [each["about"] for each in audit.entries(storage) if each["what"] == "a model is served"]
+    assert told == [{"model": packages.NAME, "started": ["serve deploy"]}]
     # And leaves what they read.
     assert storage.read_json(record.SETTINGS, f"{packages.NAME}.json")
     assert storage.read_json("cost/settings", f"{packages.NAME}.json")

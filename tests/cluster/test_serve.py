@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops_ray import keys
+from mlops_ray import audit, keys
 from mlops_ray.client import Client
 from mlops_ray.cluster import local
 from mlops_ray.serving import record
@@ -76,6 +76,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
         yield made
     finally:
         local.stop(made.storage.root)
+
+
+def test_all_that_was_done_is_recorded_in_its_order_by_whom(trained: Trained) -> None:
+    found = list(audit.entries(trained.storage))
+    assert [each["what"] for each in found if each["by"] == audit.who()] == [
+        "a key was made", "rows were stored", "a training was begun", "a version was registered",
+        "a push was asked for", "a model is served", "the service was stopped",
+    ]  # fmt: skip
+    turns = [each["about"]["after"]["state"] for each in found if each["by"] == "the service"]
+    assert turns == ["registered", "verified", "champion"]
+    assert audit.verify(trained.storage) == 10
 
 
 def test_nothing_starts_for_callers_beyond_this_machine_before_they_have_a_key(trained: Trained) -> None:

@@ -11,7 +11,7 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_ray import cli, config
+from mlops_ray import audit, cli, config
 from mlops_ray.cluster import costs, holdings, local, profitable, service, stages, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
@@ -126,6 +126,25 @@ def test_the_version_is_listed_with_the_metric_that_decided(trained: Trained) ->
     made = trained.pipeline()
     (version,) = registered(made.project, trained.storage)
     assert (version["version"], version["state"], version["metric"]) == (1, "registered", "average_precision")
+
+
+def test_the_training_and_the_version_that_came_of_it_are_recorded(trained: Trained) -> None:
+    run, version = trained.result["run_id"], trained.result["version"]
+    told = {
+        each["what"]: (each["by"], each["about"])
+        for each in audit.entries(trained.storage)
+        if each["about"].get("run") == run
+    }
+    made = trained.pipeline()
+    digest = made.build(made.ingest()).manifest["digest"]
+    (listed,) = (each for each in registered(made.project, made.storage) if each["version"] == version)
+    about = {"model": "churn", "run": run, "dataset": digest}
+    assert told == {
+        "a training was begun": (audit.who(), about | {"resumed": False}),
+        "a version was registered": (
+            audit.who(), about | {"version": version, "digest": listed["digest"], "refused": []},
+        ),
+    }  # fmt: skip
 
 
 def test_it_is_the_same_when_it_is_trained_again_from_its_record(trained: Trained) -> None:
