@@ -219,27 +219,29 @@ OFFLINE = "import sys; sys.modules['ray'] = None; from mlops_ray.cli import main
 
 
 def test_the_commands_tell_offline_whether_it_is_whole_and_what_it_says(
-    storage: Storage, heads: Path, tmp_path: Path
+    storage: Storage, tmp_path: Path
 ) -> None:
-    written(storage)
-    audit.append(storage, "a key was made", "ann at home", {"name": "web"})
-    file = tmp_path / "project.yaml"
+    file, heads = tmp_path / "project.yaml", tmp_path / "heads.jsonl"
     file.write_text(PROJECT.format(storage=storage.root, heads=heads))
 
-    def command(*arguments: str) -> tuple[int, str, str]:
-        line = [sys.executable, "-c", OFFLINE, "audit", arguments[0], str(file), *arguments[1:]]
+    def command(group: str, name: str, *arguments: str) -> tuple[int, str, str]:
+        line = [sys.executable, "-c", OFFLINE, group, name, *arguments, str(file)]
         done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
         return done.returncode, done.stdout, done.stderr
 
-    *_, last = audit.entries(storage)
-    status, out, err = command("verify", "--json")
+    # Who but looks at it changes nothing; any other command has the place outside hear of it.
+    assert "heads.jsonl (audit.heads) cannot be read: No such file" in command("audit", "verify")[2]
+    assert command("key", "add", "web", "--role", "predict")[0] == 0
+    written(storage)
+    *_, last = found = list(audit.entries(storage))
+    status, out, err = command("audit", "verify", "--json")
     assert status == 0, err
     assert orjson.loads(out) == {"entries": 7, "head": last["digest"], "compared_with": str(heads)}
-    assert orjson.loads(command("list", "--json")[1]) == list(audit.entries(storage))
-    assert orjson.loads(command("list", "--json", "--what", "key", "--since", last["at"])[1]) == [last]
-    assert command("list", "--json", "--since", "2999-01-01T00:00Z")[1] == "[]\n"
-    assert '{"name": "web"}' in command("list")[1]
+    assert orjson.loads(command("audit", "list", "--json")[1]) == found
+    assert orjson.loads(command("audit", "list", "--json", "--what", "key")[1]) == [found[1]]
+    assert orjson.loads(command("audit", "list", "--json", "--since", last["at"])[1]) == [last]
+    assert '"name": "web"' in command("audit", "list")[1]
     (path,) = storage.root.joinpath("audit").glob("*.jsonl")
     path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":9'))
-    status, out, err = command("verify")
-    assert (status, out, err) == (1, "", "error: entry 4 of the audit record was changed\n")
+    status, out, err = command("audit", "verify")
+    assert (status, out, err) == (1, "", "error: entry 5 of the audit record was changed\n")

@@ -398,11 +398,14 @@ def test_a_look_at_rows_is_recorded_with_how_many_were_shown_and_none_of_them(fo
 
 
 def test_what_cannot_be_recorded_is_neither_stored_nor_shown(folder: Path) -> None:
-    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n2020-01-04,a,99999\n")
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
     made = intake(folder)
     before = made.store.history("meter").commit
     reports = {path: path.read_bytes() for path in made.storage.path("reports", "x").parent.iterdir()}
     unrecordable(made.storage)
+    with pytest.raises(StorageError, match="audit record cannot be written"):
+        made.ingest("meter")
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,99999\n")
     for act in (made.ingest, made.validate, made.explore):
         with pytest.raises(StorageError, match="audit record cannot be written"):
             act("meter")
