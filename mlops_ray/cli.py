@@ -376,6 +376,29 @@ def schema() -> None:
     print(json.dumps(config.json_schema(), indent=2))
 
 
+@app.command(epilog="Example: mlops-ray sbom > environment.cdx.json")
+def sbom(
+    version: Annotated[
+        str | None, typer.Argument(help="A registered version, or: latest; default: what is installed here.")
+    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="PROJECT.yaml", help="Whose version.")] = None,
+) -> None:
+    """What is inside, as CycloneDX lists it: the libraries of this environment, or of a version's package."""
+    if version is None:
+        from mlops_ray.sbom import environment
+
+        found = environment()
+    elif file is None:
+        raise UsageError("a version is one of a project: add its file, e.g. mlops-ray sbom 3 project.yaml")
+    else:
+        from mlops_ray.cluster import releases
+        from mlops_ray.cluster.pipeline import inside
+
+        project, storage = _open(file)
+        found = inside(project, storage, releases.version_of(project, storage, version))
+    print(json.dumps(found, indent=2))
+
+
 @app.command(epilog="Example: mlops-ray runs configs/factory_load.yaml --like 1f0c2d3e")
 def runs(
     file: ProjectFile,

@@ -20,14 +20,14 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
 from mlops_ray.cluster.training import Trainer
 from mlops_ray.config import Project, Source
-from mlops_ray.errors import ConfigError, StorageError, TrainingError, did_you_mean
+from mlops_ray.errors import ConfigError, PackageError, StorageError, TrainingError, did_you_mean
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.features.history import Snapshot, read
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.registry import metrics
+from mlops_ray.registry import metrics, signing
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import deploy, record
 from mlops_ray.serving.rpc import Listener
@@ -367,3 +367,19 @@ def _say_train(result: dict[str, Any]) -> str:
 def registered(project: Project, storage: Storage) -> list[dict[str, Any]]:
     """The registered versions of a project's model, newest first, as `Registry.versions` gives them."""
     return Registry(deploy.tracking_uri(project, storage)).versions(project.project)
+
+
+def inside(project: Project, storage: Storage, version: int) -> dict[str, Any]:
+    """What is inside a registered version, as CycloneDX 1.6 (`mlops_ray.sbom`).
+
+    Raises `NotFoundError` for a version that there is not, and `PackageError` for a package that is damaged,
+    not signed by somebody trusted, or of before packages said it.
+    """
+    registry = Registry(deploy.tracking_uri(project, storage))
+    found = registry.package(project.project, version, trusted=signing.trusted(project, storage)).sbom
+    if found is None:
+        raise PackageError(
+            f"version {version} of {project.project!r} was packed before packages listed what is inside; "
+            "mlops-ray train makes one that does"
+        )
+    return found

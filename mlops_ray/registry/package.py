@@ -9,6 +9,7 @@
     errors-*.ubj    of a regression: models of its errors, by metric
     seasons.parquet of entities in the course of time: what is usual of each (monitoring.seasons)
     examples.json   made-up rows of features with their answers
+    sbom.cdx.json   what is inside, as CycloneDX lists it (mlops_ray.sbom)
     one model file  of a kind in `models.KINDS`
 
 Nothing is parsed before its digest was compared; where a signature is asked for, nothing but the signature is
@@ -47,11 +48,12 @@ FORMAT_VERSION = 3
 DIGESTS, PACKAGE, ENCODER = "digests.json", "package.json", "encoder.json"
 REFERENCE, EXAMPLES, SIGNATURE = "reference.json", "examples.json", "signature.json"
 EXPECTED, ERRORS, SEASONS = "expected.json", "errors-{}.ubj", "seasons.parquet"
+SBOM = "sbom.cdx.json"
 #: What a package has at most, looked at before anything is read. Digests and signature are parsed before
 #: anything vouches for them: six names and digests are under 1 kB.
 MOST_FILES, MOST_BYTES = 16, 2 * 2**30
 MOST_BYTES_OF = {DIGESTS: 65_536, SIGNATURE: 4_096} | dict.fromkeys(
-    (PACKAGE, ENCODER, REFERENCE, EXAMPLES, EXPECTED, SEASONS), 64 * 2**20
+    (PACKAGE, ENCODER, REFERENCE, EXAMPLES, EXPECTED, SEASONS, SBOM), 64 * 2**20
 )
 #: Where MLflow serves a package: public keys, types in models, and functions, that are trusted, by commas.
 TRUSTED_KEYS, TRUSTED_TYPES = "MLOPS_TRUSTED_KEYS", "MLOPS_TRUSTED_TYPES"
@@ -140,6 +142,11 @@ class Package:
         """What `monitoring.performance.Expected.from_json` reads; `None` in packages made before it was."""
         return dict(self.document(EXPECTED)) if EXPECTED in self.files else None
 
+    @property
+    def sbom(self) -> dict[str, Any] | None:
+        """What is inside, as CycloneDX lists it (`mlops_ray.sbom`); `None` in packages made before it was."""
+        return dict(self.document(SBOM)) if SBOM in self.files else None
+
     def errors(self, metric: str) -> bytes | None:
         """The model of its errors by which a metric is estimated, where there is one."""
         name = ERRORS.format(metric)
@@ -205,6 +212,9 @@ def write(
 
     Raises `PackageError` for a model of a kind that nobody could read again.
     """
+    # Who reads packages, as replicas do, makes no lists.
+    from mlops_ray import sbom
+
     if model.kind not in models.KINDS:
         raise PackageError(f"a model of the kind {model.kind!r} cannot be packed: nobody could read it again")
     rows = examples.make(feature_set.columns, encoder)
@@ -226,15 +236,17 @@ def write(
         "libraries": libraries(model),
         "created_at": created_at.isoformat(),
     }
+    model_file = model.to_bytes()
     contents = {
         PACKAGE: _dump(manifest),
         ENCODER: _dump(encoder.to_json()),
         REFERENCE: _dump(dict(reference)),
         EXAMPLES: _dump({"rows": rows, "answers": answers.tolist()}),
-        model.file: model.to_bytes(),
+        model.file: model_file,
         **({EXPECTED: _dump(dict(expected))} if expected is not None else {}),
         **{ERRORS.format(metric): data for metric, data in (errors or {}).items()},
         **({SEASONS: seasons} if seasons is not None else {}),
+        SBOM: _dump(sbom.of_model(manifest, _sha256(model_file), model.libraries)),
     }
     contents[DIGESTS] = _dump(
         {"format": FORMAT_VERSION, "files": {file: _sha256(data) for file, data in sorted(contents.items())}}
@@ -302,8 +314,10 @@ def _digests(head: bytes, folder: Path) -> dict[str, str]:
     listed = _parse(head, DIGESTS)
     form = listed.get("format") if isinstance(listed, dict) else None
     if form != FORMAT_VERSION:
+        is_newer = isinstance(form, int) and form > FORMAT_VERSION
         raise PackageError(
             f"the package {folder} has the format {form!r}; this version of mlops_ray reads {FORMAT_VERSION}"
+            + (": update mlops_ray" if is_newer else ": train the version again")
         )
     files = listed.get("files")
     if not isinstance(files, dict) or not all(isinstance(value, str) for value in files.values()):

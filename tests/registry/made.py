@@ -87,7 +87,7 @@ def write(folder: Path, **changes: Any) -> Package:
         "baselines": {"no_change": {"mae": 0.2}},
         "intervals": {"mae": (0.09, 0.11)},
         "origin": {},
-        "training_set": {"digest": "abc", "rows": 200},
+        "training_set": {"digest": "ab" * 32, "rows": 200},
         "reference": {"rows": 0, "columns": []},
         "created_at": datetime(2016, 11, 1, tzinfo=UTC),
     }

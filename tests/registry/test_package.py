@@ -34,7 +34,9 @@ def test_no_file_is_a_pickle(tmp_path: Path) -> None:
     assert not any(file.read_bytes().startswith(b"\x80") for file in (tmp_path / "demo").iterdir())
 
 
-@pytest.mark.parametrize("name", ["coefficients.json", "encoder.json", "package.json", "digests.json"])
+@pytest.mark.parametrize(
+    "name", ["coefficients.json", "encoder.json", "package.json", "digests.json", "sbom.cdx.json"]
+)
 def test_every_changed_byte_is_an_error(tmp_path: Path, name: str) -> None:
     digest = write(tmp_path / "demo").digest
     file = tmp_path / "demo" / name

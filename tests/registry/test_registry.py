@@ -2,6 +2,7 @@
 
 import tempfile
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from mlflow.exceptions import MlflowException
 from requests.exceptions import ConnectionError
 
+from mlops_ray.cluster.pipeline import inside
+from mlops_ray.config import Project
+from mlops_ray.config.project import Signing
 from mlops_ray.cost.model import Capacity
 from mlops_ray.errors import NotFoundError, PackageError, StorageError, UsageError
 from mlops_ray.registry import package as packages
@@ -99,7 +103,7 @@ def test_a_state_that_does_not_exist_is_refused_and_changes_nothing(registry: Re
 def test_a_version_says_what_it_is_without_its_package(registry: Registry, package: Package) -> None:
     second, first = registry.versions("demo")
     names = ("family", "metric", "value", "dataset", "signer", "digest")
-    said = {"family": "ridge", "dataset": "abc", "signer": signing.public(KEY), "digest": package.digest}
+    said = {"family": "ridge", "dataset": "ab" * 32, "signer": signing.public(KEY), "digest": package.digest}
     assert {name: first[name] for name in names} == {**said, "metric": "mae", "value": 0.1}
     assert {name: second[name] for name in names} == {**said, "metric": None, "value": None}
 
@@ -311,3 +315,23 @@ def test_mlflow_refuses_a_changed_package(local: Registry, monkeypatch: pytest.M
     (folder / "encoder.json").write_text("{}")
     with pytest.raises(PackageError, match=r"is damaged: encoder\.json"):
         mlflow.pyfunc.load_model("models:/own/1")
+
+
+def test_what_is_inside_a_version_is_asked_for_by_its_number(
+    registry: Registry, uri: str, package: Package, storage: Storage, example: Project
+) -> None:
+    asked = {"project": "demo", "tracking": uri, "signing": Signing(trusted=(signing.public(KEY),))}
+    assert inside(example.model_copy(update=asked), storage, 2) == package.sbom
+    with pytest.raises(PackageError, match="does not name this key"):
+        inside(example.model_copy(update=asked | {"signing": Signing()}), storage, 2)
+
+
+def test_a_version_of_before_lists_were_made_is_told_so(
+    example: Project, storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = replace(write(tmp_path / "demo"), files={})
+    monkeypatch.setattr(Registry, "package", lambda *_, **__: old)
+    with pytest.raises(
+        PackageError, match=r"version 1 of .* was packed before packages listed what is inside"
+    ):
+        inside(example, storage, 1)
