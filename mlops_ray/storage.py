@@ -16,12 +16,17 @@ from typing import IO, Any
 
 import orjson
 
+from mlops_ray import __version__
 from mlops_ray.errors import StorageError
 
 #: Files that hold secrets are readable by their owner alone.
 PRIVATE = 0o600
 #: What the reader of Delta tables takes for a part of an address.
 FORBIDDEN = frozenset("%[]")
+#: Raised when something in a storage is written in another way, which an older version would misread. What
+#: has a format that its reader looks at, wherever it lies, needs none: packages, training sets, histories,
+#: records online.
+FORMAT, MARK = 1, "format.json"
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,8 @@ class Storage:
     def open(cls, location: str) -> "Storage":
         """The storage at a location, its folder made where it is missing.
 
-        Raises `StorageError` where it cannot be written.
+        Its format stands in it (`MARK`). One of an older format is read, and from then on of ours: what wrote
+        it reads it no more. Raises `StorageError` where it cannot be written, and for one of a newer format.
         """
         if "://" in location:
             raise StorageError(f"storage {location!r}: object stores are not supported yet; name a folder")
@@ -51,7 +57,27 @@ class Storage:
             raise StorageError(f"cannot make the storage folder {root}: {error.strerror}") from error
         if not os.access(root, os.W_OK):
             raise StorageError(f"the storage folder {root} is not writable")
-        return cls(root)
+        opened = cls(root)
+        opened._mark()
+        return opened
+
+    def _mark(self) -> None:
+        """Has the storage be of our format, unless it is of a newer one."""
+        found = self.read_json(MARK)
+        # Before there were marks it was format 1.
+        form = 1 if found is None else found.get("format") if isinstance(found, dict) else None
+        if type(form) is not int:
+            raise StorageError(
+                f"{self.root / MARK} is damaged: it says no format; put a copy back, or, where no newer "
+                "version of mlops_ray ran on this storage, delete it"
+            )
+        if form > FORMAT:
+            raise StorageError(
+                f"the storage folder {self.root} is of format {form}, of a newer version of mlops_ray; this "
+                f"one, {__version__}, reads {FORMAT}: update it, or name another folder (storage: PATH)"
+            )
+        if found is None or form < FORMAT:
+            self.write_json({"format": FORMAT}, MARK)
 
     def path(self, *parts: str) -> Path:
         """A path under the root; its parent folders are made."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops_ray.errors import ConfigError
+from mlops_ray.errors import ConfigError, StorageError
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import Storage, replacing
 
@@ -78,7 +78,11 @@ def export(
     # Feast refuses a view without features.
     kept = [view for view in views if not dict(view.features).keys() <= lacking.keys()]
     tables = {view.name: _table(view, rows[view.name], lacking) for view in kept}
-    place = Storage.open(str(folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+    place = Storage(folder)
     for name, table in tables.items():
         with replacing(place.path("data", f"{name}.parquet")) as new:
             table.write_parquet(new)

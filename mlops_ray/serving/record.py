@@ -69,7 +69,10 @@ def read(storage: Storage, name: str) -> Document:
         return {}
     # Format 1 knew the champion and the one before it alone.
     if not isinstance(document, dict) or document.get("format") not in (1, FORMAT_VERSION):
-        raise StorageError(f"the release of {name!r} is damaged, or not of format {FORMAT_VERSION}")
+        raise StorageError(
+            f"the release of {name!r} is damaged, or not of format {FORMAT_VERSION}: put a copy of "
+            f"{FOLDER}/{name}.json back, or update mlops_ray where a newer version wrote it"
+        )
     champion = document.get("champion")
     if champion is not None and not (
         isinstance(champion, dict) and all(isinstance(champion.get(key), str) for key in NAMED)
