@@ -386,3 +386,23 @@ def test_who_hears_of_the_audit_record_is_a_file_outside_the_storage(tmp_path: P
         file.write_text(f"{text}\naudit: {{heads: {heads}}}\n")
         with pytest.raises(ConfigError, match=r"yaml:\d+: audit.heads: is no file outside the storage"):
             config.load(file, {})
+
+
+def _settings(schema: dict[str, Any], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, said in schema.get("properties", {}).items():
+        yield f"{name}.{key}", said
+
+
+def test_the_schema_for_editors_describes_every_setting() -> None:
+    schema = config.json_schema()
+    parts = {"project": schema} | schema["$defs"]
+    found = [each for name, part in parts.items() for each in _settings(part, name)]
+    assert len(found) > 200
+    # What is said of a part in the same words stands there alone.
+    described = {name for name, part in parts.items() if part.get("description")}
+    lacking = [
+        name
+        for name, said in found
+        if not said.get("description") and said.get("$ref", "").rpartition("/")[2] not in described
+    ]
+    assert lacking == []

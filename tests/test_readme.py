@@ -2,19 +2,28 @@
 
 import io
 import re
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
+import typer
 from polars.testing import assert_frame_equal
 
-from mlops_ray import config
+from mlops_ray import __version__, cli, config, storage
+from mlops_ray.cluster import loop, meter
 from mlops_ray.cluster.intake import Intake
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File
 from mlops_ray.data import ingest
 from mlops_ray.data.blocks import check_file
+from mlops_ray.features import definitions, manifest, shelves
 from mlops_ray.features.store import FeatureStore, read_spine
+from mlops_ray.monitoring import alerting, state
+from mlops_ray.registry import package
+from mlops_ray.serving import record, score
 from mlops_ray.storage import Storage
 
 from .conftest import ROOT
@@ -70,12 +79,99 @@ def test_the_example_of_data_has_the_valid_rows_and_the_quarantine_that_stand_be
     for name, text in (("project.yaml", project), ("koeln.csv", stays), ("bonn.jsonl", lines)):
         (tmp_path / name).write_text(text, encoding="utf-8")
     opened = config.load(tmp_path / "project.yaml", {})
-    storage = Storage.open(opened.storage)
-    intake = Intake(FeatureStore(opened, storage), storage, Stages(storage))
+    kept = Storage.open(opened.storage)
+    intake = Intake(FeatureStore(opened, kept), kept, Stages(kept))
     report = intake.validate("stays")
     assert (report["state"], report["rows_in"], report["valid"]) == ("checked", 8, 4)
-    found = pl.read_parquet(storage.root / "reports" / "quarantine-stays.parquet").sort("_row")
+    found = pl.read_parquet(kept.root / "reports" / "quarantine-stays.parquet").sort("_row")
     found = found.with_columns(pl.col("_file").str.split("/").list.last())
     expected = pl.read_csv(io.StringIO(quarantine))
     assert_frame_equal(found, expected, check_dtypes=False)
     assert all(check["holds"] for check in report["table"] if check["check"] != "unique")
+
+
+def test_the_change_log_tells_of_this_version_and_of_the_formats_on_disk() -> None:
+    """Whoever raises one says so there; where an older version would misread it, that of the storage too."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+    assert re.search(rf"^## {re.escape(__version__)}\b", text, re.MULTILINE)
+    # The newest stands first.
+    listed = dict(reversed(re.findall(r"^\| ([a-z ]+) \| (\w+) \|$", text, re.MULTILINE)))
+    del listed["what"]
+    assert listed == {
+        "storage": str(storage.FORMAT),
+        "package": str(package.FORMAT_VERSION),
+        "training set": str(manifest.FORMAT),
+        "history": str(definitions.FORMAT),
+        "online record": shelves.FORMAT.decode(),
+        "release": str(record.FORMAT_VERSION),
+        "monitor": str(state.FORMAT_VERSION),
+        "alerts": str(alerting.FORMAT_VERSION),
+        "retraining": str(loop.FORMAT_VERSION),
+        "costs": str(meter.FORMAT_VERSION),
+        "scoring": str(score.FORMAT_VERSION),
+    }
+
+
+# ---------------------------------------------------------------- commands
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The commands of the command line, by their names."""
+    found = {}
+    for name, command in group.commands.items():
+        below = hasattr(command, "commands")
+        found |= commands(command, (*path, name)) if below else {" ".join((*path, name)): command}
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(cli.app))
+
+
+def written() -> Iterator[tuple[list[str], list[str]]]:
+    """What the table of commands writes, span by span: commands, and the words behind the last."""
+    text = (ROOT / "README.md").read_text().partition("## Commands\n")[2].partition("\n## ")[0]
+    for cell in re.findall(r"^\| (`.*?) \| [^|]* \|$", text.replace(r"\|", "¦"), re.MULTILINE):
+        group = ""
+        for span in re.findall(r"`(?:mlops-ray )?([^`]+)`", cell):
+            names, words = [], list[str]()
+            for part in span.split(" · "):
+                words = part.split()
+                # A group is written once, before the first of its commands.
+                known = [" ".join(words[:2]), f"{group} {words[0]}", words[0]]
+                names.append(next((name for name in known if name in COMMANDS), span))
+                group = names[-1].rpartition(" ")[0]
+                words = words[2:] if names[-1] == known[0] and len(words) > 1 else words[1:]
+            yield names, words
+
+
+SPANS = list(written())
+
+
+def test_every_command_stands_in_the_table_and_no_other() -> None:
+    assert sorted(name for names, _ in SPANS for name in names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize(("names", "words"), SPANS, ids=lambda value: " ".join(value))
+def test_what_the_table_says_of_a_command_is_what_it_takes(names: list[str], words: list[str]) -> None:
+    for name in names:
+        options = {
+            option: parameter
+            for parameter in COMMANDS[name].params
+            for option in (*parameter.opts, *parameter.secondary_opts)
+            if parameter.param_type_name == "option"
+        }
+        given, ahead = [], [word.strip("[]") for word in words]
+        while ahead:
+            word = ahead.pop(0)
+            if word.startswith("--") and word != "--":
+                assert word in options, f"{name} has no {word}"
+                if not options[word].is_flag:
+                    ahead.pop(0)
+            else:
+                given.append(word)
+        asked = [
+            p.metavar or p.name.upper() for p in COMMANDS[name].params if p.param_type_name == "argument"
+        ]
+        if words:
+            assert " ".join(given) == " ".join(asked)

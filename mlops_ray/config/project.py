@@ -57,25 +57,31 @@ class ValueAt(Model):
     """The newest value in [T - ago - tolerance, T - ago]."""
 
     of: str
+    """The column."""
     ago: Duration
     """Counted from the target time T; at least the horizon."""
     tolerance: Duration = 0
+    """How much older than `ago` the value may be; default: not at all."""
 
 
 class Lag(Model):
     """The value so many rows before, for a source that has order only."""
 
     of: str
+    """The column."""
     rows: int = Field(ge=1)
+    """How many rows before."""
 
 
 class Window(Model):
     """An aggregate over the rows with event time in (P - over, P]."""
 
     of: str
+    """The column."""
     agg: Aggregation
     """Missing values are skipped, but by `count`, which counts rows, and by `first` and `last`."""
     over: Step
+    """How far back it reaches from P, the moment of prediction."""
     quantile: float | None = Field(None, ge=0, le=1)
     """Which, for `agg: quantile`: 0.5 is the median."""
 
@@ -94,11 +100,15 @@ class Feature(Model):
     latest: str | None = None
     """The newest value of a column; missing where the newest row's is."""
     value_at: ValueAt | None = None
+    """The value some time ago."""
     lag: Lag | None = None
+    """The value some rows ago."""
     window: Window | None = None
+    """An aggregate over the time before."""
     expr: Sql | None = None
     """SQL over the columns of the request's row."""
     function: Function | None = None
+    """A Python function over columns of the request's row."""
     type: ColumnType = "float"
     """What a function returns."""
     hour_of: str | None = None
@@ -106,6 +116,7 @@ class Feature(Model):
     weekday_of: str | None = None
     """1 (Monday) to 7."""
     month_of: str | None = None
+    """1 to 12."""
     holiday_of: str | None = None
     """Whether it is a public holiday in `country`."""
     country: Country | None = None
@@ -131,7 +142,9 @@ class View(Model):
     exactly_one = ("source", "on_request", "columns")
 
     source: str | None = None
+    """The source whose history is read."""
     features: dict[str, Feature] = {}
+    """By their names, features of the source's history."""
     ttl: Duration | None = None
     """How old a `latest` value may be; both ends count."""
     join_keys: dict[str, str] = {}
@@ -141,6 +154,7 @@ class View(Model):
     columns: Names | None = None
     """Columns of the request's row that are features as they are."""
     exclude: Names = ()
+    """Columns that are none, where `columns` names more than are wanted."""
 
     @model_validator(mode="after")
     def _kinds(self) -> Self:
@@ -161,6 +175,7 @@ class Target(Model):
     """What is predicted, how far ahead, and when the truth becomes known."""
 
     source: str
+    """The source whose rows have the label."""
     expr: Sql
     """What is predicted, over the columns of the source's row at T."""
     horizon: Annotated[
@@ -168,12 +183,17 @@ class Target(Model):
     ] = (0,)
     """How far ahead: features see nothing younger than P = T - horizon."""
     task: Literal["regression", "classification"]
+    """Whether a number is predicted, or a yes or no."""
     positive: str | int | bool | None = None
+    """Of a classification by classes: the one that is a yes."""
     where: Sql | None = None
+    """Rows that do not fulfil it have no label."""
     label_known: LabelKnown | None = None
+    """When the truth of a row becomes known; default: `monitoring.labels.delay` later."""
     known_at: Literal["event"] | None = None
     """`event`: features of a row see what was known at its P; default: all that is known when asked for."""
     transform: Literal["log", "log1p"] | None = None
+    """Of a number: what the model predicts in its place; answers are turned back."""
 
 
 # ---------------------------------------------------------------- training
@@ -185,7 +205,9 @@ Currency = Annotated[str, Field(pattern="^[A-Z]{3}$")]
 
 class Money(Model):
     amount: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """How much."""
     currency: Currency
+    """ISO 4217, e.g. EUR."""
 
 
 def _no_region(labels: dict[str, str]) -> dict[str, str]:
@@ -203,7 +225,9 @@ class Resources(Model):
     """What one trial, or one replica, asks of Ray."""
 
     cpu: float = Field(1, gt=0)
+    """CPUs, which may be a part of one."""
     gpu: float = Field(0, ge=0)
+    """GPUs, which may be a part of one."""
     labels: Annotated[dict[NodeLabel, Condition], AfterValidator(_no_region)] = {}
     """Of the nodes on which it may run, e.g. {pool: cpu} or {pool: "!gpu"}."""
 
@@ -212,19 +236,27 @@ class Search(Model):
     """How far and with what the sweep searches."""
 
     trials: int = Field(20, ge=1)
+    """How many sets of parameters are tried."""
     algorithm: Literal["tpe", "random"] = "tpe"
+    """How the next set is chosen: by what was good so far (`tpe`), or at random."""
     scheduler: Literal["asha", "none"] = "asha"
+    """Whether trials that fall behind after a fold are stopped (`asha`)."""
     time_limit: Duration | None = None
+    """After how long the search is cut off."""
     budget: Money | None = None
     """What trials may cost, by `cost.prices`: with `time_limit` what is reached first ends the search."""
     resources: Resources = Resources()
+    """What one trial asks of Ray."""
     gpu: Literal["required", "preferred", "none"] = "none"
+    """Whether trials need a GPU, take one where there is one, or take none."""
     rows: int = Field(20_000, ge=100)
     """That a trial fits on, drawn at random from a fold's: enough to rank. The winner is fitted on all."""
     workers: int = Field(1, ge=1)
     """Of the winner's fit, where it is XGBoost; more by themselves where a node's memory is too small."""
     seed: int = Field(0, ge=0, lt=2**32)
+    """What chance begins with: the same seed and data give the same table."""
     space: dict[str, dict[str, Any]] = {}
+    """By family and parameter: a value, a list of them, or {min, max}; default: what each family has."""
 
 
 class HeldOut(Model):
@@ -234,25 +266,35 @@ class HeldOut(Model):
 
     #: YAML reads a bare date as a date.
     from_: Annotated[str, BeforeValidator(str)] | None = Field(None, alias="from")
+    """The first instant, or date, of the test part."""
     share: Share | None = None
+    """The share of rows that is the test part."""
 
 
 class Validation(Model):
     """How rows are split; data with a `group` never has the group on both sides."""
 
     by: Literal["time", "order", "random"] = "time"
+    """What tells test from training: the event time, the order of rows, or chance."""
     test: HeldOut = HeldOut(share=0.2)
+    """The part that only the winner sees."""
     folds: int = Field(3, ge=1, le=100)
+    """How many parts of the rest trials are compared on."""
     group: str | None = None
+    """A column whose values are never on both sides, e.g. patient."""
     stratify: bool = False
+    """Whether each part has each class by its share."""
     replay: bool = False
+    """Whether folds are short and follow each other: what was tested on is learned next, as in a stream."""
 
 
 class Gate(Model):
     """What the winner must beat, and by how much, to go on."""
 
     better_than: tuple[Literal["naive", "champion"], ...] = ("naive", "champion")
+    """Whom the winner must beat on the test part."""
     by: Share = 0.0
+    """By which share of the other's error."""
 
 
 class ThresholdFor(Model):
@@ -261,47 +303,64 @@ class ThresholdFor(Model):
     exactly_one = ("recall", "precision", "cost")
 
     recall: float | None = Field(None, ge=0, le=1)
+    """The share of what is a yes that is found, at least."""
     precision: float | None = Field(None, ge=0, le=1)
+    """The share of what is said to be a yes that is one, at least."""
     cost: tuple[tuple[float, float], tuple[float, float]] | None = None
     """What an answer costs, by what is (rows) and what was said (columns), no before yes."""
 
 
 class Threshold(Model):
     for_: Literal["f1", "accuracy"] | ThresholdFor = Field("f1", alias="for")
+    """A figure that is to be the best, or a bound that must hold."""
 
 
 class ClassWeights(Model):
     """How much a row of each class counts."""
 
     negative: float = Field(1.0, gt=0)
+    """Of a row that is a no."""
     positive: float = Field(1.0, gt=0)
+    """Of a row that is a yes."""
 
 
 class Imbalance(Model):
     """Classes that are out of balance."""
 
     weights: Literal["balanced"] | ClassWeights | None = None
+    """How much rows count: each class alike (`balanced`), or as said."""
     threshold: Threshold | None = None
+    """From which probability on the answer is yes; default: 0.5."""
     minimum_rows: int = Field(50, ge=1)
+    """How many rows of the rarer class there must be, at least."""
 
 
 class OwnFamily(Model):
     """A model family of the user's own, by the dotted path of its class."""
 
     path: str
+    """E.g. package.module.Name: one with a family's methods, or a scikit-learn estimator."""
 
 
 class Training(Model):
     """Which families compete, how they are searched, and what decides."""
 
     families: tuple[str | OwnFamily, ...] = ("ridge", "xgboost")
+    """The families that compete, by name, or by the path of a class of your own."""
     search: Search = Search()
+    """How many trials there are, and what they take."""
     metric: str = "mae"
+    """What decides, measured on validation rows."""
     metrics: Names = ()
+    """What is measured besides."""
     validation: Validation = Validation()
+    """How rows are split."""
     gate: Gate = Gate()
+    """What the winner must beat to go live."""
     imbalance: Imbalance | None = None
+    """What is done where one class is rare."""
     minimum_rows: int = Field(100, ge=1)
+    """How many labelled rows there must be, at least."""
 
 
 # ---------------------------------------------------------------- serving and after
@@ -309,13 +368,16 @@ class Training(Model):
 
 class Slo(Model):
     p99_ms: float = Field(50, gt=0)
+    """Within how many milliseconds 99 of 100 requests are answered."""
     error_rate: Share = 0.001
+    """Which share of requests may fail."""
 
 
 class Replicas(Model):
     min: int = Field(1, ge=0)
     """0: none while nobody asks; who asks first then waits until one has started."""
     max: int = Field(8, ge=1)
+    """How many there are at most."""
     initial: int | None = Field(None, ge=1)
     """How many start with the service; default: `min`, or as many as were planned (`machine: auto`)."""
 
@@ -330,7 +392,9 @@ class Replicas(Model):
 
 class Batching(Model):
     max_rows: int = Field(256, ge=1)
+    """How many rows are answered together, at most."""
     max_wait_ms: float = Field(2, ge=0)
+    """How many milliseconds a request waits for others, at most."""
 
 
 class Machine(Resources):
@@ -344,6 +408,7 @@ class Postprocess(Model):
     """What happens to a model's answer: a function of your own, then bounds."""
 
     clip: tuple[float | None, float | None] | None = None
+    """[least, most]: what is beyond is set to it; `null` for no bound."""
     function: str | None = Field(None, pattern=r"^\w+(\.\w+)+$")
     """A dotted path, e.g. package.module.name: from answers, a float Series, to as many numbers.
 
@@ -423,12 +488,19 @@ class Serving(Model):
     """How predictions are answered."""
 
     listen: Listen = Listen()
+    """Where callers come in."""
     slo: Slo = Slo()
+    """The objective."""
     replicas: Replicas = Replicas()
+    """How many answer."""
     batching: Batching = Batching()
+    """How requests are answered together."""
     resources: Machine = Machine()
+    """What one replica asks of Ray."""
     postprocess: Postprocess = Postprocess()
+    """What happens to a model's answer."""
     explain: Literal["on_request", "never"] = "never"
+    """Whether callers may ask what each feature contributed."""
 
 
 #: Written as a file would say it: a release is carried out as it was pushed, by another process.
@@ -437,13 +509,18 @@ Wait = Annotated[Duration, PlainSerializer("{}us".format, when_used="json")]
 
 class Shadow(Model):
     requests: int = Field(500, ge=0)
+    """How many copied requests must be compared."""
     max_wait: Wait = parse_duration("10m")
+    """How long they are waited for, before it is quiet."""
 
 
 class CanaryStep(Model):
     weight: float = Field(gt=0, lt=100)
+    """The share of keys, of 100, that the version answers."""
     requests: int | None = Field(None, ge=1)
+    """How many of its requests must be seen; default: 100."""
     max_wait: Wait | None = None
+    """How long the step waits for them before it is quiet; default: 30 times `per_step`."""
 
 
 #: The states of a version in a release (design/semantics.md, section 12).
@@ -462,20 +539,30 @@ class Hook(Model):
     exactly_one = ("webhook", "command")
 
     webhook: Url | None = None
+    """An address."""
     command: str | None = Field(None, min_length=1)
+    """A program and its arguments, run where the service is, with MLOPS_MODEL, MLOPS_VERSION, … set."""
     on: tuple[ReleaseState, ...] = ()
+    """The states; default: each."""
 
 
 class Release(Model):
     """How a version goes live."""
 
     shadow: Shadow | None = None
+    """Copies of requests go to the version first, and nobody gets its answers; default: none do."""
     canary: tuple[float | CanaryStep, ...] = ()
+    """Of 100 keys those that the version answers, step by step, e.g. [1, 10, 50]; default: no step."""
     per_step: Wait = parse_duration("2m")
+    """How long a step lasts, at least."""
     when_quiet: Literal["inconclusive", "promote"] = "inconclusive"
+    """What becomes of a version of which too little was seen."""
     effect: float = Field(0.5, gt=0)
+    """How far answers may move, in standard deviations of those that the champion was trained on."""
     profit_gate: Literal["refuse", "report", "off"] = "report"
+    """Whether a version that earns less than the champion is refused, told of, or not looked at."""
     hooks: tuple[Hook, ...] = ()
+    """Who is called at which state."""
 
     @model_validator(mode="after")
     def _compares(self) -> Self:
@@ -490,11 +577,14 @@ class Release(Model):
 
 class FalseAlarms(Model):
     max: float = Field(1, gt=0)
+    """How many may be expected, of a model that does not drift."""
     per: Duration = parse_duration("90d")
+    """In how long."""
 
 
 class Labels(Model):
     delay: Duration = 0
+    """How long after its event time the truth of a row becomes known."""
 
 
 def _mail(address: str) -> str:
@@ -519,18 +609,26 @@ class Alert(Model):
 
 class Retrain(Model):
     when: tuple[Literal["performance", "drift"], ...] = ("performance", "drift")
+    """What asks for it: labels that show a loss, or inputs that have moved."""
     at_most: Rate = "1/7d"
+    """How many in any time of this length, e.g. 1/7d."""
 
 
 class Monitoring(Model):
     """What is watched, and how many false alarms are allowed."""
 
     window: Duration = parse_duration("1d")
+    """How long rows are gathered before they are looked at."""
     false_alarms: FalseAlarms = FalseAlarms()
+    """How many are allowed."""
     labels: Labels = Labels()
+    """When the truth comes."""
     segments: Names = ()
+    """Columns whose values are each looked at by themselves."""
     alerts: tuple[Alert, ...] = ()
+    """Who is told."""
     retrain: Retrain | None = None
+    """When the model is trained again by itself; default: never."""
 
 
 #: Requests a second.
@@ -544,6 +642,7 @@ class CostMatrix(Model):
     costs: tuple[tuple[FiniteFloat, FiniteFloat], tuple[FiniteFloat, FiniteFloat]]
     """Above 0 is lost, below 0 is earned, e.g. [[0, 1], [10, 0]]: what was missed costs ten false alarms."""
     currency: Currency
+    """ISO 4217, e.g. EUR."""
 
 
 class Value(Model):
@@ -568,6 +667,7 @@ class Spending(Model):
     """The most that is spent, on machines for serving and training."""
 
     per_day: Money
+    """In a day (UTC)."""
     then: Literal["hold", "warn"] = "warn"
     """`hold`: neither replicas nor training are added any more, and an alert says so."""
 
@@ -590,15 +690,19 @@ class Cost(Model):
     rows: int = Field(1, ge=1)
     """Of each request of the load."""
     value_per_prediction: Money | None = None
+    """What an answer is worth."""
     value: Value | None = None
     """Beside it: what errors cost."""
     profit_margin: Share = 0.01
+    """Which share of the champion's profit a version may earn less."""
     training_life: Step = parse_duration("30d")
+    """Over how long the cost of a training is spread."""
     safety: float = Field(0.7, gt=0, le=1)
     """The share of its highest rate that a replica is planned to have."""
     storage: Money | None = None
     """What a GiB costs for a month, of the storage's folder."""
     budget: Spending | None = None
+    """The most that is spent; default: no bound."""
 
     @model_validator(mode="after")
     def _one_currency(self) -> Self:
@@ -659,6 +763,7 @@ class Stores(Model):
     tracking: str | None = None
     """Of the tracking server, its database, and where it keeps artefacts."""
     online: str | None = None
+    """Of the online store's server."""
 
 
 #: What runs beside the models under a name of its own.
@@ -675,21 +780,37 @@ class Project(Model):
     """The whole project file."""
 
     project: Annotated[str, AfterValidator(_free)] = Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")
+    """What the model is called, everywhere: small letters, digits and dashes."""
     storage: str = ".mlops"
+    """The folder of all state; relative to this file."""
     tracking: str | None = None
+    """The address of an MLflow server; default: SQLite in the storage."""
     online: str | None = None
+    """The online store, e.g. redis://host:6379/0; default: SQLite in the storage."""
     regions: Stores = Stores()
+    """Where the stores are."""
     include: Names = ()
+    """Files whose `sources` and `features` are taken in, which several projects may share."""
     sources: dict[FileName, Source]
+    """By their names, the tables of rows."""
     features: dict[str, View]
+    """By their names, views: the features of one source, of the request, or of the row itself."""
     target: Target
+    """What is predicted."""
     training: Training = Training()
+    """How the model is found."""
     serving: Serving = Serving()
+    """How it answers."""
     release: Release = Release()
+    """How a version goes live."""
     monitoring: Monitoring = Monitoring()
+    """What is watched."""
     cost: Cost = Cost()
+    """What it costs, and what it earns."""
     signing: Signing = Signing()
+    """Who signs versions."""
     audit: Audit = Audit()
+    """Who did what."""
 
     _origin: Origin = PrivateAttr(Origin(None, {}))
 

@@ -36,13 +36,19 @@ class Csv(Model):
     """How a CSV file is written. `names` are the columns of a file without a header."""
 
     delimiter: str = Field(",", min_length=1, max_length=1)
+    """What stands between two values."""
     quote: str = Field('"', max_length=1)
+    """What encloses a value that holds the delimiter; an empty text for none."""
     decimal: str = Field(".", min_length=1, max_length=1)
+    """What stands before the decimals of a number."""
     thousands: str | None = Field(None, min_length=1, max_length=1)
     """What groups the digits of a number, and is left out of it."""
     encoding: str = "utf-8"
+    """How text is encoded, by Python's names, e.g. latin-1."""
     names: Names | None = None
+    """The columns of a file without a header."""
     skip_rows: int = Field(0, ge=0)
+    """Lines before the header that are no data."""
 
 
 class JsonLines(Model):
@@ -57,7 +63,9 @@ class Excel(Model):
     """One sheet of a workbook, the first unless named; its first row is the header."""
 
     sheet: str | None = None
+    """Its name; default: the first."""
     skip_rows: int = Field(0, ge=0)
+    """Rows before the header that are no data."""
 
 
 class Delta(Model):
@@ -70,10 +78,15 @@ class Format(Model):
     exactly_one = ("csv", "jsonl", "parquet", "excel", "delta")
 
     csv: Csv | None = None
+    """Values by a delimiter, one row a line."""
     jsonl: JsonLines | None = None
+    """One JSON object a line."""
     parquet: Parquet | None = None
+    """Apache Parquet."""
     excel: Excel | None = None
+    """One sheet of a workbook (extra `excel`)."""
     delta: Delta | None = None
+    """A Delta table: a folder."""
 
 
 def _by_name(value: object) -> object:
@@ -90,6 +103,7 @@ class SqlQuery(Model):
     connection: str
     """`sqlite:///FILE` or `postgresql://USER@HOST/DATABASE`; a password comes by `${VAR}`."""
     query: str
+    """What is asked: one SELECT, whose columns are those of a file."""
     cursor: str | None = None
     """A column that only grows (a time of change, a number): only rows from its newest stored value on are
     read."""
@@ -101,16 +115,25 @@ class File(Model):
     exactly_one = ("path", "sql")
 
     path: str | None = None
+    """A path, a glob or a URL; relative to the project file."""
     sql: SqlQuery | None = None
+    """A query in a file's place."""
     format: AnyFormat | None = None
+    """Default: the source's."""
     rename: dict[str, str] = {}
+    """Names of its columns in the file, and what they are called in the table; beside the source's."""
     null_values: Names | None = None
+    """Default: the source's."""
     true_values: Names | None = None
+    """Default: the source's."""
     false_values: Names | None = None
+    """Default: the source's."""
     event_time: "EventTime | None" = None
+    """Default: the source's."""
     columns: dict[str, "ColumnSpec"] = {}
     """Columns that only this file has, from which it derives columns of the table."""
     derive: dict[str, "Sql | Function"] = {}
+    """Columns of the table that are computed of this file, beside those of the source."""
 
 
 def _as_files(value: object) -> object:
@@ -127,8 +150,11 @@ class Unpivot(Model):
     """Columns other than `keep` become rows of (`names`, `values`)."""
 
     keep: Names
+    """The columns that stay as they are, and stand in each row."""
     names: str
+    """The column that says which column a value stood in."""
     values: str
+    """The column of the values."""
 
 
 class EventTime(Model):
@@ -137,14 +163,23 @@ class EventTime(Model):
     exactly_one = ("column", "columns", "order")
 
     column: str | None = None
+    """The column that says it."""
     columns: Names | None = None
+    """The columns that say it together, from the year on, e.g. [year, month, day]."""
     granularity: Literal["day", "hour", "minute"] | None = None
+    """How far `columns` go: to the day, the hour, or the minute."""
     order: bool = False
+    """Whether rows have no time and come in order, `every` so long."""
     every: Step | None = None
+    """With `order`: the time between two rows."""
     format: str | None = None
+    """How stamps are written, as strftime says it, e.g. %d.%m.%Y %H:%M; default: ISO 8601."""
     unit: Literal["s", "ms", "us", "ns"] | None = None
+    """Of stamps that are numbers: what they count since 1970."""
     timezone: Timezone | None = None
+    """Of stamps without an offset, e.g. Europe/Berlin."""
     ambiguous: Literal["raise", "infer"] = "raise"
+    """What an hour is that a clock change repeats: an error, or told apart by the order of rows."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -172,6 +207,7 @@ class Resample(Model):
     __pydantic_extra__: dict[str, Aggregation]
 
     every: Step
+    """How long an interval is."""
 
     @property
     def columns(self) -> dict[str, Aggregation]:
@@ -198,21 +234,32 @@ class ColumnSpec(Model):
     """What the values of a column must be."""
 
     type: ColumnType
+    """What values are read as; one that is no such value costs its row."""
     required: bool = False
+    """Whether a missing value fails."""
     min: float | None = None
+    """The least that passes."""
     max: float | None = None
+    """The most that passes."""
     categories: tuple[str | int, ...] | None = None
+    """The values that pass, and no others."""
     pattern: str | None = None
+    """A regular expression that the whole of a text matches."""
     on_fail: Severity = "reject"
+    """What befalls a row that fails: it is rejected, counted (`flag`), or stops the job."""
 
 
 class RuleSpec(Model):
     """A condition that a row must hold."""
 
     name: str
+    """What reports call it."""
     require: Sql
+    """What must be true, in SQL over the columns of the row."""
     on_fail: Severity = "reject"
+    """What befalls a row that fails: it is rejected, counted (`flag`), or stops the job."""
     nulls: Literal["pass", "fail"] = "pass"
+    """What a rule comes to that cannot be known, since a value is missing."""
 
 
 def _mask(text: str) -> str:
@@ -225,6 +272,7 @@ class Curated(Model):
     rows: int = Field(ge=0)
     """How many at most."""
     where: Sql | None = None
+    """Which; default: any."""
     mask: dict[str, Annotated[str, AfterValidator(_mask)]] = {}
     """How columns are shown: `hash`, `hide`, or SQL over the column, e.g. `LEFT(zip, 2)`."""
 
@@ -233,6 +281,7 @@ class Policy(Model):
     """Where a source's rows may be, and who may see them."""
 
     allowed_regions: Names | None = None
+    """The regions in which rows, and what is made of them row by row, may be; default: all."""
     machine_only: Names = ()
     """Columns that code reads and people never see."""
     curated: Curated | None = None
@@ -255,7 +304,9 @@ class RowCount(Model):
     """How many rows there must be, both ends included."""
 
     min: int | None = Field(None, ge=0)
+    """The fewest."""
     max: int | None = Field(None, ge=0)
+    """The most."""
 
 
 class TableChecks(Model):
@@ -268,6 +319,7 @@ class TableChecks(Model):
     missing: dict[str, Annotated[Share, Field(ge=0, le=1)]] = {}
     """The share of a column's values that may be missing."""
     on_fail: Literal["flag", "stop"] = "stop"
+    """What a check that fails does: it is told (`flag`), or stops the job, which then stores nothing."""
 
 
 def _require_condition(text: str, rows: pl.DataFrame, *at: object) -> None:
@@ -288,6 +340,7 @@ class Source(Model):
     path: Files | None = None
     """A path, a glob, a URL, or a list of them; relative to this file, or `package://NAME/…`."""
     sql: SqlQuery | None = None
+    """A query in the place of files."""
     ingestion: Literal["incremental", "full"] = "incremental"
     """`incremental` reads what is new or changed; `full` takes the files for the whole table, so that what is
     no longer in them is taken back."""
@@ -296,9 +349,13 @@ class Source(Model):
     null_values: Names = ("",)
     """What stands in a file where a value is missing."""
     true_values: Names = Schema.true_values
+    """What stands in a file for yes."""
     false_values: Names = Schema.false_values
+    """What stands in a file for no."""
     rename: dict[str, str] = {}
+    """Names of columns in the files, and what they are called here, e.g. {Zeit: time}."""
     unpivot: Unpivot | None = None
+    """Makes rows of columns, where a file has one column for each entity."""
     derive: dict[str, "Sql | Function"] = {}
     """Declared columns that are computed from the others of their row."""
     where: Sql | None = None
@@ -308,10 +365,13 @@ class Source(Model):
     time: Literal["none"] | None = None
     """`none` for a table that has keys alone."""
     event_time: EventTime | None = None
+    """When a row was true."""
     resample: Resample | None = None
+    """Rows are aggregated over intervals, before features and labels are made of them."""
     season: Duration | None = None
     """After how long the rows repeat themselves; the naive forecast is the value then."""
     known_at: KnownAt | None = None
+    """When rows became known; default: when they were ingested."""
     row_id: str | None = None
     """The column that tells rows of one key and time apart; without it, a second one corrects the first."""
     sequence: str | None = None
@@ -321,6 +381,7 @@ class Source(Model):
     columns: dict[str, ColumnSpec]
     """The columns that are kept, with their types; others are left in the file."""
     rules: tuple[RuleSpec, ...] = ()
+    """What must hold of each row."""
     unique: Severity = "flag"
     """What befalls a row that another one of the same key and row id (or event time) follows; flagged, it is
     corrected by that one."""

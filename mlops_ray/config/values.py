@@ -171,7 +171,9 @@ class Function(Model):
     """A Python function from columns to a column, by its dotted path."""
 
     path: str
+    """E.g. package.module.name."""
     inputs: Names
+    """The columns that it gets."""
 
 
 def columns_of(how: str | Function) -> frozenset[str]:
