@@ -23,7 +23,15 @@ from rich.text import Text
 from mlops_ray import __version__, audit, config, keys
 from mlops_ray.cluster import interrupt, joined, service
 from mlops_ray.config import Project
-from mlops_ray.errors import DataError, MlopsError, ServiceError, TrainingError, UsageError, did_you_mean
+from mlops_ray.errors import (
+    WRONG_USE,
+    DataError,
+    MlopsError,
+    ServiceError,
+    TrainingError,
+    UsageError,
+    did_you_mean,
+)
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.pages import plain
 from mlops_ray.storage import Storage, replacing
@@ -59,6 +67,8 @@ app.add_typer(audit_app, name="audit")
 WIDTH = 160
 out = Console(width=None if sys.stdout.isatty() else WIDTH)
 err = Console(stderr=True)
+#: The model, and the storage, that the command works on; none before it has read the project file.
+_opened: list[tuple[str, Storage]] = []
 
 ProjectFile = Annotated[Path, typer.Argument(metavar="PROJECT.yaml", help="The project file.")]
 SourceName = Annotated[str | None, typer.Option("--source", help="One of the sources; default: all.")]
@@ -740,14 +750,28 @@ def _version(
 
 def main() -> None:
     """The entry point: errors become a sentence on stderr and an exit status."""
+    _opened.clear()
     try:
         app()
     except MlopsError as error:
+        if error.exit_status != WRONG_USE:
+            _tell(error)
         err.print(f"error: {plain(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
+    except Exception as error:
+        _tell(error)
+        raise
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(interrupt.INTERRUPTED)
+
+
+def _tell(error: Exception) -> None:
+    """What a command failed of stands in the error log of the storage that it works on."""
+    from mlops_ray.data import error_log
+
+    for model, storage in _opened:
+        error_log.tell(storage, model, sys.argv[1], error)
 
 
 def _warn(file: Path) -> None:
@@ -764,6 +788,7 @@ def _open(file: Path, *, settle: bool = True) -> tuple[Project, Storage]:
     storage = Storage.open(project.storage)
     if settle:
         audit.settle(storage, project.project, project.audit.heads)
+    _opened[:] = [(project.project, storage)]
     return project, storage
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mlops_ray import config
 from mlops_ray.cluster import joined
+from mlops_ray.data import error_log
 from mlops_ray.errors import ConfigError, MlopsError, safe
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage
@@ -66,8 +67,10 @@ def run(file: Path, id: str, storage: Storage) -> int:
     except FileExistsError:
         sys.stdout.write(f"{id} has begun before, and begins once\n")
         return 0
+    name = ""
     try:
         project = config.load(file)
+        name = project.project
         going = loop.under_way(loop.retrainings(loop.read(storage, project.project)))
         if going is None or going.id != id:
             raise ConfigError(
@@ -77,10 +80,12 @@ def run(file: Path, id: str, storage: Storage) -> int:
     except MlopsError as error:
         # Who reads it later need not be who may see rows.
         said = safe(error)
+        error_log.tell(storage, name, "retraining", error)
         told.say(outcome="failed", version=None, said=said)
         sys.stdout.write(f"error: {said}\n")
         return error.exit_status
     except Exception as error:
+        error_log.tell(storage, name, "retraining", error)
         told.say(outcome="failed", version=None, said=f"{type(error).__name__}, see the job's log")
         raise
     return 0

@@ -3,11 +3,13 @@
     {"at", "level", "stage", "model", "version", "request", "type", "status", "said", "where", "count",
      "process"}
 
-Each process has files of its own, and writes them in a thread of its own. Whatever a logger of ours is told
-from a warning on is a line. A caller's error is none: of those that are alike one line a minute says how many
-there were, with the sentence of the first. No line has a value of a row: of sentences that quote a request
-the quotes are left out, of errors that are not ours all but their type and where they were raised. It is
-bounded: lines a second, bytes a file and bytes of all files; what is left out is counted.
+A command that fails is a line of `command-DAY.jsonl`: its stage is the command, `run` is the id of its
+job, or one of its own. Each process of the service has files of its own, and writes them in a thread of
+its own; whatever a logger of ours is told from a warning on is a line there. A caller's error is none: of
+those that are alike one line a minute says how many there were, with the sentence of the first. No line
+has a value of a row: of sentences that quote a request the quotes are left out, of errors that are not
+ours all but their type and where they were raised. It is bounded: lines a second, bytes a file and bytes
+of all files; what is left out is counted.
 """
 
 import contextlib
@@ -25,7 +27,7 @@ from typing import Any
 
 import orjson
 
-from mlops_ray.errors import Said
+from mlops_ray.errors import Said, safe
 from mlops_ray.storage import PRIVATE, Storage
 
 FOLDER = "errors"
@@ -36,6 +38,8 @@ GATHER_S, MOST_KINDS = 60.0, 100
 #: Bytes of a file and of all files, how many there are, a process that dies again and again leaving one each
 #: time, and how long one is kept.
 MOST_OF_A_FILE, MOST_BYTES, MOST_FILES, KEPT_S = 2 * 2**20, 32 * 2**20, 1_000, 30 * 86_400.0
+#: Where Ray says of a job's command whose it is.
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 #: Characters of a sentence.
 LONGEST = 500
 
@@ -239,6 +243,33 @@ def refuse(status: int, reason: str, error: Exception, request: str, version: st
     """Counts a caller's error, where this process has a log."""
     for log in _installed:
         log.refuse(status, reason, error, request, version)
+
+
+def tell(storage: Storage, model: str, command: str, error: BaseException) -> None:
+    """One line, of the error that a command ends with; where that is in vain, the terminal alone has it."""
+    where, _ = _raised(error.__traceback__, "")
+    line: Line = {"at": time.time(), "level": "error", "stage": command, "model": model, "version": ""}
+    line |= {"request": "", "run": run_id(), "type": type(error).__name__, "status": None}
+    line |= {"said": safe(error)[:LONGEST], "where": where, "count": 1, "process": "command"}
+    day = time.strftime("%Y-%m-%d", time.gmtime(line["at"]))
+    with contextlib.suppress(OSError):
+        path = storage.path(FOLDER, f"command-{day}.jsonl")
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
+        with open(descriptor, "ab") as file:
+            if os.fstat(descriptor).st_size < MOST_OF_A_FILE:
+                file.write(orjson.dumps(line, option=_LINE))
+        tidy(storage)
+
+
+def run_id(environ: Mapping[str, str] = os.environ) -> str:
+    """The id under which this process was submitted as a job of Ray, else one that is made.
+
+    >>> run_id({JOB: '{"metadata": {"job_submission_id": "nightly"}}'}), len(run_id({}))
+    ('nightly', 12)
+    """
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(orjson.loads(environ[JOB])["metadata"]["job_submission_id"])
+    return uuid.uuid4().hex[:12]
 
 
 def unquoted(said: str) -> str:

@@ -192,7 +192,8 @@ def _reading(summary: str, reply: str, roles: str = "predict, read", media_type:
 
 def _open(summary: str) -> Json:
     health = {"200": _response("Yes", {JSON: "Health"}), "503": _response("No", {JSON: "Health"})}
-    return {"summary": summary, "security": [], "responses": {**health, **_errors(_OPEN)}}
+    said = {"summary": summary, "description": "Open to everybody, and says nothing else"}
+    return {**said, "security": [], "responses": {**health, **_errors(_OPEN)}}
 
 
 def _errors(statuses: Iterable[int]) -> Json:

@@ -77,6 +77,18 @@ def test_what_the_page_lists_is_there_and_says_whether_it_wants_a_key(
     assert requests.request(method, address).status_code == (200 if is_open else 401)
 
 
+def test_every_route_says_what_it_does_and_who_may_ask() -> None:
+    release = {"model": "m", "champion": {"request": Schema((Column("x", "float"),)).to_json()}}
+    paths = openapi([release])["paths"]
+    operations = [item[method] for item in paths.values() for method in item if method in ("get", "post")]
+    assert len(operations) == len(OPERATIONS)
+    for operation in operations:
+        assert operation["summary"]
+        who = "Open to everybody" if operation.get("security") == [] else "Needs a key of role"
+        assert operation["description"].startswith(who)
+        assert all(reply["description"] for reply in operation["responses"].values())
+
+
 def test_values_of_hidden_columns_are_not_on_the_page() -> None:
     columns = [
         Column("site", "category", categories=("plainly",)),

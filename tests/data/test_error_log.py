@@ -4,17 +4,20 @@ import logging
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
+from mlops_ray import cli
 from mlops_ray.data import error_log
 from mlops_ray.data.error_log import ErrorLog
 from mlops_ray.errors import InvalidRowError, OverloadedError, StorageError, safe
 from mlops_ray.registry.metrics import METRICS
 from mlops_ray.serving.documents import show
 from mlops_ray.storage import Storage
+from tests.conftest import EXAMPLE
 
 LOGGER = logging.getLogger("mlops_ray.monitoring.looks")
 
@@ -171,3 +174,64 @@ def test_nobody_else_reads_the_files(log: ErrorLog, storage: Storage) -> None:
 )
 def test_a_sentence_is_left_without_what_it_quotes(said: str, left: str) -> None:
     assert error_log.unquoted(said) == left
+
+
+def failed(command: str, *more: str) -> None:
+    """Runs a command that fails in this process."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.argv", ["mlops-ray", command, *more])
+        with pytest.raises((SystemExit, RuntimeError)):
+            cli.main()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    file = tmp_path / "project.yaml"
+    file.write_text(EXAMPLE.read_text())
+    return file
+
+
+def test_a_command_that_fails_is_a_line_with_the_id_of_its_job(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(error_log.JOB, '{"metadata": {"job_submission_id": "nightly"}}')
+    failed("rollback", str(project))
+    (line,) = lines(Storage(project.parent / ".mlops"))
+    keys = ("process", "stage", "model", "run", "level", "count")
+    assert [line[key] for key in keys] == ["command", "rollback", "factory-load", "nightly", "error", 1]
+    assert line["where"].startswith("mlops_ray.")
+
+
+def test_a_defect_of_ours_is_a_line_without_what_it_quotes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("of a row: secret")
+
+    monkeypatch.setattr("mlops_ray.cluster.service.status", broken)
+    failed("status", str(project))
+    (line,) = lines(Storage(project.parent / ".mlops"))
+    assert (line["stage"], line["type"], line["said"]) == ("status", "RuntimeError", "RuntimeError")
+    assert len(line["run"]) == 12
+
+
+def test_wrong_use_and_what_has_no_storage_are_no_lines(project: Path) -> None:
+    failed("push", "newest", str(project))
+    failed("status", str(project.with_name("none.yaml")))
+    assert lines(Storage(project.parent / ".mlops")) == []
+
+
+def test_lines_of_commands_are_bounded_and_their_owners_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(error_log, "MOST_OF_A_FILE", 1_000)
+    for _ in range(20):
+        error_log.tell(storage, "m", "ingest", StorageError("the store is away"))
+    (file,) = storage.root.glob(f"{error_log.FOLDER}/*")
+    assert 1_000 <= file.stat().st_size < 1_500
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_full_disk_leaves_a_command_its_own_error(storage: Storage) -> None:
+    storage.path(error_log.FOLDER).write_text("no folder")
+    error_log.tell(storage, "m", "ingest", StorageError("the store is away"))

@@ -19,7 +19,7 @@ MOST_SHOWN = 200
 FIELDS = ("model", "stage", "type", "version", "level", "process")
 MOST_NAMED = 30
 #: Where a text is looked for.
-SEARCHED = ("said", "type", "request", "stage", "where", "model", "version")
+SEARCHED = ("said", "type", "request", "run", "stage", "where", "model", "version")
 
 
 class Errors:

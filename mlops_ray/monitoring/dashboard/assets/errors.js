@@ -50,5 +50,5 @@ function line(found) {
       chip(found.level === "warning" ? "warn" : "bad", found.type), el("span", { class: "stage" }, found.stage),
       el("span", { class: "said" }, found.said), found.count > 1 ? el("span", { class: "count" }, `× ${compact(found.count)}`) : null),
     el("dl", { class: "facts" }, fact("Time", when(found.at)), fact("Model", found.model), fact("Version", found.version),
-      fact("Process", found.process), fact("Stage", found.stage), fact("Status", found.status), fact("Request id", found.request), fact("Raised at", found.where), fact("Said", found.said))));
+      fact("Process", found.process), fact("Stage", found.stage), fact("Status", found.status), fact("Request id", found.request), fact("Run", found.run), fact("Raised at", found.where), fact("Said", found.said))));
 }
