@@ -286,7 +286,7 @@ def status(
     ports: Annotated[bool, typer.Option("--ports", help="Its ports, and what guards each.")] = False,
     as_json: Json = False,
 ) -> None:
-    """What is live: address, versions, traffic, errors."""
+    """What is wrong, in words, and what is live: address, versions, traffic, errors."""
     if ports:
         _show(service.listening(*_open(file)), as_json, _print_ports)
         return
@@ -1070,9 +1070,12 @@ def _print_ports(found: list[dict[str, str]]) -> None:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    _print_fields(
-        {key: found[key] for key in ("model", "state", "url", "dashboard", "said") if found.get(key)}
-    )
+    # Of what is live it is said with what else is wrong.
+    head = ("model", "state", "url", "dashboard", *(() if "wrong" in found else ("said",)))
+    _print_fields({key: found[key] for key in head if found.get(key)})
+    if "wrong" in found:
+        for said in found["wrong"] or ["nothing that is known"]:
+            _print_fields({"wrong": said})
     for model in found.get("models", []):
         drifted = [column["column"] for column in model["drift"] if column["drifted"]]
         _print_fields(

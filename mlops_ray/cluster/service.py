@@ -440,8 +440,11 @@ def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> s
 
 
 def status(project: Project, storage: Storage) -> dict[str, Any]:
-    """What is live: `{"state": "down"}`, or the service's address and the documents of its models."""
-    from mlops_ray.cluster import evidence, jobs
+    """What is live: `{"state": "down"}`, or the service's address and the documents of its models.
+
+    `wrong` are sentences that say what is not as it should be.
+    """
+    from mlops_ray.cluster import evidence, jobs, wrongs
 
     cluster = joined.found(project, storage)
     if cluster is None:
@@ -463,7 +466,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         model["loop"] = storage.read_json(LOOP, f"{model['name']}.json")
         model["cost"] = _cost(storage, model["name"])
     is_quiet = heartbeats.silent_s(storage) > heartbeats.SILENT_S
-    return {
+    told = {
         "state": "live",
         "model": project.project,
         "said": "nobody looks for pushes; mlops-ray serve starts who does" if is_quiet else "",
@@ -471,6 +474,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         "dashboard": f"{url}/dashboard",
         **document,
     }
+    return told | {"wrong": wrongs.wrong(told, wrongs.lately(storage))}
 
 
 def _cost(storage: Storage, name: str) -> dict[str, Any] | None:

@@ -1,0 +1,68 @@
+"""What is wrong with a service, in sentences: what `status` says first."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mlops_ray.monitoring.dashboard.errors import Errors
+from mlops_ray.monitoring.dashboard.spans import Span
+from mlops_ray.storage import Storage
+
+#: How long ago an error may have been logged to be told of, in seconds.
+LATELY_S = 3_600
+
+Document = Mapping[str, Any]
+
+
+def wrong(found: Document, logged: Document) -> list[str]:
+    """What is wrong with what is live, the service before its models; empty where nothing is known to be.
+
+    `found` is the document of `service.status`, `logged` what the error log has of the last hour
+    (`lately`).
+
+    >>> model = {"name": "m", "alarms": [], "places": {"nodes": []}, "loop": None, "cost": None}
+    >>> wrong({"monitor": True, "said": "", "models": [model]}, {"errors": 0, "last": None})
+    []
+    >>> wrong({"monitor": False, "said": "", "models": [model]}, {"errors": 0, "last": None})
+    ['the monitor does not answer: nothing is counted meanwhile, and no alarm opens']
+    """
+    return [
+        *_of_the_service(found, logged),
+        *(said for each in found["models"] for said in _of_a_model(each)),
+    ]
+
+
+def lately(storage: Storage) -> dict[str, Any]:
+    """`{"errors", "last"}`: how many errors were logged in the last hour, and the last of them."""
+    now = time.time()
+    found = Errors(storage).search(Span(now - LATELY_S, now, LATELY_S), {"level": "error"})
+    return {"errors": found["count"], "last": found["lines"][0] if found["lines"] else None}
+
+
+def _of_the_service(found: Document, logged: Document) -> Iterator[str]:
+    if found["said"]:
+        yield found["said"]
+    if found.get("monitor") is False:
+        yield "the monitor does not answer: nothing is counted meanwhile, and no alarm opens"
+    last = logged["last"]
+    if last is not None:
+        at = time.strftime("%H:%M:%S", time.gmtime(last["at"]))
+        count = f"{logged['errors']:,} errors were" if logged["errors"] > 1 else "an error was"
+        where = f"{last.get('process', '')}, {last['stage']}".strip(", ")
+        yield f"{count} logged in the last hour, the last at {at} UTC ({where}): {last.get('said', '')}"
+
+
+def _of_a_model(model: Document) -> Iterator[str]:
+    name = model["name"]
+    for episode in model["alarms"][:1]:
+        if episode["resolved"] is None:
+            found = "; ".join(each["evidence"] for each in episode["found"])
+            yield f"{name}: an alarm is open: {found}"
+    misplaced = [node["address"] for node in model["places"]["nodes"] or () if not node["may"]]
+    if misplaced:
+        yield f"{name}: replicas run where its rows may not be: {', '.join(misplaced)}"
+    for last in ((model["loop"] or {}).get("retrainings") or [])[-1:]:
+        if last["ended"] and last["state"] == "failed":
+            yield f"{name}: the last retraining failed: {last['said']}"
+    if (model["cost"] or {}).get("held"):
+        yield f"{name}: no replica is added, and nothing is trained by itself: {model['cost']['held']}"
