@@ -458,6 +458,41 @@ def loadtest(
     _show(found, as_json, _print_capacities)
 
 
+@app.command(
+    epilog="Example: mlops-ray erase shop.yaml --source orders --key customer=ann --reason 'request 17'"
+)
+def erase(
+    file: ProjectFile,
+    source: Annotated[str, typer.Option(help="The source whose rows they are.")],
+    key: Annotated[list[str], typer.Option(help="A key of the source and its value; may be said again.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept, so it does not say whose rows.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Erase a person's rows, and what was made of them; says first what that is, and asks.
+
+    Without --yes, where nobody can be asked, nothing is erased.
+    """
+    from mlops_ray.cluster.erasure import Erasure
+
+    pairs = [_pair(each, "--key", "customer=ann") for each in key]
+    if len(dict(pairs)) < len(pairs):
+        raise UsageError(
+            "--key names a column twice: rows are of all the keys together, so erase one after the other"
+        )
+    erasure = Erasure.of(*_open(file), source, dict(pairs), reason)
+
+    def agrees(found: dict[str, Any]) -> bool:
+        if as_json:
+            return yes
+        _print_to_be_erased(found)
+        return yes or (sys.stdin.isatty() and err.is_terminal and typer.confirm("Erase it?", err=True))
+
+    found = erasure.run(agrees)
+    said = "erased" if found["erased"] else "nothing was erased; --yes does it"
+    _show(found, as_json, lambda _: print(said), _print_notes)
+
+
 @key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")
 def key_add(
     name: str,
@@ -947,7 +982,7 @@ def _print_capacities(found: dict[str, Any]) -> None:
 
 def _show_set(made: "TrainingSet", as_json: bool) -> None:
     manifest = made.path.with_suffix(".json")
-    found = {"file": str(made.path), "manifest": str(manifest), "digest": made.manifest["digest"]}
+    found = {"file": str(made.path), "manifest": str(manifest), "digest": made.digest}
     size = f"{made.frame.height:,} rows × {made.frame.width} columns"
     _show(found, as_json, lambda _: print(size), _print_fields)
 
@@ -968,6 +1003,17 @@ def _print_rules(found: dict[str, list[dict[str, Any]]]) -> None:
             print(f"- {json.dumps({key: rule[key] for key in ('name', 'require')}, ensure_ascii=False)}")
 
 
+def _print_to_be_erased(found: dict[str, Any]) -> None:
+    places = ("history", "online", "predictions", "labels", "training_sets")
+    _print_table(
+        ["place", "to be erased"], [[place.replace("_", " "), f"{found[place]:,}"] for place in places]
+    )
+    for name in found["sets"]:
+        print(f"computed anew: {name}")
+    for name in found["named_in"]:
+        print(f"names the key, and is kept: {plain(name)}")
+
+
 def _print_reports(found: dict[str, dict[str, Any]]) -> None:
     columns = ["source", "state", "rows", "valid", "quarantined", "filtered", "flagged"]
     rows = [
@@ -980,6 +1026,9 @@ def _print_reports(found: dict[str, dict[str, Any]]) -> None:
         for name, report in found.items()
     ]
     _print_table(columns, rows)
+    for name, report in found.items():
+        if report.get("erased"):
+            print(f"{name}: {report['erased']:,} rows were left out since they were erased")
 
 
 def _print_news(report: dict[str, Any]) -> None:

@@ -314,6 +314,7 @@ def _refusal(staged: Staged, kept: Path) -> DataError | None:
 def _say_ingest(result: dict[str, Any]) -> str:
     flagged = sum(check["failed"] for check in result["checks"] if check["severity"] == "flag")
     rest = f", {flagged:,} flagged" if flagged else ""
+    rest += f", {result['erased']:,} left out since they were erased" if result.get("erased") else ""
     return f"{result['valid']:,} rows valid, {result['quarantined']:,} in quarantine{rest}"
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mlops_ray import placement
 from mlops_ray.config import File, Source
 from mlops_ray.data.ahead import ahead
 from mlops_ray.data.blocks import check_file
+from mlops_ray.data.erased import Erased
 from mlops_ray.data.inputs import shown
 from mlops_ray.data.profile import View, profile
 from mlops_ray.data.validate import (
@@ -51,7 +52,7 @@ WHOLE_ROWS = 1_000_000
 TASKS = 64
 #: What stands beside the table's columns in a part: the input's number, the row's in it, and its bucket.
 INPUT, ROW, BUCKET = "_input", "_row", "_bucket"
-LOCK = ".lock"
+STAGING, LOCK = "staging", ".lock"
 
 #: Which of so many buckets each row of a frame lies in: all rows of a key in one.
 Partition = Callable[[pl.DataFrame], pl.Series]
@@ -74,6 +75,8 @@ class Staged:
     table: list[dict[str, Any]] = field(default_factory=list)
     #: The ids of the nodes on which it was read.
     nodes: set[str] = field(default_factory=set)
+    #: Rows that were left out since they are of somebody whose rows were erased.
+    erased: int = 0
     #: Whether the parts were written again, each row at its time.
     _is_settled: bool = False
 
@@ -175,6 +178,7 @@ class Staged:
         return {
             "source": self.name,
             "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "erased": self.erased,
             **self.report.to_json(self.source.policy.curated.rows if self.source.policy.curated else None),
             "table": self.table,
             "profile": profile(self.scan(), self.view),
@@ -214,19 +218,31 @@ class Staged:
 @contextlib.contextmanager
 def staging(source: Source, name: str, inputs: Sequence[File], storage: Path) -> Iterator[Staged]:
     """A place for what is read of a source, taken away at the end; so is what a killed process left."""
-    root = storage / "staging"
+    root = storage / STAGING
     root.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         with _locked(root, wait=True):
-            for left in (path for path in root.iterdir() if path.is_dir()):
-                with contextlib.suppress(OSError), _locked(left):
-                    shutil.rmtree(left)
+            _remove_left(root)
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=root))
             held.enter_context(_locked(folder))
         try:
             yield Staged(source, name, folder, inputs)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear(storage: Path) -> None:
+    """Takes away what processes that were killed had staged."""
+    root = storage / STAGING
+    if root.is_dir():
+        with _locked(root, wait=True):
+            _remove_left(root)
+
+
+def _remove_left(root: Path) -> None:
+    for left in (path for path in root.iterdir() if path.is_dir()):
+        with contextlib.suppress(OSError), _locked(left):
+            shutil.rmtree(left)
 
 
 @contextlib.contextmanager
@@ -249,7 +265,8 @@ def read(
     `after` are the least values of the cursors of queries, by input. Raises `DataError` with file and row
     where an input cannot be read, or a check of severity `stop` fails.
     """
-    task = Task(staged.source, tuple(staged.inputs), str(staged.folder), partition, dict(after or {}))
+    erased = Erased.of(staged.folder.parent.parent / "features", staged.name)
+    task = Task(staged.source, tuple(staged.inputs), str(staged.folder), partition, dict(after or {}), erased)
     for part in on_ray(task, label_selector([staged.source.policy])):
         staged.nodes.update(part.get("nodes", ()))
         if "error" in part:
@@ -257,6 +274,7 @@ def read(
         staged.report.merge(Report.from_json(part["report"]))
         staged.parts += part["valid"]
         staged.failures += part["failed"]
+        staged.erased += part["erased"]
         for number, rows in part["rows_of"]:
             staged.rows_of[number] = max(rows, staged.rows_of.get(number, 0))
         on_progress(staged.report)
@@ -308,6 +326,7 @@ class Task:
     folder: str
     partition: Partition
     after: dict[int, object]
+    erased: Erased | None = None
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """`batch` names the inputs by their numbers, in the column `id`."""
@@ -353,8 +372,13 @@ class _Part:
     failed: list[pl.DataFrame] = field(default_factory=list)
     rows_of: dict[int, int] = field(default_factory=dict)
     bytes: float = 0
+    erased: int = 0
 
     def add(self, number: int, file: str, verdict: Verdict) -> None:
+        if self.task.erased is not None:
+            are_theirs = self.task.erased.are_theirs(verdict.valid)
+            self.erased += int(are_theirs.sum())
+            verdict = _without(verdict, are_theirs) if are_theirs.any() else verdict
         self.report.add(verdict, file)
         self.rows_of[number] = max(verdict.last, self.rows_of.get(number, 0))
         if verdict.valid.height:
@@ -377,7 +401,20 @@ class _Part:
             valid.append(_write(rows.sort(BUCKET, maintain_order=True), folder, "valid"))
         failed = [_write(pl.concat(self.failed), folder, "failed")] if self.failed else []
         counts = list(self.rows_of.items())
-        return {"report": self.report.to_json(), "valid": valid, "failed": failed, "rows_of": counts}
+        told = {"report": self.report.to_json(), "valid": valid, "failed": failed, "rows_of": counts}
+        return told | {"erased": self.erased}
+
+
+def _without(verdict: Verdict, are_theirs: pl.Series) -> Verdict:
+    """The verdict without these of its valid rows, nor what was flagged of them."""
+    gone = verdict.rows.filter(are_theirs)
+    return replace(
+        verdict,
+        valid=verdict.valid.filter(~are_theirs),
+        rows=verdict.rows.filter(~are_theirs),
+        failures=verdict.failures.filter(~pl.col("_row").cast(pl.Int64).is_in(gone.cast(pl.Int64).implode())),
+        filtered=verdict.filtered + gone.len(),
+    )
 
 
 def _write(rows: pl.DataFrame, folder: Path, what: str) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import polars as pl
 
-from mlops_ray.data.prediction_log import ASKED
+from mlops_ray.data.prediction_log import ASKED, rewriting
 from mlops_ray.errors import DataError, safe
 from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column
@@ -154,20 +154,21 @@ def compact(storage: Storage, model: str) -> int:
     A kill in between leaves labels twice, and a label that comes again counts once.
     """
     gone = 0
-    for date in _dates(storage, model):
-        if date.name >= f"date={datetime.now(UTC):%Y-%m-%d}":
-            continue
-        by_keys: dict[tuple[str, ...], list[Path]] = {}
-        for path in _of_day(date):
-            by_keys.setdefault(tuple(sorted(pl.read_parquet_schema(path))), []).append(path)
-        for paths in by_keys.values():
-            if len(paths) > 1:
-                joined = pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed")
-                with replacing(date / f"compact-{time.time_ns()}.parquet", mode=PRIVATE) as file:
-                    joined.write_parquet(file)
-                for path in paths:
-                    path.unlink()
-                gone += len(paths)
+    with rewriting(storage, model):
+        for date in _dates(storage, model):
+            if date.name >= f"date={datetime.now(UTC):%Y-%m-%d}":
+                continue
+            by_keys: dict[tuple[str, ...], list[Path]] = {}
+            for path in _of_day(date):
+                by_keys.setdefault(tuple(sorted(pl.read_parquet_schema(path))), []).append(path)
+            for paths in by_keys.values():
+                if len(paths) > 1:
+                    joined = pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed")
+                    with replacing(date / f"compact-{time.time_ns()}.parquet", mode=PRIVATE) as file:
+                        joined.write_parquet(file)
+                    for path in paths:
+                        path.unlink()
+                    gone += len(paths)
     return gone
 
 

@@ -33,6 +33,8 @@ from mlops_ray.schema import INSTANT
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
 FOLDER, MACHINE, COUNTERS = "predictions", "predictions_machine_only", "counters"
+#: Held by who writes files anew.
+LOCK = ".lock"
 #: Bytes of bodies whose rows may wait to be written; decoded they take two or three times as much.
 MOST_WAITING = 64 * 2**20
 #: How often a replica writes: what a hard kill loses is at most this much, and it is counted.
@@ -427,18 +429,26 @@ def spread(rows: pl.LazyFrame, most: int) -> pl.DataFrame:
     return rows.with_row_index(_POSITION).filter(is_chosen).drop(_POSITION).collect(engine="streaming")
 
 
+@contextlib.contextmanager
+def rewriting(storage: Storage, model: str) -> Iterator[None]:
+    """Within, nobody else writes files of the model's log or labels anew; waits for who does."""
+    with storage.path(FOLDER, model, LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def compact(storage: Storage, model: str, *, older_than_s: float = 3600.0) -> int:
     """Makes large files of a day's small ones that are old enough, and returns how many are gone.
 
-    A kill in between leaves both the new file and those that it names, which readers then pass over. Only one
-    process may do this.
+    A kill in between leaves both the new file and those that it names, which readers then pass over.
     """
     before = time.time() - older_than_s
     gone = 0
-    for top in (FOLDER, MACHINE):
-        for date in sorted((storage.root / top / model).glob("date=*")):
-            old = [path for path in sorted(date.glob("[!.]*.parquet")) if path.stat().st_mtime < before]
-            gone += _join(old, PRIVATE if top == MACHINE else 0o644)
+    with rewriting(storage, model):
+        for top in (FOLDER, MACHINE):
+            for date in sorted((storage.root / top / model).glob("date=*")):
+                old = [path for path in sorted(date.glob("[!.]*.parquet")) if path.stat().st_mtime < before]
+                gone += _join(old, PRIVATE if top == MACHINE else 0o644)
     return gone
 
 

@@ -168,7 +168,10 @@ def report_findings(document: Document) -> list[Document]:
 
 def _verdict(document: Document) -> Document:
     parts = [f"{document['valid']:,} are valid", f"{document['quarantined']:,} in quarantine"]
-    parts += [f"{document['filtered']:,} left out by the source's where"] if document["filtered"] else []
+    erased = document.get("erased", 0)
+    filtered = document["filtered"] - erased
+    parts += [f"{filtered:,} left out by the source's where"] if filtered else []
+    parts += [f"{erased:,} left out since they were erased"] if erased else []
     counts = f"of {_rows(document['rows_in'])}, {', '.join(parts)}."
     if document["state"] == "refused":
         why = cut(document["said"] or "a check stops the job", LONGEST_SAID).rstrip(".")

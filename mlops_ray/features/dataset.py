@@ -47,6 +47,12 @@ class TrainingSet:
     manifest: dict[str, Any]
     path: Path
 
+    @property
+    def digest(self) -> str:
+        """What the values hash to: the newest, where rows were erased from the set."""
+        superseded = self.manifest.get(manifest.SUPERSEDED)
+        return str((superseded[-1] if superseded else self.manifest)["digest"])
+
 
 def build(
     project: Project, features: FeatureSet, held: Mapping[str, Snapshot], storage: Storage
@@ -85,7 +91,7 @@ def get(
     `rows` have the columns of a request, and whatever else, which is passed through. Raises `DataError` for
     a row that is no valid request.
     """
-    kept = storage.path(FOLDER, _spine_name(rows))
+    kept = storage.path(FOLDER, spine_name(rows))
     frame = _answered(rows, held, features, _policies(project))
     with replacing(kept) as new:
         rows.write_parquet(new)
@@ -100,15 +106,10 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     """
     recorded = _read_manifest(file)
     asked = manifest.parse(recorded, str(file))
-    require_here(asked.policies.values())
-    _require_own(asked.features, functions)
+    require_computable(asked, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
-    held = {}
-    for name, question in asked.as_of.items():
-        history = History.of(storage.path("features", "x").parent, question.table)
-        held[name] = history.snapshot(question.as_of)
     try:
-        frame = _made_again(asked, held, storage)
+        frame = made_again(asked, storage)
     except (DataError, PolicyError, StorageError):
         raise
     except Exception as error:
@@ -116,9 +117,10 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
         why = f"its features cannot be computed: {type(error).__name__}: {first_line(error)}"
         raise DataError(why, file=str(file)) from error
     digest = values_digest(frame)
-    if digest != asked.digest:
+    wanted = asked.newest_digest
+    if digest != wanted:
         raise DataError(
-            f"the rebuilt values hash to {digest[:12]}, not {asked.digest[:12]}; {_what_changed(asked)}",
+            f"the rebuilt values hash to {digest[:12]}, not {wanted[:12]}; {_what_changed(asked)}",
             file=file.name,
         )
     path = storage.path(FOLDER, asked.file)
@@ -141,22 +143,37 @@ def _read_manifest(file: Path) -> Any:
     return Storage(file.absolute().parent.parent).read_json(FOLDER, file.name)
 
 
-def _made_again(asked: Manifest, held: Mapping[str, Snapshot], storage: Storage) -> pl.DataFrame:
+def require_computable(asked: Manifest, functions: frozenset[str]) -> None:
+    """Raises `PolicyError` where this machine may not touch the rows, `DataError` where functions are called
+    that are not among these.
+    """
+    require_here(asked.policies.values())
+    _require_own(asked.features, functions)
+
+
+def made_again(asked: Manifest, storage: Storage) -> pl.DataFrame:
+    """The values of a set, computed from the histories of a storage as they are now."""
+    held = {
+        name: History.of(storage.path("features", "x").parent, question.table).snapshot(question.as_of)
+        for name, question in asked.as_of.items()
+    }
     if asked.target is not None and asked.warm is not None:
         rows = spine(asked.target.model_dump(), held[asked.target.source], asked.features)
         return _joined(rows, asked.warm, held, asked.features, asked.policies)
-    path = storage.path(FOLDER, str(asked.spine))
-    rows = _read_parquet(path)
-    if path.name != _spine_name(rows):
+    path = storage.path(FOLDER, str(asked.newest_spine))
+    rows = read_parquet(path)
+    if path.name != spine_name(rows):
         raise DataError("the spine was changed since the set was made", file=path.name)
     return _answered(rows, held, asked.features, asked.policies)
 
 
-def _spine_name(rows: pl.DataFrame) -> str:
+def spine_name(rows: pl.DataFrame) -> str:
+    """What the file of a user's own rows is called."""
     return f"spine-{values_digest(rows)[:12]}.parquet"
 
 
-def _read_parquet(path: Path) -> pl.DataFrame:
+def read_parquet(path: Path) -> pl.DataFrame:
+    """The rows of a file; raises `DataError` where it is none."""
     try:
         return pl.read_parquet(path, glob=False, hive_partitioning=False)
     except (OSError, pl.exceptions.PolarsError) as error:
@@ -175,7 +192,9 @@ def _require_own(features: FeatureSet, functions: frozenset[str]) -> None:
 def _what_changed(asked: Manifest) -> str:
     """Why a set may not be the same again."""
     now = libraries()
-    changed = [f"{k} {v} → {now.get(k, 'gone')}" for k, v in asked.libraries.items() if now.get(k) != v]
+    changed = [
+        f"{k} {v} → {now.get(k, 'gone')}" for k, v in asked.newest_libraries.items() if now.get(k) != v
+    ]
     changed += [
         f"the code of {feature.argument}"
         for feature in asked.features.computed
@@ -191,7 +210,7 @@ def _what_changed(asked: Manifest) -> str:
 def open_set(storage: Storage, name: str) -> TrainingSet:
     """The training set whose Parquet file has this name."""
     path = storage.path(FOLDER, name)
-    return TrainingSet(_read_parquet(path), storage.read_json(FOLDER, f"{path.stem}.json"), path)
+    return TrainingSet(read_parquet(path), storage.read_json(FOLDER, f"{path.stem}.json"), path)
 
 
 def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -> pl.DataFrame:

@@ -18,9 +18,11 @@ import orjson
 import polars as pl
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.config import Source
+from mlops_ray.data.erased import Erased
+from mlops_ray.data.erasure import LEFT_S, Key, is_of
 from mlops_ray.errors import DataError, StorageError, first_line
 from mlops_ray.features.commits import (
     BUCKET,
@@ -56,6 +58,8 @@ INPUTS = "_inputs"
 INPUTS_BITS = 62
 #: Longer than any writer is between writing such a file and committing it.
 INPUTS_KEPT_S = 86_400
+#: With so many digits the name of a file of Delta's log begins.
+LOG_DIGITS = 20
 #: Above so many files a bucket, compaction pays.
 FILES_A_BUCKET = 8
 #: What to do about a history of which something is lost.
@@ -131,6 +135,11 @@ class History:
             return _newest(table) if table else None
 
     @property
+    def erased(self) -> Erased:
+        """Whose rows are kept out, since they were erased."""
+        return Erased.of(self.folder.parent, self.view.source)
+
+    @property
     def commit(self) -> str | None:
         """The id of the newest commit; `None` before the first."""
         return self.newest.id if self.newest else None
@@ -159,8 +168,10 @@ class History:
                 return last
             try:
                 return self._store(table, last, replace(batch, inputs=held | batch.inputs), source, commit_id)
-            except CommitFailedError:
-                # Somebody else's commit came first; the times and numbers of this one must follow it.
+            except DeltaError as error:
+                if not self._has_lost(table, error):
+                    raise
+                # The times and numbers of this one must follow those of the commit that came first.
                 time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
         raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
 
@@ -172,6 +183,8 @@ class History:
             now = max(now, last.committed_at + MICROSECOND)
         stamp = Stamp(self.view, source, now, last.sequence + 1 if last else 0)
         stored = {number: bucket.files for number, bucket in _files(table).items()} if batch.is_known else {}
+        given = batch.chunks
+        batch = replace(batch, chunks=lambda: map(self.erased.without, given()))
         added: list[AddAction] = []
         # Of this try alone: a writer that loses must not write over what the winner says.
         number = secrets.randbits(INPUTS_BITS) if batch.inputs else None
@@ -198,6 +211,13 @@ class History:
             raise
         self._forget_inputs(number)
         return commit
+
+    def _has_lost(self, table: DeltaTable, error: DeltaError) -> bool:
+        """Whether another commit came first: it conflicts, or is an erasure that forgot the log before it."""
+        return isinstance(error, CommitFailedError) or not self._log(table).exists()
+
+    def _log(self, table: DeltaTable) -> Path:
+        return self.folder / "_delta_log" / f"{table.version():0{LOG_DIGITS}}.json"
 
     def _create(self, source: Source) -> DeltaTable:
         """The table, still empty: two writers that both began it would not notice each other."""
@@ -263,6 +283,109 @@ class History:
                 )
             return len(table.file_uris())
 
+    # ------------------------------------------------------------ erasing
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds no row."""
+        with _readable(self.folder):
+            table = self._table()
+            return table is None or not table.file_uris()
+
+    def count(self, key: Key) -> int:
+        """How many rows of a key it holds, superseded ones too; `key` has the text of some of its columns."""
+        with _readable(self.folder):
+            table = self._table()
+            found = _holding(table, key) if table else {}
+            return sum(rows for rows, _ in found.values())
+
+    def erase(self, key: Key, commit_id: str) -> int:
+        """Takes the rows of a key out for good, in one commit, and returns how many there were.
+
+        The commit has the time of the newest, since nothing new is known, and an id of its own, so that what
+        was made of the history is made anew. Every file that holds such rows is removed at once, those that
+        were merged before among them, and so is the log of what files held. Safe to repeat; who was killed
+        within calls it again.
+        """
+        for attempt in range(TRIES):
+            with _readable(self.folder):
+                table = self._table()
+                last = _newest(table) if table else None
+                found = _holding(table, key) if table and last else {}
+            if table is None or last is None:
+                return 0
+            try:
+                if found:
+                    self._take_out(table, last, found, key, commit_id)
+                break
+            except DeltaError as error:
+                if not self._has_lost(table, error):
+                    raise
+                # The commit that came first may have brought more of them.
+                time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
+        else:
+            raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
+        self._remove(key)
+        self._forget_log()
+        return sum(rows for rows, _ in found.values())
+
+    def _take_out(
+        self, table: DeltaTable, last: Commit, found: dict[str, tuple[int, int]], key: Key, commit_id: str
+    ) -> None:
+        actions: list[AddAction | RemoveAction] = []
+        now_ms = int(time.time() * 1000)
+        try:
+            for name, (_, bucket) in found.items():
+                kept = _file(self.folder / name).filter(~is_of(key)).collect()
+                actions += write(self.folder, [(bucket, kept.with_columns(pl.lit(bucket).alias(BUCKET)))])
+                size = (self.folder / name).stat().st_size
+                actions.append(RemoveAction(name, True, now_ms, size, {BUCKET: str(bucket)}))
+            commit = replace(last, version=table.version() + 1, id=commit_id)
+            table.create_write_transaction(
+                actions,
+                mode="append",
+                schema=table.schema(),
+                partition_by=[BUCKET],
+                commit_properties=_properties(commit, None),
+            )
+        except BaseException:
+            for action in actions:
+                if isinstance(action, AddAction):
+                    (self.folder / action.path).unlink(missing_ok=True)
+            raise
+
+    def _remove(self, key: Key) -> None:
+        """Removes files that no version needs any more and that hold rows of a key.
+
+        Another writer's, not yet committed, holds none: who began before our commit begins again behind it.
+        """
+        with _readable(self.folder):
+            table = self._table()
+            needed = {_name(uri) for uri in table.file_uris()} if table else set()
+        for path in sorted(self.folder.glob(f"{BUCKET}=*/*.parquet")):
+            if _name(str(path)) in needed:
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    holds = _file(path).select(is_of(key).any()).collect().item()
+                except pl.exceptions.PolarsError:
+                    # What a writer that was killed had begun, unless somebody writes it now.
+                    holds = path.stat().st_mtime < time.time() - LEFT_S
+                if holds:
+                    path.unlink()
+
+    def _forget_log(self) -> None:
+        """Removes the log before the newest commit: it says between which values the rows of files lay."""
+        with _readable(self.folder):
+            table = self._table()
+            if table is None:
+                return
+            table.create_checkpoint()
+            for path in sorted((self.folder / "_delta_log").iterdir()):
+                number = path.name[:LOG_DIGITS]
+                if number.isdigit() and int(number) < table.version():
+                    path.unlink(missing_ok=True)
+
     # ------------------------------------------------------------ reading
 
     def snapshot(
@@ -298,7 +421,7 @@ class History:
     def _table(self) -> DeltaTable | None:
         if DeltaTable.is_deltatable(str(self.folder)):
             table = DeltaTable(self.folder)
-            log = self.folder / "_delta_log" / f"{table.version():020}.json"
+            log = self._log(table)
             # Delta takes an empty log for a commit of nothing; a crash of the machine leaves such.
             if log.exists() and not log.stat().st_size:
                 raise StorageError(
@@ -362,6 +485,28 @@ def _files(table: DeltaTable) -> dict[int, Bucket]:
         "path", pl.col("num_records").sum(), pl.col("begin").min(), pl.col("end").max()
     )
     return {b: Bucket(tuple(paths), n, begin, end) for b, paths, n, begin, end in grouped.iter_rows()}
+
+
+def _holding(table: DeltaTable, key: Key) -> dict[str, tuple[int, int]]:
+    """The files that hold rows of a key, by name: how many, and in which bucket they lie."""
+    if not set(key) <= {field.name for field in table.schema().fields}:
+        return {}
+    found = {}
+    for number, bucket in _files(table).items() if table.file_uris() else ():
+        for path in bucket.files:
+            rows = _file(path).filter(is_of(key)).select(pl.len()).collect().item()
+            if rows:
+                found[_name(path)] = (rows, number)
+    return found
+
+
+def _file(path: Path | str) -> pl.LazyFrame:
+    return pl.scan_parquet(path, hive_partitioning=False, glob=False)
+
+
+def _name(path: str) -> str:
+    """What the log calls a file: its bucket's folder and its name."""
+    return "/".join(path.rsplit("/", 2)[-2:])
 
 
 # ---------------------------------------------------------------- what is in force

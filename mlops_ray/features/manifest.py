@@ -18,6 +18,8 @@ from mlops_ray.storage import digest
 
 #: Raised when the digests change, or what a manifest must say: no older one is then compared.
 FORMAT = 2
+#: What is appended to a manifest where rows of its set are erased.
+SUPERSEDED = "superseded"
 
 
 def _in_utc(instant: datetime) -> datetime:
@@ -53,6 +55,18 @@ class Question(Model):
         return AsOf(self.known_at, self.committed_at)
 
 
+class Superseding(Model):
+    """What a set became when rows of a key were erased; `key` stands for it (`erased.Erased.hash`)."""
+
+    digest: Digest
+    rows: int
+    at: Instant
+    reason: str
+    key: str
+    spine: str | None = Field(None, pattern=r"^spine-[0-9a-f]{12}\.parquet$")
+    libraries: dict[str, str]
+
+
 class Manifest(Model):
     """All that a training set is made from; what stands in the file for people only is not read."""
 
@@ -68,11 +82,34 @@ class Manifest(Model):
     as_of: dict[str, Question]
     policies: dict[str, Policy]
     libraries: dict[str, str]
+    superseded: tuple[Superseding, ...] = ()
+
+    @property
+    def newest_digest(self) -> str:
+        """What the values hash to since rows were last erased."""
+        return self.superseded[-1].digest if self.superseded else self.digest
+
+    @property
+    def newest_spine(self) -> str | None:
+        """The rows that were asked, but for those that were erased."""
+        return next((each.spine for each in reversed(self.superseded) if each.spine), self.spine)
+
+    def asking(self, spine: str | None) -> "Manifest":
+        """The same question of other rows of a user's, where such were asked."""
+        return self.model_copy(update={"spine": spine, "superseded": ()}) if spine is not None else self
+
+    @property
+    def newest_libraries(self) -> dict[str, str]:
+        """The versions of what computed the newest values."""
+        return self.superseded[-1].libraries if self.superseded else self.libraries
 
 
 def name(document: dict[str, Any]) -> str:
-    """What the Parquet file of a manifest is called; the manifest itself ends in `.json`."""
-    sealed = {key: value for key, value in document.items() if key != "file"}
+    """What the Parquet file of a manifest is called; the manifest itself ends in `.json`.
+
+    Of what was erased later it says nothing: a set keeps its name.
+    """
+    sealed = {key: value for key, value in document.items() if key not in ("file", SUPERSEDED)}
     return f"{document['project']}-{digest(sealed)[:12]}.parquet"
 
 

@@ -4,7 +4,7 @@ For each entity of a table it keeps the rows that a request may still look back 
 computes features from them by the same kernel as offline: what an endpoint answers is what training saw.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -124,6 +124,18 @@ class OnlineStore:
         records = _records(view, rows, entities, about)
         before = seen.to_bytes() if seen else None
         return self._shelf.put(view.table, Write(about.to_bytes(), about.stamp, records, expired, before))
+
+    def held(self, table: str, keys: Sequence[str], key: pl.DataFrame) -> list[str]:
+        """The records of a table that are of a key: one row, of some of the table's `keys`.
+
+        Of a table of which nobody knows the keys any more (none are given), those with these values anywhere.
+        """
+        asked = {name: orjson.loads(str(_keys(key, [name])[0]))[0] for name in key.columns}
+        return [text for text in self._shelf.keys(table) if _is_of(orjson.loads(text), keys, asked)]
+
+    def erase(self, table: str, records: Sequence[str]) -> None:
+        """Removes records for good. No other depends on them: each is made of its own entity's rows."""
+        self._shelf.erase(table, records)
 
     def watermarks(self, features: FeatureSet) -> dict[str, datetime]:
         """Up to when everything known of each source is in the store; without those that nobody wrote yet."""
@@ -430,6 +442,13 @@ def _keys(rows: pl.DataFrame, names: Sequence[str]) -> list[str | None]:
         return ["[]"] * rows.height
     keys = zip(*(_comparable(rows[name]).to_list() for name in names), strict=True)
     return [None if None in key else orjson.dumps(key).decode() for key in keys]
+
+
+def _is_of(entity: Sequence[Any], keys: Sequence[str], asked: Mapping[str, Any]) -> bool:
+    if not keys:
+        return all(value in entity for value in asked.values())
+    own = dict(zip(keys, entity, strict=True))
+    return all(own[name] == value for name, value in asked.items())
 
 
 def _comparable(values: pl.Series) -> pl.Series:

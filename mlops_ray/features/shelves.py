@@ -114,6 +114,14 @@ class Shelf(ABC):
         """What a table says of itself is gone, if it is still what was `seen`: the table is written anew."""
 
     @abstractmethod
+    def keys(self, table: str) -> Iterator[str]:
+        """The keys of all records of a table, in no order."""
+
+    @abstractmethod
+    def erase(self, table: str, keys: Sequence[str]) -> None:
+        """Removes records, and what the place still holds of them and of earlier ones; safe to repeat."""
+
+    @abstractmethod
     def remedy(self, table: str) -> str:
         """How a person deletes all of a table."""
 
@@ -201,6 +209,8 @@ SET stamp = ?3, newest = ?4, record = ?5 WHERE ?3 >= CAST(stamp AS INTEGER)
 _PUT_ABOUT = "INSERT OR REPLACE INTO shelves VALUES (?, ?, ?)"
 _EXPIRE = "DELETE FROM records WHERE name = ? AND newest <= ? AND stamp < ?"
 _GET_ABOUT = "SELECT about, CAST(stamp AS INTEGER) FROM shelves WHERE name = ?"
+_KEYS = "SELECT key FROM records WHERE name = ?"
+_ERASE = "DELETE FROM records WHERE name = ? AND key = ?"
 _FORGET = ("DELETE FROM records WHERE name = ?", "DELETE FROM shelves WHERE name = ?")
 #: One statement sees one state of the file.
 _GET = """
@@ -259,6 +269,25 @@ class SqliteShelf(Shelf):
                 for statement in _FORGET:
                     connection.execute(statement, (table,))
 
+    def keys(self, table: str) -> Iterator[str]:
+        with self._answering():
+            found = self._connection.execute(_KEYS, (table,)).fetchall()
+        return (key for (key,) in found)
+
+    def erase(self, table: str, keys: Sequence[str]) -> None:
+        with self._answering():
+            self._connection.execute("PRAGMA secure_delete=ON").close()
+        with self._transaction() as connection:
+            connection.executemany(_ERASE, ((table, key) for key in keys))
+        # Earlier records of theirs lie in pages that are free, and in the log of what was written.
+        with self._answering():
+            self._connection.execute("VACUUM").close()
+            is_read, *_ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if is_read:
+            raise StorageError(
+                f"{self._where} is being read all the time, and keeps what was erased; try again"
+            )
+
     def remedy(self, table: str) -> str:
         return "delete the file"
 
@@ -277,6 +306,9 @@ def _ours(value: Any) -> Any:
     """A value of a column, as `Shelf` says."""
     return value if value is None or isinstance(value, bytes) else b""
 
+
+#: What means something else in a pattern of names.
+_GLOB = re.compile(r"[\\*?\[\]]")
 
 #: What all scripts begin with: the stamp of something; before all others where it is not of our format,
 #: which nobody reads.
@@ -389,6 +421,19 @@ class RedisShelf(Shelf):
     def forget(self, table: str, seen: bytes) -> None:
         with self._answering():
             self._forget(keys=[self._whole(table)], args=[seen])
+
+    def keys(self, table: str) -> Iterator[str]:
+        begin = self._key(table, "")
+        with self._answering():
+            for name in self._client.scan_iter(match=_GLOB.sub(r"\\\g<0>", begin) + "*", count=BATCH):
+                yield name.decode().removeprefix(begin)
+
+    def erase(self, table: str, keys: Sequence[str]) -> None:
+        names = [self._key(table, key) for key in keys]
+        with self._answering():
+            for at in range(0, len(names), BATCH):
+                self._client.delete(*names[at : at + BATCH])
+                self._client.zrem(f"{self._whole(table)}:order", *names[at : at + BATCH])
 
     def remedy(self, table: str) -> str:
         return f"delete its keys {self._whole(table)}*"

@@ -1,6 +1,7 @@
 """Rows that a version was made from, and those that it was tested on; a package itself holds none.
 
-They lie among the training sets, and a set never changes (it is called by its hash), so each is read once.
+They lie among the training sets, and a set changes only where somebody's rows are erased from it, so each is
+read once.
 The digest is of all values: to compare it would be to read all of them, and who can write there could write
 the log as well.
 """
@@ -59,7 +60,8 @@ def _read(
         return None
     try:
         require_here(skew.policies(package))
-        return _rows(storage_root / FOLDER / Path(recorded[which]).name, tuple(columns), most)
+        file = storage_root / FOLDER / Path(recorded[which]).name
+        return _rows(file, tuple(columns), most, file.stat().st_mtime_ns if file.is_file() else 0)
     except (PolicyError, OSError, pl.exceptions.PolarsError) as error:
         # What can be known of the rest is not held up.
         logger.error("the training set of %s cannot be read (%s)", package.name, safe(error))
@@ -67,7 +69,7 @@ def _read(
 
 
 @lru_cache(maxsize=16)
-def _rows(file: Path, columns: tuple[str, ...], most: int) -> pl.DataFrame | None:
+def _rows(file: Path, columns: tuple[str, ...], most: int, _: int) -> pl.DataFrame | None:
     if not file.is_file():
         logger.warning("rows are not compared with the training set %s, which is gone", file.name)
         return None

@@ -1,0 +1,352 @@
+"""Erasing a person's rows from all that a project keeps: the command `erase`.
+
+The next run goes on where one was killed: first is written down whose rows are kept out from now on, then the
+history is erased, of which all else is made anew, and the audit record comes last.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from mlops_ray import audit
+from mlops_ray.cluster.stages import FILE, alone
+from mlops_ray.config import Project
+from mlops_ray.data import erasure as log
+from mlops_ray.data import ingest, prediction_log
+from mlops_ray.data.erased import Erased
+from mlops_ray.data.erasure import Key
+from mlops_ray.data.inputs import shown
+from mlops_ray.errors import DataError, UsageError, did_you_mean
+from mlops_ray.features import erasure as features
+from mlops_ray.features.erasure import HeldSet, Whose
+from mlops_ray.features.history import History
+from mlops_ray.features.shelves import ONLINE
+from mlops_ray.features.store import FeatureStore
+from mlops_ray.registry.registry import Registry
+from mlops_ray.serving import deploy
+from mlops_ray.storage import Storage
+
+#: Who did it, in the audit record.
+BY = "a person, by the command erase"
+#: Files that show values of a source's rows: a page, its data, what was kept out, a preview.
+SHOWN = ("validation-{}.html", "quarantine-{}.parquet", "explore-{}.json", "explore-{}.html")
+#: What a report says of a reading that shows no value of a row.
+COUNTED = (
+    "source",
+    "made_at",
+    "state",
+    "version",
+    "rows_in",
+    "valid",
+    "quarantined",
+    "filtered",
+    "erased",
+    "files",
+)
+#: What is erased itself, or names nobody: all else of a storage is looked through for the key.
+ERASED = (
+    "features",
+    "datasets",
+    "predictions",
+    "predictions_machine_only",
+    "labels",
+    "audit",
+    "staging",
+    ONLINE,
+)
+#: Of a value with fewer characters it would be said everywhere.
+LEAST_CHARACTERS = 4
+#: Of a file no more is looked through; none of ours that is text is as large.
+MOST_BYTES = 64 * 2**20
+
+#: What a person should know, or has to do.
+INPUTS_STAY = (
+    "what is read into the history is yours and stays as it is ({}): take the rows out there too; until then "
+    "they are left out of every reading, and counted"
+)
+MODELS_STAY = (
+    "what a model has learned cannot be taken out of it: {} learned from these rows; `train` makes a version "
+    "without them"
+)
+OTHERS_STAY = "each source has a history of its own: erase in {} too what is of the same person"
+LATE_ROWS = (
+    "a service that runs writes what it has answered a few seconds later: call it again where it was asked "
+    "about them meanwhile"
+)
+COPIES_STAY = (
+    "the copies that the server of the online store keeps on its disk, and its replicas, are not looked at"
+)
+TOO_SHORT = "the key is too short to be looked for in reports, packages and the documents of the monitor"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is of somebody, by place, and what was trained with it."""
+
+    histories: dict[str, int]
+    online: dict[str, list[str]]
+    logs: dict[str, log.Erased]
+    sets: list[HeldSet]
+    versions: list[dict[str, Any]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows, records and sets are to be erased, by place."""
+        return {
+            "history": sum(self.histories.values()),
+            "online": sum(map(len, self.online.values())),
+            "predictions": sum(each.predictions for each in self.logs.values()),
+            "labels": sum(each.labels for each in self.logs.values()),
+            "training_sets": len(self.sets),
+            "rows_of_training_sets": sum(each.rows for each in self.sets),
+        }
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What one call erases, and why."""
+
+    project: Project
+    storage: Storage
+    whose: Whose
+    reason: str
+
+    @classmethod
+    def of(
+        cls, project: Project, storage: Storage, source: str, given: Mapping[str, str], reason: str
+    ) -> "Erasure":
+        """Raises `UsageError` for what is no source, key or reason, and for a reason that names the key."""
+        if source not in project.sources:
+            raise UsageError(f"--source: no source {source!r}{did_you_mean(source, project.sources)}")
+        whose = Whose.of(source, project.sources[source], given)
+        if not reason.strip():
+            raise UsageError("--reason is empty; it is kept, so say why these rows are erased")
+        if any(_token(text).search(reason) for text in whose.key.values()):
+            raise UsageError(
+                "--reason names whose rows they are, and it is kept: say it without the value of the key"
+            )
+        return cls(project, storage, whose, reason.strip())
+
+    def run(self, agrees: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """Erases what there is, if who hears what that is `agrees`; what was erased, or would have been.
+
+        Who was killed within calls it again. Raises `DataError` where there is nothing of them.
+        """
+        with alone(self.storage):
+            found = self._found()
+            document = self._document(found, is_done=False)
+            if not agrees(document):
+                return document
+            for step in self.steps(found):
+                step()
+            return self._document(found, is_done=True)
+
+    # ------------------------------------------------------------ what there is
+
+    @cached_property
+    def store(self) -> FeatureStore:
+        return FeatureStore(self.project, self.storage)
+
+    @cached_property
+    def history(self) -> History:
+        return self.store.history(self.whose.source)
+
+    @property
+    def erased(self) -> Erased:
+        return self.history.erased
+
+    def _found(self) -> Found:
+        key, before = self.whose.key, self.erased.find(self.whose.key)
+        hashed = before["hash"] if before else None
+        sets = features.held_sets(self.storage, self.whose, hashed, self.project.functions)
+        found = Found(
+            {history.folder.name: history.count(key) for history in self._histories},
+            self._online(),
+            {model: log.found(self.storage, model, keys) for model, keys in self._called.items()},
+            sets,
+            self._versions(hashed or "", sets),
+        )
+        if before is None and not any(found.counts.values()):
+            named = ", ".join(f"{name}={text}" for name, text in key.items())
+            raise DataError(
+                f"there is no row of {self.whose.source!r} with {named}, and nothing was made of one"
+            )
+        return found
+
+    @property
+    def _histories(self) -> list[History]:
+        return features.histories(self.storage, self.history.view)
+
+    @cached_property
+    def _called(self) -> dict[str, Sequence[Key]]:
+        """How the requests of each model call them."""
+        is_target = self.project.target.source == self.whose.source
+        own = features.called(self.store.features, self.history.view, self.whose, is_target=is_target)
+        found: dict[str, dict[tuple[tuple[str, str], ...], Key]] = {}
+        for model, keys in [
+            (self.project.project, own),
+            *(
+                (asked.project, features.keys_of(asked, self.whose))
+                for _, asked in features.manifests(self.storage)
+            ),
+        ]:
+            found.setdefault(model, {}).update({tuple(key.items()): key for key in keys})
+        return {model: list(keys.values()) for model, keys in found.items() if keys}
+
+    def _online(self) -> dict[str, list[str]]:
+        """The records of the online store, by table."""
+        if self.project.online is None and not self.storage.path(ONLINE).exists():
+            return {}
+        views = {self.history.view.table: self.history.view.keys}
+        for _, asked in features.manifests(self.storage):
+            if self.whose.source in asked.as_of:
+                view = asked.as_of[self.whose.source].table
+                views[view.table] = view.keys
+        with closing(self.store.online()) as online:
+            return {
+                history.folder.name: online.held(
+                    history.folder.name, views.get(history.folder.name, ()), self.whose.typed
+                )
+                for history in self._histories
+            }
+
+    def _versions(self, hashed: str, sets: list[HeldSet]) -> list[dict[str, Any]]:
+        """The registered versions that were trained with these rows."""
+        trained = features.trained_before(self.storage, self.whose, hashed, sets)
+        registry = Registry(deploy.tracking_uri(self.project, self.storage))
+        return [
+            {"model": model, "version": each["version"], "state": each["state"], "champion": each["champion"]}
+            for model, digests in sorted(trained.items())
+            for each in registry.versions(model)
+            if each["dataset"] in digests
+        ]
+
+    # ------------------------------------------------------------ what is done
+
+    def steps(self, found: Found) -> Iterator[Callable[[], object]]:
+        """What is done, one after the other, each safe to repeat."""
+        key = self.whose.key
+        yield partial(self.erased.add, key, self.reason)
+        yield partial(self._tell, "rows are being erased", found)
+        for history in self._histories:
+            yield partial(history.erase, key, _commit_id(history))
+        yield partial(self._erase_online, found)
+        for model, keys in self._called.items():
+            yield partial(log.erase, self.storage, model, keys)
+        for held in found.sets:
+            yield partial(features.supersede, self.storage, held, self.erased.hash(key), self.reason)
+        yield partial(features.remove_spines, self.storage, self.whose)
+        yield self._clear_reports
+        yield partial(ingest.clear, self.storage.root)
+        yield partial(self._tell, "erased", found)
+
+    def _erase_online(self, found: Found) -> None:
+        if not found.online:
+            return
+        with closing(self.store.online()) as online:
+            for table, records in found.online.items():
+                online.erase(table, records)
+
+    def _clear_reports(self) -> None:
+        """Removes what shows values of the source's rows; of the last reading the counts stay."""
+        name = self.whose.source
+        for file in SHOWN:
+            self.storage.root.joinpath("reports", file.format(name)).unlink(missing_ok=True)
+        kept = self.storage.read_json("reports", f"validation-{name}.json")
+        if kept is not None:
+            self.storage.write_json(_counted(kept), "reports", f"validation-{name}.json")
+        record = self.storage.read_json(FILE) or {}
+        if f"ingest {name}" in record:
+            stage = record[f"ingest {name}"]
+            self.storage.write_json(
+                record | {f"ingest {name}": stage | {"result": _counted(stage["result"])}}, FILE
+            )
+
+    def _tell(self, what: str, found: Found) -> None:
+        """Has the audit record hear of it, by what stands for the key."""
+        versions = [f"{each['model']} {each['version']}" for each in found.versions]
+        about = {"source": self.whose.source, "key": self.erased.hash(self.whose.key), "reason": self.reason}
+        audit.append(self.storage, what, BY, {**about, **found.counts, "trained_with": versions})
+
+    # ------------------------------------------------------------ what is said
+
+    def _document(self, found: Found, *, is_done: bool) -> dict[str, Any]:
+        return {
+            "source": self.whose.source,
+            "erased": is_done,
+            **found.counts,
+            "sets": [each.path.name for each in found.sets],
+            "versions": found.versions,
+            "named_in": self._named_in(),
+            "notes": list(self._notes(found)),
+        }
+
+    def _notes(self, found: Found) -> Iterator[str]:
+        """What a person should know, or has to do."""
+        source, columns = self.project.sources[self.whose.source], set(self.whose.typed.columns)
+        yield INPUTS_STAY.format(", ".join(shown(file) for file in source.inputs))
+        if found.versions:
+            named = [f"{each['model']} {each['version']} ({each['state']})" for each in found.versions]
+            yield MODELS_STAY.format(", ".join(named))
+        others = [name for name, other in self.project.sources.items() if columns & set(other.columns)]
+        if others := [name for name in others if name != self.whose.source]:
+            yield OTHERS_STAY.format(", ".join(others))
+        if any((self.storage.root / prediction_log.FOLDER / model).is_dir() for model in self._called):
+            yield LATE_ROWS
+        if self.project.online is not None:
+            yield COPIES_STAY
+        if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
+            yield TOO_SHORT
+
+    def _named_in(self) -> list[str]:
+        """Files that are kept and name the key: with counts, figures of a group, or what a model knows."""
+        wanted = [_token(text) for text in self.whose.key.values() if len(text) >= LEAST_CHARACTERS]
+        if not wanted:
+            return []
+        return [
+            str(path.relative_to(self.storage.root))
+            for path in _below(self.storage.root)
+            if all(any(token.search(text) for text in _texts(path)) for token in wanted)
+        ]
+
+
+def _commit_id(history: History) -> str:
+    """Of another erasure another: what was made of the newest commit is made anew."""
+    newest = history.newest
+    return f"erased-{newest.version if newest else 0}"
+
+
+def _counted(document: Mapping[str, Any]) -> dict[str, Any]:
+    """A report of a reading without any value of a row."""
+    checks = [check | {"examples": []} for check in document.get("checks", [])]
+    said = "values of rows were taken out when some were erased; `validate` reports anew"
+    kept = {name: document[name] for name in COUNTED if name in document}
+    return kept | {"said": said, "checks": checks, "table": [], "findings": []}
+
+
+def _token(text: str) -> re.Pattern[str]:
+    """The text, where it is not a part of a longer word."""
+    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
+
+
+def _below(root: Path) -> list[Path]:
+    tops = sorted(each for each in root.iterdir() if each.name not in ERASED and not each.is_symlink())
+    below = [each for top in tops for each in ([top] if top.is_file() else sorted(top.rglob("*")))]
+    return [each for each in below if each.is_file() and not each.name.startswith(ONLINE)]
+
+
+def _texts(path: Path) -> Iterator[str]:
+    if path.stat().st_size > MOST_BYTES:
+        return
+    yield path.read_bytes().decode("utf-8", errors="replace")
+    if path.suffix == ".parquet":
+        rows = pl.read_parquet(path, glob=False, hive_partitioning=False)
+        for name, dtype in rows.schema.items():
+            if dtype in (pl.String, pl.Categorical) or isinstance(dtype, pl.Enum):
+                yield "\n".join(rows[name].cast(pl.String).drop_nulls().unique().to_list())

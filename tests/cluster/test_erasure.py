@@ -1,0 +1,470 @@
+"""A person's rows are erased from all that is kept, also where a run was killed; others' stay as they are."""
+
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import polars as pl
+import pytest
+
+from mlops_ray import audit, cli, config
+from mlops_ray.cluster import erasure
+from mlops_ray.cluster.erasure import Erasure
+from mlops_ray.cluster.intake import Intake
+from mlops_ray.cluster.stages import Stages
+from mlops_ray.config import Project
+from mlops_ray.data import erasure as log_erasure
+from mlops_ray.data import ingest, labels, prediction_log
+from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
+from mlops_ray.data.rows import Rows, Table, together
+from mlops_ray.errors import DataError, MlopsError, UsageError
+from mlops_ray.features import dataset
+from mlops_ray.features import erasure as feature_erasure
+from mlops_ray.features.history import History, read
+from mlops_ray.features.store import FeatureStore
+from mlops_ray.instants import to_micros
+from mlops_ray.storage import Storage
+from tests.security.canaries import found_in
+
+PROJECT = """
+project: people
+sources:
+  people:
+    path: people.csv
+    entity: person
+    event_time: {column: time, timezone: UTC}
+    columns:
+      person: {type: category}
+      name: {type: string}
+      amount: {type: float, max: 90000}
+    policy: {machine_only: name}
+  visits:
+    path: visits.csv
+    entity: person
+    event_time: {column: time, timezone: UTC}
+    columns: {person: {type: category}, place: {type: category}}
+features:
+  past:
+    source: people
+    features:
+      before: {value_at: {of: amount, ago: 2d}}
+      sum_3d: {window: {of: amount, agg: sum, over: 3d}}
+  seen: {source: visits, features: {visits_3d: {window: {of: place, agg: count, over: 3d}}}}
+target: {source: people, expr: amount, horizon: 24h, task: regression}
+"""
+WHO, AMOUNT = "CANARYann", 87_654.25
+#: Whom the rows are of, and what stands in no row but theirs, in all forms in which it may be written.
+CANARIES = [WHO, "CANARYname", f"{AMOUNT}"]
+OTHERS = [f"person {number}" for number in range(40)]
+DAYS = 12
+KEY = {"person": WHO}
+REASON = "request 17"
+
+
+def people(days: int = DAYS) -> str:
+    lines = ["time,person,name,amount"]
+    for day in range(1, days + 1):
+        lines += [f"2026-01-{day:02d},{who},n{number},{number + day}" for number, who in enumerate(OTHERS)]
+        lines.append(f"2026-01-{day:02d},{WHO},CANARYname,{AMOUNT}")
+    return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a predictor answered."""
+
+    values: npt.NDArray[np.float64]
+    asked: Table
+    given: None = None
+    watermark_us: int | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """A project, and all that is kept of it."""
+
+    folder: Path
+
+    @property
+    def project(self) -> Project:
+        return config.load(self.folder / "project.yaml", {})
+
+    @property
+    def storage(self) -> Storage:
+        return Storage.open(self.project.storage)
+
+    @property
+    def store(self) -> FeatureStore:
+        return FeatureStore(self.project, self.storage)
+
+    @property
+    def intake(self) -> Intake:
+        return Intake(self.store, self.storage, Stages(self.storage))
+
+    @property
+    def manifests(self) -> list[Path]:
+        return sorted((self.storage.root / "datasets").glob("*.json"))
+
+    def erasure(self, **given: Any) -> Erasure:
+        asked = {"source": "people", "given": KEY, "reason": REASON} | given
+        return Erasure.of(self.project, self.storage, **asked)
+
+    def erase(self) -> dict[str, Any]:
+        return self.erasure().run(lambda _: True)
+
+    def others(self) -> dict[str, pl.DataFrame]:
+        """All rows of others: of the history, sets, log and labels, and what the online store answers."""
+        root, found = self.storage.root, {}
+        files = [
+            file
+            for bucket in self.store.history("people").snapshot().buckets.values()
+            for file in bucket.files
+        ]
+        found["history"] = pl.read_parquet(files, hive_partitioning=False)
+        for manifest in self.manifests:
+            found[manifest.stem] = pl.read_parquet(manifest.with_suffix(".parquet"))
+        found = {name: rows.filter(pl.col("person") != WHO) for name, rows in found.items()}
+        found["log"] = prediction_log.read(self.storage, "people").collect()
+        found["log"] = found["log"].filter(~pl.col("request_id").str.starts_with("theirs"))
+        (by_person,) = [
+            rows for rows in labels.new(self.storage, "people") if "person" in rows.columns
+        ]  # fmt: skip
+        found["labels"] = by_person.filter(pl.col("person") != WHO)
+        asked = pl.DataFrame(
+            {"person": OTHERS, "time": [datetime(2026, 1, DAYS + 1, tzinfo=UTC)] * len(OTHERS)}
+        )
+        store = self.store.online()
+        found["online"] = store.read(
+            self.store.features, asked.cast({"time": pl.Datetime("us", "UTC")})
+        ).features
+        store.close()
+        assert (root / "online.db").exists()
+        return {name: rows.sort(pl.all()) for name, rows in found.items()}
+
+
+def answered(world: World) -> None:
+    """Rows of the log, of which some say whose they are where only machines read it, and labels of them."""
+    schema = world.store.features.request
+    log = PredictionLog(world.storage, "people", "replica")
+    for number, hidden in enumerate([frozenset[str](), frozenset({"person"})]):
+        who = [WHO, *OTHERS[:3]]
+        at = to_micros(datetime(2026, 1, 9 + number, tzinfo=UTC))
+        asked = {"person": who, "time": [at] * len(who)}
+        batch = Answered(np.arange(4.0), together([Rows(schema, [asked[name] for name in schema.names])]))
+        shape = Shape("1", "champion", hidden_asked=hidden)
+        for row in range(len(who)):
+            id = f"{'theirs' if row == 0 else 'other'} {number}.{row}"
+            log.add(shape, Entry(id, batch, row, row + 1, 1_770_000_000_000_000, 1_000, 10))
+        log.flush()
+    log.close()
+    by_id = {"request_id": ["theirs 0.0", "theirs 1.0", "other 0.1"], "label": [AMOUNT, AMOUNT, 2.0]}
+    by_person = {"person": [WHO, OTHERS[0]], "time": ["2026-01-09T00:00Z"] * 2, "label": [AMOUNT, 1.0]}
+    for given in (by_id, by_person):
+        labels.write(world.storage, "people", labels.parse(pl.DataFrame(given), schema.columns, "regression"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A world with somebody in it, made without Ray."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+        folder = tmp_path_factory.mktemp("people")
+        (folder / "project.yaml").write_text(PROJECT)
+        visits = [f"2026-01-0{day},{who},here" for day in (3, 4) for who in OTHERS[:2]]
+        (folder / "visits.csv").write_text("\n".join(["time,person,place", *visits]) + "\n")
+        world = World(folder)
+        # What is corrected later is superseded, and stays.
+        for days in (DAYS - 2, DAYS):
+            (folder / "people.csv").write_text(people(days))
+            for source in ("people", "visits"):
+                world.intake.ingest(source)
+            world.store.materialize()
+        world.intake.explore("people")
+        made = world.store.build(world.store.snapshots())
+        names = [*world.store.features.names, "label"]
+        dataset.keep_tested(made, made.frame.select(names).with_columns(prediction=pl.lit(1.0)))
+        spine = pl.DataFrame({"person": [OTHERS[1], WHO, OTHERS[2]], "time": ["2026-01-08T00:00Z"] * 3})
+        world.store.get(spine)
+        answered(world)
+        yield world
+
+
+@pytest.fixture
+def world(made: World, tmp_path: Path) -> World:
+    return World(Path(shutil.copytree(made.folder, tmp_path / "world")))
+
+
+def places(world: World) -> set[str]:
+    """Where in the storage, by its first folder, something of theirs stands."""
+    root = world.storage.root
+    held = {path.relative_to(root).parts[0] for path in found_in(root, CANARIES)}
+    number = struct.pack("<d", AMOUNT)
+    return held | {path.name for path in root.glob("online.db*") if number in path.read_bytes()}
+
+
+def check_erased(world: World, before: dict[str, pl.DataFrame]) -> None:
+    assert places(world) == set()
+    for name, rows in world.others().items():
+        assert rows.equals(before[name]), name
+    for manifest in world.manifests:
+        made = dataset.rebuild(manifest)
+        assert made.digest == made.manifest["superseded"][-1]["digest"] != made.manifest["digest"]
+        assert made.manifest["superseded"][-1]["reason"] == REASON
+    told = [entry for entry in audit.entries(world.storage) if entry["what"] == "erased"]
+    assert audit.verify(world.storage)
+    assert told[-1]["about"]["reason"] == REASON
+
+
+def test_a_value_that_stands_everywhere_before_stands_nowhere_afterwards(world: World) -> None:
+    kept_apart = {"features", "datasets", "predictions", "predictions_machine_only", "labels"}
+    assert kept_apart | {"online.db", "reports", "pipeline.json"} <= places(world)
+    before = world.others()
+    found = world.erase()
+    check_erased(world, before)
+    assert found["erased"]
+    assert found["history"] == DAYS
+    assert (found["online"], found["predictions"], found["labels"]) == (1, 2, 3)
+    assert found["training_sets"] == 2
+
+
+def test_what_is_to_be_erased_is_said_first_and_without_consent_nothing_is_changed(world: World) -> None:
+    before = {path: path.read_bytes() for path in world.storage.root.rglob("*") if path.is_file()}
+    found = world.erasure().run(lambda _: False)
+    assert not found["erased"]
+    assert found["history"] == DAYS
+    after = {path: path.read_bytes() for path in world.storage.root.rglob("*") if path.is_file()}
+    assert {path for path in after if after[path] != before.get(path)} <= {
+        world.storage.root / "pipeline.lock"
+    } | {path for path in after if path.name.startswith("online.db")} | {
+        path for path in after if path.name == prediction_log.LOCK
+    }
+
+
+def test_the_same_input_read_again_brings_nobody_back_and_says_how_many_were_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    world.erase()
+    for days in (DAYS + 1, DAYS):
+        (world.folder / "people.csv").write_text(people(days))
+        world.intake.ingest("people")
+        report = orjson.loads((world.storage.root / "reports" / "validation-people.json").read_bytes())
+        assert report["erased"] == days
+        assert report["rows_in"] == report["valid"] + report["filtered"] == days * (len(OTHERS) + 1)
+        world.intake.explore("people")
+        world.store.materialize()
+        assert places(world) == set()
+    newest = world.store.history("people").snapshot()
+    assert read(newest).height == (DAYS + 1) * len(OTHERS)
+
+
+def test_a_source_that_is_defined_anew_does_not_bring_them_back_either(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    text = PROJECT.replace("max: 90000", "max: 100000")
+    (world.folder / "project.yaml").write_text(text)
+    world.intake.ingest("people")
+    assert len(list((world.storage.root / "features").glob("people-*"))) == 2
+    found = world.erase()
+    assert found["history"] == 2 * DAYS, "of the history before, too"
+    assert "features" not in places(world)
+    (world.folder / "project.yaml").write_text(text.replace("max: 100000", "max: 110000"))
+    world.intake.ingest("people")
+    assert len(list((world.storage.root / "features").glob("people-*"))) == 3
+    assert "features" not in places(world)
+
+
+def test_who_is_erased_again_is_not_asked_for_in_vain_and_nothing_changes(world: World) -> None:
+    world.erase()
+    before = world.others()
+    again = world.erase()
+    assert again["erased"]
+    assert not any(again[name] for name in ("history", "online", "predictions", "labels", "training_sets"))
+    check_erased(world, before)
+
+
+# ---------------------------------------------------------------- killed
+
+
+class Killed(BaseException):
+    """Nothing is done any more."""
+
+
+def test_killed_after_any_step_and_run_again_it_ends_whole(made: World, tmp_path: Path) -> None:
+    number = 0
+    while True:
+        world = World(Path(shutil.copytree(made.folder, tmp_path / str(number))))
+        before = world.others()
+        asked = world.erasure()
+        steps = list(asked.steps(asked._found()))
+        for step in steps[: number + 1]:
+            step()
+        if number == len(steps):
+            break
+        world.erase()
+        check_erased(world, before)
+        shutil.rmtree(world.folder)
+        number += 1
+    assert number > 8
+
+
+def dies_after(original: Callable[..., Any]) -> Callable[..., Any]:
+    def dies(*given: Any, **named: Any) -> Any:
+        original(*given, **named)
+        raise Killed
+
+    return dies
+
+
+def dies_at_a_set(original: Callable[..., Any]) -> Callable[..., Any]:
+    def dies(path: Path, **named: Any) -> Any:
+        if path.name.startswith("people-") and "tested" not in path.name:
+            raise Killed
+        return original(path, **named)
+
+    return dies
+
+
+def dies_before(_: Callable[..., Any]) -> Callable[..., Any]:
+    def dies(*_: Any, **__: Any) -> Any:
+        raise Killed
+
+    return dies
+
+
+WITHIN: dict[str, tuple[Any, str, Callable[[Callable[..., Any]], Callable[..., Any]]]] = {
+    "before the commit": (History, "_take_out", dies_before),
+    "after the commit": (History, "_take_out", dies_after),
+    "after files were removed": (History, "_remove", dies_after),
+    "after one file of the log or the labels": (log_erasure, "take_out", dies_after),
+    "after the rows of a test": (feature_erasure, "_take_out_equal", dies_after),
+    "after a new spine": (feature_erasure, "_without", dies_after),
+    "between a manifest and its set": (feature_erasure, "replacing", dies_at_a_set),
+}
+
+
+@pytest.mark.parametrize("when", WITHIN)
+def test_killed_within_a_step_and_run_again_it_ends_whole(
+    when: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, name, how = WITHIN[when]
+    before = world.others()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(owner, name, how(getattr(owner, name)))
+        world.erase()
+    assert places(world) != set()
+    world.erase()
+    check_erased(world, before)
+    assert not list((world.storage.root / "predictions").rglob("erasing*"))
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def test_versions_that_learned_from_the_rows_are_named_also_by_who_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [dataset.open_set(world.storage, f"{each.stem}.parquet").digest for each in world.manifests]
+    versions = [
+        {"version": number, "state": "champion", "champion": number == 2, "dataset": digest}
+        for number, digest in enumerate([digests[0], "of another set"], 1)
+    ]
+    monkeypatch.setattr(erasure.Registry, "versions", lambda self, name: versions)
+    for _ in range(2):
+        found = world.erase()
+        assert [each["version"] for each in found["versions"]] == [1]
+        assert any("people 1 (champion) learned from these rows" in note for note in found["notes"])
+    after = [dataset.open_set(world.storage, f"{each.stem}.parquet").digest for each in world.manifests]
+    versions.append({"version": 3, "state": "registered", "champion": False, "dataset": after[0]})
+    assert [each["version"] for each in world.erase()["versions"]] == [1], "the third learned nothing of them"
+
+
+def test_files_that_name_the_key_and_are_kept_are_listed(world: World) -> None:
+    kept = {
+        "reports/model-people-1.html": f"<td>{WHO}</td>",
+        "monitor/people.json": orjson.dumps({"cells": {WHO: 3}}).decode(),
+        "reports/model-people-2.html": f"<td>{WHO}Other</td>",
+    }
+    for name, text in kept.items():
+        world.storage.path(*name.split("/")).write_text(text)
+    assert world.erase()["named_in"] == ["monitor/people.json", "reports/model-people-1.html"]
+
+
+def test_no_key_stands_in_the_audit_record_or_beside_the_history(world: World) -> None:
+    world.erase()
+    for top in ("audit", "features/_erased"):
+        assert found_in(world.storage.root / top, [WHO]) == set()
+    (told,) = [entry for entry in audit.entries(world.storage) if entry["what"] == "erased"]
+    assert told["about"]["history"] == DAYS
+    assert told["about"]["key"] == world.store.history("people").erased.hash(KEY)
+    (kept,) = (world.storage.root / "features" / "_erased").iterdir()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {
+    "a source": ({"source": "peple"}, UsageError, "no source 'peple'; did you mean 'people'"),
+    "a column": (
+        {"given": {"persn": WHO}},
+        UsageError,
+        "'persn' is no key of 'people'; did you mean 'person'",
+    ),
+    "a column that is no key": ({"given": {"name": "x"}}, UsageError, "'name' is no key of 'people'"),
+    "no key": ({"given": {}}, UsageError, "say whose rows: --key person=VALUE"),
+    "nobody": ({"given": {"person": "zoe"}}, DataError, "there is no row of 'people' with person=zoe"),
+    "no reason": ({"reason": " "}, UsageError, "--reason is empty"),
+    "a reason that tells": ({"reason": f"{WHO} asked"}, UsageError, "--reason names whose rows they are"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_asked_wrongly_costs_a_sentence(what: str, world: World) -> None:
+    given, kind, said = WRONG[what]
+    with pytest.raises(kind, match=said):
+        world.erasure(**given).run(lambda _: True)
+    assert not (world.storage.root / "features" / "_erased").exists()
+
+
+def test_the_command_says_what_there_is_and_erases_by_yes_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+
+    def command(*more: str) -> str:
+        asked = ["--source", "people", "--key", f"person={WHO}", "--reason", REASON, *more]
+        monkeypatch.setattr("sys.argv", ["mlops-ray", "erase", str(world.folder / "project.yaml"), *asked])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+        return capsys.readouterr().out
+
+    assert "nothing was erased; --yes does it" in command()
+    assert not orjson.loads(command("--json"))["erased"]
+    assert "features" in places(world)
+    assert command("--yes").splitlines()[-1] == "erased"
+    assert places(world) == set()
+    assert orjson.loads(command("--yes", "--json"))["history"] == 0
+
+
+def test_where_another_source_tells_of_them_its_rows_stay_without_what_was_made_of_the_erased(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    with (world.folder / "visits.csv").open("a") as file:
+        file.write(f"2026-01-07,{WHO},there\n")
+    world.intake.ingest("visits")
+    made = world.store.build(world.store.snapshots())
+    theirs = pl.col("person") == WHO
+    assert made.frame.filter(theirs)["visits_3d"].sum() == 3
+    world.erasure(source="visits").run(lambda _: True)
+    again = dataset.rebuild(made.path.with_suffix(".json"))
+    assert again.frame.filter(theirs)["visits_3d"].to_list() == [0] * made.frame.filter(theirs).height
+    assert again.frame.drop("visits_3d").equals(made.frame.drop("visits_3d"))
+    assert again.frame.filter(~theirs).equals(made.frame.filter(~theirs))
+    assert made.path.name not in world.erasure(source="visits").run(lambda _: False)["sets"], "it is done"
