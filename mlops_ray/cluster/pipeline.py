@@ -220,7 +220,7 @@ class Pipeline:
         task = training.task(self.project, self.features, training_set, self.test_from)
         project = self.project
         made_from = {
-            "data": training_set.manifest["digest"],
+            "data": training_set.digest,
             "features": self.features.digest,
             "target": project.target.model_dump(mode="json"),
             "training": [

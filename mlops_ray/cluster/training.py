@@ -398,7 +398,9 @@ class Trainer:
             baselines=report.baselines,
             intervals=report.intervals,
             origin=_origin(task, cpus),
-            training_set={k: training_set.manifest[k] for k in KEPT} | self._kept(tested, held_out),
+            training_set={k: training_set.manifest[k] for k in KEPT}
+            | {"digest": training_set.digest}
+            | self._kept(tested, held_out),
             reference=counted.beside(answered).to_json(),
             expected=replace(
                 expected,

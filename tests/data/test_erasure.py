@@ -1,8 +1,11 @@
 """Rows of a key leave the prediction log and the labels, in whatever file they stand; others stay."""
 
+import fcntl
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -89,9 +92,59 @@ def test_who_may_read_a_file_stays(storage: Storage) -> None:
     assert file.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_run_that_was_killed_between_two_parts_of_a_row_is_gone_on_with(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the key is for machines alone, the other part and the label do not say whose they are."""
+    seen = log(storage, "a", id=["x", "y"], row=[0, 0])
+    apart = log(storage, "a", prediction_log.MACHINE, id=["x", "y"], row=[0, 0], site=["theirs", "other"])
+    original = erasure.take_out
+
+    def dies(path: Path, theirs: pl.Expr) -> int:
+        original(path, theirs)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(erasure, "take_out", dies)
+        erasure.erase(storage, MODEL, KEYS)
+    assert (ids(apart), ids(seen)) == (["y"], ["x", "y"])
+    (note,) = (storage.root / prediction_log.FOLDER / MODEL).glob("erasing*")
+    assert note.stat().st_mode & 0o777 == 0o600
+    assert erasure.found(storage, MODEL, [{"site": "other"}]) == (1, 0)
+    assert erasure.erase(storage, MODEL, KEYS) == (1, 0)
+    assert ids(apart) == ids(seen) == ["y"]
+    assert not note.exists()
+
+
 def test_a_model_that_never_answered_has_nothing_and_is_not_made(storage: Storage) -> None:
     assert erasure.erase(storage, MODEL, KEYS) == erasure.found(storage, MODEL, KEYS) == (0, 0)
     assert not list(storage.root.iterdir())
+
+
+def test_nobody_writes_files_anew_while_others_do(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one has read, and the other erased meanwhile, would come back."""
+    held = []
+
+    def watched(original: Callable[..., Any]) -> Callable[..., Any]:
+        def looks(*given: Any, **named: Any) -> Any:
+            with storage.path(prediction_log.FOLDER, MODEL, prediction_log.LOCK).open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    held.append(original.__name__)
+            return original(*given, **named)
+
+        return looks
+
+    for owner, name in ((prediction_log, "_join"), (labels, "_of_day"), (erasure, "take_out")):
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name)))
+    log(storage, "a", id=["x", "y"], row=[0, 0], site=["theirs", "other"])
+    day = storage.path(labels.FOLDER, MODEL, DAY, "a.parquet")
+    pl.DataFrame({"site": ["other"], "label": [1.0]}).write_parquet(day)
+    prediction_log.compact(storage, MODEL)
+    labels.compact(storage, MODEL)
+    erasure.erase(storage, MODEL, KEYS)
+    assert sorted(set(held)) == ["_join", "_of_day", "take_out"]
 
 
 # ---------------------------------------------------------------- who is kept out

@@ -16,6 +16,7 @@ from mlops_ray.features.erasure import Whose
 from mlops_ray.features.history import History
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.shelves import SqliteShelf, Write, open_shelf, sealed
 from mlops_ray.features.store import FeatureStore
 from tests.security.canaries import found_in
 
@@ -179,6 +180,24 @@ def test_an_online_record_is_gone_to_the_last_byte_and_others_are_answered(
     assert found_in(tmp_path, [WHO]) <= found_in(tmp_path / "history", [WHO])
     reader.close()
     store.close()
+
+
+def test_what_a_file_still_holds_of_an_earlier_and_larger_record_goes_too(tmp_path: Path) -> None:
+    shelf = open_shelf(tmp_path / "online.db")
+    assert isinstance(shelf, SqliteShelf)
+    # Some builds of SQLite overwrite what is replaced, others do not.
+    shelf._connection.execute("PRAGMA secure_delete=OFF").close()
+    seen = None
+    for stamp, content in ((1, b"CANARY" * 20_000), (2, b"small")):
+        about = sealed(stamp, b"about")
+        records = [('["ann"]', 0, sealed(stamp, content)), ('["bob"]', 0, sealed(stamp, b"other"))]
+        assert shelf.put("t", Write(about, stamp, records, None, seen))
+        seen = about
+    assert any(b"CANARY" in each.read_bytes() for each in tmp_path.iterdir()), "the control"
+    shelf.erase("t", ['["ann"]'])
+    assert not any(b"CANARY" in each.read_bytes() for each in tmp_path.iterdir())
+    assert list(shelf.keys("t")) == ['["bob"]']
+    shelf.close()
 
 
 # ---------------------------------------------------------------- training sets

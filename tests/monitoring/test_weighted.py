@@ -1,5 +1,6 @@
 """Where inputs have moved the weighted estimate is nearer the truth; else it is the plain one."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,14 @@ def test_a_row_whose_machine_only_values_are_not_known_weighs_nothing(tmp_path: 
     found = weighted.of_log(package, expected, reference, logged(unknown))
     assert found is not None
     assert found.rows > 4_000
+
+
+def test_rows_that_were_erased_from_a_test_are_not_remembered(package: Package, tmp_path: Path) -> None:
+    storage, reference = Storage.open(str(tmp_path)), world(1, 50)
+    file = storage.path(dataset.FOLDER, TESTED)
+    for number, rows in enumerate((reference, reference.head(49))):
+        rows.write_parquet(file)
+        os.utime(file, (number, number))
+        found = known.tested(storage.root, package)
+        assert found is not None
+        assert found.height == rows.height
