@@ -490,7 +490,7 @@ def erase(
 
     found = erasure.run(agrees)
     said = "erased" if found["erased"] else "nothing was erased; --yes does it"
-    _show(found, as_json, lambda _: print(said), _print_notes)
+    _show(found, as_json, _print_kept, lambda _: print(said), _print_notes)
 
 
 @key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")
@@ -1010,6 +1010,9 @@ def _print_to_be_erased(found: dict[str, Any]) -> None:
     )
     for name in found["sets"]:
         print(f"computed anew: {name}")
+
+
+def _print_kept(found: dict[str, Any]) -> None:
     for name in found["named_in"]:
         print(f"names the key, and is kept: {plain(name)}")
 

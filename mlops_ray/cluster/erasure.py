@@ -36,6 +36,8 @@ from mlops_ray.storage import Storage
 BY = "a person, by the command erase"
 #: Files that show values of a source's rows: a page, its data, what was kept out, a preview.
 SHOWN = ("validation-{}.html", "quarantine-{}.parquet", "explore-{}.json", "explore-{}.html")
+#: Its counts stay.
+LAST_READING = "validation-{}.json"
 #: What a report says of a reading that shows no value of a row.
 COUNTED = (
     "source",
@@ -253,14 +255,20 @@ class Erasure:
             for table, records in found.online.items():
                 online.erase(table, records)
 
+    @property
+    def _shown(self) -> list[str]:
+        """The files that `_clear_reports` clears."""
+        every = [name.format(self.whose.source) for name in (*SHOWN, LAST_READING)]
+        return [FILE, *(f"reports/{name}" for name in every)]
+
     def _clear_reports(self) -> None:
         """Removes what shows values of the source's rows; of the last reading the counts stay."""
         name = self.whose.source
         for file in SHOWN:
             self.storage.root.joinpath("reports", file.format(name)).unlink(missing_ok=True)
-        kept = self.storage.read_json("reports", f"validation-{name}.json")
+        kept = self.storage.read_json("reports", LAST_READING.format(name))
         if kept is not None:
-            self.storage.write_json(_counted(kept), "reports", f"validation-{name}.json")
+            self.storage.write_json(_counted(kept), "reports", LAST_READING.format(name))
         record = self.storage.read_json(FILE) or {}
         if f"ingest {name}" in record:
             stage = record[f"ingest {name}"]
@@ -283,7 +291,7 @@ class Erasure:
             **found.counts,
             "sets": [each.path.name for each in found.sets],
             "versions": found.versions,
-            "named_in": self._named_in(),
+            "named_in": self._named_in(but=() if is_done else self._shown),
             "notes": list(self._notes(found)),
         }
 
@@ -304,7 +312,7 @@ class Erasure:
         if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
 
-    def _named_in(self) -> list[str]:
+    def _named_in(self, but: Sequence[str]) -> list[str]:
         """Files that are kept and name the key: with counts, figures of a group, or what a model knows."""
         wanted = [_token(text) for text in self.whose.key.values() if len(text) >= LEAST_CHARACTERS]
         if not wanted:
@@ -312,7 +320,8 @@ class Erasure:
         return [
             str(path.relative_to(self.storage.root))
             for path in _below(self.storage.root)
-            if all(any(token.search(text) for text in _texts(path)) for token in wanted)
+            if str(path.relative_to(self.storage.root)) not in but
+            and all(any(token.search(text) for text in _texts(path)) for token in wanted)
         ]
 
 
