@@ -1,7 +1,7 @@
 """Erasing a person's rows from all that a project keeps: the command `erase`.
 
-The next run goes on where one was killed: first is written down whose rows are kept out from now on, then the
-history is erased, of which all else is made anew, and the audit record comes last.
+The next run goes on where one was killed: the audit record hears of it, then it is noted whose rows are kept
+out from now on, then the history is erased, of which all else is made anew.
 """
 
 import re
@@ -32,8 +32,6 @@ from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage
 
-#: Who did it, in the audit record.
-BY = "a person, by the command erase"
 #: Files that show values of a source's rows: a page, its data, what was kept out, a preview.
 SHOWN = ("validation-{}.html", "quarantine-{}.parquet", "explore-{}.json", "explore-{}.html")
 #: Its counts stay.
@@ -234,8 +232,8 @@ class Erasure:
     def steps(self, found: Found) -> Iterator[Callable[[], object]]:
         """What is done, one after the other, each safe to repeat."""
         key = self.whose.key
-        yield partial(self.erased.add, key, self.reason)
         yield partial(self._tell, "rows are being erased", found)
+        yield partial(self.erased.add, key, self.reason)
         for history in self._histories:
             yield partial(history.erase, key, _commit_id(history))
         yield partial(self._erase_online, found)
@@ -280,7 +278,7 @@ class Erasure:
         """Has the audit record hear of it, by what stands for the key."""
         versions = [f"{each['model']} {each['version']}" for each in found.versions]
         about = {"source": self.whose.source, "key": self.erased.hash(self.whose.key), "reason": self.reason}
-        audit.append(self.storage, what, BY, {**about, **found.counts, "trained_with": versions})
+        audit.append(self.storage, what, audit.who(), {**about, **found.counts, "trained_with": versions})
 
     # ------------------------------------------------------------ what is said
 

@@ -24,7 +24,7 @@ from mlops_ray.data import erasure as log_erasure
 from mlops_ray.data import ingest, labels, prediction_log
 from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
-from mlops_ray.errors import DataError, MlopsError, UsageError
+from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError
 from mlops_ray.features import dataset
 from mlops_ray.features import erasure as feature_erasure
 from mlops_ray.features.history import History, read
@@ -409,6 +409,19 @@ def test_no_key_stands_in_the_audit_record_or_beside_the_history(world: World) -
     assert told["about"]["key"] == world.store.history("people").erased.hash(KEY)
     (kept,) = (world.storage.root / "features" / "_erased").iterdir()
     assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_cannot_be_recorded_is_not_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = places(world)
+
+    def full(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(audit, "append", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        world.erase()
+    assert places(world) == before
+    assert world.store.history("people").erased.find(KEY) is None
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {
