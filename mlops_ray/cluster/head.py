@@ -50,6 +50,8 @@ SETTINGS = {
     # A replica that dies with a request in its hands has said nothing yet: another may be asked. Asking for a
     # prediction twice does no harm.
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # A dead front end is noticed at the third look, until when nobody is answered: 10 s apart by default.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     # Requests go to our application before Serve looks at them: see there.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "mlops_ray.serving.direct:middlewares",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # else a process parses a datagram for every request
