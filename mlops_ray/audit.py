@@ -13,11 +13,13 @@ is to be told is known afterwards only, it is asked before whether it could be (
 """
 
 import contextlib
+import errno
 import fcntl
 import getpass
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +32,9 @@ from mlops_ray.storage import Storage, digest
 FOLDER, HEAD, PLACES, LOCK = "audit", "head.json", "places.json", ".lock"
 #: A segment that is so large is followed by another; whoever writes reads the last one.
 SEGMENT_BYTES = 1 << 20
+
+#: Who writes takes milliseconds; who holds the record for so long has stopped within, or waits for a disk.
+WAIT_S, POLL_S = 10.0, 0.01
 
 #: What every line has.
 PARTS = frozenset({"number", "at", "by", "what", "about", "before", "digest"})
@@ -47,23 +52,34 @@ def who() -> str:
     return f"{name} at {platform.node()}"
 
 
-def append(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> Entry:
+def append(storage: Storage, what: str, by: str, about: Mapping[str, Any], *, is_done: bool = False) -> Entry:
     """Adds a line, which is on disk when this returns: the plain data of `what` happened, and who did it.
 
-    Raises `StorageError` where it cannot be written, here or at a place outside.
+    Raises `StorageError` where it cannot be written, here or at a place outside, and then there is none; what
+    waits for no record `is_done` already, and the error says so.
 
     >>> import tempfile
     >>> storage = Storage.open(tempfile.mkdtemp())
     >>> append(storage, "a key was revoked", "ann at home", {"name": "web"})["number"], verify(storage)
     (1, 1)
     """
-    return _added(storage, what, by, about, _places(storage).values())
+    try:
+        return _added(storage, what, by, about, _places(storage).values())
+    except StorageError as error:
+        raise (StorageError(f"{what}, but {error}") if is_done else _undone(error)) from error
 
 
 def require(storage: Storage) -> None:
     """Raises `StorageError` where no line could be added."""
-    with _writing(storage, _places(storage).values()):
-        _last(storage)
+    try:
+        with _writing(storage, _places(storage).values()):
+            _last(storage)
+    except StorageError as error:
+        raise _undone(error) from error
+
+
+def _undone(error: StorageError) -> StorageError:
+    return StorageError(f"{error}; what it cannot tell is not done")
 
 
 def settle(storage: Storage, project: str, heads: str | None) -> None:
@@ -109,6 +125,8 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
                 if not known.get(found["number"], set()) <= {found["digest"]}:
                     said = f"entry {found['number']} of the audit record is another than it was"
                     raise StorageError(said + where)
+    if found["number"] > 1 and not head["number"]:
+        raise StorageError(f"{FOLDER}/{HEAD} is gone, which says how long the audit record is")
     for where, known in told.items():
         if found["number"] < (most := max(known, default=0)):
             said = f"the audit record was cut short: {found['number']} entries of {most} are there"
@@ -145,19 +163,33 @@ def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], place
             "before": before["digest"],
         }
         entry["digest"] = digest(entry)
-        with _segment(storage).open("ab") as lines:
-            _write(lines, entry)
         told = {"number": entry["number"], "digest": entry["digest"]}
-        storage.write_json(told, FOLDER, HEAD)
-        for file in outside:
-            _write(file, told | {"at": entry["at"]})
+        with _segment(storage).open("ab", buffering=0) as lines, _all_or_none([lines, *outside]):
+            _write(lines, entry)
+            for file in outside:
+                _write(file, told | {"at": entry["at"]})
+            storage.write_json(told, FOLDER, HEAD)
         return entry
 
 
 def _write(file: IO[bytes], line: Entry) -> None:
-    file.write(orjson.dumps(line) + b"\n")
-    file.flush()
+    data = orjson.dumps(line) + b"\n"
+    if file.write(data) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
     os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _all_or_none(files: Sequence[IO[bytes]]) -> Iterator[None]:
+    """Takes back what was added to files where it cannot be added to all: it is told that it was not."""
+    sizes = [file.seek(0, os.SEEK_END) for file in files]
+    try:
+        yield
+    except (OSError, StorageError):
+        for file, size in zip(files, sizes, strict=True):
+            with contextlib.suppress(OSError):
+                file.truncate(size)
+        raise
 
 
 @contextlib.contextmanager
@@ -166,18 +198,31 @@ def _writing(storage: Storage, places: Iterable[str]) -> Iterator[list[IO[bytes]
     with contextlib.ExitStack() as opened:
         try:
             lock = opened.enter_context(storage.path(FOLDER, LOCK).open("w"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            _lock(lock)
             yield [opened.enter_context(_outside(place)) for place in sorted(set(places))]
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
-            said = f"the audit record cannot be written: {error.strerror}{where}"
-            raise StorageError(f"{said}; what it cannot tell is not done") from error
+            raise StorageError(f"the audit record cannot be written: {error.strerror}{where}") from error
+
+
+def _lock(file: IO[str]) -> None:
+    end = time.monotonic() + WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(
+                    errno.EAGAIN, f"another process has held it for {WAIT_S:g} s", file.name
+                ) from None
+            time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
 def _outside(place: str) -> Iterator[IO[bytes]]:
     """The file of a place outside, whose folder is not made: it may be that of a disk that is missing."""
-    with Path(place).open("a+b") as file:
+    with Path(place).open("a+b", buffering=0) as file:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             # Whoever was killed within a line left it without an end.

@@ -56,12 +56,12 @@ def add(storage: Storage, name: str, role: str, *, rate: float | None = None) ->
 
 
 def revoke(storage: Storage, name: str) -> None:
-    """Takes a key away; services refuse it within a second."""
+    """Takes a key away; services refuse it within a second, whether that can be recorded or not."""
     with _changing(storage) as known:
         if name not in known:
             raise UsageError(f"no key named {name!r}; there are {', '.join(sorted(known)) or 'none'}")
-        _tell(storage, "a key was revoked", name, known[name])
-        del known[name]
+        entry = known.pop(name)
+    _tell(storage, "a key was revoked", name, entry, is_done=True)
 
 
 def stamp(storage: Storage, name: str) -> str:
@@ -124,9 +124,10 @@ class Keyring:
         return self._callers
 
 
-def _tell(storage: Storage, what: str, name: str, entry: dict[str, Any]) -> None:
+def _tell(storage: Storage, what: str, name: str, entry: dict[str, Any], *, is_done: bool = False) -> None:
     about = {key: value for key, value in entry.items() if key != "sha256"}
-    audit.append(storage, what, audit.who(), {"name": name, **about, "id": entry["sha256"][:ID_DIGITS]})
+    about |= {"name": name, "id": entry["sha256"][:ID_DIGITS]}
+    audit.append(storage, what, audit.who(), about, is_done=is_done)
 
 
 def _digest(key: str) -> str:

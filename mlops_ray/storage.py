@@ -77,7 +77,9 @@ class Storage:
                 f"one, {__version__}, reads {FORMAT}: update it, or name another folder (storage: PATH)"
             )
         if found is None or form < FORMAT:
-            self.write_json({"format": FORMAT}, MARK)
+            # A full disk keeps nobody from reading: the next command marks it.
+            with contextlib.suppress(OSError):
+                self.write_json({"format": FORMAT}, MARK)
 
     def path(self, *parts: str) -> Path:
         """A path under the root; its parent folders are made."""

@@ -1,11 +1,14 @@
 """The audit record: what was written stays, and whoever changes it is seen."""
 
+import errno
+import fcntl
 import multiprocessing
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import orjson
 import pytest
@@ -171,6 +174,53 @@ def test_where_a_place_outside_cannot_be_reached_nothing_is_added(storage: Stora
     assert not before.parent.exists()
     with pytest.raises(StorageError, match=r"heads \(audit.heads\) cannot be read: No such file"):
         audit.verify(storage, str(before))
+
+
+def test_a_line_that_cannot_be_added_everywhere_is_added_nowhere(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for project, place in zip("ab", heads, strict=True):
+        audit.settle(storage, project, place)
+    files = [*storage.root.joinpath("audit").glob("*.jsonl"), *map(Path, heads)]
+    before, write = [file.read_bytes() for file in files], audit._write
+
+    def full(file: IO[bytes], line: audit.Entry) -> None:
+        """The last of the disks takes half a line."""
+        if file.name != heads[1]:
+            write(file, line)
+            return
+        file.write(b'{"number"')
+        raise OSError(errno.ENOSPC, "No space left on device", file.name)
+
+    monkeypatch.setattr(audit, "_write", full)
+    with pytest.raises(
+        StorageError, match=r"No space left on device \(.*b.jsonl\); what it cannot tell is not"
+    ):
+        audit.append(storage, "tested", "a test", {})
+    assert [file.read_bytes() for file in files] == before
+    monkeypatch.undo()
+    audit.append(storage, "tested", "a test", {})
+    assert [audit.verify(storage, place) for place in heads] == [3, 3]
+
+
+def test_nobody_waits_for_ever_for_who_holds_the_record(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(storage)
+    monkeypatch.setattr(audit, "WAIT_S", 0.0)
+    with storage.path("audit", ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(StorageError, match=r"another process has held it for 0 s \(.*\.lock\)"):
+            audit.append(storage, "tested", "a test", {})
+    assert audit.append(storage, "tested", "a test", {})["number"] == 6
+
+
+def test_that_the_note_of_its_length_is_gone_is_seen(storage: Storage) -> None:
+    written(storage)
+    storage.path("audit", "head.json").unlink()
+    with pytest.raises(StorageError, match=r"audit/head.json is gone, which says how long"):
+        audit.verify(storage)
 
 
 def test_a_writer_that_was_killed_may_owe_the_place_outside_its_own_line_and_no_more(

@@ -3,6 +3,7 @@
 The config names them; `application` makes them, on the cluster, from the project file that is there.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,14 @@ from mlops_ray import audit, config, placement
 from mlops_ray.cluster import loop, looper, meter, service, sizing
 from mlops_ray.cluster.head import HTTP_PORT
 from mlops_ray.config import Project
+from mlops_ray.errors import StorageError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.monitoring import deltas
 from mlops_ray.policy import label_selector, require_stores
 from mlops_ray.serving import deploy, gateway, reconciler, replica
 from mlops_ray.storage import Storage, digest
+
+logger = logging.getLogger(__name__)
 
 #: Of a project file, what no replica is made of: a change of these alone starts none anew.
 APART = ("training", "release", "cost")
@@ -51,9 +55,13 @@ def _sized(project: Project, storage: Storage) -> Project:
 
 
 def _settle(project: Project, storage: Storage) -> None:
-    audit.settle(storage, project.project, project.audit.heads)
     about = {"model": project.project, "started": ["serve deploy"]}
-    audit.append(storage, "a model is served", audit.who(), about)
+    try:
+        audit.settle(storage, project.project, project.audit.heads)
+        audit.append(storage, "a model is served", audit.who(), about, is_done=True)
+    except StorageError as error:
+        # Serve builds it again when a head has died: nobody who waits for answers is to wait for a disk.
+        logger.error("%s", error)
     deploy.settle(project, storage)
     loop.settle(project, storage)
     meter.settle(_sized(project, storage), storage)

@@ -244,7 +244,7 @@ class Intake:
 
     def _tell_stored(self, name: str, commit: Commit, about: dict[str, Any]) -> None:
         made = {"source": name, "after": commit.id, "version": commit.version}
-        audit.append(self.storage, STORED, audit.who(), made | about)
+        audit.append(self.storage, STORED, audit.who(), made | about, is_done=True)
 
     def _tell_shown(self, name: str, where: str, rows: int) -> None:
         """Has the audit record hear of rows that people may see, before they do."""

@@ -135,7 +135,8 @@ def stop(folder: Path, *, timeout_s: float = 8.0) -> bool:
     (folder / RECORD).unlink(missing_ok=True)
     if served:
         # Afterwards: whatever cannot be written, a service can be stopped.
-        audit.append(Storage(folder), "the service was stopped", audit.who(), {"cluster": cluster.address})
+        about = {"cluster": cluster.address}
+        audit.append(Storage(folder), "the service was stopped", audit.who(), about, is_done=True)
     return True
 
 

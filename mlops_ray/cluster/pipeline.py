@@ -326,7 +326,7 @@ class Pipeline:
             policies = [source.policy for source in project.sources.values()]
             about = {"model": project.project, "started": deployed.started}
             about |= evidence.where(policies, evidence.serving(project))
-            audit.append(self.storage, "a model is served", audit.who(), about)
+            audit.append(self.storage, "a model is served", audit.who(), about, is_done=True)
             started = ", ".join(deployed.started)
             result["said"] = (
                 f"{deployed.url}: {f'started {started}' if started else 'all of it runs already'}"

@@ -148,10 +148,18 @@ def outcome(document: Document, version: int) -> dict[str, Any]:
 
 
 def _ask(storage: Storage, name: str, what: Wish, version: int | None = None, **how: Any) -> Ask:
-    """Leaves a wish of whoever gives this command, of which the audit record hears first."""
-    by = audit.who()
-    audit.append(storage, f"{WISHES[what]} was asked for", by, {"model": name, "version": version})
-    return record.ask(storage, name, what, version, by=by, **how)
+    """Leaves a wish of whoever gives this command, of which the audit record hears first.
+
+    What goes back to what was good waits for no record.
+    """
+    by, told, is_urgent = audit.who(), f"{WISHES[what]} was asked for", what == "rollback"
+    about = {"model": name, "version": version}
+    if not is_urgent:
+        audit.append(storage, told, by, about)
+    asked = record.ask(storage, name, what, version, by=by, **how)
+    if is_urgent:
+        audit.append(storage, told, by, about, is_done=True)
+    return asked
 
 
 def _answered(project: Project, storage: Storage, asked: Ask) -> Document:

@@ -510,7 +510,8 @@ def down(project: Project, storage: Storage) -> bool:
     runs = bool(serve.status().applications)
     serve.shutdown()  # type: ignore[no-untyped-call]
     if runs:
-        audit.append(storage, "the service was stopped", audit.who(), {"cluster": cluster.address})
+        about = {"cluster": cluster.address}
+        audit.append(storage, "the service was stopped", audit.who(), about, is_done=True)
     return runs
 
 

@@ -186,7 +186,6 @@ class Trainer:
             audit.require(self.storage)
             version = self.registry.register(packed, run_id=run.id, metric=metric, cost=cost)
             registered = about | {"version": version, "digest": packed.digest, "refused": refused}
-            audit.append(self.storage, "a version was registered", audit.who(), registered)
             self._keep_worth(tested, champion, version)
             sweep.forget(folder)
             told_of = replace(subject, version=version, trials=swept.leaderboard, cost=cost)
@@ -195,6 +194,7 @@ class Trainer:
             page = self.storage.path("reports", f"model-{name}-{version}.html")
             with replacing(page) as new:
                 new.write_text(files["card.html"], "utf-8")
+            audit.append(self.storage, "a version was registered", audit.who(), registered, is_done=True)
         try:
             runs.keep(self.storage, name, self.tracking_uri)
         except StorageError as error:

@@ -252,7 +252,8 @@ def tell(storage: Storage, model: str, command: str, error: BaseException) -> No
     line |= {"request": "", "run": run_id(), "type": type(error).__name__, "status": None}
     line |= {"said": safe(error)[:LONGEST], "where": where, "count": 1, "process": "command"}
     day = time.strftime("%Y-%m-%d", time.gmtime(line["at"]))
-    with contextlib.suppress(OSError):
+    # A path that is no UTF-8 is a TypeError of orjson.
+    with contextlib.suppress(OSError, TypeError):
         path = storage.path(FOLDER, f"command-{day}.jsonl")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
         with open(descriptor, "ab") as file:
