@@ -491,6 +491,8 @@ def erase(
     found = erasure.run(agrees)
     said = "erased" if found["erased"] else "nothing was erased; --yes does it"
     _show(found, as_json, _print_kept, lambda _: print(said), _print_notes)
+    if found["left"]:
+        raise DataError(f"not all was erased: {', '.join(found['left'])} could not be computed anew")
 
 
 @key_app.command("add", epilog="Example: mlops-ray key add web configs/factory_load.yaml --role predict")

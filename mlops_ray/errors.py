@@ -61,7 +61,7 @@ class DataError(MlopsError):
         column: str | None = None,
         said: str = "",
     ) -> None:
-        self._plain = _placed(message, file, row, column)
+        self._plain, self.said = _placed(message, file, row, column), said
         super().__init__(self._plain + said)
 
     def without_data(self) -> "DataError":

@@ -4,10 +4,12 @@ The next run goes on where one was killed: the audit record hears of it, then it
 out from now on, then the history is erased, of which all else is made anew.
 """
 
+import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from mlops_ray.data import ingest, prediction_log
 from mlops_ray.data.erased import Erased
 from mlops_ray.data.erasure import Key
 from mlops_ray.data.inputs import shown
-from mlops_ray.errors import DataError, UsageError, did_you_mean
+from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean, safe
 from mlops_ray.features import erasure as features
 from mlops_ray.features.erasure import HeldSet, Whose
 from mlops_ray.features.history import History
@@ -82,6 +84,15 @@ LATE_ROWS = (
 COPIES_STAY = (
     "the copies that the server of the online store keeps on its disk, and its replicas, are not looked at"
 )
+KEYED_OTHERWISE = (
+    "of a time when the source had other keys nobody can say by {} whose rows are in {}: erase by the "
+    "project file of that time, or delete them"
+)
+SET_LEFT = (
+    "the training set {} could not be computed anew and still holds the rows ({}): mend that and call it "
+    "again, or delete the set"
+)
+NOT_LOOKED_AT = "{} could not be looked at ({}): whether it names the key is not known"
 TOO_SHORT = "the key is too short to be looked for in reports, packages and the documents of the monitor"
 
 
@@ -138,14 +149,18 @@ class Erasure:
 
         Who was killed within calls it again. Raises `DataError` where there is nothing of them.
         """
+        document = self._document(self._found(), is_done=False)
+        if not agrees(document):
+            return document
         with alone(self.storage):
-            found = self._found()
-            document = self._document(found, is_done=False)
-            if not agrees(document):
-                return document
-            for step in self.steps(found):
-                step()
-            return self._document(found, is_done=True)
+            # While a person was asked others may have worked on the storage.
+            return replace(self)._run()
+
+    def _run(self) -> dict[str, Any]:
+        found = self._found()
+        for step in self.steps(found):
+            step()
+        return self._document(found, is_done=True)
 
     # ------------------------------------------------------------ what there is
 
@@ -174,10 +189,17 @@ class Erasure:
         )
         if before is None and not any(found.counts.values()):
             named = ", ".join(f"{name}={text}" for name, text in key.items())
+            notes = "".join(f"; {note}" for note in self._unknown())
             raise DataError(
-                f"there is no row of {self.whose.source!r} with {named}, and nothing was made of one"
+                f"there is no row of {self.whose.source!r} with this key, and nothing was made of one{notes}",
+                said=f": {named}",
             )
         return found
+
+    @cached_property
+    def _left(self) -> dict[str, str]:
+        """Sets that could not be computed anew, and why."""
+        return {}
 
     @property
     def _histories(self) -> list[History]:
@@ -203,11 +225,12 @@ class Erasure:
         """The records of the online store, by table."""
         if self.project.online is None and not self.storage.path(ONLINE).exists():
             return {}
-        views = {self.history.view.table: self.history.view.keys}
+        views, columns = {self.history.view.table: self.history.view.keys}, set(self.whose.typed.columns)
         for _, asked in features.manifests(self.storage):
             if self.whose.source in asked.as_of:
                 view = asked.as_of[self.whose.source].table
-                views[view.table] = view.keys
+                # Where the keys had other names, the values say whose a record is.
+                views[view.table] = view.keys if columns <= set(view.keys) else ()
         with closing(self.store.online()) as online:
             return {
                 history.folder.name: online.held(
@@ -240,11 +263,18 @@ class Erasure:
         for model, keys in self._called.items():
             yield partial(log.erase, self.storage, model, keys)
         for held in found.sets:
-            yield partial(features.supersede, self.storage, held, self.erased.hash(key), self.reason)
+            yield partial(self._supersede, held)
         yield partial(features.remove_spines, self.storage, self.whose)
         yield self._clear_reports
         yield partial(ingest.clear, self.storage.root)
         yield partial(self._tell, "erased", found)
+
+    def _supersede(self, held: HeldSet) -> None:
+        """Computes a set anew; one with which that cannot be done leaves no other undone."""
+        try:
+            features.supersede(self.storage, held, self.erased.hash(self.whose.key), self.reason)
+        except (MlopsError, OSError, pl.exceptions.PolarsError) as error:
+            self._left[held.path.name] = safe(error)
 
     def _erase_online(self, found: Found) -> None:
         if not found.online:
@@ -277,20 +307,29 @@ class Erasure:
     def _tell(self, what: str, found: Found) -> None:
         """Has the audit record hear of it, by what stands for the key."""
         versions = [f"{each['model']} {each['version']}" for each in found.versions]
-        about = {"source": self.whose.source, "key": self.erased.hash(self.whose.key), "reason": self.reason}
-        audit.append(self.storage, what, audit.who(), {**about, **found.counts, "trained_with": versions})
+        about: dict[str, Any] = {
+            "source": self.whose.source,
+            "key": self.erased.hash(self.whose.key),
+            "reason": self.reason,
+        }
+        about |= {**found.counts, "trained_with": versions}
+        if self._left:
+            about["sets_left"] = sorted(self._left)
+        audit.append(self.storage, what, audit.who(), about)
 
     # ------------------------------------------------------------ what is said
 
     def _document(self, found: Found, *, is_done: bool) -> dict[str, Any]:
+        named, unread = self._named_in(but=() if is_done else self._shown)
         return {
             "source": self.whose.source,
             "erased": is_done,
             **found.counts,
             "sets": [each.path.name for each in found.sets],
             "versions": found.versions,
-            "named_in": self._named_in(but=() if is_done else self._shown),
-            "notes": list(self._notes(found)),
+            "named_in": named,
+            "left": self._left,
+            "notes": [*self._notes(found), *unread],
         }
 
     def _notes(self, found: Found) -> Iterator[str]:
@@ -309,18 +348,36 @@ class Erasure:
             yield COPIES_STAY
         if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
+        yield from self._unknown()
+        for name, why in self._left.items():
+            yield SET_LEFT.format(name, why)
 
-    def _named_in(self, but: Sequence[str]) -> list[str]:
-        """Files that are kept and name the key: with counts, figures of a group, or what a model knows."""
+    def _unknown(self) -> Iterator[str]:
+        if found := features.keyed_otherwise(self.storage, self.whose, self._histories):
+            yield KEYED_OTHERWISE.format(", ".join(self.whose.typed.columns), ", ".join(found))
+
+    def _named_in(self, but: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Files that are kept and name the key, and a note of each that could not be read.
+
+        They name it with counts, figures of a group, or what a model knows.
+        """
         wanted = [_token(text) for text in self.whose.key.values() if len(text) >= LEAST_CHARACTERS]
-        if not wanted:
-            return []
-        return [
-            str(path.relative_to(self.storage.root))
-            for path in _below(self.storage.root)
-            if str(path.relative_to(self.storage.root)) not in but
-            and all(any(token.search(text) for text in _texts(path)) for token in wanted)
-        ]
+        named, unread = list[str](), list[str]()
+        for path in _below(self.storage.root) if wanted else ():
+            name = str(path.relative_to(self.storage.root))
+            if name in but:
+                continue
+            # A service that runs makes files and removes them.
+            with contextlib.suppress(FileNotFoundError):
+                try:
+                    is_named = all(any(token.search(text) for text in _texts(path)) for token in wanted)
+                except FileNotFoundError:
+                    raise
+                except (OSError, pl.exceptions.PolarsError) as error:
+                    unread.append(NOT_LOOKED_AT.format(name, safe(error)))
+                else:
+                    named += [name] if is_named else []
+        return named, unread
 
 
 def _commit_id(history: History) -> str:
@@ -344,8 +401,14 @@ def _token(text: str) -> re.Pattern[str]:
 
 def _below(root: Path) -> list[Path]:
     tops = sorted(each for each in root.iterdir() if each.name not in ERASED and not each.is_symlink())
-    below = [each for top in tops for each in ([top] if top.is_file() else sorted(top.rglob("*")))]
-    return [each for each in below if each.is_file() and not each.name.startswith(ONLINE)]
+    below = [each for top in tops for each in ([top] if top.is_file() else _files_of(top))]
+    # What begins with a dot is not a file yet, see `storage.replacing`.
+    return [each for each in below if not each.name.startswith((".", ONLINE)) and each.is_file()]
+
+
+def _files_of(folder: Path) -> list[Path]:
+    # Unlike `rglob` it bears that a folder goes meanwhile.
+    return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names)
 
 
 def _texts(path: Path) -> Iterator[str]:

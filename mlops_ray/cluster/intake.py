@@ -302,10 +302,11 @@ def _refusal(staged: Staged, kept: Path) -> DataError | None:
         shown = f" with {example['value']!r}" if example["value"] is not None else ""
         return DataError(
             f"{report.quarantined:,} of {report.rows_in:,} rows of {staged.name!r} are in quarantine "
-            f"({kept}); the first fails {first.rule!r}{shown}",
+            f"({kept}); the first fails {first.rule!r}",
             file=example["file"],
             row=example["row"],
             column=first.column,
+            said=shown,
         )
     broken = [check["said"] for check in staged.table if not check["holds"] and check["severity"] == "stop"]
     return DataError(f"source {staged.name!r}: {'; '.join(broken)}") if broken else None

@@ -70,7 +70,7 @@ class Erased:
             if not set(columns) <= set(rows.columns):
                 continue
             known = {entry["hash"] for entry in document["keys"] if tuple(entry["columns"]) == columns}
-            texts = rows.select(pl.col(name).cast(pl.String) for name in columns)
+            texts = rows.select(as_text(rows[name]) for name in columns)
             distinct = texts.unique(maintain_order=True)
             each = [
                 _hash(document["salt"], tuple(zip(columns, values, strict=True))) in known
@@ -97,6 +97,16 @@ class Erased:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path, mode=PRIVATE) as new:
             new.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+
+
+def as_text(values: pl.Series) -> pl.Series:
+    """Values as the text of a key; the two zeros of floating point are one.
+
+    >>> as_text(pl.Series([0.0, -0.0, 1.5])).to_list(), as_text(pl.Series(["-0.0"])).to_list()
+    (['0.0', '0.0', '1.5'], ['-0.0'])
+    """
+    plain = values.set(values == 0, 0.0) if values.dtype.is_float() else values
+    return plain.cast(pl.String)
 
 
 def _hash(salt: str, key: tuple[tuple[str, str | None], ...]) -> str:

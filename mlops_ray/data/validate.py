@@ -188,11 +188,21 @@ def _stop(places: pl.DataFrame) -> DataError:
     others = f" (and {places.height - 1} more)" if places.height > 1 else ""
     hint = STOPPING_TIME_PROBLEMS.get(first["rule"], "")
     return DataError(
-        f"{said(first['rule'], first['value'])}{others}; this check stops the job{hint}",
+        f"{first['rule']}{others}; this check stops the job{hint}",
         file=first["_file"],
         row=first["_row"],
         column=first["column"],
+        said=the_value(first["value"]),
     )
+
+
+def the_value(value: str | None) -> str:
+    """How an error's sentence ends with a value, which its line in the error log leaves out.
+
+    >>> the_value("9.0"), the_value(None)
+    ("; the value is '9.0'", '')
+    """
+    return "" if value is None else f"; the value is {value!r}"
 
 
 def said(rule: str, value: str | None) -> str:

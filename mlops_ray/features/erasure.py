@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from mlops_ray.config import Source
-from mlops_ray.data.erased import THEIRS
+from mlops_ray.data.erased import THEIRS, as_text
 from mlops_ray.data.erasure import LEFT_S, Key, is_of_any, remove_left
 from mlops_ray.errors import DataError, UsageError, did_you_mean
 from mlops_ray.features import dataset, manifest
@@ -51,7 +51,7 @@ class Whose:
     @property
     def key(self) -> Key:
         """The value of each column as text, as `data.erasure` compares it."""
-        return dict(zip(self.typed.columns, self.typed.cast(pl.String).row(0), strict=True))
+        return {each.name: as_text(each).item() for each in self.typed.iter_columns()}
 
     def called(self, names: Mapping[str, str]) -> Key:
         """The key where its columns have other names."""
@@ -81,6 +81,19 @@ def histories(storage: Storage, view: ViewTable) -> list[History]:
     folders = {path.name for path in features.glob(f"{view.source}-*") if path.is_dir()} | {view.table}
     own = [name for name in sorted(folders) if name == f"{view.source}-{name[-12:]}"]
     return [History(features / name, view) for name in own]
+
+
+def keyed_otherwise(storage: Storage, whose: Whose, histories: list[History]) -> list[str]:
+    """The histories and sets of the source, as it once was defined, that have no column of such a name.
+
+    Whose rows are in them nobody can say by this key.
+    """
+    found = [each.folder for each in histories if not each.has(whose.typed.columns)]
+    for file, asked in manifests(storage):
+        question, path = asked.as_of.get(whose.source), file.with_suffix(".parquet")
+        if question and not set(whose.typed.columns) <= set(question.table.keys) and path.exists():
+            found.append(path)
+    return [str(path.relative_to(storage.root)) for path in found]
 
 
 # ---------------------------------------------------------------- training sets

@@ -292,6 +292,12 @@ class History:
             table = self._table()
             return table is None or not table.file_uris()
 
+    def has(self, columns: Sequence[str]) -> bool:
+        """Whether its rows have these columns, as those of a source once defined otherwise may not."""
+        with _readable(self.folder):
+            table = self._table()
+            return table is None or set(columns) <= {field.name for field in table.schema().fields}
+
     def count(self, key: Key) -> int:
         """How many rows of a key it holds, superseded ones too; `key` has the text of some of its columns."""
         with _readable(self.folder):
@@ -312,7 +318,7 @@ class History:
                 table = self._table()
                 last = _newest(table) if table else None
                 found = _holding(table, key) if table and last else {}
-            if table is None or last is None:
+            if table is None or last is None or not self.has(list(key)):
                 return 0
             try:
                 if found:

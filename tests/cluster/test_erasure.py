@@ -18,13 +18,13 @@ from mlops_ray import audit, cli, config
 from mlops_ray.cluster import erasure
 from mlops_ray.cluster.erasure import Erasure
 from mlops_ray.cluster.intake import Intake
-from mlops_ray.cluster.stages import Stages
+from mlops_ray.cluster.stages import Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.data import erasure as log_erasure
 from mlops_ray.data import ingest, labels, prediction_log
 from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
-from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError
+from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError, safe
 from mlops_ray.features import dataset
 from mlops_ray.features import erasure as feature_erasure
 from mlops_ray.features.history import History, read
@@ -433,7 +433,7 @@ WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {
     ),
     "a column that is no key": ({"given": {"name": "x"}}, UsageError, "'name' is no key of 'people'"),
     "no key": ({"given": {}}, UsageError, "say whose rows: --key person=VALUE"),
-    "nobody": ({"given": {"person": "zoe"}}, DataError, "there is no row of 'people' with person=zoe"),
+    "nobody": ({"given": {"person": "zoe"}}, DataError, "nothing was made of one: person=zoe"),
     "no reason": ({"reason": " "}, UsageError, "--reason is empty"),
     "a reason that tells": ({"reason": f"{WHO} asked"}, UsageError, "--reason names whose rows they are"),
 }
@@ -445,6 +445,92 @@ def test_what_is_asked_wrongly_costs_a_sentence(what: str, world: World) -> None
     with pytest.raises(kind, match=said):
         world.erasure(**given).run(lambda _: True)
     assert not (world.storage.root / "features" / "_erased").exists()
+
+
+def test_the_error_log_does_not_name_who_was_not_found(world: World) -> None:
+    with pytest.raises(DataError, match="person=zoe") as told:
+        world.erasure(given={"person": "zoe"}).run(lambda _: True)
+    assert "there is no row of 'people' with this key" in safe(told.value)
+    assert "zoe" not in safe(told.value)
+
+
+def test_others_may_work_while_a_person_is_asked_and_what_they_made_is_erased_too(world: World) -> None:
+    def agrees(found: dict[str, Any]) -> bool:
+        with alone(world.storage):
+            spine = pl.DataFrame({"person": [WHO, OTHERS[3]], "time": ["2026-01-09T00:00Z"] * 2})
+            world.store.get(spine)
+        return True
+
+    found = world.erasure().run(agrees)
+    assert found["training_sets"] == 3
+    assert places(world) == set()
+
+
+def test_files_that_come_and_go_or_cannot_be_read_end_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = world.storage.root
+    for name in (".x.json.1", "goes.json"):
+        world.storage.path("monitor", name).write_text(WHO)
+    world.storage.path("reports", "damaged.parquet").write_bytes(b"none")
+    read_bytes = Path.read_bytes
+
+    def reads(path: Path) -> bytes:
+        if path.name == "goes.json":
+            path.unlink()
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reads)
+    found = world.erase()
+    assert not (root / "monitor" / "goes.json").exists()
+    assert found["named_in"] == []
+    (note,) = [note for note in found["notes"] if "could not be looked at" in note]
+    assert note.startswith("reports/damaged.parquet")
+
+
+def test_a_set_that_cannot_be_computed_anew_leaves_no_other_undone_and_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left, whole = world.manifests
+    supersede = feature_erasure.supersede
+
+    def fails(storage: Storage, held: Any, *more: Any) -> None:
+        if held.file == left:
+            raise DataError("it cannot be", said=": 'secret'")
+        supersede(storage, held, *more)
+
+    monkeypatch.setattr(feature_erasure, "supersede", fails)
+    asked = ["--source", "people", "--key", f"person={WHO}", "--reason", REASON, "--yes"]
+    monkeypatch.setattr("sys.argv", ["mlops-ray", "erase", str(world.folder / "project.yaml"), *asked])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert f"{left.stem}.parquet could not be computed anew and still holds the rows (it cannot be)" in said
+    assert found_in(world.storage.root / "features", CANARIES) == set()
+    assert WHO not in pl.read_parquet(whole.with_suffix(".parquet"))["person"].to_list()
+    *_, told = audit.entries(world.storage)
+    assert (told["what"], told["about"]["sets_left"]) == ("erased", [f"{left.stem}.parquet"])
+    monkeypatch.undo()
+    assert world.erase()["left"] == {}
+    assert places(world) == set()
+
+
+def test_a_history_and_sets_of_a_time_with_other_keys_are_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+    (before,) = (world.storage.root / "features").glob("people-*")
+    (world.folder / "project.yaml").write_text(PROJECT.replace("person", "member"))
+    (world.folder / "people.csv").write_text(people().replace("time,person,", "time,member,"))
+    world.intake.ingest("people")
+    found = world.erasure(given={"member": WHO}).run(lambda _: True)
+    assert found["history"] == DAYS
+    (note,) = [note for note in found["notes"] if "had other keys" in note]
+    sets = [f"datasets/{each.stem}.parquet" for each in world.manifests]
+    assert all(name in note for name in (f"features/{before.name}", *sets))
+    with pytest.raises(DataError, match=f"had other keys .*{before.name}"):
+        world.erasure(given={"member": "zoe"}).run(lambda _: True)
 
 
 def test_the_command_says_what_there_is_and_erases_by_yes_alone(

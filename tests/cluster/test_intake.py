@@ -12,7 +12,7 @@ from mlops_ray import audit, config
 from mlops_ray.cluster.intake import STORED, Intake
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.data import ingest
-from mlops_ray.errors import DataError, MlopsError, StorageError
+from mlops_ray.errors import DataError, MlopsError, StorageError, safe
 from mlops_ray.features.history import read
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.storage import Storage
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "a rule that stops": (
         "rules: [{name: small, require: load < 5, on_fail: stop}]",
         "2020-01-05,a,7\n",
-        "row 1, column 'load': small: '7.0'; this check stops the job",
+        "row 1, column 'load': small; this check stops the job; the value is '7.0'",
     ),
     "a row that repeats another": (
         "unique: stop",
@@ -411,3 +411,26 @@ def test_what_cannot_be_recorded_is_neither_stored_nor_shown(folder: Path) -> No
             act("meter")
     assert made.store.history("meter").commit == before
     assert reports == {path: path.read_bytes() for path in made.storage.path("reports", "x").parent.iterdir()}
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_error_log_leaves_out_the_value_that_a_refusal_shows(stops: bool, folder: Path) -> None:
+    rule = "rules: [{name: small, require: load < 5, on_fail: " + ("stop}]" if stops else "reject}]")
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,7.25\n2020-01-04,a,8\n2020-01-05,a,8\n")
+    with pytest.raises(DataError, match=r"'7\.25'") as told:
+        intake(folder, more=rule).ingest("meter")
+    assert "small" in safe(told.value)
+    assert "7.25" not in safe(told.value)
+
+
+def test_what_a_library_quotes_of_the_data_is_told_and_not_logged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ValueError("not 'CANARY'")
+
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
+    monkeypatch.setattr(ingest, "check_file", fails)
+    with pytest.raises(DataError, match=r"2\.csv: cannot be read: ValueError: not 'CANARY'") as told:
+        intake(folder).ingest("meter")
+    assert safe(told.value).endswith("2.csv: cannot be read: ValueError")

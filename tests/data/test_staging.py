@@ -16,7 +16,7 @@ import pytest
 from mlops_ray.config import Source
 from mlops_ray.data import blocks, ingest, inputs
 from mlops_ray.data.ingest import Staged, Task
-from mlops_ray.errors import DataError
+from mlops_ray.errors import DataError, safe
 from mlops_ray.features.commits import buckets_of
 
 from .test_ingest import DIRTY, source
@@ -117,10 +117,13 @@ def test_a_row_of_an_identity_that_came_before_is_flagged_rejected_or_stops(
         found.write_quarantine(tmp_path / "q.parquet")
         places = pl.read_parquet(tmp_path / "q.parquet").select(pl.col("_file").str.slice(-5), "_row", "rule")
         assert sorted(places.rows()) == [("a.csv", 1, "same_identity"), ("a.csv", 3, "same_identity")]
-    stops = pytest.raises(DataError, match=r"a.csv, row 1: same_identity: .*unique: stop ends the job")
+    stops = pytest.raises(
+        DataError, match=r"a.csv, row 1: same_identity: .*unique: stop ends the job; the value is 'a, .*"
+    )
     with stops as told, staged(repeated(tmp_path, unique="stop"), tmp_path):
         pass
     assert "(and 1 more such rows)" in str(told.value)
+    assert safe(told.value).endswith("unique: stop ends the job"), "the log has no value of a row"
 
 
 @pytest.mark.parametrize(("gone", "repeats"), [("no no", 1), ("no yes", 0), ("yes no", 0), ("no yes no", 1)])

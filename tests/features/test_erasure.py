@@ -9,6 +9,8 @@ import pytest
 from deltalake import DeltaTable
 
 from mlops_ray.config import Source
+from mlops_ray.data.erased import Erased
+from mlops_ray.data.erasure import is_of
 from mlops_ray.errors import DataError, StorageError, UsageError
 from mlops_ray.features import erasure, history
 from mlops_ray.features.definitions import Stored
@@ -303,6 +305,22 @@ def test_a_key_is_of_the_type_of_its_column(kind: str, text: str, means: str | N
             Whose.of("s", declared, {"k": text})
     else:
         assert Whose.of("s", declared, {"k": text}).key == {"k": means}
+
+
+@pytest.mark.parametrize("text", ["-0.0", "0"])
+def test_the_two_zeros_are_one_key(text: str, tmp_path: Path) -> None:
+    declared = Source(path="x.csv", entity="k", time="none", columns={"k": {"type": "float"}})  # type: ignore[arg-type]
+    key = Whose.of("s", declared, {"k": text}).key
+    kept_out = Erased.of(tmp_path, "s")
+    kept_out.add(key, "why")
+    rows = pl.DataFrame({"k": [0.0, -0.0, 1.0, None]})
+    expected = [True, True, False, False]
+    assert kept_out.are_theirs(rows).to_list() == expected
+    assert rows.select(theirs=is_of(key))["theirs"].to_list() == expected
+    rows.write_parquet(tmp_path / "rows.parquet")
+    assert pl.scan_parquet(tmp_path / "rows.parquet").filter(is_of(key)).collect().height == 2
+    words = pl.DataFrame({"k": ["0.0", "-0.0"]})
+    assert words.select(theirs=is_of(key))["theirs"].to_list() == [True, False]
 
 
 def test_rows_of_nobody_cannot_be_erased_by_whose_they_are() -> None:
