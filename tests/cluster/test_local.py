@@ -129,7 +129,8 @@ def ask(
 
 def nothing_is_left(folder: Path, marker: str, temp_dir: str) -> bool:
     carriers = [process for process in psutil.process_iter() if carries(process, marker)]
-    return not carriers and not os.path.exists(temp_dir) and not {*os.listdir(folder)} - {"note"}
+    """But for the record that it was stopped."""
+    return not carriers and not os.path.exists(temp_dir) and not {*os.listdir(folder)} - {"note", "audit"}
 
 
 def carries(process: psutil.Process, marker: str) -> bool:
