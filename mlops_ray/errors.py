@@ -47,6 +47,8 @@ class ConfigError(MlopsError):
 class DataError(MlopsError):
     """Data cannot be read or does not mean what the project file says; `said` is what may quote it.
 
+    `then` is how the sentence goes on behind that.
+
     >>> error = DataError("not a number", file="a.csv", row=7, column="load", said=": 'x'")
     >>> str(error), str(error.without_data())
     ("a.csv, row 7, column 'load': not a number: 'x'", "a.csv, row 7, column 'load': not a number")
@@ -60,13 +62,14 @@ class DataError(MlopsError):
         row: int | None = None,
         column: str | None = None,
         said: str = "",
+        then: str = "",
     ) -> None:
-        self._plain, self.said = _placed(message, file, row, column), said
-        super().__init__(self._plain + said)
+        self.parts = {"message": _placed(message, file, row, column), "said": said, "then": then}
+        super().__init__("".join(self.parts.values()))
 
     def without_data(self) -> "DataError":
         """The error for people who may not see what it quotes."""
-        return DataError(self._plain)
+        return DataError(self.parts["message"] + self.parts["then"])
 
 
 class PolicyError(MlopsError):

@@ -36,8 +36,8 @@ from mlops_ray.data.validate import (
     Report,
     Verdict,
     columns_of_table,
+    quoted,
     table_checks,
-    the_value,
 )
 from mlops_ray.errors import DataError, MlopsError, StorageError, first_line, one_line
 from mlops_ray.policy import label_selector
@@ -128,11 +128,12 @@ class Staged:
             if severity == "stop":
                 first = found.row(0, named=True)
                 raise DataError(
-                    f"{REPEATED}: the row comes once more behind it (and {found.height - 1:,}"
-                    " more such rows); unique: stop ends the job",
+                    REPEATED,
                     file=first["_file"],
                     row=first["_row"],
-                    said=the_value(first["value"]),
+                    said=quoted(first["value"]),
+                    then=f" comes once more behind it (and {found.height - 1:,} more such rows); unique:"
+                    " stop ends the job",
                 )
             if severity == "reject":
                 self.failures.append(_write(found, self.folder, "failed"))
@@ -271,7 +272,7 @@ def read(
     for part in on_ray(task, label_selector([staged.source.policy])):
         staged.nodes.update(part.get("nodes", ()))
         if "error" in part:
-            raise DataError(part["error"], said=part.get("said", ""))
+            raise DataError(**part["error"])
         staged.report.merge(Report.from_json(part["report"]))
         staged.parts += part["valid"]
         staged.failures += part["failed"]
@@ -340,14 +341,15 @@ class Task:
             yield from self._parts(numbers)
         except DataError as error:
             # Apart, so that the error log leaves out what quotes the data.
-            yield {"error": str(error.without_data()), "said": error.said}
+            yield {"error": error.parts}
         except MlopsError as error:
-            yield {"error": str(error)}
+            yield {"error": {"message": str(error)}}
         except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001
             # Whatever data can do to a library. Raised, Ray would log it with the values that it quotes.
             names = ", ".join(shown(self.inputs[number]) for number in numbers)
             said = "" if self.source.policy.restricts else f": {one_line(error)[:200]}"
-            yield {"error": f"{names[:500]}: cannot be read: {type(error).__name__}", "said": said}
+            failed = f"{names[:500]}: cannot be read: {type(error).__name__}"
+            yield {"error": {"message": failed, "said": said}}
 
     def _parts(self, numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
         # One is written while the next is gathered.

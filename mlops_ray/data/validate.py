@@ -188,30 +188,22 @@ def _stop(places: pl.DataFrame) -> DataError:
     others = f" (and {places.height - 1} more)" if places.height > 1 else ""
     hint = STOPPING_TIME_PROBLEMS.get(first["rule"], "")
     return DataError(
-        f"{first['rule']}{others}; this check stops the job{hint}",
+        first["rule"],
         file=first["_file"],
         row=first["_row"],
         column=first["column"],
-        said=the_value(first["value"]),
+        said=quoted(first["value"]),
+        then=f"{others}; this check stops the job{hint}",
     )
 
 
-def the_value(value: str | None) -> str:
-    """How an error's sentence ends with a value, which its line in the error log leaves out.
+def quoted(value: str | None) -> str:
+    """A value behind the rule that it fails; nothing where people may not see it.
 
-    >>> the_value("9.0"), the_value(None)
-    ("; the value is '9.0'", '')
+    >>> quoted("9.0"), quoted(None)
+    (": '9.0'", '')
     """
-    return "" if value is None else f"; the value is {value!r}"
-
-
-def said(rule: str, value: str | None) -> str:
-    """A failed check in words; the value is left out where people may not see it.
-
-    >>> said("max", "9.0"), said("max", None)
-    ("max: '9.0'", 'max')
-    """
-    return rule if value is None else f"{rule}: {value!r}"
+    return "" if value is None else f": {value!r}"
 
 
 # ---------------------------------------------------------------- all rows together

@@ -13,7 +13,7 @@ from mlops_ray.cluster.intake import STORED, Intake
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.data import ingest
 from mlops_ray.errors import DataError, MlopsError, StorageError, safe
-from mlops_ray.features.history import read
+from mlops_ray.features.history import History, read
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.storage import Storage
 
@@ -151,7 +151,7 @@ REFUSED: dict[str, tuple[str, str, str]] = {
     "a rule that stops": (
         "rules: [{name: small, require: load < 5, on_fail: stop}]",
         "2020-01-05,a,7\n",
-        "row 1, column 'load': small; this check stops the job; the value is '7.0'",
+        "row 1, column 'load': small: '7.0'; this check stops the job",
     ),
     "a row that repeats another": (
         "unique: stop",
@@ -289,18 +289,24 @@ def test_a_row_that_takes_another_back_does_not_repeat_it(tmp_path: Path) -> Non
     assert report(made)["quarantined"] == 0
 
 
-def test_a_run_that_was_cut_off_behind_its_commit_goes_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
+def cut_off(folder: Path, monkeypatch: pytest.MonkeyPatch, where: type, step: str) -> None:
+    """Ingests until this step, in which it is killed."""
 
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlops_ray.features.history.History.maintain", dies)
+        patch.setattr(where, step, dies)
         with pytest.raises(KeyboardInterrupt):
             intake(folder).ingest("meter")
+
+
+def test_a_run_that_was_cut_off_behind_its_commit_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
+
+    cut_off(folder, monkeypatch, History, "maintain")
     (folder / ".mlops" / "reports" / "validation-meter.json").unlink()
     made = intake(folder)
     made.ingest("meter")
@@ -370,13 +376,7 @@ def test_a_commit_that_a_killed_run_did_not_tell_is_told_once_by_the_next(
 ) -> None:
     (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,3\n")
 
-    def dies(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Intake, "_tell_stored", dies)
-        with pytest.raises(KeyboardInterrupt):
-            intake(folder).ingest("meter")
+    cut_off(folder, monkeypatch, Intake, "_tell_stored")
     made = intake(folder)
     assert len(recorded(made, STORED)) == 1
     for _ in range(2):

@@ -117,9 +117,7 @@ def test_a_row_of_an_identity_that_came_before_is_flagged_rejected_or_stops(
         found.write_quarantine(tmp_path / "q.parquet")
         places = pl.read_parquet(tmp_path / "q.parquet").select(pl.col("_file").str.slice(-5), "_row", "rule")
         assert sorted(places.rows()) == [("a.csv", 1, "same_identity"), ("a.csv", 3, "same_identity")]
-    stops = pytest.raises(
-        DataError, match=r"a.csv, row 1: same_identity: .*unique: stop ends the job; the value is 'a, .*"
-    )
+    stops = pytest.raises(DataError, match=r"a.csv, row 1: same_identity: .*unique: stop ends the job")
     with stops as told, staged(repeated(tmp_path, unique="stop"), tmp_path):
         pass
     assert "(and 1 more such rows)" in str(told.value)
