@@ -9,10 +9,11 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import orjson
 import polars as pl
@@ -43,6 +44,9 @@ from mlops_ray.features.windows import runs
 from mlops_ray.instants import EARLIEST, LATEST, MICROSECOND, from_micros, to_micros
 from mlops_ray.schema import INSTANT
 from mlops_ray.storage import replacing
+
+T = TypeVar("T")
+TableT = TypeVar("TableT", bound=DeltaTable | None)
 
 #: Each commit is a step of two transactions, so that two writers at once conflict: the newest commit's time
 #: (microseconds since 1970), and the last sequence number given out. Delta keeps both with a table's state.
@@ -156,22 +160,33 @@ class History:
 
     def store(self, batch: Batch, source: Source, commit_id: str) -> Commit:
         """Like `append`, of rows that need not fit into memory, and may be stored already."""
-        for attempt in range(TRIES):
-            # Made before the newest commit is looked up: another writer may have made it, and more, just now.
+
+        def once(table: DeltaTable) -> Commit:
             with _readable(self.folder):
-                table = self._table() or self._create(source)
                 last, held = _newest(table), self._inputs_of(table)
             if last is not None and table.transaction_version(commit_id) is not None:
                 return last
             if last and batch.inputs and not batch.is_known and batch.inputs.items() <= held.items():
                 # Another writer has just stored the same.
                 return last
+            return self._store(table, last, replace(batch, inputs=held | batch.inputs), source, commit_id)
+
+        # Made before the newest commit is looked up: another writer may have made it, and more, just now.
+        return self._in_turn(lambda: self._table() or self._create(source), once)
+
+    def _in_turn(self, opened: Callable[[], TableT], once: Callable[[TableT], T]) -> T:
+        """What `once` answers of the table, asked again as long as another commit comes before its own.
+
+        Times and numbers of a commit follow those of the one that came first, which may have brought more.
+        """
+        for attempt in range(TRIES):
+            with _readable(self.folder):
+                table = opened()
             try:
-                return self._store(table, last, replace(batch, inputs=held | batch.inputs), source, commit_id)
+                return once(table)
             except DeltaError as error:
-                if not self._has_lost(table, error):
+                if table is None or not self._has_lost(table, error):
                     raise
-                # The times and numbers of this one must follow those of the commit that came first.
                 time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
         raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
 
@@ -188,7 +203,7 @@ class History:
         added: list[AddAction] = []
         # Of this try alone: a writer that loses must not write over what the winner says.
         number = secrets.randbits(INPUTS_BITS) if batch.inputs else None
-        try:
+        with self._withdrawn(added):
             for file in write(self.folder, rows_of(batch, stamp, stored)):
                 added.append(file)
             if last is not None and batch.is_known and not added and batch.inputs == self._inputs_of(table):
@@ -198,19 +213,20 @@ class History:
                 with replacing(self.folder / INPUTS / f"{number}.json") as new:
                     new.write_bytes(orjson.dumps(batch.inputs))
             commit = Commit(table.version() + 1, commit_id, now, last_sequence(batch, stamp))
-            table.create_write_transaction(
-                list(added),
-                mode="append",
-                schema=table.schema(),
-                partition_by=[BUCKET],
-                commit_properties=_properties(commit, number),
-            )
-        except BaseException:
-            for file in added:
-                (self.folder / file.path).unlink(missing_ok=True)
-            raise
+            _write_commit(table, added, commit, number)
         self._forget_inputs(number)
         return commit
+
+    @contextlib.contextmanager
+    def _withdrawn(self, actions: Sequence[AddAction | RemoveAction]) -> Iterator[None]:
+        """Removes the files that were added where they are not committed."""
+        try:
+            yield
+        except BaseException:
+            for action in actions:
+                if isinstance(action, AddAction):
+                    (self.folder / action.path).unlink(missing_ok=True)
+            raise
 
     def _has_lost(self, table: DeltaTable, error: DeltaError) -> bool:
         """Whether another commit came first: it conflicts, or is an erasure that forgot the log before it."""
@@ -313,24 +329,20 @@ class History:
         were merged before among them, and so is the log of what files held. Safe to repeat; who was killed
         within calls it again.
         """
-        for attempt in range(TRIES):
+
+        def once(table: DeltaTable | None) -> dict[str, tuple[int, int]] | None:
             with _readable(self.folder):
-                table = self._table()
                 last = _newest(table) if table else None
                 found = _holding(table, key) if table and last else {}
             if table is None or last is None or not self.has(list(key)):
-                return 0
-            try:
-                if found:
-                    self._take_out(table, last, found, key, commit_id)
-                break
-            except DeltaError as error:
-                if not self._has_lost(table, error):
-                    raise
-                # The commit that came first may have brought more of them.
-                time.sleep(random.uniform(0, 0.01 * (attempt + 1)))  # noqa: S311
-        else:
-            raise StorageError(f"{self.folder}: other writers were faster {TRIES} times; try again")
+                return None
+            if found:
+                self._take_out(table, last, found, key, commit_id)
+            return found
+
+        found = self._in_turn(self._table, once)
+        if found is None:
+            return 0
         self._remove(key)
         self._forget_log()
         return sum(rows for rows, _ in found.values())
@@ -340,25 +352,13 @@ class History:
     ) -> None:
         actions: list[AddAction | RemoveAction] = []
         now_ms = int(time.time() * 1000)
-        try:
+        with self._withdrawn(actions):
             for name, (_, bucket) in found.items():
                 kept = _file(self.folder / name).filter(~is_of(key)).collect()
                 actions += write(self.folder, [(bucket, kept.with_columns(pl.lit(bucket).alias(BUCKET)))])
                 size = (self.folder / name).stat().st_size
                 actions.append(RemoveAction(name, True, now_ms, size, {BUCKET: str(bucket)}))
-            commit = replace(last, version=table.version() + 1, id=commit_id)
-            table.create_write_transaction(
-                actions,
-                mode="append",
-                schema=table.schema(),
-                partition_by=[BUCKET],
-                commit_properties=_properties(commit, None),
-            )
-        except BaseException:
-            for action in actions:
-                if isinstance(action, AddAction):
-                    (self.folder / action.path).unlink(missing_ok=True)
-            raise
+            _write_commit(table, actions, replace(last, version=table.version() + 1, id=commit_id), None)
 
     def _remove(self, key: Key) -> None:
         """Removes files that no version needs any more and that hold rows of a key.
@@ -437,6 +437,19 @@ class History:
         if any(self.folder.glob(f"{BUCKET}=*")):
             raise StorageError(f"the history {self.folder} cannot be read: its log is gone; {RESTORE}")
         return None
+
+
+def _write_commit(
+    table: DeltaTable, actions: Sequence[AddAction | RemoveAction], commit: Commit, inputs: int | None
+) -> None:
+    """Raises `DeltaError` where another commit came first."""
+    table.create_write_transaction(
+        list(actions),
+        mode="append",
+        schema=table.schema(),
+        partition_by=[BUCKET],
+        commit_properties=_properties(commit, inputs),
+    )
 
 
 def _properties(commit: Commit, inputs: int | None) -> CommitProperties:
