@@ -58,7 +58,7 @@ def main() -> None:
         (folder / "cluster").mkdir()
         found, differing = list[dict[str, float]](), 0
         with fakes.standing(folder / "cluster") as cluster:
-            os.environ.update(cluster.environment | {"RAY_ADDRESS": cluster.cluster.address})
+            os.environ.update(cluster.joined)
             for count in QUICK_NODES if is_quick else NODES:
                 added = cluster.add(CPUS)
                 until(lambda added=added: added in cluster.nodes())

@@ -118,6 +118,11 @@ class Fakes:
         own = {"PYTHONPATH": str(ROOT), local.MARKER: self.cluster.marker}
         return _without_ray() | self.cluster.environment | own
 
+    @property
+    def joined(self) -> dict[str, str]:
+        """Of a command that is to run on the cluster."""
+        return self.environment | {"RAY_ADDRESS": self.cluster.address}
+
     def nodes(self, pool: str = "") -> list[str]:
         """Those that run, but for the head; of a type."""
         all_of = {

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,8 @@ class Erasure:
     storage: Storage
     whose: Whose
     reason: str
+    #: Sets that could not be computed anew, and why.
+    left: dict[str, str] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(
@@ -195,11 +197,6 @@ class Erasure:
                 said=f": {named}",
             )
         return found
-
-    @cached_property
-    def _left(self) -> dict[str, str]:
-        """Sets that could not be computed anew, and why."""
-        return {}
 
     @property
     def _histories(self) -> list[History]:
@@ -274,7 +271,7 @@ class Erasure:
         try:
             features.supersede(self.storage, held, self.erased.hash(self.whose.key), self.reason)
         except (MlopsError, OSError, pl.exceptions.PolarsError) as error:
-            self._left[held.path.name] = safe(error)
+            self.left[held.path.name] = safe(error)
 
     def _erase_online(self, found: Found) -> None:
         if not found.online:
@@ -313,8 +310,8 @@ class Erasure:
             "reason": self.reason,
         }
         about |= {**found.counts, "trained_with": versions}
-        if self._left:
-            about["sets_left"] = sorted(self._left)
+        if self.left:
+            about["sets_left"] = sorted(self.left)
         audit.append(self.storage, what, audit.who(), about)
 
     # ------------------------------------------------------------ what is said
@@ -328,7 +325,7 @@ class Erasure:
             "sets": [each.path.name for each in found.sets],
             "versions": found.versions,
             "named_in": named,
-            "left": self._left,
+            "left": self.left,
             "notes": [*self._notes(found), *unread],
         }
 
@@ -349,7 +346,7 @@ class Erasure:
         if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
         yield from self._unknown()
-        for name, why in self._left.items():
+        for name, why in self.left.items():
             yield SET_LEFT.format(name, why)
 
     def _unknown(self) -> Iterator[str]:

@@ -54,7 +54,7 @@ class Service:
         """What a command answers."""
         done = subprocess.run(
             [COMMAND, *command, str(self.file), "--json"],
-            env=self.cluster.environment | {"RAY_ADDRESS": self.cluster.cluster.address},
+            env=self.cluster.joined,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,

@@ -64,7 +64,7 @@ class Work:
         until(lambda: len(self.cluster.nodes()) == 2)
         running = subprocess.Popen(
             command,
-            env=self._environment,
+            env=self.cluster.joined,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -81,12 +81,8 @@ class Work:
 
     def run(self, *command: str) -> None:
         """Runs a command that loses nothing."""
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=self.cluster.joined, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-
-    @property
-    def _environment(self) -> dict[str, str]:
-        return self.cluster.environment | {"RAY_ADDRESS": self.cluster.cluster.address}
 
     def _at_work(self, title: str) -> str | None:
         return next((node for node in self.cluster.nodes() if self.cluster.titled(node, title)), None)
