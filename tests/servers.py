@@ -231,11 +231,11 @@ def prometheus(folder: Path) -> Iterator[PrometheusServer]:
     pytest.fail(f"prometheus did not start in {TRIES} tries: {''.join(before)}")
 
 
-def until(asked: Callable[[], Any]) -> Any:
+def until(asked: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
     """What is answered as soon as that is anything."""
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + patience_s
     while not (found := asked()):
-        assert time.monotonic() < end, f"not within {PATIENCE_S} s"
+        assert time.monotonic() < end, f"not within {patience_s:g} s"
         time.sleep(POLL_S)
     return found
 

@@ -7,9 +7,9 @@ import json
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from mlops_ray.features.store import FeatureStore
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.state import ModelState
 from mlops_ray.storage import Storage
+from tests import servers
 from tests.e2e import processes
 from tests.e2e.conftest import mlops, processes_of
 from tests.features.conftest import RedisServer
@@ -39,7 +40,8 @@ from tests.serving import packages
 MODEL, FACTOR = packages.NAME, 3.0
 REPLICAS = 2
 #: What is to come back takes seconds, and a busy machine many times that.
-PATIENCE_S, POLL_S = 120.0, 0.05
+PATIENCE_S = 120.0
+until = partial(servers.until, patience_s=PATIENCE_S)
 #: An answer is the load times the factor; the site is looked up in the online store all the same.
 FEATURES = {
     "row": {"on_request": {"amount": {"expr": "load * 1.0"}}},
@@ -168,15 +170,6 @@ def _is_locked(descriptor: int) -> bool:
     except BlockingIOError:
         return True
     return False
-
-
-def until(asked: Callable[[], Any]) -> Any:
-    """What is answered as soon as that is anything."""
-    end = time.monotonic() + PATIENCE_S
-    while not (found := asked()):
-        assert time.monotonic() < end, f"not within {PATIENCE_S:.0f} s"
-        time.sleep(POLL_S)
-    return found
 
 
 def kill(found: list[psutil.Process]) -> None:

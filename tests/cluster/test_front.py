@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,19 +27,10 @@ from mlops_ray.errors import ClusterError, ConfigError, MlopsError
 from mlops_ray.storage import Storage
 from tests.cluster import certificates
 from tests.conftest import EXAMPLE, require
-from tests.servers import free_port
+from tests.servers import free_port, until
 from tests.serving import packages
 
 PATIENCE_S = 60.0
-
-
-def until(condition: Callable[[], Any]) -> Any:
-    """The first true value of the condition."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s"
-        time.sleep(0.02)
-    return value
 
 
 class Serve(http.server.BaseHTTPRequestHandler):
