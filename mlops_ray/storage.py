@@ -27,6 +27,8 @@ FORBIDDEN = frozenset("%[]")
 #: has a format that its reader looks at, wherever it lies, needs none: packages, training sets, histories,
 #: records online.
 FORMAT, MARK = 1, "format.json"
+#: Held by all that copy rows from one place of a storage to another, and alone by what erases rows.
+ERASURE = "erasure.lock"
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,20 @@ class Storage:
         """Replaces the document as a whole."""
         with replacing(self.path(*parts), mode=mode) as file:
             file.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY))
+
+    @contextlib.contextmanager
+    def steady(self, *, erases: bool = False) -> Iterator[None]:
+        """Meanwhile no rows are erased; for who `erases`, none are copied that he would have to erase.
+
+        Raises `StorageError` where the other is going on.
+        """
+        with self.path(ERASURE).open("a") as file:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if erases else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                goes_on = "features are being read" if erases else "rows are being erased"
+                raise StorageError(f"{goes_on} in {self.root}; try again when that has ended") from None
+            yield
 
 
 def locked(path: Path) -> IO[str] | None:

@@ -154,7 +154,7 @@ class Erasure:
         document = self._document(self._found(), is_done=False)
         if not agrees(document):
             return document
-        with alone(self.storage):
+        with alone(self.storage), self.storage.steady(erases=True):
             # While a person was asked others may have worked on the storage.
             return replace(self)._run()
 

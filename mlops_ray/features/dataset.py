@@ -108,6 +108,11 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     asked = manifest.parse(recorded, str(file))
     require_computable(asked, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
+    with storage.steady():
+        return _rebuilt(file, asked, recorded, storage)
+
+
+def _rebuilt(file: Path, asked: Manifest, recorded: Any, storage: Storage) -> TrainingSet:
     try:
         frame = made_again(asked, storage)
     except (DataError, PolicyError, StorageError):

@@ -76,12 +76,13 @@ class FeatureStore:
 
     def get(self, rows: pl.DataFrame, known_at: datetime | None = None) -> TrainingSet:
         """The features of a user's own rows, as known at an instant; see `dataset.get`."""
-        self._tell("features were asked for", rows.height)
-        return dataset.get(self.project, self.features, rows, self.snapshots(known_at), self.storage)
+        with self.storage.steady():
+            self._tell("features were asked for", rows.height)
+            return dataset.get(self.project, self.features, rows, self.snapshots(known_at), self.storage)
 
     def materialize(self, held: Mapping[str, Snapshot] | None = None) -> dict[str, datetime]:
         """Brings the online store up to the histories; returns up to when each source is known to it."""
-        with closing(self.online()) as store:
+        with self.storage.steady(), closing(self.online()) as store:
             return materialize(store, self.features, held or self.snapshots())
 
     def list(self) -> list[dict[str, Any]]:
@@ -131,7 +132,10 @@ class FeatureStore:
 
     def export_feast(self, folder: Path) -> dict[str, str]:
         """Writes a Feast repository with what Feast can say; returns the other features, with the reason."""
-        held = self.snapshots()
+        with self.storage.steady():
+            return self._exported(folder, self.snapshots())
+
+    def _exported(self, folder: Path, held: Mapping[str, Snapshot]) -> dict[str, str]:
         self._tell("rows were exported", sum(snapshot.rows for snapshot in held.values()))
         views, rows = [], {}
         others = {f.name: f"{f.kind} of the request" for f in self.features.computed}

@@ -466,6 +466,29 @@ def test_others_may_work_while_a_person_is_asked_and_what_they_made_is_erased_to
     assert places(world) == set()
 
 
+def test_nobody_copies_rows_while_they_are_erased_nor_erases_them_while_they_are_copied(
+    world: World, tmp_path: Path
+) -> None:
+    spine = pl.DataFrame({"person": [WHO], "time": ["2026-01-09T00:00Z"]})
+    copying: list[Callable[[], Any]] = [
+        lambda: world.store.get(spine),
+        lambda: world.store.materialize(),
+        lambda: world.store.export_feast(tmp_path / "feast"),
+        lambda: dataset.rebuild(world.manifests[0]),
+    ]
+    before = world.manifests
+    with world.storage.steady(erases=True):
+        for copy in copying:
+            with pytest.raises(StorageError, match="rows are being erased in"):
+                copy()
+    assert (world.manifests, (tmp_path / "feast").exists()) == (before, False)
+    # Two may read, while nobody erases.
+    with world.storage.steady(), pytest.raises(StorageError, match="features are being read in"):
+        world.store.get(spine)
+        world.erase()
+    assert places(world) != set()
+
+
 def test_files_that_come_and_go_or_cannot_be_read_end_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
