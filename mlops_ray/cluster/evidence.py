@@ -1,10 +1,11 @@
 """Evidence of residency: on which nodes rows were worked on, for the audit record and for `status`."""
 
+import contextlib
 import json
 import os
 import urllib.request
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mlops_ray import audit
@@ -31,6 +32,18 @@ def tell(
     """
     if found := where(policies, ids):
         audit.append(storage, what, audit.who(), {**about, **found})
+
+
+@contextlib.contextmanager
+def telling(
+    storage: Storage, policies: Iterable[Policy], what: str, about: Mapping[str, Any]
+) -> Iterator[set[str]]:
+    """As `tell`, when the work has ended, well or not, of the ids that were put into the set by then."""
+    ids = set[str]()
+    try:
+        yield ids
+    finally:
+        tell(storage, policies, what, about, ids)
 
 
 def where(policies: Iterable[Policy], ids: Iterable[str]) -> Document:

@@ -149,27 +149,33 @@ class Trainer:
                 run.log_origin(training_set.manifest, metric, found)
             if priced is not None:
                 run.set_tags({tracking.CURRENCY: priced.currency})
-            swept = sweep.run(
-                task,
-                folder=folder,
-                label_selector=self._selector,
-                on_progress=lambda done, total, what: self.progress.update(
-                    f"trial {done} of {total}: {what}"
-                ),
-                on_trial=run.log_trial,
-                resume=run_id is not None,
-                start=start,
-                keep=True,
-                priced=priced,
-            )
-            told += _ended(swept, task, priced)
-            run.log_leaderboard(swept.leaderboard)
-            best, cpus = swept.best, sweep.free_cpus(self._selector)
-            self.progress.update(f"fitting {best.family} on all training rows")
-            fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
-            ids = {trial.node for trial in swept.leaderboard} | {fitted.node}
             policies = [source.policy for source in self.project.sources.values()]
-            evidence.tell(self.storage, policies, "a model was trained", about, ids)
+            with evidence.telling(self.storage, policies, "rows were trained on", about) as nodes:
+
+                def on_trial(trial: Trial) -> None:
+                    nodes.add(trial.node)
+                    run.log_trial(trial)
+
+                swept = sweep.run(
+                    task,
+                    folder=folder,
+                    label_selector=self._selector,
+                    on_progress=lambda done, total, what: self.progress.update(
+                        f"trial {done} of {total}: {what}"
+                    ),
+                    on_trial=on_trial,
+                    resume=run_id is not None,
+                    start=start,
+                    keep=True,
+                    priced=priced,
+                )
+                nodes.update(trial.node for trial in swept.leaderboard)
+                told += _ended(swept, task, priced)
+                run.log_leaderboard(swept.leaderboard)
+                best, cpus = swept.best, sweep.free_cpus(self._selector)
+                self.progress.update(f"fitting {best.family} on all training rows")
+                fitted = sweep.fit(task, best.family, best.params, label_selector=self._selector, cpus=cpus)
+                nodes.add(fitted.node)
             self.progress.update(f"testing {best.family}")
             report = evaluate.test(task, fitted, champion and champion.answers)
             refused = evaluate.gate(report, self.project.training.gate, task.metric)

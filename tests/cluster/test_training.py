@@ -1,6 +1,7 @@
 """A classification trained on Ray from a file: what is registered, what MLflow has, and the same again."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import numpy as np
 import orjson
 import polars as pl
 import pytest
+import ray
 
 from mlops_ray import audit, cli, config
-from mlops_ray.cluster import costs, holdings, local, profitable, service, stages, training
+from mlops_ray.cluster import costs, evidence, holdings, local, profitable, service, stages, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.cost.model import Places
@@ -340,6 +342,24 @@ def test_what_a_training_holds_is_known_by_its_model_until_it_is_over(trained: T
     trained.train(PROJECT.replace("seed: 7", "seed: 8"), looks)
     assert looks.seen == {"training churn"}
     assert not any("training" in each.name for each in holdings.works())
+
+
+def test_a_training_that_fails_says_all_the_same_on_which_nodes_rows_were(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, set[str]] = {}
+
+    def tell(_: object, policies: object, what: str, about: object, ids: Iterable[str]) -> None:
+        told[what] = set(ids)
+
+    def fit(*_: object, **how: object) -> None:
+        raise TrainingError("no memory")
+
+    monkeypatch.setattr(evidence, "tell", tell)
+    monkeypatch.setattr(training.sweep, "fit", fit)
+    with pytest.raises(TrainingError, match="no memory"):
+        trained.train(PROJECT.replace("seed: 7", "seed: 9"))
+    assert told["rows were trained on"] == {node["NodeID"] for node in ray.nodes()}
 
 
 PRICED = """
