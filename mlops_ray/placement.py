@@ -7,7 +7,7 @@ a placement group; each of its turns it says which of those that wait no type of
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import ray
@@ -135,6 +135,21 @@ def named(ids: Iterable[str]) -> list[dict[str, str | None]]:
         {"node": id, "address": node.get("NodeManagerAddress"), "region": node.get("Labels", {}).get(REGION)}
         for id, node in nodes.items()
     ]
+
+
+def replicas(application: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Of each replica of an application of Serve, as Serve tells of it, the node, and its deployment.
+
+    One that waits for room has no node yet, and is none.
+
+    >>> waits, runs = {"state": "STARTING"}, {"state": "RUNNING", "node_id": "a"}
+    >>> [node for node, _ in replicas({"deployments": {"load": {"replicas": [waits, runs]}}})]
+    ['a']
+    """
+    for deployment in application.get("deployments", {}).values():
+        for replica in deployment["replicas"]:
+            if node := replica.get("node_id"):
+                yield node, deployment
 
 
 def require(policies: Iterable[Policy]) -> None:

@@ -92,12 +92,9 @@ def _asked(url: str, token: str | None) -> Document:
 
 
 def _placed(application: Document, known: Mapping[str, Document], allowed: list[str] | None) -> Document:
-    counts = Counter(
-        replica["node_id"]
-        for deployment in application.get("deployments", {}).values()
-        for replica in deployment["replicas"]
-        if replica["node_id"]
-    )
+    from mlops_ray import placement
+
+    counts = Counter(node for node, _ in placement.replicas(application))
     nodes = []
     for id, count in sorted(counts.items()):
         node = known.get(id, {})

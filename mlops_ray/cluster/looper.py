@@ -108,18 +108,14 @@ class RayCluster:
         ]
 
     def replicas(self) -> list[Replica]:
-        """Those that run or start: what Serve says of the models of this service."""
+        """Those that have their node: what Serve says of the models of this service."""
         details = serve.context._get_global_client().get_serve_details()  # type: ignore[union-attr]
         found = []
         for model, application in details["applications"].items():
-            for deployment in application["deployments"].values():
+            for id, deployment in placement.replicas(application):
                 held = deployment["deployment_config"]["ray_actor_options"]
                 size = float(held.get("num_cpus", 1.0)), float(held.get("num_gpus", 0.0))
-                found += [
-                    Replica(each["node_id"], model, *size)
-                    for each in deployment["replicas"]
-                    if each["node_id"]
-                ]
+                found.append(Replica(id, model, *size))
         return found
 
     def works(self) -> list[Work]:

@@ -274,8 +274,7 @@ def nodes() -> list[tuple[str, str]]:
     details = serve.context._get_global_client().get_serve_details()  # type: ignore[union-attr]
     found = [(FRONT, id) for id in details["proxies"]]
     for name, application in details["applications"].items():
-        for deployment in application["deployments"].values():
-            found += [(name, each["node_id"]) for each in deployment["replicas"] if each["node_id"]]
+        found += [(name, node) for node, _ in placement.replicas(application)]
     return found
 
 

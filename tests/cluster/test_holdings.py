@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import ray
+from ray import serve
 from ray.job_submission import JobSubmissionClient
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from mlops_ray.cluster import holdings, meter
+from mlops_ray.cluster import evidence, head, holdings, meter
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.looper import RayCluster
+from mlops_ray.serving import deploy
 from tests.cluster.test_local import until
 
 #: Holds so many CPUs with an actor, or with a task, until it is killed: nobody writes to the pipe.
@@ -89,6 +91,35 @@ def test_jobs_that_hold_half_a_cpu_and_a_whole_one_bear_each_its_own(
         jobs.stop_job("nightly-fit")
         own.kill()
         own.wait()
+
+
+@serve.deployment(num_replicas=3, ray_actor_options={"num_cpus": 0.9})
+class Large:
+    """Of which two find room on two CPUs."""
+
+
+def test_replicas_that_wait_for_room_keep_nobody_from_seeing_those_that_run(
+    ray_cluster: LocalCluster,
+) -> None:
+    serve.start(http_options={"host": head.LOOPBACK, "port": ray_cluster.http_port})
+    target = serve.RunTarget(Large.bind(), name="large", route_prefix=None)
+    serve.run_many([target], wait_for_applications_running=False)
+
+    def seen() -> int:
+        details = serve.context._get_global_client().get_serve_details()  # type: ignore[union-attr]
+        deployments = details["applications"].get("large", {}).get("deployments", {})
+        return sum(len(each["replicas"]) for each in deployments.values())
+
+    try:
+        until(lambda: seen() == 3)
+        until(lambda: sum(each.model == "large" for each in RayCluster().replicas()) == 2)
+        assert seen() == 3
+        assert sum(name == "large" for name, _ in deploy.nodes()) == 2
+        token = Path(ray_cluster.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        places = evidence.places(["large"], {}, ray_cluster.dashboard, token)["large"]
+        assert sum(each["replicas"] for each in places["nodes"]) == 2
+    finally:
+        serve.delete("large")
 
 
 def test_what_ends_a_training_is_told_also_where_its_cluster_is_gone(
