@@ -88,7 +88,7 @@ def emitted(emit: str, file: Path, place: Place) -> dict[str, str]:
             documents = {"serve.yaml": [serve_config(project, text, str(file.absolute()))]}
         case _:
             raise UsageError(f"--emit: {emit!r} is neither kuberay nor serve-config")
-    head = f'# Written by `mlops-ray deploy --emit {emit}`; see "On a cluster" in README.md.\n'
+    head = f"# Written by `mlops-ray deploy --emit {emit}`; see docs/cluster.md.\n"
     return {name: head + _yaml(of) for name, of in documents.items()}
 
 

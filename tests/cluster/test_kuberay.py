@@ -31,7 +31,7 @@ PATIENCE_S = 180.0
 MADE = ROOT / "configs" / "kuberay"
 SCHEMA = yaml.safe_load((ROOT / "tests" / "fixtures" / "kuberay.yaml").read_text())
 RAY = ("raycluster.yaml", "rayjob.yaml", "rayservice.yaml")
-#: What README.md says that the examples are made by.
+#: What docs/cluster.md says that the examples are made by.
 COMMAND = [
     "deploy", "configs/factory_load.yaml", "--emit", "kuberay", "--output", "configs/kuberay",
     "--region", "eu-central-1", "--machine", "head=m7i.xlarge", "--machine", "cpu=m7i.2xlarge",
@@ -63,7 +63,7 @@ def project(folder: Path, **more: Any) -> Path:
 # ---------------------------------------------------------------- KubeRay
 
 
-def test_the_examples_are_what_the_command_of_the_readme_writes(
+def test_the_examples_are_what_the_command_of_the_page_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -72,8 +72,8 @@ def test_the_examples_are_what_the_command_of_the_readme_writes(
     assert {path.name for path in tmp_path.iterdir()} == {*RAY, "storage.yaml"}
     for path in tmp_path.iterdir():
         assert path.read_text() == (MADE / path.name).read_text(), f"{path.name}: run the command again"
-    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
-    assert f"mlops-ray {' '.join(COMMAND)}" in " ".join(readme.split())
+    page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
+    assert f"mlops-ray {' '.join(COMMAND)}" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("name", RAY)
