@@ -31,6 +31,8 @@ BY_REQUEST = ("request_id", "row")
 AT = "at_row"
 #: Errors are squared, and sums of them must stay numbers.
 MOST_LABEL = 1e100
+#: Of names and values that a caller sent, how many an error shows, and how many characters of each.
+SHOWN, SHOWN_CHARACTERS = 10, 40
 #: Words for yes and no, beside the names that a project gives them.
 WORDS: dict[str, float] = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
 
@@ -46,7 +48,7 @@ def parse(
     `names` are what no and yes are called. Raises `DataError` that names the row, from 1, and what it lacks.
     """
     if LABEL not in rows.columns:
-        raise DataError(f"labels need a column {LABEL!r}; there are {', '.join(rows.columns) or 'none'}")
+        raise DataError(f"labels need a column {LABEL!r}; there are {_shown(rows.columns)}")
     # An amount names nothing: measured again, it is another.
     known = {c.name: c for c in columns if c.type != "float" and c.name not in (LABEL, KNOWN_AT)}
     keys = [name for name in rows.columns if name in known]
@@ -227,6 +229,12 @@ def _require(values: pl.Series) -> None:
         raise DataError(f"row {at + 1} of the labels has no usable {values.name!r}")
 
 
+def _shown(given: Sequence[object]) -> str:
+    """Names and values as an error has them: in quotes, by which a log knows what it may not keep."""
+    texts = (repr(each[:SHOWN_CHARACTERS] if isinstance(each, str) else each) for each in given[:SHOWN])
+    return ", ".join(texts) or "none"
+
+
 def _values(given: pl.Series, task: str, names: tuple[str, str] | None) -> pl.Series:
     if task == "classification":
         words: Mapping[str, float] = WORDS | (
@@ -241,5 +249,5 @@ def _values(given: pl.Series, task: str, names: tuple[str, str] | None) -> pl.Se
     if bad.any():
         at = int(bad.arg_max() or 0)
         wanted = "yes or no" if task == "classification" else "a number"
-        raise DataError(f"row {at + 1} of the labels: {given[at]!r} is not {wanted}")
+        raise DataError(f"row {at + 1} of the labels: {_shown([given[at]])} is not {wanted}")
     return values

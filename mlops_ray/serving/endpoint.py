@@ -237,16 +237,7 @@ class Endpoint(Application):
         return json_reply({"labels": taken, "id": call.id})
 
     def _store_labels(self, body: bytes, content_type: str, live: Live) -> int:
-        served = live.served
-        task = "regression" if served.threshold is None else "classification"
-        rows = truth.decode(body, content_type)
-        shown = [column for column in served.request.columns if column.name not in self._hidden]
-        try:
-            parsed = labels.parse(rows, shown, task, served.labels)
-        except DataError as error:
-            raise InvalidRowError(str(error)) from None
-        except pl.exceptions.PolarsError:
-            raise InvalidRowError("a column of the labels is not of the request's type") from None
+        parsed = _decode_labels(live, body, content_type, self._hidden)
         return labels.write(self._storage, self._model, parsed)
 
     def _authorize(self, call: Call, *roles: Role) -> Caller:
@@ -436,6 +427,19 @@ def _decode(call: Call, live: Live, action: str, body: bytes) -> protocol.Reques
         return protocol.decode_invocations(live.reader, body, content_type)
     length = call.header("inference-header-content-length")
     return protocol.decode_infer(live.reader, body, content_type, length, known=live.served.outputs)
+
+
+def _decode_labels(live: Live, body: bytes, content_type: str, hidden: frozenset[str]) -> pl.DataFrame:
+    served = live.served
+    task = "regression" if served.threshold is None else "classification"
+    rows = truth.decode(body, content_type)
+    shown = [column for column in served.request.columns if column.name not in hidden]
+    try:
+        return labels.parse(rows, shown, task, served.labels)
+    except DataError as error:
+        raise InvalidRowError(str(error)) from None
+    except pl.exceptions.PolarsError:
+        raise InvalidRowError("a column of the labels is not of the request's type") from None
 
 
 def _copied(call: Call, action: str, body: bytes, live: Live) -> Rows:

@@ -1,5 +1,6 @@
 """The body of a request that tells what came true, as rows."""
 
+from collections.abc import Collection
 from typing import Any
 
 import orjson
@@ -11,6 +12,8 @@ JSON, CSV = "application/json", "text/csv"
 #: Labels that one request may bring.
 MOST_LABELS = 100_000
 MOST_COLUMNS = 100
+#: Characters of a name that an error shows.
+SHOWN_NAME = 40
 
 
 def decode(body: bytes, content_type: str) -> pl.DataFrame:
@@ -37,6 +40,7 @@ def decode(body: bytes, content_type: str) -> pl.DataFrame:
 def _frame(given: Any) -> pl.DataFrame:
     """Columns of text, numbers or booleans alone; a column of several kinds is text."""
     if isinstance(given, dict):
+        _limit_columns(given)
         columns = given
         if not columns or len({len(values) for values in columns.values()}) != 1:
             raise ValueError
@@ -46,16 +50,20 @@ def _frame(given: Any) -> pl.DataFrame:
         if not isinstance(given, list) or not given or not all(isinstance(row, dict) for row in given):
             raise ValueError
         names = {name: None for row in given for name in row}
-        if len(names) > MOST_COLUMNS:
-            raise RequestError(f"labels have {len(names)} columns; at most {MOST_COLUMNS}")
+        _limit_columns(names)
         columns = {name: [row.get(name) for row in given] for name in names}
     return pl.DataFrame([_series(str(name), list(values)) for name, values in columns.items()])
+
+
+def _limit_columns(names: Collection[str]) -> None:
+    if len(names) > MOST_COLUMNS:
+        raise RequestError(f"labels have {len(names)} columns; at most {MOST_COLUMNS}")
 
 
 def _series(name: str, values: list[Any]) -> pl.Series:
     for at, value in enumerate(values):
         if not isinstance(value, str | int | float | bool | None):
-            raise InvalidRowError("is no plain value", row=at, column=name)
+            raise InvalidRowError("is no plain value", row=at, column=name[:SHOWN_NAME])
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float}:
         return pl.Series(name, values, dtype=pl.Float64 if float in kinds else pl.Int64)
@@ -65,6 +73,9 @@ def _series(name: str, values: list[Any]) -> pl.Series:
 
 
 def _limited(rows: pl.DataFrame) -> pl.DataFrame:
+    if not rows.height:
+        raise ValueError
+    _limit_columns(rows.columns)
     if rows.height > MOST_LABELS:
         raise TooLargeError(f"{rows.height} labels; at most {MOST_LABELS} at once")
     return rows

@@ -6,7 +6,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from mlops_ray.data import labels
+from mlops_ray.data import error_log, labels
 from mlops_ray.errors import DataError
 from mlops_ray.schema import INSTANT, Column
 from mlops_ray.storage import Storage
@@ -141,3 +141,11 @@ def test_yes_and_no_are_read_as_they_are_called(
 def test_what_is_wrong_is_said_with_its_row(rows: dict[str, list], said: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(DataError, match=said):
         labels.parse(pl.DataFrame(rows), COLUMNS, "regression")
+
+
+def test_names_that_may_be_values_are_quoted_as_what_no_log_keeps() -> None:
+    without_its_first_line = pl.DataFrame({"id-1": ["id-2"], "Miller": ["7.5"]})
+    with pytest.raises(DataError) as refused:
+        labels.parse(without_its_first_line, COLUMNS, "regression")
+    assert "Miller" in str(refused.value)
+    assert "Miller" not in error_log.unquoted(str(refused.value))

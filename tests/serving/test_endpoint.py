@@ -635,6 +635,9 @@ def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) 
         (b"{", 400),
         (b"[]", 400),
         (b'{"labels": []}', 400),
+        (b'{"labels": [{}]}', 400),
+        (b'{"labels": {"request_id": [], "label": []}}', 400),
+        (b'{"labels": {' + b",".join(b'"a%d": [1]' % at for at in range(200)) + b"}}", 400),
         (b'{"labels": 7}', 400),
         (b'{"labels": [7]}', 400),
         (b'{"labels": [{"request_id": "a"}]}', 422),
@@ -656,6 +659,29 @@ def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) 
 def test_what_is_no_label_is_refused_and_stores_nothing(service: Service, body: bytes, status: int) -> None:
     reply = service.call("POST", "/labels", "label", body=body, headers={"content-type": "application/json"})
     assert reply.status == status
+    assert stored(service) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"request_id,label\n", 400, "text/csv"),
+        (b"'" * 5_000 + b",open\n1,2\n", 422, "text/csv"),
+        (
+            ",".join(f"column{at}" for at in range(1_000)).encode() + b"\n" + b"1," * 999 + b"1\n",
+            400,
+            "text/csv",
+        ),
+        (b'{"labels": [{"request_id": "a", "label": "' + b"x" * 5_000 + b'"}]}', 422, "application/json"),
+        (b'{"labels": [{"request_id": "a", "' + b"x" * 5_000 + b'": [1]}]}', 422, "application/json"),
+    ],
+)
+def test_what_is_no_label_is_refused_with_a_sentence_that_a_log_can_hold(
+    service: Service, body: bytes, status: int, kind: str
+) -> None:
+    reply = service.call("POST", "/labels", "label", body=body, headers={"content-type": kind})
+    assert reply.status == status
+    assert len(reply.json["error"]) < 1_000
     assert stored(service) == []
 
 
