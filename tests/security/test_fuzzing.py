@@ -5,7 +5,6 @@ import gzip
 import itertools
 import json
 import logging
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from mlops_ray.serving.asgi import App, Message
 from mlops_ray.serving.documents import MAX_BRACKETS, MAX_COLUMNS, MAX_DEPTH, MAX_ROWS
 from mlops_ray.serving.protocol import MAX_BODY_BYTES
 from tests.registry.made import FEATURES
+from tests.security.samples import CANARIES, CSV, JSON, LENGTH, MARKS, NAMES, RIGHT_ROW, ROW, binary, forms
 from tests.serving.live import LONG, Service, service
 
 #: Far longer than an answer takes, and shorter than a hang.
@@ -30,11 +30,6 @@ BOUNDED = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-#: What every request of these tests holds in `lag`, a column that nobody may see: one of them, or in a shape.
-CANARIES = ("canary", 31337.25, 31337 * 10**9, -31337)
-MARKS = (b"canary", b"31337")
-ROW = {"site": "a", "time": "2016-11-01T00:00:00Z", "lag": 31337.25, "hour": 7, "holiday": True}
-NAMES = list(ROW)
 
 
 @pytest.fixture(scope="module")
@@ -124,46 +119,12 @@ def check(reply: Answered) -> None:
 # ---------------------------------------------------------------- bodies that are whole, in every form
 
 
-def tensor(name: str, value: Any, datatype: Any = "BYTES", shape: Any = (1,)) -> dict[str, Any]:
-    return {"name": name, "datatype": datatype, "shape": list(shape), "data": [value]}
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def binary(row: dict[str, Any]) -> tuple[bytes, int]:
-    """The row as binary tensors, and how long the JSON before them is."""
-    parts = [text(str(value)) for value in row.values()]
-    inputs = [
-        {"name": name, "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(part)}}
-        for name, part in zip(row, parts, strict=True)
-    ]
-    head = json.dumps({"inputs": inputs}).encode()
-    return head + b"".join(parts), len(head)
-
-
-JSON = (b"content-type", b"application/json")
-CSV = (b"content-type", b"text/csv")
-BINARY_BODY, BINARY_LENGTH = binary(ROW | {"lag": 1.0})
-BINARY = (b"inference-header-content-length", str(BINARY_LENGTH).encode())
-
-
-def forms(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    """A row in each form of JSON."""
-    values = list(row.values())
-    return [
-        ("/infer", {"inputs": [tensor(name, value) for name, value in row.items()]}),
-        ("/invocations", {"dataframe_records": [row]}),
-        ("/invocations", {"dataframe_split": {"columns": list(row), "data": [values]}}),
-        ("/invocations", {"instances": [values]}),
-        ("/invocations", {"inputs": {name: [value] for name, value in row.items()}}),
-        ("/invocations", {"inputs": row}),
-    ]
+BINARY_BODY, BINARY_LENGTH = binary(RIGHT_ROW)
+BINARY = (LENGTH, str(BINARY_LENGTH).encode())
 
 
 def test_what_is_right_is_answered_by_the_same_service(hiding: Service) -> None:
-    for action, document in forms(ROW | {"lag": 1.0}):
+    for action, document in forms(RIGHT_ROW):
         assert ask(hiding, action, json.dumps(document).encode(), JSON).status == 200
     assert ask(hiding, "/infer", BINARY_BODY, BINARY).status == 200
     lines = b"site,time,lag,hour,holiday\na,2016-11-01T00:00:00Z,1,7,true\n"
