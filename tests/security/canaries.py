@@ -4,29 +4,54 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import sqlite3
+import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import polars as pl
+import pyarrow as pa
+from pyarrow import parquet
+
+#: A text that nothing else holds, or a number.
+Canary = str | float
 
 
-def found_in(folder: Path, canaries: list[str]) -> set[Path]:
+def found_in(folder: Path, canaries: Sequence[Canary]) -> set[Path]:
     """The files below a folder in which one of the canaries stands."""
-    return {
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and any(_has(text, canaries) for text in _texts(path))
-    }
+    return set[Path]().union(*each_found_in(folder, canaries).values())
 
 
-def _has(text: bytes, canaries: list[str]) -> bool:
-    return any(
-        canary.encode(encoding) in text
-        for canary in canaries
-        for encoding in ("utf-8", "utf-16-le", "utf-16-be")
-    )
+def each_found_in(folder: Path, canaries: Sequence[Canary]) -> dict[Canary, set[Path]]:
+    """The files below a folder in which each of the canaries stands; one that goes meanwhile has none."""
+    forms = {canary: _forms(canary) for canary in canaries}
+    found: dict[Canary, set[Path]] = {canary: set() for canary in canaries}
+    # Unlike `rglob` it bears that a folder goes meanwhile.
+    for path in [Path(at) / name for at, _, names in os.walk(folder) for name in names]:
+        for canary in _held(path, forms) if path.is_file() else ():
+            found[canary].add(path)
+    return found
+
+
+def _held(path: Path, forms: Mapping[Canary, Sequence[bytes]]) -> set[Canary]:
+    held = set[Canary]()
+    try:
+        for text in _texts(path):
+            held |= {canary for canary in forms.keys() - held if any(form in text for form in forms[canary])}
+    except Exception:
+        # What was being written, or was for a moment only, has another name now, or none.
+        if path.exists():
+            raise
+    return held
+
+
+def _forms(canary: Canary) -> list[bytes]:
+    """What a canary looks like: a text in three encodings, a number also rounded and as memory has it."""
+    if isinstance(canary, str):
+        return [canary.encode(encoding) for encoding in ("utf-8", "utf-16-le", "utf-16-be")]
+    said = [repr(canary), f"{canary:.6g}", f"{canary:,.2f}", f"{canary:.2f}"]
+    return [text.encode() for text in said] + [struct.pack("<d", canary), struct.pack(">d", canary)]
 
 
 def _texts(path: Path) -> Iterator[bytes]:
@@ -43,7 +68,7 @@ def _texts(path: Path) -> Iterator[bytes]:
             ).fetchall():
                 for row in database.execute(f'SELECT * FROM "{table}"'):
                     for value in row:
-                        yield from _decoded(value) if isinstance(value, bytes) else ()
+                        yield from _inside(value)
 
 
 def _decoded(data: bytes) -> Iterator[bytes]:
@@ -53,19 +78,29 @@ def _decoded(data: bytes) -> Iterator[bytes]:
         b"\xfd7zXZ": lzma.decompress,
     }.items():
         if data.startswith(magic):
-            text = decode(data)
-            yield text
-            yield from _decoded(text)
+            yield from _inside(decode(data))
     if data.startswith(b"PAR1"):
-        yield _table(pl.read_parquet(io.BytesIO(data)))
+        yield from _cells(parquet.read_table(io.BytesIO(data)))
     if data.startswith(b"ARROW1"):
-        yield _table(pl.read_ipc(io.BytesIO(data)))
+        yield from _cells(pa.ipc.open_file(io.BytesIO(data)).read_all())
     if data.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             for name in archive.namelist():
-                yield archive.read(name)
-                yield from _decoded(archive.read(name))
+                yield name.encode()
+                yield from _inside(archive.read(name))
 
 
-def _table(frame: pl.DataFrame) -> bytes:
-    return frame.cast(pl.String, strict=False).write_csv().encode() if frame.width else b""
+def _cells(table: pa.Table) -> Iterator[bytes]:
+    """The values of a table, however they are nested."""
+    for column in table.itercolumns():
+        values = column.to_pylist()
+        yield repr(values).encode()
+        for value in values:
+            yield from _inside(value)
+
+
+def _inside(value: object) -> Iterator[bytes]:
+    """Bytes of which something else may be made."""
+    if isinstance(value, bytes):
+        yield value
+        yield from _decoded(value)
