@@ -318,7 +318,8 @@ def _call(path: str, function: Callable[..., object], *columns: pl.Series) -> pl
         result = function(*columns)
     except Exception as error:
         # The function is the user's: whatever it raises is a fault of the project, told by its name.
-        raise DataError(f"the function {path} failed: {_with_type(error)}") from error
+        said = f": {one_line(error)}"
+        raise DataError(f"the function {path} failed: {type(error).__name__}", said=said) from error
     if not isinstance(result, pl.Series):
         raise DataError(f"the function {path} returned a {type(result).__name__}, not a polars Series")
     if columns and len(result) != len(columns[0]):

@@ -4,16 +4,17 @@ Every Ray call that touches a source's data asks `label_selector` here, and nowh
 may run; so that a border, once declared, holds for reading, training and serving alike.
 """
 
+import contextlib
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
 import polars as pl
 
-from mlops_ray.config import Policy, Project
-from mlops_ray.errors import ConfigError, PolicyError
+from mlops_ray.config import Policy, Project, Source
+from mlops_ray.errors import ConfigError, DataError, PolicyError
 from mlops_ray.expressions import compile_sql
 from mlops_ray.schema import WITHHELD
 
@@ -118,6 +119,39 @@ def _masked(name: str, how: str, key: bytes) -> pl.Expr:
     ).alias(name)
 
 
-def machine_only(policies: Iterable[Policy]) -> frozenset[str]:
-    """The columns that only machines may read, by any of the policies."""
-    return frozenset(name for policy in policies for name in policy.machine_only)
+def machine_only(project: Project) -> frozenset[str]:
+    """The columns that only machines may read, of any source, and those that are derived from them."""
+    return frozenset[str]().union(*(source.machine_only for source in project.sources.values()))
+
+
+def withheld(row: Mapping[str, Any], source: Source) -> dict[str, Any]:
+    """A row of a source as people may see it who have asked for none: a sign stands for what they may not.
+
+    Of a source with `curated` rows that is all but the time.
+
+    >>> people = Source.model_validate(
+    ...     {"path": "p.csv", "time": "none", "columns": {"name": {"type": "string"}, "age": {"type": "int"}}}
+    ...     | {"policy": {"machine_only": "name"}}
+    ... )
+    >>> withheld({"name": "Ann", "age": 30}, people)
+    {'name': '…', 'age': 30}
+    """
+    hidden = source.hidden
+    if source.policy.curated is not None:
+        hidden |= source.columns.keys() - (source.event_time.reads if source.event_time else set())
+    return {name: WITHHELD if name in hidden else value for name, value in row.items()}
+
+
+@contextlib.contextmanager
+def quoting_nothing(policies: Iterable[Policy]) -> Iterator[None]:
+    """Errors within quote no data where there is something that people may not see.
+
+    >>> with quoting_nothing([Policy(machine_only="name")]):
+    ...     raise DataError("row 3 is no name", said=": 'Ann'")
+    Traceback (most recent call last):
+    mlops_ray.errors.DataError: row 3 is no name
+    """
+    try:
+        yield
+    except DataError as error:
+        raise (error.without_data() if any(policy.restricts for policy in policies) else error) from None

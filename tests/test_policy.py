@@ -1,4 +1,4 @@
-"""Where rows may be: what is asked of this machine, of stores, and of the nodes of a cluster."""
+"""Where rows may be, by this machine, stores and the nodes of a cluster; and what of them people see."""
 
 from pathlib import Path
 from typing import Any
@@ -7,9 +7,10 @@ import pytest
 
 from mlops_ray import placement
 from mlops_ray.cluster import evidence
-from mlops_ray.config import Policy, Project
+from mlops_ray.config import Policy, Project, Source
 from mlops_ray.errors import ClusterError, ConfigError, PolicyError
-from mlops_ray.policy import require_stores
+from mlops_ray.policy import machine_only, require_stores, withheld
+from mlops_ray.schema import WITHHELD
 from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage
 
@@ -154,3 +155,36 @@ def test_a_service_that_runs_keeps_its_replicas_and_does_not_begin_anew() -> Non
     asked = project(serving={"replicas": {"initial": 4}})
     assert deploy.begun(asked).serving.replicas.initial is None
     assert deploy.begun(asked).serving.replicas.max == asked.serving.replicas.max
+
+
+# ---------------------------------------------------------------- what people may see
+
+
+def seen(**more: Any) -> Source:
+    """A source of names that nobody may see, and of what is made of them."""
+    document = {
+        "path": [{"path": "a.csv"}, {"path": "b.csv", "derive": {"sign": "UPPER(nick)"}}],
+        "event_time": {"column": "time", "timezone": "UTC"},
+        "columns": {name: {"type": "string"} for name in ("time", "name", "nick", "sign", "zip", "town")},
+        "derive": {"nick": "LEFT(name, 2)"},
+        "policy": {"machine_only": ["name"], "curated": {"rows": 5, "mask": {"zip": "hide"}}},
+    }
+    return Source.model_validate(document | more)
+
+
+def test_what_is_derived_from_what_nobody_may_see_is_hidden_too_also_where_one_file_derives_it() -> None:
+    assert seen().machine_only == {"name", "nick", "sign"}
+    assert seen().hidden == {"name", "nick", "sign", "zip"}
+    document = {"sources": {"s": seen().model_dump(mode="json", exclude_unset=True), "t": SOURCE}}
+    target = {"source": "t", "expr": "y", "horizon": "0s", "task": "regression"}
+    assert machine_only(project(**document, target=target, features={"row": {"columns": ["x"]}})) == {
+        "name", "nick", "sign",
+    }  # fmt: skip
+
+
+def test_of_a_row_that_nobody_asked_for_people_see_what_no_policy_keeps_from_them() -> None:
+    row = {"time": "2020", "name": "Ann", "nick": "An", "zip": "1234", "town": "Ulm"}
+    assert withheld(row, seen()) == dict.fromkeys(row, WITHHELD) | {"time": "2020"}
+    assert withheld(row, seen(policy={"machine_only": ["name"]})) == row | {"name": "…", "nick": "…"}
+    assert withheld(row, seen(policy={"machine_only": ["time"]})) == row | {"time": "…"}
+    assert withheld(row, seen(policy={})) == row

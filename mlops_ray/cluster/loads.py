@@ -270,7 +270,6 @@ class LoadTest:
         deploy.forget(f"{self.project.project}{SUFFIX}")
         selector = deploy.where(self.project, self.storage)
         _require_room(size, self.wanted.replicas, selector | self.project.serving.resources.labels)
-        policies = [source.policy for source in self.project.sources.values()]
         name = f"{self.project.project}{SUFFIX}"
         with self._aside(name) as aside:
             key = keys.add(aside, "loadtest", "predict")
@@ -284,7 +283,7 @@ class LoadTest:
                     name,
                     self.wanted.replicas,
                     selector,
-                    machine_only(policies),
+                    machine_only(self.project),
                 ),
                 http_port=self.http_port,
             ) as url:

@@ -11,7 +11,7 @@ from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.errors import StorageError
 from mlops_ray.features.shelves import online_location
-from mlops_ray.policy import label_selector, machine_only, require_here, require_stores
+from mlops_ray.policy import label_selector, machine_only, quoting_nothing, require_here, require_stores
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import record, score
 from mlops_ray.serving.score import Job, Scoring
@@ -46,11 +46,11 @@ def predict(
     scoring = Scoring(
         load,
         entry(project, storage, progress, version),
-        machine_only(policies),
+        machine_only(project),
         str(score.parts_folder(output.absolute())),
         any(policy.restricts for policy in policies),
     )
-    with score.opened(scoring, given, output.absolute()) as job:
+    with quoting_nothing(policies), score.opened(scoring, given, output.absolute()) as job:
         if job.is_small:
             return _score(project, job, Stages(storage, progress), on_ray=False)
         stages = Stages(storage, progress)

@@ -19,7 +19,7 @@ from mlops_ray.cluster.stages import Progress, alone
 from mlops_ray.config import Project
 from mlops_ray.cost import holds
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
-from mlops_ray.policy import allowed_regions
+from mlops_ray.policy import allowed_regions, withheld
 from mlops_ray.serving import heartbeats
 from mlops_ray.storage import Storage
 
@@ -45,9 +45,10 @@ class Live:
     """What a run ended with: the champion that is live, and what was trained, which may have been refused.
 
     `metric` decided; nothing was `trained` where what was live before is served again. `answer` is the reply
-    to the first request, `curl` a line that asks for it again from this machine; `ours` says whether this run
-    started the cluster, `notes` are for whoever started it, `plan` is why replicas have their size, where
-    that was worked out (`sizing.sized`), and `profit` says what a version that was pushed earns.
+    to the first request, `curl` a line that asks for it again from this machine, with "…" for values that
+    people may not see; `ours` says whether this run started the cluster, `notes` are for whoever started it,
+    `plan` is why replicas have their size, where that was worked out (`sizing.sized`), and `profit` says what
+    a version that was pushed earns.
     """
 
     url: str
@@ -365,6 +366,8 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
     request = pipeline.example_request()
     with pipeline.stages.timed("first prediction", lambda r: r["said"]) as result:
         answer = predict(url, project.project, request, storage)
+        # It is a row that was read: people get to see it as far as they may.
+        request = withheld(request, project.sources[project.target.source])
         result["said"] = f"{request} → {answer['outputs'][0]['data'][0]:.4g}"
     called = front.url(project, cluster)
     storage.write_json({"url": project.serving.listen.url or called}, ADDRESS)
@@ -432,7 +435,7 @@ def _datatype(value: Any) -> str:
 
 def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> str:
     """A line for a shell that asks the service for one prediction."""
-    body = json.dumps(infer_body(request), separators=(",", ":"))
+    body = json.dumps(infer_body(request), separators=(",", ":"), ensure_ascii=False)
     return (
         f'curl -s {url}/v2/models/{model}/infer -H "Authorization: Bearer $(cat {key_file})" '
         f"-H 'Content-Type: application/json' -d '{body}'"

@@ -1,5 +1,6 @@
 """Labels that come as a file: the command `labels load`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import polars as pl
 from mlops_ray.config import Project
 from mlops_ray.data import labels
 from mlops_ray.errors import DataError, ReleaseError
-from mlops_ray.policy import machine_only
+from mlops_ray.policy import machine_only, quoting_nothing
 from mlops_ray.registry import package as packages
+from mlops_ray.registry.package import Package
+from mlops_ray.schema import Column
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 
@@ -24,17 +27,24 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     if champion is None:
         raise ReleaseError(f"no version of {project.project!r} is live yet; labels are of its predictions")
     package = packages.read(storage.root / champion["package"], digest=champion["digest"])
-    hidden = machine_only(source.policy for source in project.sources.values())
+    hidden = machine_only(project)
     shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
-    try:
-        read = pl.read_parquet if file.suffix == ".parquet" else _read_csv
-        parsed = labels.parse(read(file), shown, package.task, package.outcome.labels)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DataError(f"cannot be read: {error}", file=str(file)) from error
-    except DataError as error:
-        raise DataError(str(error), file=str(file)) from None
+    with quoting_nothing(source.policy for source in project.sources.values()):
+        parsed = _parsed(file, shown, package)
     taken = labels.write(storage, project.project, parsed)
     return {"labels": taken, "by": [name for name in parsed.columns if name != labels.LABEL]}
+
+
+def _parsed(file: Path, columns: Sequence[Column], package: Package) -> pl.DataFrame:
+    """The labels of a file, named by columns of the request; raises `DataError` with the file."""
+    try:
+        read = pl.read_parquet if file.suffix == ".parquet" else _read_csv
+        return labels.parse(read(file), columns, package.task, package.outcome.labels)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise DataError("cannot be read", file=str(file), said=f": {error}") from error
+    except DataError as error:
+        message, said, then = (error.parts[part] for part in ("message", "said", "then"))
+        raise DataError(message, said=said, then=then, file=str(file)) from None
 
 
 def _read_csv(file: Path) -> pl.DataFrame:

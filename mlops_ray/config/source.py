@@ -519,10 +519,18 @@ class Source(Model):
         hidden = self.policy.hidden
         if self.event_time is not None and hidden & self.event_time.reads:
             hidden |= {"event_time"}
-        for name, how in self.derive.items():
-            if hidden & columns_of(how):
-                hidden |= {name}
-        return hidden
+        return self._with_derived(hidden)
+
+    @property
+    def machine_only(self) -> frozenset[str]:
+        """The columns that code reads and people never see, and what is made of them."""
+        return self._with_derived(frozenset(self.policy.machine_only))
+
+    def _with_derived(self, names: frozenset[str]) -> frozenset[str]:
+        """These columns, and those that are derived from them."""
+        every = [*self.derive.items(), *(each for file in self.inputs for each in file.derive.items())]
+        more = {name for name, how in every if names & columns_of(how)} - names
+        return self._with_derived(names | more) if more else names
 
     @property
     def deriving(self) -> frozenset[str]:

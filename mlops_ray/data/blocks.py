@@ -4,7 +4,6 @@ What an input holds is cast by the schema, so that a value of the wrong type cos
 quarantine, and never the file; types are never guessed.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from mlops_ray.data.delimited import Block
 from mlops_ray.data.event_time import Clock, columns_of
 from mlops_ray.errors import DataError, did_you_mean
 from mlops_ray.expressions import load_function
+from mlops_ray.policy import quoting_nothing
 from mlops_ray.schema import INSTANT
 
 #: Rows that could not be split into columns are handed on so many at a time; bounds the memory of a verdict.
@@ -32,19 +32,10 @@ def check_file(file: File, source: Source, after: object = None) -> Iterator[val
     the input cannot be read; it quotes no value that people may not see.
     """
     names = validate.columns_of_table(source)
-    with _quoting_nothing(source):
+    with quoting_nothing([source.policy]):
         for verdict in _verdicts(file, source.of(file), after):
             # A file's own columns are for what it derives alone.
             yield replace(verdict, valid=verdict.valid.select(names)) if verdict.valid.width else verdict
-
-
-@contextlib.contextmanager
-def _quoting_nothing(source: Source) -> Iterator[None]:
-    """Errors within quote no data where there is something that people may not see."""
-    try:
-        yield
-    except DataError as error:
-        raise (error.without_data() if source.policy.restricts else error) from None
 
 
 def check_header(file: File, source: Source) -> list[str]:
@@ -57,7 +48,7 @@ def check_header(file: File, source: Source) -> list[str]:
     for how in source.derive.values():
         if not isinstance(how, str):
             load_function(how.path)
-    with _quoting_nothing(source):
+    with quoting_nothing([source.policy]):
         names = list(readers.reader(file, source).names)
         _require_columns(names, source, inputs.shown(file))
         return names

@@ -48,7 +48,8 @@ def parse(
     `names` are what no and yes are called. Raises `DataError` that names the row, from 1, and what it lacks.
     """
     if LABEL not in rows.columns:
-        raise DataError(f"labels need a column {LABEL!r}; there are {_shown(rows.columns)}")
+        # Without a header that is one, what is taken for it is data.
+        raise DataError(f"labels need a column {LABEL!r}", said=f"; there are {_shown(rows.columns)}")
     # An amount names nothing: measured again, it is another.
     known = {c.name: c for c in columns if c.type != "float" and c.name not in (LABEL, KNOWN_AT)}
     keys = [name for name in rows.columns if name in known]
@@ -249,5 +250,7 @@ def _values(given: pl.Series, task: str, names: tuple[str, str] | None) -> pl.Se
     if bad.any():
         at = int(bad.arg_max() or 0)
         wanted = "yes or no" if task == "classification" else "a number"
-        raise DataError(f"row {at + 1} of the labels: {_shown([given[at]])} is not {wanted}")
+        # It may be of a column that nobody may see.
+        said = f": {_shown([given[at]])}"
+        raise DataError(f"row {at + 1} of the labels", said=said, then=f" is not {wanted}")
     return values

@@ -26,7 +26,7 @@ from mlops_ray.features.join import join
 from mlops_ray.features.manifest import Manifest
 from mlops_ray.features.resample import EVENT_TIME
 from mlops_ray.instants import EARLIEST, LATEST, to_micros
-from mlops_ray.policy import label_selector, require_here
+from mlops_ray.policy import label_selector, quoting_nothing, require_here
 from mlops_ray.schema import DTYPES, INSTANT, Schema
 from mlops_ray.storage import Storage, replacing
 
@@ -72,9 +72,10 @@ def labelled(
 ) -> tuple[pl.DataFrame, dict[str, Any], datetime]:
     """The rows of `build`, what is predicted of them, and the instant from which on they have a look-back."""
     target = project.target.model_dump(mode="json", include={"source", "expr", "task", "positive", "where"})
-    rows = spine(target, held[project.target.source], features)
-    begin = _warm(held, features)
-    frame = _joined(rows, begin, held, features, _policies(project))
+    begin, policies = _warm(held, features), _policies(project)
+    with quoting_nothing(policies.values()):
+        rows = spine(target, held[project.target.source], features)
+        frame = _joined(rows, begin, held, features, policies)
     if not frame.height:
         raise DataError(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
@@ -92,7 +93,9 @@ def get(
     a row that is no valid request.
     """
     kept = storage.path(FOLDER, spine_name(rows))
-    frame = _answered(rows, held, features, _policies(project))
+    policies = _policies(project)
+    with quoting_nothing(policies.values()):
+        frame = _answered(rows, held, features, policies)
     with replacing(kept) as new:
         rows.write_parquet(new)
     return _write(project, frame, features, held, {"spine": kept.name}, storage)
@@ -108,19 +111,12 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     asked = manifest.parse(recorded, str(file))
     require_computable(asked, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
-    with storage.steady():
+    with storage.steady(), quoting_nothing(asked.policies.values()):
         return _rebuilt(file, asked, recorded, storage)
 
 
 def _rebuilt(file: Path, asked: Manifest, recorded: Any, storage: Storage) -> TrainingSet:
-    try:
-        frame = made_again(asked, storage)
-    except (DataError, PolicyError, StorageError):
-        raise
-    except Exception as error:
-        # What somebody put together by hand may break anything below.
-        why = f"its features cannot be computed: {type(error).__name__}: {first_line(error)}"
-        raise DataError(why, file=str(file)) from error
+    frame = _made_again(asked, storage, file)
     digest = values_digest(frame)
     wanted = asked.newest_digest
     if digest != wanted:
@@ -154,6 +150,18 @@ def require_computable(asked: Manifest, functions: frozenset[str]) -> None:
     """
     require_here(asked.policies.values())
     _require_own(asked.features, functions)
+
+
+def _made_again(asked: Manifest, storage: Storage, file: Path) -> pl.DataFrame:
+    """As `made_again`; whatever breaks is told of the manifest's file."""
+    try:
+        return made_again(asked, storage)
+    except (DataError, PolicyError, StorageError):
+        raise
+    except Exception as error:
+        # What somebody put together by hand may break anything below.
+        why, said = f"its features cannot be computed: {type(error).__name__}", f": {first_line(error)}"
+        raise DataError(why, file=str(file), said=said) from error
 
 
 def made_again(asked: Manifest, storage: Storage) -> pl.DataFrame:
@@ -237,7 +245,7 @@ def spine(target: Mapping[str, Any], snapshot: Snapshot, features: FeatureSet) -
         _require_numbers(label[LABEL].dtype, target)
         labelled = kept.select(features.time, *inputs, label[LABEL].cast(pl.Float64))
     except pl.exceptions.PolarsError as error:
-        raise DataError(f"the target {dict(target)} cannot be computed: {error}") from error
+        raise DataError(f"the target {dict(target)} cannot be computed", said=f": {error}") from error
     return labelled.filter(pl.col(LABEL).is_not_null()).sort(features.time, *inputs, maintain_order=True)
 
 
@@ -290,7 +298,9 @@ def _answered(
         )
     missing = [name for name in features.request.names if name not in rows.columns]
     if missing:
-        raise DataError(f"the spine lacks {', '.join(missing)}; it has {', '.join(rows.columns)}")
+        # Without a header that is one, what is taken for it is data.
+        known = f"; it has {', '.join(rows.columns)}"
+        raise DataError(f"the spine lacks {', '.join(missing)}", said=known)
     _require_types(rows, features)
     asked = rows.select(features.request.names).with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
     typed, failures = features.request.check(asked)

@@ -79,7 +79,8 @@ def assemble(spine: pl.DataFrame, stored: Mapping[str, Values], features: Featur
         try:
             made = spine.select_seq(expressions) if spine.height < FEW else spine.select(expressions)
         except pl.exceptions.PolarsError as error:
-            raise DataError(f"a feature of the request cannot be computed: {one_line(error)}") from error
+            said = f": {one_line(error)}"
+            raise DataError("a feature of the request cannot be computed", said=said) from error
         found |= {series.name: series for series in made.iter_columns()}
     frame = _frame(stored, features)
     if found:

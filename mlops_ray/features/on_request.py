@@ -45,7 +45,8 @@ def _returned(feature: Computed, values: pl.Series) -> pl.Series:
     except pl.exceptions.PolarsError as error:
         raise DataError(
             f"the function {feature.argument} returned values of type {values.dtype} that are no "
-            f"{feature.type}, as the feature {feature.name!r} is declared: {one_line(error)}"
+            f"{feature.type}, as the feature {feature.name!r} is declared",
+            said=f": {one_line(error)}",
         ) from error
 
 

@@ -16,6 +16,7 @@ import orjson
 from mlops_ray.data import error_log
 from mlops_ray.errors import (
     CallerGoneError,
+    DataError,
     MethodNotAllowedError,
     MlopsError,
     OverloadedError,
@@ -216,7 +217,12 @@ def reason(error: MlopsError) -> str:
 
 
 def shown(error: BaseException) -> BaseException:
-    """What a log may show: of an error that is not ours no message, which may hold values of a request."""
+    """What a log may show: of an error that is not ours no message, which may hold values of a request.
+
+    Nor what one of ours quotes, and what it was raised from.
+    """
+    if isinstance(error, DataError):
+        return error.without_data().with_traceback(error.__traceback__)
     if isinstance(error, MlopsError):
         return error
     return RuntimeError(type(error).__name__).with_traceback(error.__traceback__)

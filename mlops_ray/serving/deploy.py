@@ -204,7 +204,7 @@ def applications(
     listener: Listener | None,
 ) -> dict[str, Application]:
     """What is to run. The order is that of starting: replicas tell the monitor what they count."""
-    hidden = machine_only(source.policy for source in project.sources.values())
+    hidden = machine_only(project)
     root, name = str(storage.root), project.project
     # Where callers come in is no matter of a replica, nor with how many it began.
     serving = project.serving.model_dump(mode="json", exclude={"listen": True, "replicas": {"initial"}})

@@ -437,7 +437,7 @@ def _decode_labels(live: Live, body: bytes, content_type: str, hidden: frozenset
     try:
         return labels.parse(rows, shown, task, served.labels)
     except DataError as error:
-        raise InvalidRowError(str(error)) from None
+        raise InvalidRowError(str(error.without_data() if hidden else error)) from None
     except pl.exceptions.PolarsError:
         raise InvalidRowError("a column of the labels is not of the request's type") from None
 

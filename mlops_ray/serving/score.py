@@ -160,8 +160,9 @@ def parts_folder(output: Path) -> Path:
 def _require_columns(names: Sequence[str], request: Schema, file: str) -> None:
     for name in request.names:
         if name not in names:
-            needed = f"is missing; a request holds {', '.join(request.names)}{did_you_mean(name, names)}"
-            raise DataError(needed, file=file, column=name)
+            needed = f"is missing; a request holds {', '.join(request.names)}"
+            # Without a header that is one, what is taken for it is data.
+            raise DataError(needed, file=file, column=name, said=did_you_mean(name, names))
 
 
 def _make_own(folder: Path) -> None:

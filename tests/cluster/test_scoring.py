@@ -13,7 +13,7 @@ import yaml
 from mlops_ray.cluster import local, scoring
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project
-from mlops_ray.errors import NotFoundError, PolicyError, StorageError
+from mlops_ray.errors import DataError, NotFoundError, PolicyError, StorageError
 from mlops_ray.registry.registry import Registry
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
@@ -102,3 +102,14 @@ def test_what_is_large_is_scored_on_a_cluster_that_is_stopped_again(
     assert '"rows": 201, "errors": 1' in done.stdout
     assert pl.read_parquet(output).equals(predict(project, storage, "answers.parquet"))
     assert local.find(storage.root) is None
+
+
+def test_an_input_without_a_header_is_not_quoted_where_there_is_something_that_nobody_may_see(
+    project: Project, storage: Storage
+) -> None:
+    for policy in ({}, {"machine_only": ["cost"]}):
+        hiding = Project.model_validate(document(storage, policy=policy))
+        storage.path("asked.csv").write_text("CANARYa,2016-11-02T10:00:00Z,5\nb,2016-11-02T10:00:00Z,6\n")
+        with pytest.raises(DataError, match="column 'site': is missing; a request holds site") as told:
+            predict(hiding, storage, "answers")
+        assert ("CANARYa" in str(told.value)) == (not policy)

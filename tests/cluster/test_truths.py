@@ -69,3 +69,15 @@ def test_labels_are_not_named_by_what_nobody_may_see(live: Path) -> None:
     source = packages.PROJECT["sources"]["table"] | {"policy": {"machine_only": ["site"]}}  # type: ignore[index]
     with pytest.raises(DataError, match="need the column 'request_id', or columns of the request: 'time'"):
         load(live, "truth.csv", CSV.replace("time", "when"), sources={"table": source})
+
+
+def test_no_label_and_no_column_is_quoted_where_there_is_something_that_nobody_may_see(live: Path) -> None:
+    source = packages.PROJECT["sources"]["table"] | {"policy": {"machine_only": ["cost"]}}  # type: ignore[index]
+    for content, said in {
+        CSV.replace("1.5", "much"): "row 1 of the labels is not a number",
+        "much,2\n": "labels need a column 'label'",
+        "label\n1,much\n": "cannot be read",
+    }.items():
+        with pytest.raises(DataError) as told:
+            load(live, "truth.csv", content, sources={"table": source})
+        assert str(told.value) == f"{live / 'truth.csv'}: {said}"

@@ -1,7 +1,10 @@
 """A machine-only column leaves as a value nowhere; people see curated rows and masks alone."""
 
 import os
+import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -9,16 +12,22 @@ import pytest
 import yaml
 
 from mlops_ray import config
-from mlops_ray.cluster import local
+from mlops_ray.cluster import front, local, service
 from mlops_ray.cluster.intake import Intake
 from mlops_ray.cluster.pipeline import Pipeline
-from mlops_ray.cluster.stages import Stages
+from mlops_ray.cluster.stages import Silent, Stages
 from mlops_ray.config import Policy, Project
 from mlops_ray.data import blocks, ingest
-from mlops_ray.errors import DataError, MlopsError, PolicyError
+from mlops_ray.errors import DataError, InvalidRowError, MlopsError, PolicyError
+from mlops_ray.features import dataset
+from mlops_ray.features.definitions import Computed, compile_features
+from mlops_ray.features.on_request import compute
 from mlops_ray.features.store import FeatureStore
-from mlops_ray.policy import curated, require_here
+from mlops_ray.policy import curated, machine_only, require_here
+from mlops_ray.serving.asgi import shown
+from mlops_ray.serving.columns import Reader
 from mlops_ray.storage import Storage
+from tests.serving import packages
 
 from .canaries import found_in
 
@@ -277,3 +286,83 @@ def test_columns_that_are_made_of_hidden_names_do_not_name_them(tmp_path: Path) 
     )
     (verdict,) = blocks.check_file(source.inputs[0], source)
     assert verdict.quarantine.select("column", "rule", "value").rows() == [("load", "type", "x")]
+
+
+#: Functions of a project that quote what they are given, or give it back.
+TELLING = "def raises(name): raise ValueError(name.to_list())\ndef texts(name): return name\n"
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [("raises", "telling.raises failed: ValueError"), ("texts", "values of type String that are no float")],
+)
+def test_of_an_error_of_a_function_a_log_has_no_value(
+    function: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "telling.py").write_text(TELLING)
+    monkeypatch.syspath_prepend(tmp_path)
+    feature = Computed("feature", "function", f"telling.{function}", inputs=("name",), type="float")
+    rows = pl.DataFrame({"name": ["CANARYname"]})
+    with pytest.raises(DataError) as told:
+        compute(feature, rows)
+    assert "CANARYname" in str(told.value)
+    logged = "".join(traceback.format_exception(shown(told.value)))
+    assert says in logged
+    assert "CANARY" not in logged
+
+
+def test_a_spine_without_a_header_is_not_quoted(project: Project) -> None:
+    headless = pl.DataFrame({"CANARYname": ["x"], "87654321.25": ["y"]})
+    with pytest.raises(DataError) as told:
+        dataset.get(project, compile_features(project), headless, {}, Storage.open(project.storage))
+    assert str(told.value) == "the spine lacks person, time"
+
+
+def test_features_of_a_column_that_is_derived_from_a_hidden_one_are_kept_apart(tmp_path: Path) -> None:
+    changes = (
+        ("      amount: {type: float", "      nick: {type: category}\n      amount: {type: float"),
+        ("    columns:\n", "    derive: {nick: 'LEFT(name, 14)'}\n    columns:\n"),
+        ("features:\n", "features:\n  more: {source: people, features: {called: {latest: nick}}}\n"),
+        ("  past:", "  row: {columns: [nick]}\n  past:"),
+    )
+    (tmp_path / "project.yaml").write_text(_replaced(PROJECT, *changes))
+    project = config.load(tmp_path / "project.yaml", {})
+    features, hidden = compile_features(project), machine_only(project)
+    assert features.made_of(hidden) == {"called", "nick"}
+    with pytest.raises(InvalidRowError, match="the value is not a name"):
+        Reader(features.request, hidden).read(
+            {"person": ["ann"], "time": ["2020-01-01T00:00Z"], "nick": [[7]]}
+        )
+
+
+@dataclass
+class Told(Silent):
+    """Progress of a run, as a terminal has it."""
+
+    said: list[str] = field(default_factory=list)
+
+    def end(self, stage: str, message: str, seconds: float | None) -> None:
+        self.said.append(message)
+
+
+def test_the_first_request_of_a_service_is_of_a_real_row_and_not_shown(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {**packages.PROJECT["sources"]["table"], "policy": {"machine_only": ["site", "load"]}}  # type: ignore[index]
+    project = packages.project(storage.root, sources={"table": table})
+    packages.crown(storage, project.project, 1, packages.write(storage.path("one"), project, 2.0))
+    for name in ("require_token", "apply"):
+        monkeypatch.setattr(front, name, lambda *of: [])
+    asked: list[Any] = []
+    answer = {"outputs": [{"data": [14.5]}]}
+    monkeypatch.setattr(service, "predict", lambda url, name, row, of: asked.append(row) or answer)
+    row, progress = {"site": "CANARYa", "load": 7.25, "time": "2020-01-01"}, Told()
+    pipeline: Any = SimpleNamespace(project=project, storage=storage, progress=progress)
+    pipeline.stages, pipeline.prepare = Stages(storage, progress), lambda: None
+    pipeline.serve, pipeline.example_request = lambda *of: "http://127.0.0.1:1", lambda: row
+    cluster: Any = SimpleNamespace(host="127.0.0.1", http_port=1, grpc_port=2, marker="ours")
+    live = service._bring_up(pipeline, cluster, True, train=False)
+    assert asked == [row]
+    assert "{'site': '…', 'load': '…', 'time': '2020-01-01'} → 14.5" in progress.said
+    assert "…" in live.curl
+    assert not [said for said in (*progress.said, live.curl) if "CANARY" in said or "7.25" in said]

@@ -698,3 +698,13 @@ def test_labels_cannot_be_named_by_what_nobody_may_see(service: Service) -> None
     assert reply.status == 422
     assert repr(name) not in reply.json["error"]
     assert stored(service) == []
+
+
+def test_no_label_is_quoted_where_there_is_something_that_nobody_may_see(service: Service) -> None:
+    for hidden in (frozenset[str](), frozenset({"hidden"})):
+        service.endpoint._hidden = hidden
+        reply = service.call(
+            "POST", "/labels", "label", json={"labels": [{"request_id": "a", "label": "much"}]}
+        )
+        assert reply.status == 422
+        assert ("much" in reply.json["error"]) == (not hidden)
