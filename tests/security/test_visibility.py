@@ -1,6 +1,5 @@
 """A machine-only column leaves as a value nowhere; people see curated rows and masks alone."""
 
-import os
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import yaml
 
 from mlops_ray import config
-from mlops_ray.cluster import front, local, service
+from mlops_ray.cluster import front, service
 from mlops_ray.cluster.intake import Intake
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.cluster.stages import Silent, Stages
@@ -85,35 +84,6 @@ def project(tmp_path: Path) -> Project:
     (tmp_path / "people.csv").write_text(rows())
     (tmp_path / "project.yaml").write_text(PROJECT)
     return config.load(tmp_path / "project.yaml", {})
-
-
-def test_values_that_nobody_may_see_are_found_in_the_history_alone(
-    ray_cluster: object, project: Project, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """Ingestion, report, first look, mined rules, training set, sweep, package, registry: all is searched."""
-    storage = Storage.open(project.storage)
-    pipeline = Pipeline(project, storage)
-    training_set = pipeline.build(pipeline.ingest())
-    report = pipeline.intake.validate("people")
-    pipeline.intake.explore("people")
-    mined = pipeline.intake.mine("people")
-    pipeline.push(pipeline.train(training_set))
-    assert report["quarantined"] == 5 * 4 + 1
-    assert {check["rule"] for check in report["checks"]} == {
-        "pattern", "short", "type", "max", "rich", "number_of_columns", "same_identity",
-    }  # fmt: skip
-    assert not [canary for rule in mined for canary in CANARIES if canary in str(rule.to_json())]
-    found = found_in(storage.root, CANARIES)
-    history = storage.root / "features"
-    assert {path.suffix for path in found} == {".parquet"}
-    assert all(path.is_relative_to(history) for path in found)
-    out, err = capfd.readouterr()
-    assert not [canary for canary in CANARIES if canary in out + err]
-    cluster = local.find(Path(os.environ["RAY_AUTH_TOKEN_PATH"]).parent)
-    assert cluster is not None
-    logs = (Path(cluster.temp_dir) / "r" / "session_latest" / "logs").resolve()
-    assert len(list(logs.glob("*worker*"))) > 1
-    assert found_in(logs, CANARIES) == set()
 
 
 def test_a_report_shows_values_of_curated_rows_only_and_so_many_at_most(project: Project) -> None:
