@@ -15,7 +15,7 @@ from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import manifest
 from mlops_ray.features.dataset import TrainingSet, rebuild, values_digest
 from mlops_ray.features.store import FeatureStore, read_spine
-from mlops_ray.storage import Storage
+from mlops_ray.storage import ERASURE, Storage
 
 from ..conftest import unrecordable
 
@@ -60,6 +60,7 @@ def file_of(made: TrainingSet) -> Path:
 def contents(folder: Path) -> dict[Path, bytes]:
     """All files but the audit record, which hears of what was asked for, also in vain."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != audit.FOLDER)
+    files = (path for path in files if path.name != ERASURE)
     return {path: path.read_bytes() for path in files}
 
 
