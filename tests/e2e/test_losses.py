@@ -1,4 +1,4 @@
-"""A node that is taken away while it works on rows costs time, and nothing else: ingest and join.
+"""A node that is taken away while it works on rows costs time, and nothing else: ingest, join and scoring.
 
 The nodes are fakes on this machine (fakes.py), a CPU each. One of two is killed as soon as it works; what
 comes out must be what comes out where nothing is lost.
@@ -27,6 +27,7 @@ from mlops_ray.features.history import History, read
 from mlops_ray.features.join import join
 from mlops_ray.features.resample import EVENT_TIME
 from mlops_ray.features.store import FeatureStore
+from mlops_ray.serving import score
 from mlops_ray.storage import Storage
 from tests import fakes
 from tests.e2e.conftest import COMMAND
@@ -42,6 +43,8 @@ FEATURES = {
 }
 #: Of the join; each takes long enough that a node can be lost while it is joined.
 PIECES = 100
+#: Of what is scored, a part each: so many are done when one of the nodes stops, and when it is lost.
+SCORED, STOPPED_AT, LOST_AT = 10, 2, 5
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,11 @@ class Work:
     def storage(self) -> Storage:
         return Storage.open(str(self.folder / "storage"))
 
-    def bereft(self, command: list[str], title: str) -> None:
-        """Runs a command that loses a node on which a process calls itself so; then there are two again."""
+    def bereft(self, command: list[str], title: str, parts: Path | None = None) -> None:
+        """Runs a command that loses a node on which a process calls itself so; then there are two again.
+
+        Of one that writes `parts` these processes stop before: they have work in their hands, and go with it.
+        """
         until(lambda: len(self.cluster.nodes()) == 2)
         running = subprocess.Popen(
             command,
@@ -69,9 +75,17 @@ class Work:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+        def ended() -> bool:
+            return running.poll() is not None
+
         try:
-            lost = until(lambda: running.poll() is not None or self._at_work(title))
-            assert running.poll() is None, f"it ended before a node was lost: {running.communicate()[1]}"
+            lost = until(lambda: ended() or (_are_done(parts, STOPPED_AT) and self._at_work(title)))
+            if parts and not ended():
+                for process in self.cluster.titled(lost, title):
+                    process.suspend()
+                until(lambda: ended() or _are_done(parts, LOST_AT))
+            assert not ended(), f"it ended before a node was lost: {running.communicate()[1]}"
             self.cluster.kill(lost)
             _, told = running.communicate(timeout=PATIENCE_S)
         finally:
@@ -96,6 +110,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
         made(number).write_csv(folder / "rows" / f"{number:02}.csv")
     said: dict[str, Any] = copy.deepcopy(packages.PROJECT) | {"storage": str(folder / "storage")}
     said["sources"][SOURCE]["path"] = "rows/*.csv"
+    (folder / "scored.yaml").write_text(yaml.safe_dump(said))
     (folder / "project.yaml").write_text(yaml.safe_dump(said | {"features": FEATURES}))
     with fakes.standing(folder) as cluster:
         cluster.add(1)
@@ -130,10 +145,23 @@ def test_features_that_a_lost_node_was_joining_are_those_of_one_process(work: Wo
     assert_frame_equal(pl.read_parquet(work.folder / "joined.parquet"), alone, check_exact=True)
 
 
+def test_rows_that_a_lost_node_was_scoring_are_answered_once(work: Work) -> None:
+    answers = work.folder / "answers.parquet"
+    work.bereft(_driver(scored, work.folder), "Scorer", score.parts_folder(answers))
+    alone = pl.read_parquet(work.folder / "answered.parquet")
+    assert alone["prediction"].null_count() < alone.height
+    assert_frame_equal(pl.read_parquet(answers), alone, check_exact=True)
+
+
 def _driver(function: Callable[[Path], None], folder: Path) -> list[str]:
     """A command that runs a function of this module as a driver of the cluster."""
     code = f"from pathlib import Path; from {__name__} import *; {function.__name__}(Path({str(folder)!r}))"
     return [sys.executable, "-c", code]
+
+
+def _are_done(parts: Path | None, count: int) -> bool:
+    """Whether so many parts are written, where any are."""
+    return parts is None or len(list(parts.glob("[0-9]*"))) >= count
 
 
 def joined(folder: Path) -> None:
@@ -146,3 +174,16 @@ def joined(folder: Path) -> None:
     run(on_ray=False).write_parquet(folder / "alone.parquet")
     with scoring.connected(project, store.storage, Stages(store.storage, Silent())):
         run(on_ray=True, rows_a_task=FILES * ROWS // PIECES).write_parquet(folder / "joined.parquet")
+
+
+def scored(folder: Path) -> None:
+    """The answers to some of the rows, of this process, and of Ray however few they are."""
+    project = load(folder / "scored.yaml")
+    storage = Storage.open(project.storage)
+    packed = packages.write(storage.path("packed"), project, 2.0)
+    packages.crown(storage, packages.NAME, 1, packed)
+    run = partial(scoring.predict, project, storage, Silent(), str(folder / "rows" / "0?.csv"))
+    run(folder / "answered.parquet")
+    score.SMALL_ROWS = 0
+    said = run(folder / "answers.parquet")
+    assert said["scored"] == said["rows"] == SCORED * ROWS
