@@ -122,6 +122,7 @@ _TYPED = {
 _LABELS: list[Any] = [
     [{"request_id": "id-1", "row": 0, "label": True}, {"request_id": "id-2", "row": 1, "label": "no"}],
     {"request_id": ["id-1", "id-2"], "label": [1, 0]},
+    [{"request_id": "id-1", "row": 0, "label": "canary"}],
     [{"site": "a", "time": "2016-11-01T00:00:00Z", "hour": 7, "holiday": True, "label": 1.0}],
 ]
 
@@ -343,10 +344,8 @@ _QUOTED = ("name", "datatype", "id", "binary_data_size", "columns")
 
 
 def quotable(sample: Sample) -> bytes:
-    """All of a request that is no value of a row to be predicted: headers, names of columns, and the like."""
+    """All of a request that is no value of a row or a label: headers, names of columns, and the like."""
     headers = b" ".join(value for _, value in sample.headers)
-    if sample.action == LABELS:
-        return sample.body + headers
     document, _ = _split(sample)
     try:
         names = " ".join(_names(_read(sample.action, document))).encode("utf-8", "replace")
