@@ -46,7 +46,7 @@ def test_csv_and_parquet_are_taken_in_alike(live: Path) -> None:
     ("name", "content", "said"),
     [
         ("truth.csv", CSV.replace("1.5", "much"), "truth.csv: row 1 of the labels: 'much' is not a number"),
-        ("truth.csv", "a\n", "truth.csv: labels need a column 'label'; there are a"),
+        ("truth.csv", "a\n", "truth.csv: labels need a column 'label'; there are 'a'"),
         ("truth.csv", "", "truth.csv: cannot be read"),
         ("truth.parquet", CSV, "truth.parquet: cannot be read"),
         ("none.csv", None, "none.csv: cannot be read"),
