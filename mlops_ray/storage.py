@@ -118,23 +118,22 @@ class Storage:
 
         Raises `StorageError` where the other is going on.
         """
-        with self.path(ERASURE).open("a") as file:
-            try:
-                fcntl.flock(file, (fcntl.LOCK_EX if erases else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                goes_on = "features are being read" if erases else "rows are being erased"
-                raise StorageError(f"{goes_on} in {self.root}; try again when that has ended") from None
+        lock = locked(self.path(ERASURE), shared=not erases)
+        if lock is None:
+            goes_on = "features are being read" if erases else "rows are being erased"
+            raise StorageError(f"{goes_on} in {self.root}; try again when that has ended")
+        with lock:
             yield
 
 
-def locked(path: Path) -> IO[str] | None:
-    """The file, locked for as long as it is open; `None` where another has it.
+def locked(path: Path, *, shared: bool = False) -> IO[str] | None:
+    """The file, locked for as long as it is open, with others who share it; `None` where another has it.
 
     Raises `OSError` where the file system knows no locks.
     """
     file = path.open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         file.close()
         if isinstance(error, BlockingIOError):

@@ -6,14 +6,13 @@ from typing import Any
 import orjson
 import polars as pl
 
+from mlops_ray.data.labels import SHOWN_CHARACTERS
 from mlops_ray.errors import InvalidRowError, RequestError, TooLargeError, UnsupportedMediaTypeError
 
 JSON, CSV = "application/json", "text/csv"
 #: Labels that one request may bring.
 MOST_LABELS = 100_000
 MOST_COLUMNS = 100
-#: Characters of a name that an error shows.
-SHOWN_NAME = 40
 
 
 def decode(body: bytes, content_type: str) -> pl.DataFrame:
@@ -63,7 +62,7 @@ def _limit_columns(names: Collection[str]) -> None:
 def _series(name: str, values: list[Any]) -> pl.Series:
     for at, value in enumerate(values):
         if not isinstance(value, str | int | float | bool | None):
-            raise InvalidRowError("is no plain value", row=at, column=name[:SHOWN_NAME])
+            raise InvalidRowError("is no plain value", row=at, column=name[:SHOWN_CHARACTERS])
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float}:
         return pl.Series(name, values, dtype=pl.Float64 if float in kinds else pl.Int64)
