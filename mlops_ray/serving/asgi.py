@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import orjson
+import polars as pl
 
 from mlops_ray.data import error_log
 from mlops_ray.errors import (
@@ -37,6 +38,8 @@ NO_WEBSOCKET: Message = {"type": "websocket.close", "code": 1008}
 REQUEST_ID = "x-request-id"
 #: Characters of a caller's request id; a longer one is not kept. Digits of a body's length that are read.
 MOST_ID, MOST_LENGTH = 128, 18
+#: Whatever may go wrong with a request, which others must not feel: a panic of Polars is no `Exception`.
+DEFECTS: tuple[type[BaseException], ...] = (Exception, pl.exceptions.PanicException)
 #: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -179,7 +182,7 @@ def json_reply(document: Any, status: int = 200) -> Reply:
     return Reply(status, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
-def error_reply(error: Exception, call: Call, version: str = "") -> Reply:
+def error_reply(error: BaseException, call: Call, version: str = "") -> Reply:
     """The reply that an error is worth: ours by its status, any other a 500 that says nothing but the id.
 
     The error log hears of it; `version` is what was asked.

@@ -22,7 +22,7 @@ from mlops_ray.data.rows import Rows
 from mlops_ray.errors import CallerGoneError, DeadlineError, StorageError
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.predictor import Answer
-from mlops_ray.serving.asgi import shown
+from mlops_ray.serving.asgi import DEFECTS, shown
 from mlops_ray.serving.costs import Line
 
 logger = logging.getLogger(__name__)
@@ -240,12 +240,12 @@ class Batcher:
             if self._waiting:
                 self._again(0.0)
 
-    def _tried(self, batch: Sequence[_Waiting]) -> Answer | Exception:
+    def _tried(self, batch: Sequence[_Waiting]) -> Answer | BaseException:
         """What came of a batch, in this thread or another."""
         began = self.clock()
         try:
             return self.work([waiting.rows for waiting in batch])
-        except Exception as error:  # noqa: BLE001 - handed on to whoever waits
+        except DEFECTS as error:  # handed on to whoever waits
             return error
         finally:
             rows = sum(waiting.height for waiting in batch)
@@ -253,9 +253,9 @@ class Batcher:
             self.batches += 1
             self.rows += rows
 
-    def _settle(self, batch: Sequence[_Waiting], found: Answer | Exception) -> bool:
+    def _settle(self, batch: Sequence[_Waiting], found: Answer | BaseException) -> bool:
         """Tells who waits what came of it; `False` where each must be tried alone first."""
-        if not isinstance(found, Exception):
+        if not isinstance(found, BaseException):
             self._hand_out(batch, found)
         elif len(batch) == 1 or isinstance(found, StorageError):
             for waiting in batch:

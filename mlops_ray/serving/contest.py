@@ -22,7 +22,7 @@ from mlops_ray.data.rows import Rows, Values
 from mlops_ray.errors import RequestError
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
-from mlops_ray.serving.asgi import shown
+from mlops_ray.serving.asgi import DEFECTS, shown
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.routing import Split
 
@@ -180,7 +180,7 @@ class Contest:
                 for copy, part in found:
                     self._compare(copy, part, latency_us)
                 await asyncio.sleep(max(REST * (time.monotonic() - began), LEAST_REST_S))
-        except Exception as error:
+        except DEFECTS as error:
             logger.error("copies of requests were not compared", exc_info=shown(error))
         finally:
             self._copying = None
@@ -196,13 +196,13 @@ class Contest:
                 found.append((copy, None))
         try:
             return found + self._answered(asked)
-        except Exception:  # noqa: BLE001 - which of them it was is looked for
+        except DEFECTS:  # which of them it was is looked for
             return found + [pair for one in asked for pair in self._alone(one)]
 
     def _alone(self, one: tuple[Copy, Rows]) -> list[tuple[Copy, Part | None]]:
         try:
             return self._answered([one])
-        except Exception as error:
+        except DEFECTS as error:
             logger.error(
                 "request %s: the challenger does not answer its copy", one[0].id, exc_info=shown(error)
             )

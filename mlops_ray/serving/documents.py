@@ -33,9 +33,7 @@ def parse(body: bytes) -> Any:
     """
     if not body.strip():
         raise RequestError("the body is empty; send a JSON object")
-    brackets = body.count(b"[") + body.count(b"{")
-    if brackets > MAX_BRACKETS:
-        raise TooLargeError(f"the JSON holds {brackets} lists and objects, more than {MAX_BRACKETS}")
+    brackets = limit_brackets(body)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -45,6 +43,14 @@ def parse(body: bytes) -> Any:
     if brackets > MAX_DEPTH and not _is_shallow(body):
         _check_depth(document)
     return document
+
+
+def limit_brackets(body: bytes, most: int = MAX_BRACKETS) -> int:
+    """How many lists and objects a body holds at most; raises `TooLargeError` before any of them is made."""
+    brackets = body.count(b"[") + body.count(b"{")
+    if brackets > most:
+        raise TooLargeError(f"the JSON holds {brackets} lists and objects, more than {most}")
+    return brackets
 
 
 def _is_shallow(body: bytes) -> bool:
@@ -112,10 +118,10 @@ def as_list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def limit_rows(rows: int) -> None:
+def limit_rows(rows: int, most: int = MAX_ROWS) -> None:
     """Raises `TooLargeError` for more rows than one request may have."""
-    if rows > MAX_ROWS:
-        raise TooLargeError(f"{rows} rows are more than {MAX_ROWS}; send several requests")
+    if rows > most:
+        raise TooLargeError(f"{rows} rows are more than {most}; send several requests")
 
 
 def limit_columns(names: Collection[str]) -> None:

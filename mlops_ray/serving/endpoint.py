@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +13,6 @@ from mlops_ray.data import labels
 from mlops_ray.data.prediction_log import CHALLENGER, CHAMPION
 from mlops_ray.data.rows import Rows
 from mlops_ray.errors import (
-    CallerGoneError,
     DataError,
     DeadlineError,
     InvalidRowError,
@@ -31,9 +29,10 @@ from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.models import Values
 from mlops_ray.serving import protocol, truth
 from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Place, Rates, deadline
-from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
+from mlops_ray.serving.asgi import DEFECTS, Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
+from mlops_ray.serving.bulkhead import Bulkhead
 from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, Contest, Copy, Tried
 from mlops_ray.serving.refusals import invalid, refuse_rejected
 from mlops_ray.serving.versions import Live, Versions
@@ -50,6 +49,8 @@ BODY_S = 10.0
 SMALL_BYTES = 262_144
 #: Bodies that may be on their way at a time, each of at most 16 MB.
 MOST_BODIES = 64
+#: Bytes of large bodies that may wait until they are read, and of labels.
+MOST_UNREAD = 2**27
 #: Rows whose contributions one request may ask for: of 300 trees they take about 4 ms each.
 MOST_EXPLAINED = 256
 #: Requests that may wait for their contributions.
@@ -89,8 +90,10 @@ class Endpoint(Application):
         self._patience_s = PATIENCE * p99_ms / 1000
         self.admission, self._load = Admission(self._patience_s), Load(p99_ms / 1000)
         self._rates, self._bodies = Rates(), 0
-        self._one_large, self._one_why, self._whys = asyncio.Lock(), asyncio.Lock(), 0
-        self._explaining = ThreadPoolExecutor(1, "explains")
+        # Each takes up to a second, for which others are not to wait.
+        self._large = Bulkhead("large requests", MOST_UNREAD)
+        self._labels = Bulkhead("labels", MOST_UNREAD)
+        self._whys = Bulkhead("explanations", MOST_WHYS)
 
     def take(self, call: Call) -> Reply | Awaitable[Reply]:
         """What becomes the reply to one HTTP request; at once where its head says that it is refused.
@@ -195,7 +198,7 @@ class Endpoint(Application):
         began_ns, answers = time.perf_counter_ns(), None
         try:
             reply, answers = await self._answer(call, live, action, body, asked)
-        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+        except DEFECTS as error:  # whatever happens, the caller gets an answer
             reply = error_reply(error, call, live.version)
         latency_us = _since_us(began_ns)
         is_late = latency_us >= self._patience_s * 1e6
@@ -227,13 +230,10 @@ class Endpoint(Application):
 
     async def _take_labels(self, call: Call, live: Live) -> Reply:
         """Stores what came true; it is on disk when the caller hears how many were taken."""
-        try:
-            body = await self._arrived(call, BODY_S)
-        except TimeoutError:
-            raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
-        # As long as others are to be answered: one at a time, in a thread.
-        async with self._one_large:
-            taken = await asyncio.to_thread(self._store_labels, body, call.header("content-type") or "", live)
+        until = deadline(call.header(TIMEOUT), self.admission.clock())
+        body = await self._arrived(call, until)
+        store = partial(self._store_labels, body, call.header("content-type") or "", live)
+        taken = await self._labels.run(store, until=until, is_gone=call.is_gone, size=len(body))
         return json_reply({"labels": taken, "id": call.id})
 
     def _store_labels(self, body: bytes, content_type: str, live: Live) -> int:
@@ -279,7 +279,7 @@ class Endpoint(Application):
     ) -> tuple[Reply, Values]:
         """A version's reply to a request whose body is there, and its answers."""
         until, place = asked.until, asked.place
-        request = await self._request(call, live, action, body)
+        request = await self._request(call, live, action, body, until)
         wants_why = request.parameters.get("explain") is True
         # What cannot be read costs next to nothing, and would make the others look as cheap.
         self._load.arrived += 1
@@ -309,13 +309,14 @@ class Endpoint(Application):
         live.tally.keys[asked.caller] += part.stop - part.start
         return reply, part.values
 
-    async def _request(self, call: Call, live: Live, action: str, body: bytes) -> protocol.Request:
+    async def _request(
+        self, call: Call, live: Live, action: str, body: bytes, until: float | None
+    ) -> protocol.Request:
         try:
             if len(body) <= SMALL_BYTES:
                 return _decode(call, live, action, body)
-            # It takes up to a second, while which others are to be answered: one at a time, in a thread.
-            async with self._one_large:
-                return await asyncio.to_thread(_decode, call, live, action, body)
+            decode = partial(_decode, call, live, action, body)
+            return await self._large.run(decode, until=until, is_gone=call.is_gone, size=len(body))
         except InvalidRowError as error:
             if error.column is not None:
                 rule = "missing_column" if error.row is None else "type"
@@ -333,26 +334,25 @@ class Endpoint(Application):
             )
         if call.is_whole:
             return await call.body(protocol.MAX_BODY_BYTES)
-        left_s = BODY_S if asked.until is None else asked.until - self.admission.clock()
         # Who sends slowly is in nobody's way.
         asked.place.leave()
+        body = await self._arrived(call, asked.until)
+        asked.place.enter()
+        return body
+
+    async def _arrived(self, call: Call, until: float | None) -> bytes:
+        """A body that is on its way, with few others; it must come soon, and before the deadline."""
+        if self._bodies >= MOST_BODIES:
+            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
+        left_s = BODY_S if until is None else until - self.admission.clock()
+        self._bodies += 1
         try:
-            body = await self._arrived(call, min(left_s, BODY_S))
+            async with asyncio.timeout(min(left_s, BODY_S)):
+                return await call.body(protocol.MAX_BODY_BYTES)
         except TimeoutError:
             if left_s < BODY_S:
                 raise DeadlineError("the body had not come before the deadline") from None
             raise SlowBodyError(f"the body has not come within {BODY_S:.0f} s") from None
-        asked.place.enter()
-        return body
-
-    async def _arrived(self, call: Call, within_s: float) -> bytes:
-        """A body that is on its way, with few others at a time; raises `TimeoutError` where it stays away."""
-        if self._bodies >= MOST_BODIES:
-            raise OverloadedError(f"{MOST_BODIES} bodies are on their way already; ask again later")
-        self._bodies += 1
-        try:
-            async with asyncio.timeout(within_s):
-                return await call.body(protocol.MAX_BODY_BYTES)
         finally:
             self._bodies -= 1
 
@@ -369,21 +369,8 @@ class Endpoint(Application):
             raise TooLargeError(f"{rows} rows; at most {MOST_EXPLAINED} are explained at once")
         if np.isnan(part.values).any():
             return None
-        if self._whys >= MOST_WHYS:
-            raise OverloadedError(f"{MOST_WHYS} explanations wait already; ask again later")
-        left_s = None if until is None else until - self.admission.clock()
-        self._whys += 1
-        try:
-            # It takes as long as many predictions, for which others wait: one at a time, in a thread.
-            async with asyncio.timeout(left_s), self._one_why:
-                if call.is_gone():
-                    raise CallerGoneError("the caller has gone")
-                explain = partial(live.served.predictor.explain, part.features, live.served.hidden)
-                return await asyncio.get_running_loop().run_in_executor(self._explaining, explain)
-        except TimeoutError:
-            raise DeadlineError("there was no explanation before the deadline") from None
-        finally:
-            self._whys -= 1
+        explain = partial(live.served.predictor.explain, part.features, live.served.hidden)
+        return await self._whys.run(explain, until=until, is_gone=call.is_gone)
 
 
 #: Characters of a path that an error shows.
@@ -393,7 +380,7 @@ SHOWN_PATH = 200
 async def _replied(call: Call, answer: Awaitable[Reply], live: Live | None = None) -> Reply:
     try:
         return await answer
-    except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+    except DEFECTS as error:  # whatever happens, the caller gets an answer
         return error_reply(error, call, _version(live))
 
 

@@ -29,9 +29,11 @@ def from_document(document: dict[str, Any], names: Sequence[str]) -> dict[str, S
     return _instances(table, names)
 
 
-def _by_position(table: list[Any], names: Sequence[str], form: str) -> dict[str, Sequence[Any]]:
+def _by_position(
+    table: list[Any], names: Sequence[str], form: str, most: int = MAX_ROWS
+) -> dict[str, Sequence[Any]]:
     """Rows that are lists → columns."""
-    limit_rows(len(table))
+    limit_rows(len(table), most)
     limit_columns(names)
     for row, values in enumerate(table):
         if not isinstance(values, list) or len(values) != len(names):
@@ -74,13 +76,13 @@ def _flat(values: Any, name: str) -> list[Any]:
     return [v[0] if isinstance(v, list) and len(v) == 1 else v for v in listed]
 
 
-def from_csv(body: bytes) -> dict[str, Sequence[Any]]:
-    """The columns of a CSV whose first line names them, all values as text."""
+def from_csv(body: bytes, most: int = MAX_ROWS) -> dict[str, Sequence[Any]]:
+    """The columns of a CSV whose first line names them, all values as text; `most` rows of it."""
     try:
         text = body.removeprefix(codecs.BOM_UTF8).decode()
         lines = (row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row)
         # One more than may be there, and the header: enough to see that it is too many.
-        header, *table = itertools.islice(lines, MAX_ROWS + 2)
+        header, *table = itertools.islice(lines, most + 2)
     except UnicodeDecodeError:
         raise RequestError("the CSV is not UTF-8") from None
     except csv.Error as error:
@@ -90,4 +92,4 @@ def from_csv(body: bytes) -> dict[str, Sequence[Any]]:
     limit_columns(header)
     if len(set(header)) != len(header):
         raise RequestError("the CSV names a column twice")
-    return _by_position(table, header, "the CSV")
+    return _by_position(table, header, "the CSV", most)

@@ -1,6 +1,6 @@
 """The body of a request that tells what came true, as rows."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import orjson
@@ -8,11 +8,14 @@ import polars as pl
 
 from mlops_ray.data.labels import SHOWN_CHARACTERS
 from mlops_ray.errors import InvalidRowError, RequestError, TooLargeError, UnsupportedMediaTypeError
+from mlops_ray.serving import documents, tables
 
 JSON, CSV = "application/json", "text/csv"
 #: Labels that one request may bring.
 MOST_LABELS = 100_000
 MOST_COLUMNS = 100
+#: As `documents.MAX_BRACKETS`, some for the texts among the labels.
+MOST_BRACKETS = 4 * MOST_LABELS
 
 
 def decode(body: bytes, content_type: str) -> pl.DataFrame:
@@ -23,9 +26,12 @@ def decode(body: bytes, content_type: str) -> pl.DataFrame:
     kind = content_type.partition(";")[0].strip().lower() or JSON
     try:
         if kind == CSV:
-            return _limited(pl.read_csv(body, infer_schema=False))
+            columns = tables.from_csv(body, MOST_LABELS)
+            _limit_columns(columns)
+            return _limited(pl.DataFrame([_text(name, values) for name, values in columns.items()]))
         if kind != JSON:
             raise UnsupportedMediaTypeError(f"labels come as {JSON} or {CSV}, not as {kind[:60]!r}")
+        documents.limit_brackets(body, MOST_BRACKETS)
         found = orjson.loads(body)
         return _limited(_frame(found["labels"] if isinstance(found, dict) else None))
     except orjson.JSONDecodeError as error:
@@ -69,6 +75,11 @@ def _series(name: str, values: list[Any]) -> pl.Series:
     if kinds == {bool}:
         return pl.Series(name, values, dtype=pl.Boolean)
     return pl.Series(name, [None if value is None else str(value) for value in values], dtype=pl.String)
+
+
+def _text(name: str, values: Iterable[str]) -> pl.Series:
+    """Of a CSV, in which what is empty is missing."""
+    return pl.Series(name, [value or None for value in values], dtype=pl.String)
 
 
 def _limited(rows: pl.DataFrame) -> pl.DataFrame:

@@ -30,6 +30,7 @@ from mlops_ray.registry.package import Package
 from mlops_ray.registry.predictor import Answer, Predictor
 from mlops_ray.schema import Schema
 from mlops_ray.serving import record
+from mlops_ray.serving.asgi import DEFECTS
 from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
 from mlops_ray.serving.contest import Contest, Pace
@@ -310,7 +311,7 @@ class Versions:
             try:
                 await self.refresh()
                 pause_s = record.POLL_S
-            except Exception:  # whatever a package does, the poll goes on
+            except DEFECTS:  # whatever a package does, the poll goes on
                 # It may have been the moment's fault: tried again, less and less often.
                 self._seen, pause_s = None, min(2 * pause_s, MOST_PAUSE_S)
                 logger.exception("%s: the release cannot be followed; what answers goes on", self._model)
@@ -353,7 +354,7 @@ class Versions:
         """Holds a version; of one that cannot be loaded it is told why."""
         try:
             self._held[key] = await asyncio.to_thread(self._made, entry, FIRST_ASIDE)
-        except Exception as error:  # whatever a package does, the champion goes on
+        except DEFECTS as error:  # whatever a package does, the champion goes on
             logger.exception("%s: version %s cannot be loaded", self._model, entry["version"])
             self._errors[key] = one_line(error)[:MOST_SAID] or type(error).__name__
         finally:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,6 +71,27 @@ async def turns(count: int = 5) -> None:
     """Lets the loop run what is ready."""
     for _ in range(count):
         await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("aside", [0, 2])
+def test_a_panic_of_a_library_is_told_to_the_one_whose_rows_it_panics_at(aside: int) -> None:
+    def panics(batch: Sequence[Rows]) -> Answer:
+        table = together(batch)
+        if (table.frame["load"] == 77).any():
+            raise pl.exceptions.PanicException("index out of bounds")
+        return StandIn().answer(table)
+
+    async def run() -> list[Part | BaseException]:
+        batches = batcher(panics)
+        batches.aside = aside
+        both = (asyncio.ensure_future(batches.submit(rows(load))) for load in (1, 77))
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*both, return_exceptions=True)
+
+    right, wrong = asyncio.run(run())
+    assert isinstance(right, Part)
+    assert right.values.tolist() == [2]
+    assert isinstance(wrong, pl.exceptions.PanicException)
 
 
 @given(st.lists(st.lists(st.floats(0, 1000), min_size=1, max_size=12), min_size=1, max_size=20))

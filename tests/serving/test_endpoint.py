@@ -7,18 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
+import polars as pl
 import pytest
 
 from mlops_ray import keys
 from mlops_ray.config import Batching
 from mlops_ray.data import error_log, labels, prediction_log
 from mlops_ray.data.prediction_log import PredictionLog
-from mlops_ray.errors import PackageError, StorageError
+from mlops_ray.errors import PackageError, RequestError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring.deltas import Outbox
-from mlops_ray.serving import record, release
+from mlops_ray.serving import record, release, truth
 from mlops_ray.serving.admission import LET_IN
-from mlops_ray.serving.endpoint import MOST_BODIES, MOST_WHYS, SMALL_BYTES, Endpoint
+from mlops_ray.serving.endpoint import MOST_BODIES, MOST_UNREAD, MOST_WHYS, SMALL_BYTES, Endpoint
 from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
 from tests.serving.calls import Answered, call, call_async, run
@@ -557,7 +558,7 @@ def test_so_many_explanations_may_wait_and_no_more(service: Service) -> None:
         await asyncio.to_thread(begun.wait, 60)
         late = await one(**{"x-timeout-ms": "20"})
         waiting.append(asyncio.ensure_future(one()))
-        while service.endpoint._whys < MOST_WHYS:
+        while service.endpoint._whys.waiting < MOST_WHYS:
             await asyncio.sleep(0)
         refused = await one()
         # Nobody waits for them, and no replica is started for their sake.
@@ -568,7 +569,7 @@ def test_so_many_explanations_may_wait_and_no_more(service: Service) -> None:
     answered, late, refused = run(everyone())
     assert {reply.status for reply in answered} == {200}
     assert (late.status, refused.status) == (504, 429)
-    assert service.endpoint.admission.requests == service.endpoint._whys == 0
+    assert service.endpoint.admission.requests == service.endpoint._whys.waiting == 0
 
 
 def test_so_many_bodies_may_be_on_their_way_and_no_more(service: Service) -> None:
@@ -588,6 +589,79 @@ def test_a_large_body_is_read_as_a_small_one_is(service: Service) -> None:
     wrong = orjson.dumps({"dataframe_records": [ROW | {"load": "x"}]}) + b" " * SMALL_BYTES
     assert service.call("POST", "/invocations", body=wrong, headers=headers).status == 422
     assert service.delta["1"]["traffic"]["invalid"] == [["load", "type", 1]]
+
+
+#: A large body that asks for a prediction, and one of labels; each with its route and role.
+LARGE = [
+    ("/invocations", "predict", orjson.dumps(RECORDS) + b" " * SMALL_BYTES),
+    ("/labels", "label", b'{"labels": [{"request_id": "a", "row": 0, "label": 1}]}' + b" " * SMALL_BYTES),
+]
+
+
+@pytest.mark.parametrize(("path", "role", "body"), LARGE)
+def test_what_is_large_waits_no_longer_than_its_caller_and_no_more_of_it_than_there_is_room_for(
+    service: Service, path: str, role: str, body: bytes
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert end.wait(60)
+
+    async def one(**headers: str) -> Answered:
+        headers |= {"content-type": "application/json"}
+        more: Any = {"key": service.keys[role], "body": body, "headers": headers}
+        return await call_async(service.endpoint, "POST", BASE + path, **more)
+
+    async def everyone() -> tuple[Answered, Answered, Answered]:
+        bulkhead = service.endpoint._large if role == "predict" else service.endpoint._labels
+        # Another's, which is read just now.
+        before = asyncio.ensure_future(bulkhead.run(slow, until=None, is_gone=lambda: False))
+        await asyncio.to_thread(begun.wait, 60)
+        late = await one(**{"x-timeout-ms": "20"})
+        bulkhead.waiting += MOST_UNREAD - len(body)
+        refused = await one()
+        bulkhead.waiting -= MOST_UNREAD - len(body)
+        waiting = asyncio.ensure_future(one())
+        end.set()
+        await before
+        return await waiting, late, refused
+
+    answered, late, refused = run(everyone())
+    assert (answered.status, late.status, refused.status) == (200, 504, 429)
+    assert refused.headers["retry-after"] == "1"
+    assert service.endpoint.admission.requests == 0
+
+
+def test_a_panic_of_a_library_is_a_500_for_the_row_that_it_panics_at_alone(service: Service) -> None:
+    predictor = service.versions.champion.served.predictor  # type: ignore[union-attr]
+    answer = predictor.answer
+
+    def panics(asked: Any) -> Any:
+        if (asked.frame["load"] == 77).any():
+            raise pl.exceptions.PanicException("called `Option::unwrap()` on a `None` value")
+        return answer(asked)
+
+    predictor.answer = panics
+
+    async def both() -> list[Answered]:
+        asked = (
+            call_async(
+                service.endpoint,
+                "POST",
+                f"{BASE}/invocations",
+                key=service.keys["predict"],
+                json={"dataframe_records": [ROW | {"load": load}]},
+            )
+            for load in (1.5, 77)
+        )
+        async with asyncio.timeout(60):
+            return await asyncio.gather(*asked)
+
+    right, wrong = run(both())
+    assert right.json["predictions"] == [ANSWER]
+    assert (wrong.status, wrong.json["error"]) == (500, "internal error")
+    assert service.endpoint.admission.requests == 0
 
 
 @pytest.mark.parametrize("rows", [1, 2])
@@ -654,6 +728,7 @@ def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) 
         (b'{"labels": [{"n": 1.9, "time": "2016-11-01T00:00:00Z", "label": 1}]}', 422),
         (b'{"labels": [{"request_id": "a", "row": 99999999999999, "label": 1}]}', 422),
         (b'{"labels": [{"request_id": "a", "row": 1.5, "label": 1}]}', 422),
+        (b'{"labels": [' + b",".join([b"{}"] * 100_001) + b"]}", 413),
     ],
 )
 def test_what_is_no_label_is_refused_and_stores_nothing(service: Service, body: bytes, status: int) -> None:
@@ -672,6 +747,9 @@ def test_what_is_no_label_is_refused_and_stores_nothing(service: Service, body: 
             400,
             "text/csv",
         ),
+        (b"request_id,row,label\n" + b"a,0,1\n" * 100_001, 413, "text/csv"),
+        (b"request_id,row,label\na,0\n", 400, "text/csv"),
+        (b"label,label\n1,1\n", 400, "text/csv"),
         (b'{"labels": [{"request_id": "a", "label": "' + b"x" * 5_000 + b'"}]}', 422, "application/json"),
         (b'{"labels": [{"request_id": "a", "' + b"x" * 5_000 + b'": [1]}]}', 422, "application/json"),
     ],
@@ -683,6 +761,28 @@ def test_what_is_no_label_is_refused_with_a_sentence_that_a_log_can_hold(
     assert reply.status == status
     assert len(reply.json["error"]) < 1_000
     assert stored(service) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b'{"labels": [' + b",".join([b"{}"] * 400_001) + b"]}", "application/json", 413),
+        (b"," * 2**23 + b"\nx\n", "text/csv", 413),
+        (b'"a\n"' + b"," * 2**23 + b"\nx\n", "text/csv", 413),
+    ],
+)
+def test_of_labels_that_are_too_many_nothing_is_made(
+    monkeypatch: pytest.MonkeyPatch, body: bytes, kind: str, status: int
+) -> None:
+    def made(*_: object, **__: object) -> None:
+        raise AssertionError("a table was made of it")
+
+    monkeypatch.setattr(pl, "read_csv", made)
+    monkeypatch.setattr(pl, "DataFrame", made)
+    monkeypatch.setattr(orjson, "loads", made)
+    with pytest.raises(RequestError) as caught:
+        truth.decode(body, kind)
+    assert caught.value.status == status
 
 
 @pytest.mark.parametrize(("role", "status"), [("predict", 403), ("read", 403), (None, 401), ("admin", 200)])
