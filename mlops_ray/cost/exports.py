@@ -195,12 +195,22 @@ def _gib(said: str) -> float:
 #: Family, vCPU, and where fewer of them are there to be used, how many, e.g. Standard_E4-2s_v5: names of
 #: https://learn.microsoft.com/azure/virtual-machines/vm-naming-conventions
 _AZURE = re.compile(r"(?:Standard|Basic)_(?P<family>[A-Z]+)(?P<vcpu>\d+)(?:-(?P<fewer>\d+))?")
+#: The first series number their sizes instead: A, D and its second, and G; also as Promo, and D15 as D15i.
+_NUMBERED = re.compile(r"(?:Standard|Basic)_(A(?!\d+_v2)|[DG])S?(\d+)i?(?:_v2)?(?:_Promo)?")
+#: How many vCPU their sizes have, by the tables of
+#: https://learn.microsoft.com/azure/virtual-machines/sizes-previous-gen
+_VCPU = {
+    "A": {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 8: 8, 9: 16, 10: 8, 11: 16},
+    "D": {1: 1, 2: 2, 3: 4, 4: 8, 5: 16, 11: 2, 12: 4, 13: 8, 14: 16, 15: 20},
+    "G": {1: 2, 2: 4, 3: 8, 4: 16, 5: 32},
+}
 
 
 def azure(text: str, asked: Asked) -> Imported:
     """What the Azure Retail Prices API answers (`{"Items": […]}`), one page or several joined.
 
-    Its names tell vCPU, but neither memory nor GPUs: machines with GPUs (N) need a shape.
+    Its names tell vCPU, by themselves or by tables of the first series, but neither memory nor GPUs: machines
+    with GPUs (N) need a shape, as does what is in no table.
     """
     found, sizeless = [], set()
     for item in _json(text, asked.source, "Items")["Items"]:
@@ -241,13 +251,16 @@ def _azure_shape(type: str, shapes: Mapping[str, Shape]) -> Shape | None:
     match = _AZURE.match(type)
     if type in shapes or match is None or match["family"].startswith("N"):
         return shapes.get(type)
+    if numbered := _NUMBERED.fullmatch(type):
+        vcpu = _VCPU[numbered[1]].get(int(numbered[2]))
+        return None if vcpu is None else Shape(vcpu)
     return Shape(float(match["fewer"] or match["vcpu"]))
 
 
 def _unknown(types: Iterable[str]) -> list[str]:
     named = sorted(types)
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    said = f"left out, since their size is not told (shapes): {', '.join(named[:5])}{more}"
+    said = f"left out, since their names tell no size (give it in --shapes): {', '.join(named[:5])}{more}"
     return [said] if named else []
 
 

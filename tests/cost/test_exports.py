@@ -180,6 +180,42 @@ def test_of_azure_spot_is_told_apart_and_windows_and_reservations_are_left_out()
     assert (told.prices[-1].gpu, told.prices[-1].gpus, told.notes) == ("T4", 1, [])
 
 
+@pytest.mark.parametrize(
+    ("name", "vcpu"),
+    [
+        ("Basic_A3", 4),
+        ("Standard_A5", 2),
+        ("Standard_A7", 8),
+        ("Standard_A4_v2", 4),
+        ("Standard_A2m_v2", 2),
+        ("Standard_D3", 4),
+        ("Standard_D2_v2", 2),
+        ("Standard_DS4_v2", 8),
+        ("Standard_D11_v2", 2),
+        ("Standard_D13_v2", 8),
+        ("Standard_D13_v2_Promo", 8),
+        ("Standard_DS13-2_v2", 2),
+        ("Standard_DS15i_v2", 20),
+        ("Standard_D4_v3", 4),
+        ("Standard_G5", 32),
+        ("Standard_GS1", 2),
+        ("Standard_M416s_v2", 416),
+    ],
+)
+def test_azures_first_series_number_their_sizes_and_later_ones_tell_their_vcpu(name: str, vcpu: int) -> None:
+    found = imported("azure", json.dumps({"Items": [D4 | {"armSkuName": name}]}), Asked(DAY, "azure.json"))
+    assert [(price.type, price.vcpu) for price in found.prices] == [(name, vcpu)]
+
+
+def test_a_size_of_azures_first_series_that_is_in_no_table_is_left_out_until_it_is_told() -> None:
+    text = json.dumps({"Items": [D4, D4 | {"armSkuName": "Standard_D16_v2"}]})
+    found = imported("azure", text, Asked(DAY, "azure.json"))
+    assert [price.type for price in found.prices] == ["Standard_D4s_v5"]
+    assert found.notes == ["left out, since their names tell no size (give it in --shapes): Standard_D16_v2"]
+    shapes = {"Standard_D16_v2": Shape(32, 64)}
+    assert imported("azure", text, Asked(DAY, "azure.json", shapes=shapes)).prices[1].vcpu == 32
+
+
 def test_googles_parts_add_up_to_the_machines_that_are_asked_for() -> None:
     found = imported("gcp", json.dumps(GCP), Asked(DAY, "skus.json", shapes=SHAPES))
     # 4 cores and 16 GiB: 4 · 0.04 + 16 · 0.005; with a GPU 4 · 0.03 + 15 · 0.004 + 1.25 an hour.
