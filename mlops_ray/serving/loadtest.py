@@ -240,10 +240,10 @@ def quantile(counted: Iterable[Ticks], share: float) -> int:
 def search(
     offer: Offer, first: float, allowed: Objectives, say: Callable[[Probe], None] = lambda _: None
 ) -> Found:
-    """The highest rate at which the objectives hold, beginning at `first`; `say` is told of each probe.
+    """The highest rate at which the objectives hold, beginning at `first`, but not below `LEAST_RATE`.
 
-    A rate that fails is offered once more: a machine that did something else for a moment shows no limit.
-    Raises `ServiceError` where no rate holds.
+    `say` is told of each probe. A rate that fails is offered once more: a machine that did something else
+    for a moment shows no limit. Raises `ServiceError` where no rate holds.
     """
     seen = _Seen()
 
@@ -263,7 +263,7 @@ def search(
             if best.state == "holds":
                 break
             continue
-        rate = seen.next_rate(first)
+        rate = seen.next_rate(max(first, LEAST_RATE))
         if rate < LEAST_RATE:
             raise ServiceError(seen.hopeless(allowed))
         if len(seen.probes) > MOST_PROBES:
@@ -322,8 +322,14 @@ class _Seen:
 
     def hopeless(self, allowed: Objectives) -> str:
         worst = min(self.probes, key=lambda probe: probe.rate)
-        return (
-            f"no rate holds: at {worst.rate:.3g} requests/s, the lowest that was tried, the p99 was "
+        seen = (
+            f"at {worst.rate:.3g} requests/s, the lowest that was tried, the p99 was "
             f"{worst.p99_ms:g} ms (allowed {allowed.p99_ms:g}) and {worst.error_rate:.2%} failed "
-            f"(allowed {allowed.error_rate:.2%}); allow more under serving.slo, or look at one request first"
+            f"(allowed {allowed.error_rate:.2%})"
         )
+        if worst.p99_ms <= allowed.p99_ms and worst.error_rate <= allowed.error_rate:
+            return (
+                f"no rate is known to hold: {seen}, but {worst.requests} requests are too few to tell; load "
+                "more replicas together (--replicas), or ask for fewer rows at a time (--rows)"
+            )
+        return f"no rate holds: {seen}; allow more under serving.slo, or look at one request first"

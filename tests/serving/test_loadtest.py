@@ -180,6 +180,19 @@ def test_where_no_rate_holds_it_says_what_was_seen_at_the_lowest(server: Server)
         found(server, 200.0)
 
 
+@pytest.mark.parametrize("first", [0.0, 0.4, 0.5])
+def test_of_a_service_too_slow_to_be_measured_it_is_said_what_was_seen(first: float) -> None:
+    """Who waits for each answer asked it less than twice in a second."""
+    told: list[Probe] = []
+    with pytest.raises(ServiceError, match=r"no rate holds: at 0\.5 requests/s.*failed.*allow more"):
+        search(Server(0.2, 1), first, ALLOWED, told.append)
+    assert {probe.rate for probe in told} == {loadtest.LEAST_RATE}
+    patient = Objectives(p99_ms=10_000, error_rate=0.001)
+    server = Server(1.0, 1, varies=False)
+    with pytest.raises(ServiceError, match=r"is known to hold: at 0\.5 .*1\d\d requests are too few to tell"):
+        search(lambda rate: _as_late_as(server(rate), patient), first, patient)
+
+
 def test_a_service_that_never_holds_for_long_is_given_up() -> None:
     def offer(rate: float) -> Generator[Second]:
         for second in count():
