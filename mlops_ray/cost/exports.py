@@ -281,6 +281,12 @@ def gcp(text: str, asked: Asked) -> Imported:
         raise DataError(
             "Google sells cores and memory: say of what machines are made (shapes)", file=asked.source
         )
+    for type, shape in asked.shapes.items():
+        # What is missing would be had for nothing.
+        if not shape.memory_gib > 0:
+            raise DataError(f"{type} has no memory_gib (shapes), which is paid apart", file=asked.source)
+        if shape.gpus and not shape.gpu:
+            raise DataError(f"{type} has gpus, but no gpu (shapes) to say which", file=asked.source)
     rates: dict[tuple[str, bool], dict[str, float]] = defaultdict(dict)
     currencies = set()
     for sku in _json(text, asked.source, "skus")["skus"]:

@@ -3,6 +3,7 @@
 import copy
 import datetime as dt
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -227,6 +228,23 @@ def test_googles_parts_add_up_to_the_machines_that_are_asked_for() -> None:
     assert found.notes == ["not sold there: c9-standard-4"]
     with pytest.raises(DataError, match="say of what machines are made"):
         imported("gcp", json.dumps(GCP), Asked(DAY, "skus.json"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (Shape(4), "skus.json: n1-standard-4 has no memory_gib (shapes), which is paid apart"),
+        (Shape(4, float("nan")), "has no memory_gib"),
+        (Shape(4, 15, "", 1), "skus.json: n1-standard-4 has gpus, but no gpu (shapes) to say which"),
+        (Shape(4, 15, "Nvidia Tesla T4", 0), "Nvidia Tesla T4 is there how often?"),
+    ],
+)
+def test_a_machine_of_google_is_priced_with_its_memory_and_its_gpus_or_not_at_all(
+    shape: Shape, says: str
+) -> None:
+    asked = Asked(DAY, "skus.json", shapes={"n1-standard-4": shape})
+    with pytest.raises(DataError, match=re.escape(says)):
+        imported("gcp", json.dumps(GCP), asked)
 
 
 def _damaged(tree: Any, whole: Any) -> Iterator[Any]:
