@@ -12,6 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from mlops_ray.cost import prices
@@ -210,13 +211,18 @@ def azure(text: str, asked: Asked) -> Imported:
     """What the Azure Retail Prices API answers (`{"Items": […]}`), one page or several joined.
 
     Its names tell vCPU, by themselves or by tables of the first series, but neither memory nor GPUs: machines
-    with GPUs (N) need a shape, as does what is in no table.
+    with GPUs (N) need a shape, as does what is in no table. Of several prices of a machine the newest counts
+    that had begun by the day that is asked for.
     """
-    found, sizeless = [], set()
+    found: list[tuple[str, Price]] = []
+    sizeless, of_other_days = set(), set()
     for item in _json(text, asked.source, "Items")["Items"]:
         if not _is_linux(item) or asked.region not in (None, item["armRegionName"]):
             continue
         if asked.currency not in (None, item["currencyCode"]):
+            continue
+        if not _is_of(asked.date, item):
+            of_other_days.add(item["armSkuName"])
             continue
         size = _azure_shape(item["armSkuName"], asked.shapes or {})
         if size is None:
@@ -229,8 +235,24 @@ def azure(text: str, asked: Asked) -> Imported:
         }
         price = {"per_hour": item["retailPrice"], "currency": item["currencyCode"]}
         dated = {"source": asked.source, "date": asked.date}
-        found.append(_checked(about | size._asdict() | price | dated, asked.source, item["armSkuName"]))
-    return Imported(found, _unknown(sizeless))
+        checked = _checked(about | size._asdict() | price | dated, asked.source, item["armSkuName"])
+        found.append((str(item.get("effectiveStartDate") or ""), checked))
+    ordered = [price for _, price in sorted(found, key=itemgetter(0))]
+    if len(currencies := sorted({price.currency for price in ordered})) > 1:
+        raise DataError(f"is told in {' and '.join(currencies)}: choose a currency", file=asked.source)
+    unpriced = of_other_days.difference(sizeless, (price.type for price in ordered))
+    notes = _left_out(sizeless, "their names tell no size (give it in --shapes)")
+    return Imported(ordered, notes + _left_out(unpriced, f"they have no price of {asked.date} (--date)"))
+
+
+def _is_of(date: dt.date, item: Mapping[str, Any]) -> bool:
+    """Whether its price is that of a day: others have ended, or are to come."""
+    begin, end = item.get("effectiveStartDate"), item.get("effectiveEndDate")
+    return not (begin and _day(begin) > date) and not (end and _day(end) < date)
+
+
+def _day(said: Any) -> dt.date:
+    return dt.date.fromisoformat(str(said)[:10])
 
 
 def _is_linux(item: Mapping[str, Any]) -> bool:
@@ -257,11 +279,10 @@ def _azure_shape(type: str, shapes: Mapping[str, Shape]) -> Shape | None:
     return Shape(float(match["fewer"] or match["vcpu"]))
 
 
-def _unknown(types: Iterable[str]) -> list[str]:
+def _left_out(types: Iterable[str], why: str) -> list[str]:
     named = sorted(types)
     more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    said = f"left out, since their names tell no size (give it in --shapes): {', '.join(named[:5])}{more}"
-    return [said] if named else []
+    return [f"left out, since {why}: {', '.join(named[:5])}{more}"] if named else []
 
 
 #: What a SKU of the Compute Engine is called; custom sizes, sole tenancy and commitments are others.

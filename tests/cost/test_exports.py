@@ -2,6 +2,7 @@
 
 import copy
 import datetime as dt
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ D4 = {
     "currencyCode": "EUR",
     "retailPrice": 0.2,
     "armRegionName": "westeurope",
+    "effectiveStartDate": "2025-04-01T00:00:00Z",
     "productName": "Virtual Machines Dsv5 Series",
     "skuName": "Standard_D4s_v5",
     "serviceName": "Virtual Machines",
@@ -179,6 +181,32 @@ def test_of_azure_spot_is_told_apart_and_windows_and_reservations_are_left_out()
     shapes = {"Standard_NC4as_T4_v3": Shape(4, 28, "T4", 1)}
     told = imported("azure", json.dumps(AZURE), Asked(DAY, "azure.json", shapes=shapes))
     assert (told.prices[-1].gpu, told.prices[-1].gpus, told.notes) == ("T4", 1, [])
+
+
+def test_where_azure_tells_two_currencies_one_is_chosen_and_none_guessed() -> None:
+    text = json.dumps({"Items": [D4, D4 | {"currencyCode": "USD", "retailPrice": 0.23}]})
+    with pytest.raises(DataError, match=r"azure\.json: is told in EUR and USD: choose a currency"):
+        imported("azure", text, Asked(DAY, "azure.json"))
+    for currency, per_hour in (("EUR", 0.2), ("USD", 0.23)):
+        found = imported("azure", text, Asked(DAY, "azure.json", currency=currency))
+        assert [(price.currency, price.per_hour) for price in found.prices] == [(currency, per_hour)]
+
+
+def test_of_azures_prices_of_one_machine_the_newest_that_had_begun_counts_wherever_it_stands() -> None:
+    now = D4 | {"effectiveStartDate": "2026-10-01T00:00:00Z"}
+    ended = D4 | {"effectiveEndDate": "2026-09-30T23:59:59Z", "retailPrice": 0.3}
+    undated = D4 | {"effectiveStartDate": None, "retailPrice": 0.1}
+    to_come = D4 | {"effectiveStartDate": "2026-12-01T00:00:00Z", "retailPrice": 0.4}
+    for items in itertools.permutations([now, D4 | {"retailPrice": 0.1}, ended, undated, to_come]):
+        found = imported("azure", json.dumps({"Items": items}), Asked(DAY, "azure.json"))
+        assert [(price.per_hour, price.date) for price in found.prices] == [(0.2, DAY)]
+        assert found.notes == []
+    others = [to_come | {"armSkuName": "Standard_D8s_v5"}, ended | {"armSkuName": "Standard_D2s_v5"}]
+    found = imported("azure", json.dumps({"Items": [*others, now]}), Asked(DAY, "azure.json"))
+    assert figures(found) == {("Standard_D4s_v5", False): 0.2}
+    assert found.notes == [
+        "left out, since they have no price of 2026-11-01 (--date): Standard_D2s_v5, Standard_D8s_v5"
+    ]
 
 
 @pytest.mark.parametrize(
