@@ -87,10 +87,13 @@ def table(text: str, asked: Asked) -> Imported:
     renamed = {theirs: ours for ours, theirs in (asked.columns or {}).items()}
     if unknown := sorted(set(renamed.values()).difference(COLUMNS)):
         raise DataError(f"no column {unknown[0]!r} is wanted{did_you_mean(unknown[0], COLUMNS)}")
+    taken = set(renamed.values()).difference(renamed)
     defaults = {"date": asked.date, "source": asked.source, "currency": asked.currency}
     found: dict[tuple[str, str, bool], Price] = {}
     for row, theirs in enumerate(_rows(text, asked.source, renamed), start=2):
-        own = {renamed.get(name, name): value.strip() for name, value in theirs.items() if value}
+        # Another column that is called as ours is none of them where ours was named.
+        named = {renamed.get(name, name): theirs[name] for name in theirs if name not in taken}
+        own = {name: value.strip() for name, value in named.items()}
         try:
             each = prices.price(defaults | {n: v for n, v in own.items() if n in COLUMNS and v})
         except ValueError as error:
@@ -103,9 +106,13 @@ def table(text: str, asked: Asked) -> Imported:
 def _rows(text: str, file: str, needed: Iterable[str]) -> Iterable[dict[str, str]]:
     reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
+        named = reader.fieldnames or ()
         for name in needed:
-            if name not in (reader.fieldnames or ()):
-                raise DataError(f"no column {name!r}{did_you_mean(name, reader.fieldnames or ())}", file=file)
+            if name not in named:
+                raise DataError(f"no column {name!r}{did_you_mean(name, named)}", file=file)
+        for name in (*needed, *COLUMNS):
+            if named.count(name) > 1:
+                raise DataError(f"two columns are called {name!r}", file=file)
         for row in reader:
             if None in row or None in row.values():
                 raise DataError(

@@ -16,7 +16,7 @@ from mlops_ray.errors import DataError
 
 DAY = dt.date(2026, 11, 1)
 CSV = "Machine,vcpu,memory_gib,EUR/h,spot\nsmall,2,8,0.10,\nsmall,2,8,0.03,yes\n"
-OURS = {"type": "Machine", "per_hour": "EUR/h"}
+OURS = {"type": "Machine", "per_hour": "EUR/h", "vcpu": "vcpu"}
 
 PLAIN = {
     "instanceType": "m5.large",
@@ -134,8 +134,21 @@ def test_a_table_of_ones_own_is_read_by_what_its_columns_are_called() -> None:
 
 
 @pytest.mark.parametrize(
+    "text", ["type,vcpu,EUR/h,per_hour\nsmall,2,0.1,73\n", "type,vcpu,per_hour,EUR/h\nsmall,2,73,0.1\n"]
+)
+def test_a_column_that_is_named_is_taken_and_not_the_one_that_is_called_so_already(text: str) -> None:
+    asked = Asked(DAY, "mine.csv", currency="EUR", columns={"per_hour": "EUR/h"})
+    assert figures(imported("csv", text, asked)) == {("small", False): 0.1}
+    # Nor does the other one take its place where it is empty.
+    with pytest.raises(DataError, match=r"mine\.csv, row 2: .*per_hour"):
+        imported("csv", text.replace("0.1", ""), asked)
+
+
+@pytest.mark.parametrize(
     ("text", "columns", "says"),
     [
+        (CSV.replace("spot", "vcpu"), OURS, "mine.csv: two columns are called 'vcpu'"),
+        (CSV.replace("spot", "EUR/h"), OURS, "mine.csv: two columns are called 'EUR/h'"),
         (CSV.replace("0.03", "0,03,"), OURS, "mine.csv, row 3: has another number of columns"),
         (CSV.replace("0.03", "dear"), OURS, "mine.csv, row 3: per_hour: "),
         (CSV + CSV.splitlines()[1] + "1\n", OURS, "mine.csv, row 4: small (spot) has two prices"),
@@ -314,6 +327,11 @@ def test_what_is_no_export_is_said_to_be_none(format: str, text: str) -> None:
 def test_an_unknown_format_is_told_with_the_nearest() -> None:
     with pytest.raises(DataError, match=r"no format 'azur'; did you mean 'azure'\?"):
         imported("azur", "", Asked(DAY, "a.json"))
+
+
+def test_sizes_of_two_columns_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match=r"s\.csv: two columns are called 'vcpu'"):
+        exports.shapes("type,vcpu,vcpu\na,2,4\n", "s.csv")
 
 
 def test_sizes_that_are_no_numbers_are_said_with_their_row() -> None:
