@@ -65,7 +65,8 @@ def imported(format: str, text: str, asked: Asked) -> Imported:
         raise DataError(f"an entry is of another form: {one_line(error)}", file=asked.source) from None
     if not found.prices:
         where = f" of the region {asked.region!r}" if asked.region else ""
-        raise DataError(f"it has no price{where} of a plain Linux machine", file=asked.source)
+        told = "; ".join([f"it has no price{where} of a plain Linux machine", *found.notes])
+        raise DataError(told, file=asked.source)
     return Imported(_newest(found.prices), found.notes)
 
 
@@ -161,7 +162,7 @@ def aws(text: str, asked: Asked) -> Imported:
         for currency, per_hour in rates.items():
             told = said | size | {"currency": currency, "per_hour": per_hour, "source": asked.source}
             found.append(_checked(told, asked.source, f"sku {sku}"))
-    return Imported(found, ["spot prices are not in it, nor which GPU a machine has"])
+    return Imported(found, ["spot prices are not in it, nor which GPU a machine has"] if found else [])
 
 
 def _is_plain(about: Mapping[str, str]) -> bool:
@@ -337,8 +338,11 @@ def gcp(text: str, asked: Asked) -> Imported:
                 dated = {"currency": min(currencies), "source": asked.source, "date": asked.date}
                 found.append(_checked(about | shape._asdict() | dated, asked.source, type))
                 sold.add(type)
-    missing = sorted(set(asked.shapes) - sold)
-    return Imported(found, [f"not sold there: {', '.join(missing)}"] if missing else [])
+    why = (
+        "they are not sold there, or their parts are called otherwise (write them into the file of prices by "
+        "hand)"
+    )
+    return Imported(found, _left_out(set(asked.shapes) - sold, why))
 
 
 def _part(sku: Mapping[str, Any]) -> tuple[str, bool]:

@@ -258,6 +258,18 @@ def test_a_size_of_azures_first_series_that_is_in_no_table_is_left_out_until_it_
     assert imported("azure", text, Asked(DAY, "azure.json", shapes=shapes)).prices[1].vcpu == 32
 
 
+def test_where_an_export_has_no_price_that_is_wanted_it_is_said_what_was_left_out_and_why() -> None:
+    core, ram = (_sku(f"Compute optimized {part} running in Frankfurt", 0.04) for part in ("Core", "Ram"))
+    asked = Asked(DAY, "skus.json", shapes={"c2-standard-4": Shape(4, 16)})
+    with pytest.raises(DataError, match=r"no price of .*; left out, .* called otherwise .*: c2-standard-4"):
+        imported("gcp", json.dumps({"skus": [core, ram]}), asked)
+    graphic = json.dumps({"Items": AZURE["Items"][-1:]})
+    with pytest.raises(DataError, match=r"no price of .*; left out, .* \(give .*\): Standard_NC4as_T4_v3"):
+        imported("azure", graphic, Asked(DAY, "azure.json"))
+    with pytest.raises(DataError, match=r"no price of the region 'mars' of a plain Linux machine$"):
+        imported("aws", json.dumps(AWS), Asked(DAY, "ec2.json", region="mars"))
+
+
 def test_googles_parts_add_up_to_the_machines_that_are_asked_for() -> None:
     found = imported("gcp", json.dumps(GCP), Asked(DAY, "skus.json", shapes=SHAPES))
     # 4 cores and 16 GiB: 4 · 0.04 + 16 · 0.005; with a GPU 4 · 0.03 + 15 · 0.004 + 1.25 an hour.
@@ -266,7 +278,8 @@ def test_googles_parts_add_up_to_the_machines_that_are_asked_for() -> None:
         ("n2-standard-4", True): 0.056,
         ("n1-standard-4", False): 1.43,
     }
-    assert found.notes == ["not sold there: c9-standard-4"]
+    unknown = "left out, since they are not sold there, or their parts are called otherwise (write them into"
+    assert found.notes == [f"{unknown} the file of prices by hand): c9-standard-4"]
     with pytest.raises(DataError, match="say of what machines are made"):
         imported("gcp", json.dumps(GCP), Asked(DAY, "skus.json"))
 
