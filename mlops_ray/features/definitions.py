@@ -4,7 +4,7 @@ A `FeatureSet` holds all that is needed to compute the features of a training ro
 data with a digest, goes into the model's package, and is the only description of features that serving reads.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -14,6 +14,7 @@ import polars as pl
 from pydantic import ConfigDict, TypeAdapter
 
 from mlops_ray.config import CALENDAR_KINDS, Feature, Lag, Project, Source, View
+from mlops_ray.config.values import columns_of
 from mlops_ray.errors import ConfigError, did_you_mean
 from mlops_ray.expressions import column_sql, compile_sql, function_digest
 from mlops_ray.features.resample import PICKING, aggregated_type
@@ -85,7 +86,7 @@ class Computed:
     @property
     def reads(self) -> frozenset[str]:
         """The columns of the request that it is made of."""
-        if self.kind == "function":
+        if self.inputs:
             return frozenset(self.inputs)
         return compile_sql(self.argument).columns if self.kind == "expr" else frozenset({self.argument})
 
@@ -403,7 +404,7 @@ def _refuse_the_answer(project: Project, feature: Stored) -> None:
     own = project.sources[target.source]
     is_same = feature.source == target.source or (source.path, source.sql) == (own.path, own.sql)
     label = _made_of(compile_sql(target.expr).columns, own)
-    reads_the_label = is_same and bool(_made_of({feature.of}, source) & label)
+    reads_the_label = is_same and bool(_made_of(frozenset({feature.of}), source) & label)
     # Known when it was stored, a while after it happened, or when a column says: not yet at its own time.
     is_known_later = source.known_at is None or source.known_at.after_event != 0
     hides_itself = target.known_at == "event" and is_known_later
@@ -417,16 +418,10 @@ def _refuse_the_answer(project: Project, feature: Stored) -> None:
         )
 
 
-def _made_of(columns: Iterable[str], source: Source) -> set[str]:
+def _made_of(columns: frozenset[str], source: Source) -> frozenset[str]:
     """These columns of a source, and those that they are derived from."""
-    found, pending = set[str](), set(columns)
-    while pending - found:
-        name = (pending - found).pop()
-        found.add(name)
-        how = source.derive.get(name)
-        if how is not None:
-            pending |= set(compile_sql(how).columns) if isinstance(how, str) else set(how.inputs)
-    return found
+    every = columns.union(*(columns_of(how) for name, how in source.derive.items() if name in columns))
+    return columns if every == columns else _made_of(every, source)
 
 
 def _stored(
@@ -514,7 +509,7 @@ def _computed(name: str, feature: Feature, target: Source, time: str) -> Compute
 
 def _computed_column(feature: Computed, types: Mapping[str, ColumnType]) -> Column:
     """The column of a feature of a request, whose columns can have these types."""
-    for name in sorted(_inputs(feature) - types.keys()):
+    for name in sorted(feature.reads - types.keys()):
         raise ConfigError(f"reads {name!r}, which a request does not hold{did_you_mean(name, types)}")
     if feature.type is not None:
         return Column(feature.name, feature.type)
@@ -533,13 +528,6 @@ def _computed_column(feature: Computed, types: Mapping[str, ColumnType]) -> Colu
     return Column(feature.name, "category" if dtype == pl.String else "float")
 
 
-def _inputs(feature: Computed) -> set[str]:
-    """The columns of the request that a feature reads."""
-    if feature.inputs:
-        return set(feature.inputs)
-    return set(compile_sql(feature.argument).columns) if feature.kind == "expr" else {feature.argument}
-
-
 def _request_schema(
     target: Source, time: str, stored: tuple[Stored, ...], computed: tuple[Computed, ...]
 ) -> Schema:
@@ -549,7 +537,7 @@ def _request_schema(
     columns = {key: replace(known[key], required=key in target.entity) for key in keys}
     columns[time] = Column(time, "datetime", required=True)
     for feature in computed:
-        columns |= {name: known[name] for name in sorted(_inputs(feature) - columns.keys())}
+        columns |= {name: known[name] for name in sorted(feature.reads - columns.keys())}
     # A word that means nothing in the source's files means nothing in a request.
     words = target.row_schema
     return Schema(tuple(columns.values()), (), words.true_values, words.false_values, words.null_values)
