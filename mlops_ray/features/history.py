@@ -443,21 +443,17 @@ def _write_commit(
     table: DeltaTable, actions: Sequence[AddAction | RemoveAction], commit: Commit, inputs: int | None
 ) -> None:
     """Raises `DeltaError` where another commit came first."""
+    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0}
+    steps |= {INPUTS: inputs} if inputs is not None else {}
     table.create_write_transaction(
         list(actions),
         mode="append",
         schema=table.schema(),
         partition_by=[BUCKET],
-        commit_properties=_properties(commit, inputs),
-    )
-
-
-def _properties(commit: Commit, inputs: int | None) -> CommitProperties:
-    steps = {CLOCK: to_micros(commit.committed_at), COUNTER: commit.sequence, commit.id: 0}
-    steps |= {INPUTS: inputs} if inputs is not None else {}
-    return CommitProperties(
-        custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
-        app_transactions=[Transaction(name, number) for name, number in steps.items()],
+        commit_properties=CommitProperties(
+            custom_metadata={ID: commit.id, TIME: commit.committed_at.isoformat()},
+            app_transactions=[Transaction(name, number) for name, number in steps.items()],
+        ),
     )
 
 
