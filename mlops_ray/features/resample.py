@@ -5,16 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from mlops_ray.features.windows import (
-    Active,
-    Floats,
-    Numbers,
-    Positions,
-    aggregate,
-    aggregate_active,
-    edges,
-    runs,
-)
+from mlops_ray.features.windows import Active, Numbers, Positions, aggregate, aggregate_active, edges, runs
 from mlops_ray.schema import DTYPES, INSTANT, Column, ColumnType
 
 EVENT_TIME = "event_time"
@@ -73,22 +64,17 @@ def resample(
         if how in PICKING:
             values = rows[name].gather(edges(start, stop, how, active))
         else:
-            values = pl.Series(
-                _aggregate(Numbers.of(rows[name], how), start, stop, active, how), nan_to_null=True
-            )
+            numbers = Numbers.of(rows[name], how)
+            if active is None:
+                amounts = aggregate(numbers, start, stop, how)
+            else:
+                amounts = aggregate_active(numbers, start, stop, active, how, None)
+            values = pl.Series(amounts, nan_to_null=True)
         made.append(values.cast(DTYPES[column.type]).alias(name))
     if not is_strict:
         known = aggregate(Numbers.of(rows[KNOWN_AT]), start, stop, "max")
         made.append(pl.Series(KNOWN_AT, known).cast(pl.Int64).cast(INSTANT))
     return found.drop("_first", "_end").rename({"_end_time": EVENT_TIME}).hstack(made)
-
-
-def _aggregate(
-    numbers: Numbers, start: Positions, stop: Positions, active: Active | None, how: str
-) -> Floats:
-    if active is None:
-        return aggregate(numbers, start, stop, how)
-    return aggregate_active(numbers, start, stop, active, how, None)
 
 
 def _versions(rows: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, Active]:
