@@ -231,19 +231,15 @@ class SqliteShelf(Shelf):
             self._connection.execute("PRAGMA journal_mode=WAL").close()
             self._connection.executescript(_CREATE).close()
 
-    def about(self, table: str) -> bytes | None:
-        with self._answering():
-            return self._found(table)[0]
-
     def _found(self, table: str) -> tuple[bytes | None, int]:
         """What a table says of itself, and its stamp; `None` before the first write."""
         found = self._connection.execute(_GET_ABOUT, (table,)).fetchone()
         return (_ours(found[0]), found[1]) if found else (None, 0)
 
     def get(self, table: str, keys: Sequence[str]) -> tuple[bytes | None, list[bytes | None]]:
-        if not keys:
-            return self.about(table), []
         with self._answering():
+            if not keys:
+                return self._found(table)[0], []
             found = self._connection.execute(_GET, (table, orjson.dumps(keys).decode())).fetchall()
         records = {place: _ours(record) for _, place, record in found}
         return _ours(found[0][0]) if found else None, [records.get(place) for place in range(len(keys))]
