@@ -90,24 +90,17 @@ def new(storage: Storage, model: str, after: float = 0.0, until: float = math.in
 
     Those are left out whose row had one before: a label that comes again counts once.
     """
-    first, last = (
-        from_micros(int(after * 1e6)),
-        LATEST if until == math.inf else from_micros(int(until * 1e6)),
-    )
+    first = from_micros(int(after * 1e6))
+    last = LATEST if until == math.inf else from_micros(int(until * 1e6))
+    days = [date for date in _dates(storage, model) if date.name <= f"date={last:%Y-%m-%d}"]
     known_at = pl.col(KNOWN_AT)
     found = []
-    for keys, files in _files(storage, model, last).items():
+    for keys, files in _by_keys(path for date in days for path in _of_day(date)).items():
         every = _scanned(files)
         came = every.filter(known_at > first, known_at <= last)
         before = every.filter(known_at <= first).select(keys)
         found.append(came.join(before, on=keys, how="anti").collect(engine="streaming"))
     return [frame for frame in found if frame.height]
-
-
-def _files(storage: Storage, model: str, last: datetime) -> dict[tuple[str, ...], list[Path]]:
-    """The files of labels that came by then, by how they name their rows; what is none is told of."""
-    until = f"date={last:%Y-%m-%d}"
-    return _by_keys(path for date in _dates(storage, model) if date.name <= until for path in _of_day(date))
 
 
 def _dates(storage: Storage, model: str) -> list[Path]:
@@ -161,12 +154,9 @@ def compact(storage: Storage, model: str) -> int:
         for date in _dates(storage, model):
             if date.name >= f"date={datetime.now(UTC):%Y-%m-%d}":
                 continue
-            by_keys: dict[tuple[str, ...], list[Path]] = {}
-            for path in _of_day(date):
-                by_keys.setdefault(tuple(sorted(pl.read_parquet_schema(path))), []).append(path)
-            for paths in by_keys.values():
+            for paths in _by_keys(_of_day(date)).values():
                 if len(paths) > 1:
-                    joined = pl.concat([pl.read_parquet(path) for path in paths], how="diagonal_relaxed")
+                    joined = _scanned(paths).collect()
                     with replacing(date / f"compact-{time.time_ns()}.parquet", mode=PRIVATE) as file:
                         joined.write_parquet(file)
                     for path in paths:
