@@ -337,14 +337,6 @@ class Report:
     def filtered(self) -> int:
         return sum(rows.filtered for rows in self.files.values())
 
-    def failed(self, severity: str) -> dict[str, int]:
-        """How often each rule failed with this severity."""
-        counts: dict[str, int] = {}
-        for check in self.checks.values():
-            if check.severity == severity:
-                counts[check.rule] = counts.get(check.rule, 0) + check.failed
-        return counts
-
     def to_json(self, most_values: int | None = None) -> dict[str, Any]:
         """Plain data that `from_json` reads again; with at most so many values of rows."""
         checks = [asdict(check) for check in self.checks.values()]

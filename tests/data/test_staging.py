@@ -19,7 +19,7 @@ from mlops_ray.data.ingest import Staged, Task
 from mlops_ray.errors import DataError, safe
 from mlops_ray.features.commits import buckets_of
 
-from .test_ingest import DIRTY, source
+from .test_ingest import DIRTY, failed, source
 
 
 def here(task: Task, selector: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -106,7 +106,7 @@ def test_a_row_of_an_identity_that_came_before_is_flagged_rejected_or_stops(
 ) -> None:
     monkeypatch.setattr(ingest, "WHOLE_ROWS", whole_rows)
     with staged(repeated(tmp_path), tmp_path, monkeypatch) as found:
-        assert found.report.failed("flag") == {"same_identity": 2}
+        assert failed(found.report, "flag") == {"same_identity": 2}
         assert (found.report.valid, rows_of(found).height) == (6, 6)
         (check,) = found.table
         assert (check["check"], check["holds"]) == ("unique", False)
@@ -133,7 +133,7 @@ def test_of_a_table_that_is_a_single_row_a_deletion_repeats_nothing(
     columns = {"load": {"type": "float"}, "gone": {"type": "bool"}}
     single = {"path": str(tmp_path / "a.csv"), "time": "none", "columns": columns, "deleted": "gone"}
     with staged(Source.model_validate(single), tmp_path, monkeypatch) as found:
-        assert found.report.failed("flag").get("same_identity", 0) == repeats
+        assert failed(found.report, "flag").get("same_identity", 0) == repeats
 
 
 def test_what_must_hold_of_the_whole_table_is_found_with_its_figures(
