@@ -152,11 +152,9 @@ class Clock:
     def _require_ascending(
         self, first: pl.Series, second: pl.Series, frame: pl.DataFrame, keys: Sequence[str]
     ) -> None:
-        """Raises `DataError` where an entity's rows go back in time, in a file with repeated stamps.
-
-        `first` and `second` are the two readings of each stamp. A row goes back where even its second lies
-        before the first of the row before.
-        """
+        """Raises `DataError` where an entity's rows go back in time, in a file with repeated stamps."""
+        # `first` and `second` are the two readings of each stamp. A row goes back where even its second lies
+        # before the first of the row before.
         rows = frame.select(
             entity=pl.struct(keys) if keys else pl.lit(0),
             row=pl.int_range(pl.len(), dtype=pl.Int64),

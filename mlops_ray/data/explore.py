@@ -101,10 +101,8 @@ def _duplicates(rows: pl.LazyFrame) -> int:
 def _sampled(
     rows: pl.LazyFrame, view: View, seen: Sequence[Column], aim: Aim | None, seed: int
 ) -> pl.DataFrame:
-    """A uniform sample in the order of the rows; with an aim, of rows that have a target, `_target`.
-
-    Categories are text, and numbers finite floats.
-    """
+    """A uniform sample in the order of the rows; with an aim, of rows that have a target, `_target`."""
+    # Categories are text, and numbers finite floats.
     names = [*(c.name for c in seen), *([] if view.time is None else [view.time]), *view.keys]
     if aim is not None:
         rows = rows.with_columns(_target=aim.label).filter(pl.col("_target").is_not_null())
@@ -213,11 +211,9 @@ def _sought(aim: Aim, classes: Sequence[str]) -> str | None:
 
 
 def _relations(sample: Sample, columns: Sequence[Column], sought: str | None, least: int) -> list[Document]:
-    """The mean of the target, or the share of the class sought, in parts of each column; strongest first.
-
-    `strength` is the share of the variance between the parts, corrected for their number (epsilon squared,
-    Kelley 1935, PNAS 21).
-    """
+    """The mean of the target, or the share of the class sought, in parts of each column; strongest first."""
+    # `strength` is the share of the variance between the parts, corrected for their number (epsilon squared,
+    # Kelley 1935, PNAS 21).
     y = sample.y if sought is None else (sample.y == sample.classes.index(sought)).astype(float)
     found = [_relation(sample.rows[column.name], column, y, least) for column in columns]
     return sorted((relation for relation in found if relation), key=lambda relation: -relation["strength"])

@@ -163,10 +163,8 @@ def _few(ordered: Ordered, least: int) -> dict[str, Any]:
 
 
 def _histogram(ordered: Ordered, least: int) -> dict[str, Any] | None:
-    """Rows of the cells [e0, e1], (e1, e2], …, and of all below and above; none where cells make no sense.
-
-    Edges are round numbers around the bulk, so that one wild value does not squeeze all others into a cell.
-    """
+    """Rows of the cells [e0, e1], (e1, e2], …, and of all below and above; none where cells make no sense."""
+    # Edges are round numbers around the bulk, so that one wild value does not squeeze all others into a cell.
     edges = _edges(*_bulk(ordered), whole=ordered.dtype.kind == "i")
     if not len(edges):
         return None

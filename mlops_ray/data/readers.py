@@ -165,10 +165,8 @@ def _is_number(name: str, source: Source) -> bool:
 
 
 def _keys(path: str, expected: set[str] | None) -> list[str]:
-    """The keys of the first lines, in order, and of the `expected` ones those that come only later.
-
-    Where none is expected every key is a value, and all lines are looked at.
-    """
+    """The keys of the first lines, in order, and of the `expected` ones those that come only later."""
+    # Where none is expected every key is a value, and all lines are looked at.
     keys: dict[str, None] = {}
     seen = 0
     for seen, line in enumerate(chain.from_iterable(_lines(path)), 1):
@@ -387,10 +385,8 @@ def _number_of(letters: bytes) -> int:
 
 
 def _cells(texts: pl.Series, numbers: pl.Series) -> pl.Series:
-    """A column's cells as text: numbers with all their digits, of which fastexcel's text has nine decimals.
-
-    Empty is null, and so is an error (#N/A, #DIV/0!): it says that the cell has no value.
-    """
+    """A column's cells as text: numbers with all their digits, where fastexcel's text has nine decimals."""
+    # Empty is null, and so is an error (#N/A, #DIV/0!): it says that the cell has no value.
     rounded = texts.cast(pl.Float64, strict=False)
     whole = numbers.cast(pl.Int64, strict=False)
     is_whole = (whole.cast(pl.Float64) == numbers).fill_null(False)

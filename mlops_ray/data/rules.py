@@ -229,10 +229,8 @@ def _mined(table: _Table, support: int, blocks: Collection[Block] | None = None)
 
 
 def _kept_by_halves(table: _Table, rows: pl.DataFrame, never: list[_Found]) -> set[Block]:
-    """The blocks of rules that no row breaks, in which what one half of the rows keeps, the other keeps too.
-
-    Where it does not, there are violations of one row each, and so, by Good (1953), others not met yet.
-    """
+    """The blocks of rules that no row breaks, in which each half of the rows keeps what the other keeps."""
+    # Where it does not, there are violations of one row each, and so, by Good (1953), others not met yet.
     blocks = {found.block for found in never}
     known = {found.rule.require for found in never}
     random = np.random.default_rng(0)
@@ -251,10 +249,8 @@ def _block(kind: Kind, *columns: str) -> Block:
 
 
 def _surprise(expected: Any, observed: Any) -> Any:
-    """How improbable so few are: -ln of Chernoff's bound on the probability of at most `observed`.
-
-    For a Poisson count, and so for a binomial or a hypergeometric one, which spread less (Hoeffding, 1963).
-    """
+    """How improbable so few are: -ln of Chernoff's bound on the probability of at most `observed`."""
+    # For a Poisson count, and so for a binomial or a hypergeometric one, which spread less (Hoeffding, 1963).
     expected, observed = np.broadcast_arrays(np.asarray(expected, float), np.minimum(observed, expected))
     share = np.divide(observed, expected, out=np.ones(expected.shape), where=observed > 0)
     return expected - observed + observed * np.log(share)
@@ -306,10 +302,8 @@ def _pairs(a: _Discrete, b: _Discrete, support: int, least: float) -> Iterator[_
 def _apart(
     a: _Discrete, b: _Discrete, table: Places, due: Floats, support: int, least: float
 ) -> Iterator[tuple[_Found, int, Places]]:
-    """Rules on what a value of `a` is (nearly) never met with: its row of the table, and the cells there.
-
-    The first row and column of the table count the values that are not named.
-    """
+    """Rules on what a value of `a` is (nearly) never met with: its row of the table, and the cells there."""
+    # The first row and column of the table count the values that are not named.
     for x, value in enumerate(a.values, 1):
         seen, total = table[x], int(table[x].sum())
         common = np.append(False, seen[1:] >= COMMON)
@@ -358,10 +352,8 @@ def _ranges(
 
 
 def _low(group: Floats, everything: Floats, is_whole: bool, least: float) -> tuple[float, float, int]:
-    """The lower end of a group's range, and the rows expected and observed below; of ascending values.
-
-    The end is infinite, and nothing expected, where it would say little.
-    """
+    """The lower end of a group's range, and the rows expected and observed below; of ascending values."""
+    # The end is infinite, and nothing expected, where it would say little.
     some = int(OF_ROWS * len(group))
     if np.searchsorted(everything, group[some]) < TELLING * len(everything):
         return -math.inf, 0.0, 0

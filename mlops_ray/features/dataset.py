@@ -329,10 +329,8 @@ def _keys(features: FeatureSet) -> set[str]:
 
 
 def _require_types(rows: pl.DataFrame, features: FeatureSet) -> None:
-    """Raises `DataError` for a column of a request that is of a type from which nothing should be guessed.
-
-    A number does not say whether it counts seconds or milliseconds, nor a date where its day begins.
-    """
+    """Raises `DataError` for a column of a request that is of a type from which nothing should be guessed."""
+    # A number does not say whether it counts seconds or milliseconds, nor a date where its day begins.
     keys = _keys(features)
     for column in features.request.columns:
         given, wanted = rows.schema[column.name], DTYPES[column.type]

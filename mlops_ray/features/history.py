@@ -175,10 +175,8 @@ class History:
         return self._in_turn(lambda: self._table() or self._create(source), once)
 
     def _in_turn(self, opened: Callable[[], TableT], once: Callable[[TableT], T]) -> T:
-        """What `once` answers of the table, asked again as long as another commit comes before its own.
-
-        Times and numbers of a commit follow those of the one that came first, which may have brought more.
-        """
+        """What `once` answers of the table, asked again as long as another commit comes before its own."""
+        # Times and numbers of a commit follow those of the one that came first, which may have brought more.
         for attempt in range(TRIES):
             with _readable(self.folder):
                 table = opened()
@@ -361,10 +359,8 @@ class History:
             _write_commit(table, actions, replace(last, version=table.version() + 1, id=commit_id), None)
 
     def _remove(self, key: Key) -> None:
-        """Removes files that no version needs any more and that hold rows of a key.
-
-        Another writer's, not yet committed, holds none: who began before our commit begins again behind it.
-        """
+        """Removes files that no version needs any more and that hold rows of a key."""
+        # Another writer's, not yet committed, holds none: who began before our commit begins again behind it.
         with _readable(self.folder):
             table = self._table()
             needed = {_name(uri) for uri in table.file_uris()} if table else set()

@@ -221,10 +221,8 @@ def _slice(piece: Piece, features: FeatureSet) -> pl.DataFrame:
 
 
 def _older(piece: Piece, features: FeatureSet, edge: datetime) -> Iterator[pl.DataFrame]:
-    """For each key of the piece the newest row up to `edge` that is in force ever after, and what follows it.
-
-    Slices are read backwards until every key has one; never more than one is held.
-    """
+    """Of each key of the piece the newest row up to `edge` that is in force ever after, and what follows."""
+    # Slices are read backwards until every key has one; never more than one is held.
     keys = piece.snapshot.view.keys
     # A table without keys is one series; a constant stands for its key.
     everywhere = pl.lit(0).alias("_all")

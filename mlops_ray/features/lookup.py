@@ -244,10 +244,8 @@ class Asked:
 
     @cached_property
     def _after(self) -> Callable[[int], Any]:
-        """The position behind the newest row of at most so long before P (negative: before T).
-
-        One for each row of the spine; of a single plain row it is a number.
-        """
+        """The position behind the newest row of at most so long before P (negative: before T)."""
+        # One for each row of the spine; of a single plain row it is a number.
         # Without `self` in them: what a task of the join held is freed when it ends, not when cycles are.
         times, first, end, moment = self.rows.times, self.first, self.end, self.moment
         if not self._is_one_plain_row:
@@ -328,11 +326,9 @@ class Asked:
         return self._in_force(self.rows.newest[positions], rows)
 
     def _stabbed(self, numbers: Numbers, over_us: int, agg: str) -> Floats:
-        """Exact sums over the versions in force at P with an event in (P - over, P].
-
-        A version counts from max(event, known) until min(event + over, superseded): what has begun by P less
-        what has ended by P, without looking at any window's rows.
-        """
+        """Exact sums over the versions in force at P with an event in (P - over, P]."""
+        # A version counts from max(event, known) until min(event + over, superseded): what has begun by P
+        # less what has ended by P, without looking at any window's rows.
         rows = self.rows
         assert rows.known is not None
         assert rows.until is not None

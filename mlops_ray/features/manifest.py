@@ -152,10 +152,8 @@ def _in_words(error: ValidationError) -> str:
 
 
 def _faults(manifest: Manifest) -> Iterator[str]:
-    """What does not fit together: the place, and what is wrong there.
-
-    The rest is not looked at: what is made of a manifest counts only where its digest is the recorded one.
-    """
+    """What does not fit together: the place, and what is wrong there."""
+    # The rest is not looked at: what is made of a manifest counts only where its digest is the recorded one.
     target = manifest.target
     if (target is None, manifest.warm is None) != ((manifest.spine is not None,) * 2):
         yield "target: say target and warm, or else spine"

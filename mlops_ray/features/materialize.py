@@ -66,12 +66,9 @@ def _bring_up(
 def _about(
     snapshot: Snapshot, features: FeatureSet, old: About | None, clocks: Mapping[str, datetime]
 ) -> About:
-    """What the store will hold of a table.
-
-    A request's moment of prediction lies up to a horizon before the last one that all tables know of, and its
-    features reach back from there; and a day's grace. One microsecond more, since windows are open at their
-    older end.
-    """
+    """What the store will hold of a table."""
+    # A request's moment of prediction lies up to a horizon before the last one that all tables know of, and
+    # its features reach back from there. One microsecond more, since windows are open at their older end.
     view = snapshot.view
     wanted = features.of_table(view.source)
     # What was answered goes on being answered, though the usual step of a resampled source became shorter.
@@ -105,10 +102,8 @@ def _is_wider(new: About, old: About) -> bool:
 
 
 def _rows(snapshot: Snapshot, about: About, since: int) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """All that the store keeps of the entities that learned something after the commit of `since`.
-
-    And the keys of these entities: one that has no row any more, since all were deleted, is news too.
-    """
+    """All that the store keeps of the entities that learned something after the commit of `since`."""
+    # And the keys of these entities: one that has no row any more, since all were deleted, is news too.
     view = snapshot.view
     oldest = from_micros(about.oldest)
     within = None if about.is_unbounded else (oldest, LATEST)

@@ -262,10 +262,8 @@ class _Decoded(NamedTuple):
 
 
 def _decoded(view: ViewTable, record: bytes) -> _Decoded:
-    """What a record holds. Raises `UNREADABLE` where `_records` did not make it.
-
-    Whoever can write the store can seal anything, so that what Arrow would follow blindly is checked too.
-    """
+    """What a record holds. Raises `UNREADABLE` where `_records` did not make it."""
+    # Whoever can write the store can seal anything, so that what Arrow would follow blindly is checked too.
     end = HEAD + int(record[HEAD - LENGTH : HEAD])
     batch = None
     if len(record) > end:
@@ -276,10 +274,8 @@ def _decoded(view: ViewTable, record: bytes) -> _Decoded:
 
 
 def _is_kept(view: ViewTable, rows: pl.DataFrame, about: About) -> pl.Expr:
-    """Rows that a request may look back to, and each entity's newest before them where that may be one.
-
-    Before a row that is in force for as long as anybody asks, nobody looks for a newer one.
-    """
+    """Rows that a request may look back to, and each entity's newest before them where that may be one."""
+    # Before a row that is in force for as long as anybody asks, nobody looks for a newer one.
     micros = pl.col(EVENT_TIME).dt.timestamp("us")
     recent = micros > about.oldest
     if not about.is_unbounded:
@@ -427,10 +423,8 @@ def _micros(instants: pa.Array) -> Positions:
 
 
 def _latest(about: About, watermark: Any) -> Any:
-    """The last moment of prediction that can be answered.
-
-    What becomes known by being stored, and is not stored, is not known now; but now has no later.
-    """
+    """The last moment of prediction that can be answered."""
+    # What becomes known by being stored, and is not stored, is not known now; but now has no later.
     if not about.is_live:
         return watermark
     return np.maximum(watermark, to_micros(datetime.now(UTC)))

@@ -78,10 +78,8 @@ def resample(
 
 
 def _versions(rows: pl.DataFrame, found: pl.DataFrame) -> tuple[pl.DataFrame, Active]:
-    """Each interval once for every version of it, with `KNOWN_AT` and `UNTIL`; and which rows a version has.
-
-    An interval is not looked at before its end: what was known by then makes its first version.
-    """
+    """Each interval once for every version of it, with `KNOWN_AT` and `UNTIL`; and which rows that has."""
+    # An interval is not looked at before its end: what was known by then makes its first version.
     begins = rows.select(pl.max_horizontal(KNOWN_AT, "_end_time")).to_series()
     ends = rows.select(
         pl.when(pl.col(UNTIL).is_not_null()).then(pl.max_horizontal(UNTIL, "_end_time"))
