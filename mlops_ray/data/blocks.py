@@ -1,8 +1,4 @@
-"""From an input's blocks to the verdicts over its rows: named, timed, unpivoted, checked.
-
-What an input holds is cast by the schema, so that a value of the wrong type costs its row, which goes to
-quarantine, and never the file; types are never guessed.
-"""
+"""From an input's blocks to the verdicts over its rows: named, timed, unpivoted, checked."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -278,8 +278,6 @@ def unquoted(said: str) -> str:
 
     >>> unquoted("row 3, column 'load': 'x1' is not a number")
     'row …, column …: … is not a number'
-    >>> unquoted("the caller's 'text with … in it' is none, and 'so' on")
-    "the caller's … is none, and … on"
     """
     return _QUOTED.sub("…", said)[:LONGEST]
 

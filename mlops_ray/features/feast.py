@@ -63,10 +63,8 @@ def export(
     >>> rows = pl.DataFrame({"airport": ["EWR"], "event_time": noon, "known_at": noon, "temp": [39.0]})
     >>> weather = FeastView("weather", {"origin": "airport"}, (("temperature", "temp"),), 7_200_000_000)
     >>> with TemporaryDirectory() as folder:
-    ...     lacking = export(Path(folder), "flights", [weather], {"weather": rows}, {"delay_7d": "a window"})
-    ...     exported = pl.read_parquet(Path(folder, "data", "weather.parquet")).columns
-    >>> lacking, exported
-    ({'delay_7d': 'a window'}, ['origin', 'event_time', 'known_at', 'temperature'])
+    ...     export(Path(folder), "flights", [weather], {"weather": rows}, {"delay_7d": "a window"})
+    {'delay_7d': 'a window'}
     """
     for name in (name for view in views for name in (view.name, *view.join_keys)):
         if not name.isidentifier():

@@ -24,9 +24,6 @@ def compute(feature: Computed, rows: pl.DataFrame) -> pl.Expr | pl.Series:
     >>> rows = pl.DataFrame({"km": [3.0, 8.0], "hours": [1.0, 2.0]})
     >>> rows.select(compute(Computed("speed", "expr", "km / hours"), rows)).to_series().to_list()
     [3.0, 4.0]
-    >>> above = Computed("above", "function", "operator.gt", inputs=("km", "hours"), type="bool")
-    >>> compute(above, rows).to_list()
-    [True, True]
     """
     if feature.kind == "function":
         return _returned(feature, _function(feature.argument)(*(rows[name] for name in feature.inputs)))

@@ -44,11 +44,8 @@ def resample(
     has no row. An interval is known when its newest row is. Where `rows` are versions (with `UNTIL`), so are
     the intervals: one from the interval's end on, and one more each time that a later row corrects it.
 
-    >>> from datetime import datetime, UTC
-    >>> times = [datetime(2016, 1, 1, 0, 0, tzinfo=UTC), datetime(2016, 1, 1, 0, 45, tzinfo=UTC)]
-    >>> types = {"event_time": INSTANT, "_known_at": INSTANT}
-    >>> rows = pl.DataFrame({"event_time": times, "_known_at": times}, schema=types)
-    >>> rows = rows.with_columns(load=pl.Series([1.0, 2.0]))
+    >>> times = pl.Series([0, 45 * 60_000_000]).cast(INSTANT)
+    >>> rows = pl.DataFrame({"event_time": times, "_known_at": times, "load": [1.0, 2.0]})
     >>> hours = resample(rows, [], 3_600_000_000, [("load", "mean")], [Column("load", "float")])
     >>> hours.select(pl.col("event_time").dt.to_string("%H:%M"), "load").rows()
     [('01:00', 1.5)]

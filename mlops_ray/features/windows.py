@@ -82,8 +82,6 @@ def aggregate(
     >>> start, stop = np.array([0, 1, 3]), np.array([3, 2, 3])
     >>> aggregate(numbers, start, stop, "mean")
     array([2.5, nan, nan])
-    >>> aggregate(numbers, start, stop, "count")
-    array([3., 1., 0.])
     """
     if agg == "count":
         return (stop - start).astype(np.float64)
