@@ -3,10 +3,7 @@
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import Record, Shelf, Write
 
 from . import writers
-from .writers import ROOT, Writers
 
 #: The client is loaded once, before any fork.
 _ = redis.Redis
@@ -52,16 +48,6 @@ def bring_up(say: Callable[[Any], None], *, place: str, what: str, dies_after: i
         store._shelf = Dying(store._shelf, dies_after)
     materialize(store, features, snapshots)
     say("all")
-
-
-@contextmanager
-def started() -> Iterator[Writers]:
-    command = [sys.executable, "-m", "tests.features.materializers"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
-        yield Writers(process)
-        assert process.stdin is not None
-        process.stdin.close()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.schema import INSTANT, Column, Schema
 
-from .materializers import started
 from .worlds import offline
 from .writers import Writers
 
@@ -112,7 +111,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[Writers]:
-    with started() as writers:
+    with Writers.started("tests.features.materializers") as writers:
         yield writers
 
 

@@ -149,8 +149,8 @@ class Writers:
 
     @classmethod
     @contextmanager
-    def started(cls) -> Iterator["Writers"]:
-        command = [sys.executable, "-m", "tests.features.writers"]
+    def started(cls, module: str = "tests.features.writers") -> Iterator["Writers"]:
+        command = [sys.executable, "-m", module]
         pipe = subprocess.PIPE
         with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
             yield cls(process)
