@@ -1,6 +1,5 @@
 """A real Redis server of the session's own, and the two places where an online store can be."""
 
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ import pytest
 import redis
 
 from ..conftest import require
+from ..servers import free_port
 
 #: What a server says when it can be called.
 READY = "Ready to accept connections"
@@ -34,7 +34,7 @@ class RedisServer:
     def start(self) -> None:
         """Returns when the server answers: on the port that it had before, if any."""
         for _ in range(TRIES):
-            port = self.port or _free_port()
+            port = self.port or free_port()
             process = subprocess.Popen(self._command(port), stdout=subprocess.PIPE, text=True)
             assert process.stdout is not None
             if any(READY in line for line in process.stdout):
@@ -70,13 +70,6 @@ class RedisServer:
     def empty(self) -> None:
         with redis.Redis.from_url(self.url) as client:
             client.flushall()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="session")
