@@ -1,7 +1,6 @@
 """History, training set and online store agree, and no feature is younger than P."""
 
 import shutil
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mlops_ray.features.history import History, Snapshot, clock, read
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.features.materialize import materialize
 from mlops_ray.features.online import OnlineStore
-from mlops_ray.schema import INSTANT, Column
+from mlops_ray.schema import INSTANT
 from mlops_ray.storage import Storage
 
 from ..conftest import EXAMPLE
@@ -97,27 +96,6 @@ def test_no_feature_is_younger_than_p(
         shutil.rmtree(history.folder)
 
 
-def test_the_same_commit_is_stored_once_and_a_correction_is_in_force(
-    example: Project, raw: pl.DataFrame, features: FeatureSet, tmp_path: Path
-) -> None:
-    view = replace(features.tables[0], every_us=None, columns=(Column("load", "float"),))
-    history = History.of(tmp_path, view)
-    source = example.sources["meter"]
-    few = raw.head(1000)
-    version = history.append(few, source, "a").version
-    assert history.append(few, source, "a").version == version
-    assert history.commit == "a"
-    assert read(history.snapshot()).height == 1000
-    correction = few.head(1).with_columns(load=pl.lit(0.123))
-    assert history.append(correction, source, "b").version == version + 1
-    in_force = read(history.snapshot())
-    assert in_force.height == 1000
-    assert in_force.join(correction, on=["site", "event_time", "load"]).height == 1
-    history.append(few, source, "c")
-    again = read(history.snapshot()).select(few.columns).sort("site", "event_time")
-    assert again.equals(few.sort("site", "event_time")), "what comes back is news once more"
-
-
 @pytest.fixture
 def held(example: Project, features: FeatureSet, raw: pl.DataFrame, storage: Storage) -> dict[str, Snapshot]:
     """The whole year's history under a storage of the test's own."""
@@ -161,6 +139,7 @@ def test_a_read_past_the_watermark_or_too_far_back_is_refused(
     materialize(store, features, held)
     last = datetime(2017, 1, 1, 23, tzinfo=UTC)
     first = last - 48 * HOUR
+    assert store.bounds(features) == (first, last)
     for time, rule in (
         (first - HOUR, "too_old"),
         (first, None),
@@ -202,34 +181,6 @@ def test_a_request_cannot_read_what_it_does_not_hold(tmp_path: Path) -> None:
     (tmp_path / "project.yaml").write_text(wrong)
     with pytest.raises(ConfigError, match="reads 'lod', which a request does not hold; did you mean 'load'"):
         compile_features(config.load(tmp_path / "project.yaml", {}))
-
-
-def test_the_store_keeps_what_another_version_reads(
-    features: FeatureSet, held: dict[str, Snapshot], storage: Storage
-) -> None:
-    store = OnlineStore(storage.path("online.db"))
-    materialize(store, features, held)
-    shallow = replace(features, stored=tuple(f for f in features.stored if f.kind == "value_at"))
-    shallow = replace(shallow, columns=tuple(c for c in features.columns if c.name != "load_mean_30d"))
-    before = store.bounds(features)
-    materialize(store, shallow, held)
-    assert store.bounds(features) == before
-
-
-def test_every_time_within_the_store_s_bounds_is_answered_as_offline(
-    features: FeatureSet, held: dict[str, Snapshot], storage: Storage
-) -> None:
-    store = OnlineStore(storage.path("online.db"))
-    materialize(store, features, held)
-    bounds = store.bounds(features)
-    assert bounds is not None
-    microsecond = timedelta(microseconds=1)
-    for time, answered in ((bounds[0], True), (bounds[0] - microsecond, False), (bounds[1], True)):
-        row = pl.DataFrame({"site": ["BL-H"], "time": [time]}, schema_overrides={"time": INSTANT})
-        found, failures, _ = store.read(features, row)
-        assert failures.is_empty() == answered
-        if answered:
-            assert found.equals(point_in_time(row, {"meter": read(held["meter"])}, features))
 
 
 def test_an_interval_that_waits_for_rows_is_not_known_yet(
