@@ -262,13 +262,6 @@ def test_a_mistake_in_a_spine_costs_one_sentence_and_writes_nothing(
     assert sorted(file.parent.rglob("*.json")) == before
 
 
-def test_naive_times_in_parquet_are_refused_too(file: Path, tmp_path: Path, command: Command) -> None:
-    rows = pl.DataFrame({"shop": ["a"], "time": [datetime(2026, 1, 2)], "staff": [1]})
-    rows.write_parquet(tmp_path / "spine.parquet")
-    done = command("features", "get", file, "--spine", tmp_path / "spine.parquet")
-    check_sentence(done, 1, "column 'time': the times carry no offset; write them in UTC, or with one")
-
-
 @pytest.mark.parametrize("name", ["absent.csv", "absent.parquet", "project.yaml", ""])
 def test_what_is_no_spine_is_said_in_a_sentence(name: str, file: Path, command: Command) -> None:
     check_sentence(command("features", "get", file, "--spine", file.parent / name), 1, "cannot be read")
@@ -340,22 +333,6 @@ def test_what_is_no_manifest_is_said_in_a_sentence(
 def test_a_manifest_that_is_not_there_makes_no_folder(tmp_path: Path, command: Command) -> None:
     check_sentence(command("dataset", "rebuild", tmp_path / "no" / "such" / "x.json"), 1, "no such manifest")
     assert not list(tmp_path.iterdir())
-
-
-def test_a_set_whose_manifest_was_changed_is_not_made_again(
-    file: Path, spine: Path, command: Command
-) -> None:
-    made = command("features", "get", file, "--spine", spine, "--json").json
-    manifest = Path(made["manifest"])
-    recorded = json.loads(manifest.read_bytes())
-    forged = manifest.with_name("forged.json")
-    forged.write_text(json.dumps({**recorded, "digest": "0" * 64}))
-    check_sentence(command("dataset", "rebuild", forged), 1, "was changed since it was written")
-    forged.write_text(json.dumps({**recorded, "spine": "../../../spine.parquet"}))
-    check_sentence(command("dataset", "rebuild", forged), 1, "wrong at spine")
-    check_sentence(
-        command("dataset", "rebuild", made["file"]), 1, f"its manifest is {manifest.name}, beside it"
-    )
 
 
 def test_the_help_of_get_says_what_a_spine_holds(command: Command) -> None:
