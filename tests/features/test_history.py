@@ -14,12 +14,13 @@ from mlops_ray.config import Source
 from mlops_ray.errors import DataError, StorageError
 from mlops_ray.features import history
 from mlops_ray.features.commits import buckets_of
-from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
+from mlops_ray.features.definitions import Stored, ViewTable
 from mlops_ray.features.history import AsOf, History, Snapshot, read
 from mlops_ray.features.join import join
-from mlops_ray.schema import INSTANT, Column, Schema
+from mlops_ray.schema import INSTANT, Column
 
 from .cases import clock_at, micros
+from .test_online import feature_set
 
 MICROSECOND = timedelta(microseconds=1)
 COLUMNS = {"x": "float", "known": "datetime", "seq": "int", "gone": "bool", "r": "int"}
@@ -223,9 +224,7 @@ def test_rows_of_a_table_without_time_have_latest_values_also_in_slices(tmp_path
         with clock_at(10 * number):
             given = rows(*((key, 0, x) for key in "abcdefgh")).drop("event_time")
             stored.append(given.head(8 - 4 * number), declared, str(number))
-    request = Schema((Column("k", "category"), Column("t", "datetime")))
-    latest = Stored("f", "s", ("k",), "x", "latest")
-    features = FeatureSet(request, (Column("f", "float"),), (latest,), (), (stored.view,), 0, "t")
+    features = feature_set(stored.view, Stored("f", "s", ("k",), "x", "latest"))
     asked = rows(("a", -(10**9), None), ("h", 0, None), ("none", 5, None)).rename({"event_time": "t"})
     for rows_a_task in (1, 100):
         found = join(asked, {"s": stored.snapshot()}, features, rows_a_task=rows_a_task)

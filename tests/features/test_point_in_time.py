@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from mlops_ray.errors import DataError
 from mlops_ray.features import history, windows
-from mlops_ray.features.definitions import FeatureSet, Stored, ViewTable
+from mlops_ray.features.definitions import Stored, ViewTable
 from mlops_ray.features.join import join
 from mlops_ray.features.lookup import point_in_time
-from mlops_ray.schema import INSTANT, Column, Schema
+from mlops_ray.schema import INSTANT, Column
 
 from .cases import (
     BASE,
@@ -38,6 +38,7 @@ from .cases import (
     situations,
 )
 from .oracle import Asked, Version
+from .test_online import feature_set
 
 #: In how many cases of a run each situation must have come up.
 OFTEN = 20
@@ -238,16 +239,6 @@ LARGE = replace(LARGE, features=(Asked("x", "latest"),))
 # ---------------------------------------------------------------- single promises
 
 
-KEYS = ("k",)
-
-
-def feature_set(*stored: Stored, keys: tuple[str, ...] = KEYS) -> FeatureSet:
-    request = Schema((*(Column(key, "category") for key in keys), Column("t", "datetime")))
-    table = ViewTable("s", "s-1", keys, (Column("x", "float"),), None, ())
-    columns = tuple(Column(feature.name, "float") for feature in stored)
-    return FeatureSet(request, columns, stored, (), (table,), 0, "t")
-
-
 def instants(*numbers: int) -> pl.Series:
     return pl.Series(numbers, dtype=pl.Int64).cast(INSTANT)
 
@@ -265,5 +256,6 @@ def test_the_keys_of_a_view_may_be_called_otherwise_in_the_spine() -> None:
     asked = pl.DataFrame({"to": ["b", "a", "c"], "from": ["a", None, "b"], "t": instants(1, 1, 1)})
     here = Stored("here", "s", ("from",), "x", "latest")
     there = Stored("there", "s", ("to",), "x", "latest")
-    found = point_in_time(asked, {"s": table}, feature_set(here, there))
+    view = ViewTable("s", "s-1", ("k",), (Column("x", "float"),), None, ())
+    found = point_in_time(asked, {"s": table}, feature_set(view, here, there))
     assert found.rows() == [(1.0, 2.0), (None, 1.0), (2.0, None)]
