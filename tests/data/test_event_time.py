@@ -71,11 +71,6 @@ def test_numbers_are_read_in_every_unit_before_1970_too(unit: str, factor: int) 
         assert read(spec, [str(seconds * factor)]) == ([expected], [None])
 
 
-def test_napoleon_died_on_a_saturday() -> None:
-    times, _ = read(EventTime(column="t", timezone="UTC"), ["1821-05-05 17:49"])
-    assert [time.isoweekday() for time in times if time] == [6]
-
-
 def test_a_date_in_three_columns_is_one_date() -> None:
     spec = EventTime(columns=("y", "m", "d"), granularity="day", timezone="UTC")
     frame = pl.DataFrame({"y": ["2016", "2016"], "m": ["2", "2"], "d": ["29", "30"]})

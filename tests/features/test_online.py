@@ -908,9 +908,6 @@ def test_a_redis_that_goes_away_is_said_in_a_sentence_and_comes_back(
     [
         "redis://somebody:hush-hush@127.0.0.1:{port}/0",
         "redis://127.0.0.1:{port}/0?username=somebody&password=hush-hush",
-        "redis://somebody:hush/hush@127.0.0.1:{port}/0",
-        "redis://somebody:hush-hush@127.0.0.1:none/0",
-        "redis://127.0.0.1:{port}/none?timeout=hush",
     ],
 )
 def test_a_server_that_cannot_be_used_is_said_without_its_secrets(guarded: RedisServer, url: str) -> None:
