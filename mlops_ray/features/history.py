@@ -80,10 +80,6 @@ class AsOf:
     def to_json(self) -> dict[str, str]:
         return {"known_at": self.known_at.isoformat(), "committed_at": self.committed_at.isoformat()}
 
-    @classmethod
-    def from_json(cls, data: dict[str, str]) -> "AsOf":
-        return cls(datetime.fromisoformat(data["known_at"]), datetime.fromisoformat(data["committed_at"]))
-
 
 @dataclass(frozen=True)
 class Commit:

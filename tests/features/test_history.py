@@ -119,7 +119,7 @@ def test_without_k_the_newest_commit_is_pinned_and_what_is_committed_later_chang
     # A back-load that says that it was known all the time.
     with clock_at(200):
         stored.append(rows(("a", 1, 2.0), ("b", 1, 2.0), known=[20, 5]), declared, "2")
-    assert values(stored.snapshot(AsOf.from_json(first.as_of.to_json()))) == [("a", 1, 1.0)]
+    assert values(stored.snapshot(first.as_of)) == [("a", 1, 1.0)]
     assert values(first) == [("a", 1, 1.0)]
     assert values(stored.snapshot()) == [("a", 1, 2.0), ("b", 1, 2.0)]
     assert values(stored.snapshot(known_at=micros(15))) == [("a", 1, 1.0), ("b", 1, 2.0)]
