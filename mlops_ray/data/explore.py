@@ -61,8 +61,8 @@ def explore(
     view: View,
     *,
     name: str,
+    preview: pl.DataFrame,
     target: Aim | None = None,
-    preview: pl.DataFrame | None = None,
     seed: int = 0,
 ) -> Document:
     """The first look at a table as plain JSON: `findings`, `profile`, `correlation`, `target` and more.
@@ -118,12 +118,10 @@ def _sampled(
     return sample.sort("_at").drop("_at").with_columns(*texts, *amounts)
 
 
-def _preview(rows: pl.DataFrame | None) -> Document | None:
+def _preview(rows: pl.DataFrame) -> Document:
     """Rows as text; what people may not see is masked or gone already (policy.py)."""
-    if rows is None:
-        return None
-    rows = rows.head(MOST_PREVIEWED)
-    texts = rows.with_columns(pl.selectors.datetime().dt.strftime("%F %T")).cast(pl.String)
+    texts = rows.head(MOST_PREVIEWED).with_columns(pl.selectors.datetime().dt.strftime("%F %T"))
+    texts = texts.cast(pl.String)
     return {"columns": texts.columns, "rows": [list(row) for row in texts.rows()]}
 
 

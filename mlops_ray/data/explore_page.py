@@ -27,9 +27,7 @@ def explore_page(document: Document) -> str:
     return page(document["name"], subtitle, document["findings"], sections)
 
 
-def _preview_section(preview: Document | None) -> Section:
-    if preview is None:
-        return Section("Some rows", [])
+def _preview_section(preview: Document) -> Section:
     rows = [[value(cell) for cell in row] for row in preview["rows"]]
     table = Table([cut(name) for name in preview["columns"]], rows)
     return Section("Some rows", [Block(table=table, wide=True)])

@@ -44,6 +44,7 @@ def look(
     """The document of a first look, which is JSON without NaN and infinities."""
     columns = [Column(name, TYPES.get(name, "float")) for name in frame.columns if name != "event_time"]
     view = View(columns, time="event_time" if "event_time" in frame.columns else None, **says)
+    preview = frame.head(0) if preview is None else preview
     found = explore(frame.lazy(), view, name="t", target=target, preview=preview, seed=7)
     return json.loads(json.dumps(found, allow_nan=False))  # type: ignore[no-any-return]
 
