@@ -92,9 +92,11 @@ def test_a_day_that_has_passed_becomes_one_file_and_loses_nothing(
     by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
     one, two = ({"request_id": [name], "label": [1.0]} for name in "ab")
     before = stored(tmp_path, one, two, by_entity)
+    (day,) = tmp_path.glob("labels/m/date=*")
+    (day / "damaged.parquet").write_bytes(b"none")
     storage = Storage.open(str(tmp_path))
     assert labels.compact(storage, "m") == 2
-    assert len(list(tmp_path.glob("labels/m/date=*/*.parquet"))) == 2
+    assert len(list(day.glob("*.parquet"))) == 2 + 1
     after = labels.new(storage, "m")
     assert sorted(frame.height for frame in after) == sorted(frame.height for frame in before) == [1, 2]
     assert labels.compact(storage, "m") == 0
