@@ -1,13 +1,14 @@
 """Whether a version may take the champion's place by what it earns (`mlops_ray.cost.profit.gate`).
 
-    cost/worth/MODEL/VERSION.json      what its answers to the test part are worth beside the champion's
+    cost/worth/MODEL/VERSION.json      how wrong its answers to the test part are beside the champion's
     cost/verdicts/MODEL/VERSION.json   what the gate says of it, worked out as it is pushed
 
-The first is written by who trains it, the second by who pushes it; the reconciler reads that one and goes by
-it (`release.profit_gate`).
+The first is written by who trains it, and says nothing of money: what an error costs is what the project
+says when the version is pushed. The second is written by who pushes it; the reconciler goes by it
+(`release.profit_gate`).
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from mlops_ray.cluster import costs, meter
 from mlops_ray.config import Project
 from mlops_ray.cost import model, profit
-from mlops_ray.cost.profit import Costs, Difference, Values, Version, Worth
+from mlops_ray.cost.profit import Compared, Costs, Values, Version, Worth
 from mlops_ray.errors import MlopsError, NotFoundError
 from mlops_ray.registry.bootstrap import Blocks
 from mlops_ray.serving import record
@@ -35,27 +36,37 @@ def compared(
     blocks: Blocks,
     thresholds: tuple[float | None, float | None],
 ) -> Document | None:
-    """What a candidate's answers are worth beside the champion's (`theirs`), to rows of the test part.
+    """How wrong a candidate's answers to rows of the test part are beside the champion's (`theirs`).
 
     `thresholds` are those of both. `None` where the project says of no worth, or the champion answered too
     few rows.
     """
-    worth = Worth.of(project.cost)
     known = np.isfinite(theirs)
-    if worth is None or len(np.unique(blocks[known])) < 2:
+    if Worth.of(project.cost) is None or len(np.unique(blocks[known])) < 2:
         return None
+    # Yes and no are counted where both say them.
+    both = thresholds if None not in thresholds else (None, None)
     ours, beside = (
-        worth.rows(labels[known], said[known], threshold)
-        for said, threshold in zip((answers, theirs), thresholds, strict=True)
+        profit.errors(labels[known], said[known], threshold)
+        for said, threshold in zip((answers, theirs), both, strict=True)
     )
-    difference = Difference.paired(ours, beside, blocks[known])
-    means = {"worth": float(ours.mean()), "theirs": float(beside.mean())}
-    return means | {"currency": worth.currency, "difference": list(difference)}
+    return asdict(Compared.paired(ours, beside, blocks[known]))
 
 
 def keep(storage: Storage, name: str, version: int, against: int, found: Document) -> None:
     """Writes down what `compared` found of a version beside the champion of then."""
-    storage.write_json(found | {"against": str(against)}, WORTHS, name, f"{version}.json")
+    storage.write_json({"against": str(against), "errors": found}, WORTHS, name, f"{version}.json")
+
+
+def _kept(storage: Storage, name: str, version: str) -> tuple[str, Compared] | None:
+    """With which version one was compared, and how; `None` where that is not known.
+
+    So it is of one that was compared by what answers were worth when it was trained.
+    """
+    found = storage.read_json(WORTHS, name, f"{version}.json")
+    if found is None or "errors" not in found:
+        return None
+    return found["against"], Compared(**found["errors"])
 
 
 def judge(project: Project, storage: Storage, version: int) -> str:
@@ -94,7 +105,7 @@ def missed(
         and champion is not None
         and champion["version"] != str(version)
         and not has_reason
-        and storage.read_json(WORTHS, name, f"{version}.json") is None
+        and _kept(storage, name, str(version)) is None
     ):
         lacks.append(f"its answers are not compared by worth with those of version {champion['version']}")
     if not lacks:
@@ -111,25 +122,29 @@ def said(storage: Storage, name: str, version: int) -> str:
 def _verdict(project: Project, storage: Storage, version: str, against: str) -> profit.Verdict:
     """Raises `MlopsError` for what is not known."""
     name = project.project
-    found = storage.read_json(WORTHS, name, f"{version}.json")
-    if found is None or found["against"] != against:
+    worth, found = Worth.of(project.cost), _kept(storage, name, version)
+    says = "the project says what an answer is worth (cost.value_per_prediction, cost.value)"
+    if worth is None:
+        raise NotFoundError(f"whether version {version} earns more than {against} is known where {says}")
+    if found is None or found[0] != against:
         raise NotFoundError(
             f"version {version} was not compared with version {against} on the same rows, which `train` does "
-            "where the project says what an answer is worth (cost.value_per_prediction, cost.value)"
+            f"where {says}; another training.search.seed has it trained again"
         )
     known = [costs.training_cost(project, storage, each)[0] for each in (version, against)]
     # Of a version that was trained without prices it is taken to be what it was of the other.
     trained = [each or 0.0 for each in known] if None not in known else [0.0, 0.0]
     stored, life = costs.storage_cost(project, storage) or 0.0, project.cost.training_life / costs.DAY_US
     sides, guessed = [], ""
-    for each, worth, once in zip((version, against), (found["worth"], found["theirs"]), trained, strict=True):
+    difference, theirs = found[1].difference(worth), found[1].champions(worth)
+    values = theirs + difference.mean, theirs
+    for each, value, once in zip((version, against), values, trained, strict=True):
         spent, predictions, of = serving(project, storage, each, or_of=against)
-        sides.append(Version(each, worth, Costs(spent, once, life, stored)))
+        sides.append(Version(each, value, Costs(spent, once, life, stored)))
         if of != each:
             guessed = f" (version {each} was not measured by loadtest: it is taken to be as fast as {of})"
-    difference = Difference(*found["difference"])
     verdict = profit.gate(
-        sides[0], sides[1], difference, predictions, found["currency"], project.cost.profit_margin
+        sides[0], sides[1], difference, predictions, worth.currency, project.cost.profit_margin
     )
     return replace(verdict, said=verdict.said + guessed)
 

@@ -58,14 +58,19 @@ class Worth:
         >>> alarm.rows(np.array([0.0, 1.0]), np.array([0.9, 0.1]), threshold=0.5).tolist()
         [-1.0, -10.0]
         """
-        lost = self.per_error * np.abs(predictions - labels)
-        if self.matrix is not None:
-            if threshold is None:
-                raise DataError("a matrix of costs is of yes and no: it takes a threshold")
-            lost = np.array(self.matrix, np.float64)[
-                (labels > 0).astype(int), (predictions >= threshold).astype(int)
-            ]
-        return np.asarray(self.each - lost, np.float64)
+        found = errors(labels, predictions, threshold)
+        return np.asarray(self.each - found @ self.prices(found.shape[1]), np.float64)
+
+    def prices(self, kinds: int) -> Values:
+        """What each of so many kinds of `errors` costs; raises `DataError` where they are of the others."""
+        said = [cost for row in self.matrix for cost in row] if self.matrix else [self.per_error]
+        if not any(said):
+            return np.zeros(kinds)
+        if len(said) == kinds:
+            return np.array(said, np.float64)
+        if self.matrix:
+            raise DataError("a matrix of costs is of yes and no: it takes a threshold")
+        raise DataError("an amount for each unit of error is of numbers, and not of yes and no")
 
     def mean(self, metrics: Mapping[str, float]) -> float:
         """The worth of an answer on average, of a version with these metrics (`mae`, or those of decisions).
@@ -84,6 +89,22 @@ class Worth:
                 for s, c in zip(row, costs, strict=True)
             )
         return self.each - lost
+
+
+def errors(labels: Values, predictions: Values, threshold: float | None) -> Values:
+    """What is wrong with each answer, a column for each kind: how far it is from the label.
+
+    With a threshold it is which of the four answers to yes and no it is, as `Worth.matrix` has them in order.
+
+    >>> errors(np.array([3.0]), np.array([2.0]), None).tolist()
+    [[1.0]]
+    >>> errors(np.array([0.0, 1.0]), np.array([0.9, 0.1]), 0.5).tolist()
+    [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]
+    """
+    if threshold is None:
+        return np.asarray(np.abs(predictions - labels)[:, None], np.float64)
+    kind = 2 * (labels > 0) + (predictions >= threshold)
+    return np.asarray(kind[:, None] == np.arange(4), np.float64)
 
 
 def _metric(metrics: Mapping[str, float], name: str) -> float:
@@ -172,34 +193,57 @@ class Difference(NamedTuple):
     error: float
     freedom: float
 
-    @classmethod
-    def paired(
-        cls, candidate: Values, champion: Values, blocks: npt.NDArray[np.integer] | None = None
-    ) -> Self:
-        """Of the worth of both answers to the same rows; rows of one block depend on each other.
+    def at_least(self) -> float:
+        """The one-sided lower bound, with confidence `SURE`, by Student's distribution."""
+        return self.mean - float(stats.t.ppf(SURE, self.freedom)) * self.error if self.error else self.mean
 
-        The error is that of a mean of clusters (Liang and Zeger, "Longitudinal data analysis using
+
+@dataclass(frozen=True)
+class Compared:
+    """Errors of a candidate's and the champion's answers to the same rows, whatever they cost.
+
+    Of each kind (`errors`) there are so many on average of `theirs`, the champion's, and so many `more` of
+    the candidate's; `spread` has the covariances of those means, with so many degrees of `freedom`.
+    """
+
+    theirs: tuple[float, ...]
+    more: tuple[float, ...]
+    spread: tuple[tuple[float, ...], ...]
+    freedom: float
+
+    @classmethod
+    def paired(cls, ours: Values, theirs: Values, blocks: npt.NDArray[np.integer] | None = None) -> Self:
+        """Of the `errors` of both answers to the same rows; rows of one block depend on each other.
+
+        The spread is that of means of clusters (Liang and Zeger, "Longitudinal data analysis using
         generalized linear models", 1986). Raises `DataError` for fewer than two rows or blocks, or what is
         no number.
 
-        >>> Difference.paired(np.array([2.0, 3.0, 4.0]), np.array([1.0, 1.0, 1.0]))
-        Difference(mean=2.0, error=0.577..., freedom=2)
+        >>> ours, theirs = np.array([[2.0], [3.0], [4.0]]), np.array([[1.0], [1.0], [1.0]])
+        >>> Compared.paired(ours, theirs).difference(Worth("EUR", per_error=1.0))
+        Difference(mean=-2.0, error=0.577..., freedom=2)
         """
-        more = np.asarray(candidate, np.float64) - np.asarray(champion, np.float64)
+        more = ours - theirs
         if not np.isfinite(more).all():
-            raise DataError("what an answer is worth is no number: its profit cannot be told")
+            raise DataError("how wrong an answer is is no number: its profit cannot be told")
         groups = np.arange(len(more)) if blocks is None else np.unique(blocks, return_inverse=True)[1]
         count = int(groups.max()) + 1 if len(more) else 0
         if count < 2:
             raise DataError(f"{count} rows or blocks of them are too few to tell whose profit is larger")
-        mean = float(more.mean())
-        sums = np.bincount(groups, more - mean)
-        error = math.sqrt(count / (count - 1) * float(sums @ sums)) / len(more)
-        return cls(mean, error, count - 1)
+        sums = np.array([np.bincount(groups, kind - kind.mean()) for kind in more.T])
+        spread = count / (count - 1) * (sums @ sums.T) / len(more) ** 2
+        beside, difference = (tuple(each.mean(axis=0).tolist()) for each in (theirs, more))
+        return cls(beside, difference, tuple(map(tuple, spread.tolist())), count - 1)
 
-    def at_least(self) -> float:
-        """The one-sided lower bound, with confidence `SURE`, by Student's distribution."""
-        return self.mean - float(stats.t.ppf(SURE, self.freedom)) * self.error if self.error else self.mean
+    def difference(self, worth: Worth) -> Difference:
+        """By how much the candidate's answers are worth more; raises `DataError` as `Worth.prices` does."""
+        prices = worth.prices(len(self.more))
+        error = math.sqrt(max(0.0, float(prices @ self.spread @ prices)))
+        return Difference(-float(prices @ self.more), error, self.freedom)
+
+    def champions(self, worth: Worth) -> float:
+        """What an answer of the champion's is worth on average."""
+        return worth.each - float(worth.prices(len(self.theirs)) @ self.theirs)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,55 @@ def test_a_version_that_earns_more_is_let_through(world: World) -> None:
     assert said.startswith("version 2 earns 1.44 EUR a day more than version 1")
 
 
+def test_what_an_error_costs_is_what_the_project_says_as_the_version_is_pushed(world: World) -> None:
+    """A tenth of what it cost when the version was trained: 0.864 EUR a day more, for 7.2."""
+    world.train(0.002)
+    world.measure("2", "big", 4.0)
+    little = {"per_unit_of_error": {"amount": 0.0001, "currency": "EUR"}}
+    refused, said = world.judge(value=little, profit_margin=0)
+    assert refused
+    assert said.startswith(
+        "version 2 earns 6.336 EUR a day less than version 1: its answers are worth 0.864 EUR"
+    )
+    # A champion that earns 3,885 EUR a day allows as much as a hundredth of that less.
+    assert world.judge(value=little) == (False, said)
+    assert "its answers are worth 0 EUR more" in world.judge(value=None)[1]
+    refused, said = world.judge(value=None, value_per_prediction=None)
+    assert refused
+    assert said.startswith("its profit is not known: whether version 2 earns more than 1 is known where the")
+    # The other way round a gain is let through.
+    world.train(0.0002)
+    assert world.judge()[0]
+    assert not world.judge(value={"per_unit_of_error": {"amount": 0.01, "currency": "EUR"}})[0]
+
+
+def test_money_of_two_currencies_is_never_added(world: World) -> None:
+    """All is said in USD since: prices twice as high, and an error at one and a half of what it was."""
+    world.train(0.002)
+    world.measure("2", "big", 4.0)
+    (world.folder / "prices.yaml").write_text(
+        PRICES.replace("EUR", "USD").replace("0.1}", "0.2}").replace("0.4}", "0.8}")
+    )
+    amount = {"amount": 0.0015, "currency": "USD"}
+    assert world.judge(value_per_prediction=amount, value={"per_unit_of_error": amount}) == (
+        True,
+        "version 2 earns 1.44 USD a day less than version 1: its answers are worth 12.96 USD more, "
+        "and it costs 14.4 USD more",
+    )
+
+
+def test_what_was_compared_by_the_worth_of_then_is_not_known_and_told_with_what_to_do(world: World) -> None:
+    world.measure("2", "big", 4.0)
+    before = {"against": "1", "currency": "EUR", "worth": 2.0, "theirs": 1.0, "difference": [1.0, 0.0, 399]}
+    world.storage.write_json(before, profitable.WORTHS, NAME, "2.json")
+    refused, said = world.judge()
+    assert refused
+    assert said.startswith("its profit is not known: version 2 was not compared with version 1")
+    assert said.endswith("another training.search.seed has it trained again")
+    (told,) = profitable.missed(world.project, world.storage, 2, has_cost=True)
+    assert "its answers are not compared by worth with those of version 1" in told
+
+
 def test_a_version_that_was_dear_to_train_is_refused_while_it_earns_less(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

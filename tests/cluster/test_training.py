@@ -19,6 +19,7 @@ from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
 from mlops_ray.cost.model import Places
 from mlops_ray.cost.prices import money
+from mlops_ray.cost.profit import Compared, Worth
 from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
 from mlops_ray.monitoring import known
 from mlops_ray.monitoring.performance import Expected
@@ -318,10 +319,10 @@ def test_what_answers_are_worth_is_compared_with_the_champion_on_the_same_rows(t
     trained.forget()
     again = trained.train(PROJECT + worth)
     found = trained.storage.read_json(profitable.WORTHS, "churn", f"{again['version']}.json")
-    assert (found["against"], found["currency"]) == ("1", "EUR")
-    mean, error, freedom = found["difference"]
-    assert found["worth"] - found["theirs"] == pytest.approx(mean)
-    assert found["worth"] < 0
+    assert found["against"] == "1"
+    compared, said = Compared(**found["errors"]), Worth("EUR", matrix=((0, 1), (10, 0)))
+    assert compared.champions(said) < 0
+    mean, error, freedom = compared.difference(said)
     assert mean == pytest.approx(0, abs=1e-9)
     assert error == pytest.approx(0, abs=1e-9)
     assert freedom > 1

@@ -1,6 +1,7 @@
 """A version takes the champion's place where it earns no less, surely; the sentence says why not."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,19 @@ from hypothesis import strategies as st
 
 from mlops_ray import config
 from mlops_ray.cost import profit
-from mlops_ray.cost.profit import Costs, Difference, Verdict, Version, Worth, gate
+from mlops_ray.cost.profit import Compared, Costs, Difference, Values, Verdict, Version, Worth, errors, gate
 from mlops_ray.errors import DataError
 from mlops_ray.registry import metrics
 
 PREDICTIONS = 10_000
 CHAMPION = Version("1", 0.002, Costs(serving=2.0))
 ROWS = 400
+
+
+def paired(candidate: Values, champion: Values, blocks: Any = None) -> Difference:
+    """Of the worth of both answers to the same rows: less of it is an error."""
+    found = Compared.paired(-candidate[:, None], -champion[:, None], blocks)
+    return found.difference(Worth("EUR", per_error=1.0))
 
 
 def judged(
@@ -25,7 +32,7 @@ def judged(
     noise = np.random.default_rng(1).normal(size=ROWS)
     champion = np.full(ROWS, CHAMPION.worth)
     candidate = champion + more + spread * (noise - noise.mean())
-    difference = Difference.paired(candidate, champion)
+    difference = paired(candidate, champion)
     version = Version("2", CHAMPION.worth + more, Costs(serving=serving))
     return gate(version, CHAMPION, difference, predictions, "EUR", margin)
 
@@ -81,7 +88,7 @@ def test_who_is_let_through_is_let_through_too_where_he_is_better_or_cheaper(
 def test_the_bound_holds_in_95_of_100_comparisons() -> None:
     random = np.random.default_rng(7)
     trials = 4000
-    worse = [Difference.paired(row, np.zeros(12)).at_least() > 0 for row in random.normal(size=(trials, 12))]
+    worse = [paired(row, np.zeros(12)).at_least() > 0 for row in random.normal(size=(trials, 12))]
     # Three standard deviations of a share of 5 % in so many trials.
     assert np.mean(worse) == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / trials))
 
@@ -91,7 +98,7 @@ def test_rows_of_one_block_are_not_taken_for_many() -> None:
     blocks = np.repeat(np.arange(30), 10)
     days = random.normal(size=(trials, 30))
     apart, together = (
-        np.mean([Difference.paired(day[blocks], np.zeros(300), by).at_least() > 0 for day in days])
+        np.mean([paired(day[blocks], np.zeros(300), by).at_least() > 0 for day in days])
         for by in (None, blocks)
     )
     assert together == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / trials))
@@ -100,8 +107,36 @@ def test_rows_of_one_block_are_not_taken_for_many() -> None:
 
 def test_a_mean_with_its_error_does_as_well_as_rows() -> None:
     rows = np.array([1.0, 2.0, 4.0, 8.0])
-    paired = Difference.paired(rows, np.zeros(4))
-    assert paired == Difference(rows.mean(), pytest.approx(rows.std(ddof=1) / 2), 3)
+    found = paired(rows, np.zeros(4))
+    assert found == Difference(rows.mean(), pytest.approx(rows.std(ddof=1) / 2), 3)
+
+
+matrices = st.tuples(*[st.tuples(*[st.floats(-10, 10)] * 2)] * 2)
+
+
+@given(matrices, st.integers(0, 10**6))
+def test_what_answers_are_worth_may_be_said_when_they_are_compared_already(
+    matrix: tuple[tuple[float, float], tuple[float, float]], seed: int
+) -> None:
+    """By the means and covariances of four kinds of answers it is what it is by the worth of each row."""
+    random = np.random.default_rng(seed)
+    labels, blocks = random.integers(0, 2, 60).astype(float), random.integers(0, 20, 60)
+    answers, thresholds, worth = random.random((2, 60)), (0.5, 0.3), Worth("EUR", 1.0, matrix=matrix)
+    sides = list(zip(answers, thresholds, strict=True))
+    ours, theirs = (errors(labels, each, threshold) for each, threshold in sides)
+    found, rows = Compared.paired(ours, theirs, blocks), [worth.rows(labels, *side) for side in sides]
+    assert found.champions(worth) == pytest.approx(rows[1].mean(), abs=1e-9)
+    # An error that cancels out is the root of a sum's last digit.
+    assert found.difference(worth) == pytest.approx(paired(*rows, blocks), abs=1e-6)
+
+
+def test_errors_of_one_kind_have_no_worth_by_what_the_other_costs() -> None:
+    numbers, decisions = (errors(np.zeros(2), np.arange(2.0), threshold) for threshold in (None, 0.5))
+    with pytest.raises(DataError, match="takes a threshold"):
+        Compared.paired(numbers, numbers).difference(Worth("EUR", matrix=((0, 1), (10, 0))))
+    with pytest.raises(DataError, match="is of numbers, and not of yes and no"):
+        Compared.paired(decisions, decisions).difference(Worth("EUR", per_error=1.0))
+    assert Compared.paired(decisions, decisions).difference(Worth("EUR", 1.0)) == (0.0, 0.0, 1)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +144,9 @@ def test_a_mean_with_its_error_does_as_well_as_rows() -> None:
 )
 def test_what_cannot_be_compared_is_an_error_and_no_verdict(rows: list[float], says: str) -> None:
     with pytest.raises(DataError, match=says):
-        Difference.paired(np.array(rows), np.zeros(len(rows)))
+        paired(np.array(rows), np.zeros(len(rows)))
     with pytest.raises(DataError, match="too few"):
-        Difference.paired(np.arange(3.0), np.zeros(3), np.zeros(3, np.int64))
+        paired(np.arange(3.0), np.zeros(3), np.zeros(3, np.int64))
 
 
 floats = st.lists(st.floats(-100, 100), min_size=1, max_size=50)
