@@ -388,8 +388,9 @@ def document(
     for each in recent:
         parts.update(each.parts)
         jobs.update(each.named)
-    free = sorted(name for name in parts if _price_of(settings, name) is None)
-    used = [p for p in settings.listed.prices if {p.type, p.type + TAKEN} & parts.keys()]
+    rates = {name: _price_of(settings, name) for name in parts}
+    free = sorted(name for name, price in rates.items() if price is None)
+    used = [price for price in rates.values() if price is not None]
     per_1000 = answered and {"amount": 1000 * cost / answered, "currency": currency, "since": recent[0].at}
     return {
         "format": FORMAT_VERSION,

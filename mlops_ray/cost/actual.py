@@ -112,8 +112,7 @@ def _no_hours() -> Hours:
 def price_of(prices: PriceList, machine: str, spot: bool, region: str | None) -> Price | None:
     """The price of a type; of one that has several regions, and none is said, there is none."""
     found = prices.find(machine, region, spot)
-    own = [price for price in found if price.region == region] or list(found)
-    return own[0] if len(own) == 1 else None
+    return found[0] if len(found) == 1 else None
 
 
 def _add(totals: Hours, entry: Mapping[str, Any]) -> None:

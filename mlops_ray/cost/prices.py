@@ -79,8 +79,18 @@ class PriceList:
         return tuple(sorted(chosen, key=lambda price: price.per_hour))
 
     def of_region(self, region: str | None) -> tuple[Price, ...]:
-        """The prices of a region, with those of any."""
-        return tuple(price for price in self.prices if region is None or price.region in ("", region))
+        """The prices that count in a region: its own of a type; of one that has none there that of any.
+
+        Without a region they are all.
+        """
+        if region is None:
+            return self.prices
+        own = {(price.type, price.spot) for price in self.prices if price.region == region}
+        return tuple(
+            price
+            for price in self.prices
+            if price.region == region or (not price.region and (price.type, price.spot) not in own)
+        )
 
     def stale(self, today: dt.date, limit: dt.timedelta) -> tuple[Price, ...]:
         """The prices that are older than the limit, or of the future, which never get old."""

@@ -154,6 +154,18 @@ def test_a_target_of_requests_a_second_is_told_in_nodes_of_each_type_by_hand(
         cli.app(["cost", str(file), "--rate", "10"], standalone_mode=False)
 
 
+def test_a_plan_and_a_bill_take_the_same_price_of_a_machine(file: Path) -> None:
+    """It costs 0.1 EUR anywhere, and 0.2 in eu, where the project is."""
+    of_eu = PRICES + "  - {type: small, vcpu: 2, per_hour: 0.2, region: eu}\n"
+    (file.parent / "prices.yaml").write_text(of_eu)
+    write(file.parent, LOAD | {"machine": "small", "region": "eu"})
+    project, storage = opened(file)
+    ran(storage)
+    plan = costs.plan(project, storage)
+    assert [o["per_day"] for o in plan["options"] if o["machine"] == "small"] == [pytest.approx(0.2 * 24)]
+    assert costs.spent(project, storage, None, None)["total"] == pytest.approx(0.2)
+
+
 def test_a_load_that_was_recorded_is_planned_for(file: Path) -> None:
     (file.parent / "load.csv").write_text("seconds,rate\n0,10\n3600,60\n")
     write(file.parent, {"load": {"recorded": "load.csv"}})

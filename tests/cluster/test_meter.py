@@ -1,5 +1,6 @@
 """What runs is written down minute by minute, and comes to the bill, whoever dies."""
 
+import datetime as dt
 import itertools
 import json
 import struct
@@ -334,6 +335,16 @@ def test_replicas_that_are_measured_are_a_job_and_count_against_the_budget(world
     world.running.held = [*Running.held, Replica("a", "other", 1.0, 0.0)]
     world.tick(1)
     assert world.cost["budget"]["jobs"] == pytest.approx(PER_HOUR / 120)
+
+
+def test_figures_say_nothing_of_prices_by_which_nothing_was_counted(world: World) -> None:
+    old = machine("small", per_hour=0.01, region="else", date=dt.date(2020, 1, 1))
+    here = machine("small", per_hour=PER_HOUR, region="here")
+    world.storage.path("prices.yaml").write_text(prices.text([old, here]))
+    cost = {"machine": "small", "prices": str(world.storage.path("prices.yaml")), "region": "here"}
+    meter.settle(packages.project(world.storage, cost=cost), world.storage)
+    world.tick(1)
+    assert (world.cost["prices"], world.cost["oldest"]) == (["test, 2026-11-01"], "2026-11-01")
 
 
 def test_figures_say_of_when_their_prices_are_and_that_they_are_old(world: World) -> None:

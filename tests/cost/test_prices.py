@@ -101,6 +101,15 @@ def test_a_file_that_is_missing_or_no_list_says_what_it_should_be(tmp_path: Path
         read(tmp_path, "- 1")
 
 
+def test_of_a_type_that_has_a_price_in_the_region_that_of_any_does_not_count() -> None:
+    anywhere, there = replace(SMALL, region=""), replace(SMALL, region="there")
+    spot, big = replace(anywhere, spot=True), replace(anywhere, type="big")
+    listed = PriceList((anywhere, there, SMALL, spot, big))
+    assert listed.of_region("here") == (SMALL, spot, big)
+    assert listed.of_region("else") == (anywhere, spot, big)
+    assert listed.of_region(None) == listed.prices
+
+
 def test_an_old_price_and_one_of_the_future_are_stale() -> None:
     listed = PriceList((SMALL, replace(SMALL, type="old", date=dt.date(2026, 7, 1))))
     limit = dt.timedelta(days=90)
@@ -115,8 +124,8 @@ def test_a_type_is_found_cheapest_first_in_its_region_or_in_any() -> None:
     own = replace(SMALL, per_hour=0.2, region="")
     listed = PriceList((SMALL, spot, there, own))
     assert listed.find("small") == (spot, there, SMALL, own)
-    assert listed.find("small", "here") == (spot, SMALL, own)
-    assert listed.find("small", "here", spot=False) == (SMALL, own)
+    assert listed.find("small", "here") == (spot, SMALL)
+    assert listed.find("small", "here", spot=False) == (SMALL,)
     assert listed.find("none") == ()
 
 
