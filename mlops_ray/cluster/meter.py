@@ -37,6 +37,8 @@ from mlops_ray.storage import Storage
 EVERY_S, LONGEST_S = 60.0, 180.0
 #: What 1,000 predictions cost is said of the days that have begun in this time: today, and yesterday.
 RECENT_S = 2 * DAY_S
+#: Replicas that were seen in this time before a budget was spent run, whatever the last look has seen.
+RAN_S = 600.0
 FORMAT_VERSION = 1
 #: Labels of a node that say its type in the prices, and that it may be taken away at any time.
 MACHINE, MARKET, SPOT = "machine", "ray.io/market-type", "spot"
@@ -458,6 +460,13 @@ def _spent(today: Day, per_day: float, settings: Settings) -> str:
     return f"{spent} of {allowed} that cost.budget allows were spent on this day (UTC){of}"
 
 
+def _ran(storage: Storage, model: str, now: float) -> int:
+    """The most replicas of a model that were seen at once lately: one look may fall into a redeployment."""
+    recent = (line for line in entries(storage, now - RAN_S, now) if now - RAN_S < line["at"] <= now)
+    nodes = ([node.get("replicas", {}).get(model, {"count": 0}) for node in line["nodes"]] for line in recent)
+    return max((sum(int(each["count"]) for each in on) for on in nodes), default=0)
+
+
 def held(storage: Storage, model: str, now: float) -> str:
     """Why nothing more is to be spent on a model, in a sentence; empty where it may be."""
     return why(_hold_of(storage, model), now)
@@ -521,7 +530,7 @@ class Meter:
         for model, said in named.items():
             try:
                 today = self._sum_up(model, said, now)
-                self._hold(model, said, today, sum(each.model == model for each in replicas))
+                self._hold(model, said, today, now)
             except Exception as error:  # noqa: BLE001 - the other models are summed up all the same
                 wrong.append(error)
         if wrong:
@@ -539,7 +548,7 @@ class Meter:
             return ()
         return found
 
-    def _hold(self, model: str, said: Settings, today: Day, running: int) -> None:
+    def _hold(self, model: str, said: Settings, today: Day, now: float) -> None:
         """Has no replica started beyond those that run, and nothing trained, while the budget is spent."""
         path = self.storage.path(HOLDS, f"{model}.json")
         if not said.holds or said.per_day is None or today.spent < said.per_day:
@@ -549,7 +558,8 @@ class Meter:
         known, of = _hold_of(self.storage, model), {"until": today.at + DAY_S, "per_day": said.per_day}
         if not isinstance(known, dict) or any(known.get(key) != value for key, value in of.items()):
             # Where none runs the first caller is answered all the same.
-            hold = {"most_replicas": max(said.least, running, 1), "why": _spent(today, said.per_day, said)}
+            most = max(said.least, _ran(self.storage, model, now), 1)
+            hold = {"most_replicas": most, "why": _spent(today, said.per_day, said)}
             self.storage.write_json(of | hold, HOLDS, path.name)
 
     def _sum_up(self, model: str, said: Settings, now: float) -> Day:

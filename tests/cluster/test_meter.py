@@ -587,6 +587,20 @@ def test_a_budget_of_another_currency_than_the_prices_is_refused(world: World) -
         world.settle(budget={"per_day": {"amount": 0.61, "currency": "JPY"}, "then": "hold"})
 
 
+def test_a_look_that_falls_into_a_redeployment_takes_no_replica_away_for_the_day(world: World) -> None:
+    """Five run, but for the minute in which the budget was spent; of ten minutes before there were eight."""
+    world.settle(budget=budget(PER_HOUR / 60 * 14.5))
+    for count, minutes in ((8, 2), (5, 12)):
+        world.running.held = [Replica("a", NAME, 0.2, 0.0)] * count
+        world.tick(minutes)
+    assert not world.held
+    # Another process looks on.
+    world.start()
+    world.running.held, world.running.on = [], [*world.running.on, Node("b", {}, 8.0, 0.0, 0.0, 0.0)]
+    world.tick(1)
+    assert world.hold["most_replicas"] == 5
+
+
 def test_where_no_replica_runs_a_hold_lets_the_first_caller_be_answered(world: World) -> None:
     world.settle(serving={"replicas": {"min": 0, "max": 4}}, budget=budget(0.0))
     world.running.held = []
