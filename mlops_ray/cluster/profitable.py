@@ -131,22 +131,24 @@ def _verdict(project: Project, storage: Storage, version: str, against: str) -> 
             f"version {version} was not compared with version {against} on the same rows, which `train` does "
             f"where {says}; another training.search.seed has it trained again"
         )
-    known = [costs.training_cost(project, storage, each)[0] for each in (version, against)]
-    # Of a version that was trained without prices it is taken to be what it was of the other.
-    trained = [each or 0.0 for each in known] if None not in known else [0.0, 0.0]
+    known = {each: costs.training_cost(project, storage, each)[0] for each in (version, against)}
+    unknown = [each for each, cost in known.items() if cost is None]
+    # Of a version of which it is not known it is taken to be what it was of the other.
+    trained = [0.0 if unknown else cost or 0.0 for cost in known.values()]
+    left_out = f"that of {' and '.join(unknown)} has no known cost in {worth.currency}"
     stored, life = costs.storage_cost(project, storage) or 0.0, project.cost.training_life / costs.DAY_US
-    sides, guessed = [], ""
+    sides, besides = [], f" (no training is counted: {left_out})" if unknown else ""
     difference, theirs = found[1].difference(worth), found[1].champions(worth)
     values = theirs + difference.mean, theirs
     for each, value, once in zip((version, against), values, trained, strict=True):
         spent, predictions, of = serving(project, storage, each, or_of=against)
         sides.append(Version(each, value, Costs(spent, once, life, stored)))
         if of != each:
-            guessed = f" (version {each} was not measured by loadtest: it is taken to be as fast as {of})"
+            besides += f" (version {each} was not measured by loadtest: it is taken to be as fast as {of})"
     verdict = profit.gate(
         sides[0], sides[1], difference, predictions, worth.currency, project.cost.profit_margin
     )
-    return replace(verdict, said=verdict.said + guessed)
+    return replace(verdict, said=verdict.said + besides)
 
 
 def serving(project: Project, storage: Storage, version: str, *, or_of: str) -> tuple[float, float, str]:

@@ -101,7 +101,7 @@ def test_a_version_better_by_a_hair_on_four_times_the_machine_is_refused(world: 
     assert world.judge() == (
         True,
         "version 2 earns 5.04 EUR a day less than version 1: its answers are worth 2.16 EUR more, "
-        "and it costs 7.2 EUR more",
+        "and it costs 7.2 EUR more (no training is counted: that of 2 and 1 has no known cost in EUR)",
     )
 
 
@@ -146,7 +146,7 @@ def test_money_of_two_currencies_is_never_added(world: World) -> None:
     assert world.judge(value_per_prediction=amount, value={"per_unit_of_error": amount}) == (
         True,
         "version 2 earns 1.44 USD a day less than version 1: its answers are worth 12.96 USD more, "
-        "and it costs 14.4 USD more",
+        "and it costs 14.4 USD more (no training is counted: that of 2 and 1 has no known cost in USD)",
     )
 
 
@@ -170,8 +170,12 @@ def test_a_version_that_was_dear_to_train_is_refused_while_it_earns_less(
     monkeypatch.setattr(loads, "registry", lambda *_: SimpleNamespace(cost=lambda *key: trained.get(key)))
     world.train(0.002)
     trained[NAME, 2] = {"amount": 360.0, "currency": "EUR"}
-    # What is not known of the champion is taken to be the same.
-    assert world.judge()[0] is False
+    # What is not known of the champion is taken to be the same, as what was paid in another currency.
+    for unknown in (None, {"amount": 60.0, "currency": "USD"}):
+        trained[NAME, 1] = unknown
+        refused, said = world.judge()
+        assert not refused
+        assert " (no training is counted: that of 1 has no known cost in EUR)" in said
     trained[NAME, 1] = {"amount": 60.0, "currency": "EUR"}
     assert world.judge() == (
         True,
