@@ -4,7 +4,7 @@
                                by model the rows that replicas answered since the line before
     cost/MODEL.json            what a model costs, for the page, Prometheus and alerts
     cost/settings/MODEL.json   the prices that the model's project names, its machine and its budget
-    cost/holds/MODEL.json      is there while the day's budget is spent: no more replicas, no training
+    cost/holds/MODEL.json      is there while the day's budget is spent: no more replicas, no retraining
 
 `Meter` holds nothing that is not on disk but when it last looked, and may be killed at any moment: what ran
 while nobody looked, for longer than a few minutes, is not counted.
@@ -549,7 +549,7 @@ class Meter:
         return found
 
     def _hold(self, model: str, said: Settings, today: Day, now: float) -> None:
-        """Has no replica started beyond those that run, and nothing trained, while the budget is spent."""
+        """Has no replica started beyond those that ran, and nothing retrained, while the budget is spent."""
         path = self.storage.path(HOLDS, f"{model}.json")
         if not said.holds or said.per_day is None or today.spent < said.per_day:
             path.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ and does only what changed.
 """
 
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -233,6 +234,7 @@ class Pipeline:
             "postprocess": task.outcome.to_json(),
             "code": deploy.code_digest(),
         }
+        spent = meter.held(self.storage, project.project, time.time())
         trained = self.stages.run(
             self._stage("train"),
             made_from,
@@ -240,7 +242,14 @@ class Pipeline:
             say=_say_train,
             still_there=lambda r: self._is_registered(r["version"]),
         )
-        return {**trained, "notes": [*trained["notes"], *self._missed(trained), *self._quarantined()]}
+        told = [*self._missed(trained), *self._held(spent), *self._quarantined()]
+        return {**trained, "notes": [*trained["notes"], *told]}
+
+    def _held(self, spent: str) -> list[str]:
+        """That a version was trained though the budget was `spent`: only what begins by itself is held."""
+        if not spent or self._stage("train") in self.stages.unchanged:
+            return []
+        return [f"{spent}; this training is not held for that, and adds to it"]
 
     def _missed(self, trained: dict[str, Any]) -> list[str]:
         """What a version lacks that was trained before its project spoke of money."""

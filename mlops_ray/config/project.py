@@ -669,7 +669,7 @@ class Spending(Model):
     per_day: Money
     """In a day (UTC)."""
     then: Literal["hold", "warn"] = "warn"
-    """`hold`: neither replicas nor training are added any more, and an alert says so."""
+    """`hold`: no replica is added any more and no training begins by itself, and an alert says so."""
 
 
 class Cost(Model):

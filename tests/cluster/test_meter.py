@@ -4,18 +4,23 @@ import datetime as dt
 import itertools
 import json
 import struct
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_ray.cluster import loads, loop, meter
+from mlops_ray.cluster import loads, loop, meter, training
 from mlops_ray.cluster.loop import Decision
 from mlops_ray.cluster.meter import LONGEST_S, Meter, Node, Replica
+from mlops_ray.cluster.pipeline import Pipeline
+from mlops_ray.cluster.stages import Stages
 from mlops_ray.cluster.works import JOBS, MOST_NAMES, Work
 from mlops_ray.cost import actual, prices
 from mlops_ray.cost.holds import HOLDS
@@ -558,6 +563,33 @@ def test_a_budget_that_was_changed_and_is_spent_again_is_told_as_it_is(world: Wo
     world.settle(budget=budget(0.01))
     world.tick(1)
     assert "of 0.01 EUR" in world.held
+
+
+def test_who_trains_though_the_budget_is_spent_is_told_and_not_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain: Any = SimpleNamespace(to_json=dict, digest="", season_us=None, test_from=None, outcome=None)
+    plain.outcome = plain
+    monkeypatch.setattr(training, "task", lambda *of: plain)
+    ours: Any = SimpleNamespace(project=packages.project(world.storage), features=plain, test_from=None)
+    ours.storage, ours.stages = world.storage, Stages(world.storage)
+    ours._stage, ours._held = str, partial(Pipeline._held, ours)
+    ours._missed, ours._quarantined, ours._is_registered = lambda _: [], list, lambda _: True
+    ours._trained = lambda *of: {"version": 1, "family": "mean", "leaderboard": [], "notes": []}
+
+    def notes(data: str) -> list[str]:
+        """What is told of a version that is trained of this."""
+        plain.digest = data
+        return list(Pipeline.train(ours, plain)["notes"])
+
+    monkeypatch.setattr(time, "time", lambda: world.now)
+    assert notes("monday") == []
+    world.settle(budget=budget(0.0))
+    world.tick(1)
+    (note,) = notes("tuesday")
+    assert note.startswith(f"{world.held}; this training is not held for that")
+    # Nothing has changed since, and nothing is trained.
+    assert notes("tuesday") == []
 
 
 def test_a_hold_says_what_of_the_budget_jobs_have_spent(world: World) -> None:
