@@ -1204,6 +1204,7 @@ def _print_spent(found: dict[str, Any]) -> None:
     _print_table(columns, costs.version_rows(found))
     if found["keys"]:
         _print_table(["key", *columns], costs.key_rows(found))
+        print(costs.BY_KEY)
     _print_table(["who", "machine", "node hours", "cost"], costs.share_rows(found))
     _print_fields(
         {

@@ -45,6 +45,8 @@ DAY_US = 86_400e6
 MOST_JOBS = 50
 #: Entries that are no further apart follow each other: their ends are sums of fractions.
 ROUNDING_S = 1e-3
+#: How a bill shares out what it was to answer; the page of costs has no hours (monitoring.dashboard.parts).
+BY_KEY = "Each key bears of an hour's cost its share of the rows; the dashboard reckons by the day."
 HEAD = "Imported from {file} ({format}) by `mlops-ray prices import`; what an hour costs, without taxes."
 
 Document = dict[str, Any]
@@ -312,7 +314,7 @@ def html(found: Document) -> str:
     versions = Table(("model", "version", "predictions", "cost", "1,000 predictions"), version_rows(found))
     nodes = Table(("who", "machine", "node hours", "cost"), share_rows(found))
     by_key = Table(("key", *versions.head), key_rows(found))
-    keys = [Section("By key", [Block(table=by_key, wide=True)], "Of who asked for the predictions.")]
+    keys = [Section("By key", [Block(table=by_key, wide=True)], BY_KEY)]
     sections = [
         Section("The period", [Block(tiles=tiles, bars=bars, wide=True)]),
         Section("By version", [Block(table=versions, wide=True)], "An hour's cost by its predictions."),

@@ -21,7 +21,9 @@ from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
 from mlops_ray.data.counts import Counts, Traffic
 from mlops_ray.errors import ConfigError, DataError, ReleaseError, UsageError
-from mlops_ray.monitoring import journal
+from mlops_ray.instants import DAY_S
+from mlops_ray.monitoring import callers, journal
+from mlops_ray.monitoring.dashboard import parts
 from mlops_ray.monitoring.state import Minute, ModelState, Watched, Window
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -295,6 +297,38 @@ def test_what_was_spent_is_told_by_key_also_of_one_that_is_gone(
     assert "till &lt;b&gt;" in page.read_text()
     cli.app(["cost", str(file)], standalone_mode=False)
     assert "till <b>" in capsys.readouterr().out
+
+
+def test_a_bill_shares_out_each_hour_and_the_dashboard_each_day_as_both_say(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of one node and an hour of four, each for 100 rows of another key: 0.1 and 0.4 EUR."""
+    write(file.parent, LOAD | WORTH | {"machine": "small"})
+    project, storage = opened(file)
+    ran(storage)
+    last = [*meter.entries(storage)][-1]
+    meter.append(storage, last | {"at": BEGIN + 7200.0, "seconds": 3600.0, "nodes": last["nodes"] * 4})
+    for hour, key in enumerate(("shop", "till")):
+        answered(storage, {"3": 100}, after=hour * 3600 + 600)
+        asked(storage, {"3": {key: 100}}, BEGIN + hour * 3600)
+    page = file.parent / "costs.html"
+    found = said(capsys, "cost", str(file), "--html", str(page))
+    assert {k["key"]: k["cost"] for k in found["keys"]} == pytest.approx({"shop": 0.1, "till": 0.4})
+    meter.settle(project, storage)
+    midnight = int(BEGIN // DAY_S * DAY_S)
+    settings = meter.settings(storage)[packages.NAME]
+    day = meter.day([*meter.entries(storage)], meter.Day.empty(midnight), packages.NAME, settings)
+    rows = callers.asked(journal.read(storage, packages.NAME, journal.TRAFFIC), {})
+    by_day = parts.by_key([(midnight, day.cost, 200)], rows)
+    assert {k["key"]: k["cost"] for k in by_day} == pytest.approx({"shop": 0.25, "till": 0.25})
+    assert day.cost == pytest.approx(found["total"])
+    # Who reads either learns of the other.
+    cli.app(["cost", str(file)], standalone_mode=False)
+    assert "the dashboard reckons by the day" in capsys.readouterr().out
+    assert "the dashboard reckons by the day" in page.read_text()
+    assert (
+        "mlops-ray cost reckons by the hour" in (Path(parts.__file__).parent / "assets/model.js").read_text()
+    )
 
 
 def test_rows_of_before_keys_were_counted_are_of_no_key(file: Path) -> None:

@@ -169,7 +169,8 @@ def cost(found: Any) -> Document | None:
 def by_key(days: Sequence[Sequence[Any]], asked: Asked) -> list[Document]:
     """What the predictions of days (when they began, cost, rows) came to, by key, the dearest first.
 
-    Each bears of a day's cost what it had of the day's rows; rows of which it is not known are of no key.
+    Each bears of a day's cost what it had of the day's rows; rows of which it is not known are of no key. A
+    bill (`mlops_ray.cluster.costs`) has the hours of both, and shares out each hour's.
     """
     began = {at for at, *_ in days}
     uses = [

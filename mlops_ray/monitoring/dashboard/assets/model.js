@@ -340,7 +340,7 @@ function costs({ cost, keys }, { chosen }) {
     parts.length ? panel("What it is made of", cost.prices?.length ? `By prices of: ${cost.prices.join("; ")}` : null, table("Parts", ["Part", "Amount"], parts.map(({ name, amount }) => [words(name), short(amount)]), [1])) : null,
     cost.jobs?.length ? panel("Trainings and other jobs", "Of today and yesterday, with their part of what nobody used; they count against the day's budget, and are no part of what predictions cost",
       some(10, cost.jobs, (rows, more) => table(`Trainings and other jobs${more}`, ["What ran", `Cost, ${cost.total.currency}`], rows.map(({ name, amount }) => [name, short(amount)]), [1]))) : null,
-    keys?.length ? panel("By key", `Who asked ${chosen.words}: of a day's cost each bears its share of the rows`, table("Keys", ["Key", "Version", "Predictions", `Cost, ${cost.total.currency}`, "Per 1,000"],
+    keys?.length ? panel("By key", `Who asked ${chosen.words}: of a day's cost each bears its share of the day's rows; mlops-ray cost reckons by the hour`, table("Keys", ["Key", "Version", "Predictions", `Cost, ${cost.total.currency}`, "Per 1,000"],
       keys.map(({ key, version, rows, cost: spent }) => [key || "not known", version || "–", whole(rows), short(spent), short((1000 * spent) / rows)]), [2, 3, 4])) : null,
     keys === null && el("p", { class: "note" }, "What each key's predictions cost is shown to who holds a key of role admin."),
     days.length ? panel("Day by day", per?.currency, chart({ label: "Cost a day", at: days.map(([at]) => at), from: 0, series: [{ label: per?.currency ?? "cost", values: days.map(([, amount]) => amount), color: "accent", kind: "bars" }] })) : null,
