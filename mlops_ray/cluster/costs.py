@@ -43,6 +43,8 @@ CAPACITY = "capacity"
 DAY_US = 86_400e6
 #: Jobs that a bill names, those with most hours of nodes.
 MOST_JOBS = 50
+#: From which share of the answered rows on it is told that the prediction log lacks them.
+LEAST_MISSED = 0.01
 #: Entries that are no further apart follow each other: their ends are sums of fractions.
 ROUNDING_S = 1e-3
 #: How a bill shares out what it was to answer; the page of costs has no hours (monitoring.dashboard.parts).
@@ -189,14 +191,15 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
         raise DataError("nothing was metered then")
     listed, notes = priced(project)
     shares = actual.metered(entries, listed, project.cost.region)
+    spans = _spans(entries)
+    models = sorted({each.name for each in shares if each.kind == "model"})
+    uses = {name: _uses(storage, name, spans) for name in models}
+    notes += [note for name in models if (note := _unlogged(name, entries, uses[name]))]
+    split = [actual.by_key(uses[name], _asked(storage, name)) for name in models]
     unpriced = sorted({each.machine for each in shares if each.cost is None})
     if unpriced:
         names = ", ".join(name or "machines that do not say their type (cost.machine)" for name in unpriced)
         notes.append(f"not counted, since the prices have none, or several, of them: {names}")
-    spans = _spans(entries)
-    models = sorted({each.name for each in shares if each.kind == "model"})
-    uses = {name: _uses(storage, name, spans) for name in models}
-    split = [actual.by_key(uses[name], _asked(storage, name)) for name in models]
     return {
         "from": _iso(spans[0][0]),
         "to": _iso(spans[-1][1]),
@@ -237,6 +240,27 @@ def _uses(storage: Storage, name: str, spans: Sequence[tuple[float, float]]) -> 
     hour = pl.col("at").dt.truncate("1h").dt.epoch("s").alias("hour")
     counted = asked.group_by(hour, "model_version").agg(pl.len()).collect(engine="streaming")
     return [Use(at, name, version, actual.NOBODY, count) for at, version, count in sorted(counted.rows())]
+
+
+def _unlogged(name: str, entries: Sequence[Document], uses: Sequence[Use]) -> str:
+    """That more was answered than the prediction log has, in a sentence; empty where it has it all.
+
+    >>> _unlogged("m", [{"answered": {"m": 60}}, {"answered": {"m": 40}}], [Use(0, "m", "3", "", 90)])
+    '10 of 100 rows that m answered are not in its prediction log (not written yet, erased, or taken away):
+     they are not counted here, and so 1,000 predictions cost less than this says'
+    >>> _unlogged("m", [{"answered": {"m": 100}}, {}], [Use(0, "m", "3", "", 99)])
+    ''
+    """
+    answered = sum(entry.get("answered", {}).get(name, 0) for entry in entries)
+    missing = answered - round(sum(use.predictions for use in uses))
+    # A minute that is counted may have begun before the period.
+    if missing <= LEAST_MISSED * answered:
+        return ""
+    return (
+        f"{missing:,} of {answered:,} rows that {name} answered are not in its prediction log (not written "
+        "yet, erased, or taken away): they are not counted here, and so 1,000 predictions cost less than "
+        "this says"
+    )
 
 
 def _asked(storage: Storage, name: str) -> callers.Asked:

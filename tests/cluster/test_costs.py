@@ -361,6 +361,22 @@ def test_only_what_was_metered_in_the_time_asked_for_counts(file: Path) -> None:
         costs.spent(project, storage, datetime.fromtimestamp(BEGIN + 3600, UTC), None)
 
 
+def test_rows_that_were_answered_and_are_not_in_the_log_any_more_are_told(file: Path) -> None:
+    project, storage = opened(file)
+    ran(storage)
+    (*_, last) = meter.entries(storage)
+    meter.append(storage, last | {"at": BEGIN + 3660.0, "seconds": 60.0, "answered": {packages.NAME: 400}})
+    answered(storage, {"3": 300}, after=600)
+    answered(storage, {"3": 100}, after=1200)
+    assert costs.spent(project, storage, None, None)["notes"] == []
+    log = storage.root / prediction_log.FOLDER / packages.NAME
+    (erased,) = log.glob("*/*-1200.parquet")
+    erased.unlink()
+    (note,) = costs.spent(project, storage, None, None)["notes"]
+    assert note.startswith(f"100 of 400 rows that {packages.NAME} answered are not in its prediction log")
+    assert note.endswith("and so 1,000 predictions cost less than this says")
+
+
 def test_rows_of_hours_that_were_not_metered_are_not_counted(file: Path) -> None:
     project, storage = opened(file)
     ran(storage)
