@@ -4,6 +4,7 @@ It needs nothing but orjson and numpy, and imports nothing of the package but it
 """
 
 import http.client
+import math
 import random
 import ssl
 import threading
@@ -12,6 +13,7 @@ import urllib.parse
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,8 @@ from mlops_ray.errors import RequestError, ServiceError, request_error
 PASSING = (408, 429, 500, 502, 503)
 #: Seconds of the first pause between two tries, doubled each time, and of the longest.
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 2.0
+#: The most that the service lets a caller say of its time, ten minutes.
+MOST_MS = 600_000
 
 Rows = Sequence[Mapping[str, Any]] | Any
 Values = npt.NDArray[np.float64]
@@ -144,7 +148,8 @@ class Client:
         self, method: str, path: str, body: bytes | None, left_s: float, id: str
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         connection = self._connection(left_s)
-        headers = {"X-Timeout-Ms": str(max(1, int(1000 * left_s))), "X-Request-ID": id}
+        left_ms = min(max(1, int(1000 * left_s)), MOST_MS)
+        headers = {"X-Timeout-Ms": str(left_ms), "X-Request-ID": id}
         headers |= {"Content-Type": "application/json"} if body is not None else {}
         headers |= {"Authorization": f"Bearer {self.key}"} if self.key is not None else {}
         connection.request(method, path, body, headers)
@@ -197,11 +202,14 @@ def _is_missing(value: Any) -> bool:
 
 
 def _text(value: Any) -> Any:
-    """An instant as text with its offset; one without is in UTC."""
+    """An instant as text with its offset; one without is in UTC. Days and times of day have none."""
+    if isinstance(value, float | np.floating) and math.isinf(value):
+        # JSON would make it a missing value; by its name it is refused.
+        return repr(float(value))
     if not hasattr(value, "isoformat"):
         return value
     said = str(value.isoformat())
-    return said if getattr(value, "tzinfo", None) is not None else f"{said}Z"
+    return f"{said}Z" if isinstance(value, datetime) and value.tzinfo is None else said
 
 
 def _error(status: int, data: bytes) -> RequestError | ServiceError:

@@ -2,11 +2,13 @@
 
 import http.server
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from datetime import time as time_of_day
 from typing import Any
 
 import numpy as np
@@ -123,6 +125,24 @@ def test_pandas_polars_and_rows_are_the_same_columns() -> None:
     assert columns(naive)["at"] == columns(pd.DataFrame(naive))["at"]
     assert columns(naive)["at"][0] == "2026-01-01T00:00:00Z"
     assert columns([{"a": 1}, {"b": 2}]) == {"a": [1, None], "b": [None, 2]}
+
+
+def test_days_and_times_of_day_are_no_instants_and_get_no_offset() -> None:
+    rows = [{"day": date(2025, 12, 31), "at": time_of_day(12)}]
+    expected = {"day": ["2025-12-31"], "at": ["12:00:00"]}
+    assert columns(rows) == columns(pl.DataFrame(rows)) == columns(pd.DataFrame(rows)) == expected
+
+
+@pytest.mark.parametrize("infinite", [math.inf, -math.inf, np.float32("inf")])
+def test_an_infinite_number_is_not_sent_as_a_missing_one(infinite: float, server: Server) -> None:
+    """JSON has no infinities: as text the service refuses them, with row and column."""
+    Client(server.url, "m").predict([{"load": 1.0}, {"load": infinite}])
+    assert server.seen[0]["body"] == {"inputs": {"load": [1.0, repr(float(infinite))]}}
+
+
+def test_who_waits_longer_than_the_service_lets_anybody_is_told_of_the_most(server: Server) -> None:
+    Client(server.url, "m", timeout_s=3600).predict(ROWS)
+    assert int(server.seen[0]["X-Timeout-Ms"]) == 600_000
 
 
 @pytest.mark.parametrize(
