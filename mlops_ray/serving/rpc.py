@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from mlops_ray.errors import OverloadedError, RequestError, UsageError
 from mlops_ray.keys import Keyring, Role
-from mlops_ray.serving.admission import TIMEOUT
+from mlops_ray.serving.admission import MOST_MS, TIMEOUT
 from mlops_ray.serving.asgi import REQUEST_ID, request_id
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
 from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY, ROUTING_KEY, VERSION
@@ -195,9 +195,11 @@ def _headers(metadata: Any, remaining_s: float | None) -> dict[str, str]:
     """The headers of the request: those that are metadata, a request id, the nearer of the two deadlines."""
     # Of a key that comes twice, the first.
     headers = {key: value for key, value in reversed(list(metadata or ())) if key in HEADERS}
-    headers[REQUEST_ID] = request_id(headers.get(REQUEST_ID))
+    given_id = headers.get(REQUEST_ID, "")
+    # It goes back in metadata, which are of ASCII alone.
+    headers[REQUEST_ID] = request_id(given_id if given_id.isascii() else None)
     if remaining_s is not None:
-        left_ms, given = max(1, int(remaining_s * 1000)), headers.get(TIMEOUT, "")
+        left_ms, given = min(max(1, int(remaining_s * 1000)), MOST_MS), headers.get(TIMEOUT, "")
         # What is no number is the core's to refuse.
         if not given or (given.isascii() and given.isdigit() and (len(given) > 12 or int(given) > left_ms)):
             headers[TIMEOUT] = str(left_ms)
@@ -235,6 +237,9 @@ async def _whole(method: str, messages: AsyncIterator[bytes], within_s: float) -
 
 async def _forward(method: str, ask: Ask, request: Any, headers: dict[str, str]) -> Answered:
     path = _PATHS[method]
+    for name, value in headers.items():
+        if not value.isascii():
+            raise RequestError(f"the metadata {name!r} holds other characters than those of ASCII")
     if method == _INFER:
         own, body = encode(request)
         path = _path(request.model_name, request.model_version, path)

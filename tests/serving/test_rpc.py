@@ -5,7 +5,7 @@ import contextlib
 import queue
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -315,6 +315,16 @@ def test_the_nearer_deadline_is_the_cores(
     assert 0 < int(service.asked[-1][1]["x-timeout-ms"]) <= 1.01 * most
 
 
+def test_who_waits_longer_than_the_core_lets_anybody_is_answered(
+    address: str, service: Service, key: dict[str, str]
+) -> None:
+    with grpc.insecure_channel(address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        answered = stub.ModelInfer(typed(), metadata=tuple(key.items()), timeout=3600)
+    assert answered.model_version == "1"
+    assert service.asked[-1][1]["x-timeout-ms"] == "600000"
+
+
 def test_what_is_no_header_of_ours_stays_outside(address: str, service: Service, key: dict[str, str]) -> None:
     forged = {"x-request-timeout-seconds": "9", "inference-header-content-length": "1", "content-type": "a/b"}
     infer(address, typed(), key | forged)
@@ -404,6 +414,41 @@ def test_bytes_that_are_no_message_are_an_invalid_argument(address: str, key: di
     with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/{messages.SERVICE}/ModelInfer")(b"\xff\xff", metadata=tuple(key.items()))
     assert code(caught.value) == "INVALID_ARGUMENT"
+
+
+class AbortedError(Exception):
+    """A call that was refused: its code, sentence and trailing metadata."""
+
+
+@dataclass
+class Context:
+    """A call with metadata that a stock client would not send; gRPC's core lets them in, but not out."""
+
+    metadata: list[tuple[str, str]]
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return self.metadata
+
+    def time_remaining(self) -> None:
+        return None
+
+    async def abort(self, *said: Any) -> None:
+        raise AbortedError(*said)
+
+
+def test_metadata_that_are_not_of_ascii_are_an_invalid_argument(
+    service: Service, key: dict[str, str]
+) -> None:
+    async def messages_of() -> AsyncIterator[bytes]:
+        yield typed().SerializeToString()
+
+    named = Context([*key.items(), ("x-routing-key", "ключ"), ("x-request-id", "ключ")])
+    with pytest.raises(AbortedError) as caught:
+        run(rpc._serve("ModelInfer", service.ask, service.keyring, messages_of(), named))
+    status, sentence, trailing = caught.value.args
+    assert status is grpc.StatusCode.INVALID_ARGUMENT
+    assert sentence == "the metadata 'x-routing-key' holds other characters than those of ASCII"
+    assert all(value.isascii() for _, value in trailing)
 
 
 def test_a_long_sentence_is_cut_to_what_clients_take(service: Service) -> None:
