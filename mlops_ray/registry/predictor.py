@@ -150,6 +150,11 @@ class Predictor:
         typed = rows.dtypes == [DTYPES[column.type] for column in self._features.columns]
         return self._predict(rows if typed else self._features.check(rows)[0])
 
+    @property
+    def explains(self) -> bool:
+        """Whether the model's family can tell what each feature contributes."""
+        return isinstance(self._model, Explainable)
+
     def explain(self, features: pl.DataFrame, hidden: frozenset[str] = frozenset()) -> Contributions:
         """What each feature adds to the answers to rows of `Answer.features` that have not failed.
 

@@ -29,10 +29,10 @@ from mlops_ray.serving.routing import Split
 if TYPE_CHECKING:
     from mlops_ray.serving.versions import Live
 
-#: A version is to blame for what broke in it, or in what it reads; for rows that it refuses, only where the
-#: other does better.
+#: A version is to blame for what broke in it, or in what it reads; for rows that it refuses, and for what
+#: it cannot do, as to tell why, only where the other does better.
 BROKEN = frozenset({500, 503})
-REFUSED, LATE = 422, 504
+UNABLE, REFUSED, LATE = 400, 422, 504
 #: Requests of the champion by which its p99 is known, and the rows that they have: while they come, the
 #: challenger is warming up. Of larger requests latencies are not compared: a caller may send what it likes.
 FIRST, USUAL = 200, 0.95

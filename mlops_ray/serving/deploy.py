@@ -150,6 +150,7 @@ def settle(project: Project, storage: Storage) -> None:
         tuple(hook.model_dump() for hook in project.release.hooks),
         tuple(alert.model_dump() for alert in project.monitoring.alerts),
         project.serving.slo.error_rate,
+        project.serving.explain == "on_request",
     )
     record.settle(storage, project.project, settings)
 

@@ -33,7 +33,7 @@ from mlops_ray.serving.asgi import DEFECTS, Application, Call, Reply, error_repl
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.bulkhead import Bulkhead
-from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, Contest, Copy, Tried
+from mlops_ray.serving.contest import BROKEN, LATE, REFUSED, UNABLE, Contest, Copy, Tried
 from mlops_ray.serving.refusals import invalid, refuse_rejected
 from mlops_ray.serving.versions import Live, Versions
 from mlops_ray.storage import Storage
@@ -183,7 +183,7 @@ class Endpoint(Application):
         live = contest.challenger
         reply, tried = await self._tried(call, live, action, body, asked._replace(until=until))
         has_time = asked.until is None or self.admission.clock() < asked.until
-        if reply.status in (REFUSED, LATE, *BROKEN) and has_time:
+        if reply.status in (UNABLE, REFUSED, LATE, *BROKEN) and has_time:
             live = contest.champion
             # These are no rows of the champion's own share.
             reply, _ = await self._tried(call, live, action, body, asked._replace(compared=None))

@@ -202,6 +202,11 @@ class Reconciler:
                 raise PackageError(told)
             if lost := sorted({*champion["outputs"]} - {*entry["outputs"]}):
                 raise PackageError(f"callers read {lost[0]!r}, which it does not answer")
+            if settings.explains and champion.get("explains") and not entry["explains"]:
+                raise PackageError(
+                    "callers may ask why (serving.explain: on_request), "
+                    f"which the family {entry['family']} cannot tell"
+                )
             if how.profit_gate == "refuse" and (told := self._unprofitable(name, champion, version)):
                 raise PackageError(told)
         return entry

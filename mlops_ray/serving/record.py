@@ -207,7 +207,8 @@ class Settings:
     """What the reconciler must know of a model's project, as it was deployed.
 
     `tracking` is MLflow's address, `hooks` and `alerts` are those of the project file: all may hold
-    passwords. The monitor reads the alerts, and which share of requests may fail.
+    passwords. The monitor reads the alerts, and which share of requests may fail. `explains`: callers may ask
+    what each feature contributed.
     """
 
     tracking: str
@@ -218,6 +219,7 @@ class Settings:
     hooks: tuple[dict[str, Any], ...] = ()
     alerts: tuple[dict[str, Any], ...] = ()
     error_rate: float = 0.001
+    explains: bool = False
 
 
 def settle(storage: Storage, name: str, settings: Settings) -> None:

@@ -120,7 +120,7 @@ def _entry(
         raise PackageError(f"the package is one of {predictor.name!r}")
     # All that is done to an answer, to the project's own functions.
     predictor.predict_features(predictor.package.examples[0])
-    entry = record.entry(opened, version, predictor.package)
+    entry = record.entry(opened, version, predictor.package) | {"explains": predictor.explains}
     _require_tellable(entry)
     return entry
 

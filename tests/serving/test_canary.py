@@ -14,12 +14,13 @@ from mlops_ray.config import Batching
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.prediction_log import PredictionLog
-from mlops_ray.errors import PackageError
+from mlops_ray.errors import PackageError, RequestError
 from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.outcomes import Scale
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, bucket
+from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.serving import contest, heartbeats, record
 from mlops_ray.serving.endpoint import Endpoint
@@ -83,6 +84,13 @@ class Refusing(StandIn):
             schema=answer.failures.schema,
         )
         return replace(answer, values=np.full(inputs.height, np.nan), failures=failed)
+
+
+class Unexplained(StandIn):
+    """Of a family that cannot tell what each feature contributes."""
+
+    def explain(self, features: pl.DataFrame, hidden: frozenset[str], /) -> Contributions:
+        raise RequestError("the family mlp gives no contributions")
 
 
 @dataclass
@@ -211,6 +219,29 @@ def test_where_the_challenger_fails_the_champion_answers_and_the_error_counts(
     assert champion.figures[ERRORS].mean == 0
     assert challenged.figures[ERRORS].mean == 1
     assert challenged.requests > 100
+
+
+def test_where_the_challenger_cannot_explain_the_champion_does_and_the_error_counts(storage: Storage) -> None:
+    unexplained = replica(storage, Unexplained())
+    unexplained.endpoint._explains = True
+    unexplained.release(1, weight=50.0)
+    body = {"dataframe_records": [ROW], "params": {"explain": True}}
+
+    async def why() -> list[Answered]:
+        await unexplained.follow()
+        key, asked = unexplained.keys["predict"], [{"x-routing-key": each} for each in KEYS[:50]]
+        return [
+            await call_async(unexplained.endpoint, "POST", PATH, key=key, json=body, headers=each)
+            for each in asked
+        ]
+
+    replies = run(why())
+    assert {version(reply) for reply in replies} == {"1"}
+    assert all(reply.json["contributions"]["features"] == ["load", "hour"] for reply in replies)
+    champion, challenged = unexplained.sides(1)
+    assert champion.figures[ERRORS].mean == 0
+    assert challenged.figures[ERRORS].mean == 1
+    assert challenged.requests + champion.requests == 50
 
 
 def test_a_challenger_that_hangs_is_waited_for_no_longer_than_any_caller_is_made_to(

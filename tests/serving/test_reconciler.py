@@ -73,13 +73,15 @@ class Trusting:
 
     refuses: dict[str, str] = field(default_factory=dict)
     packages: dict[str, Package] = field(default_factory=dict)
+    unexplained: set[str] = field(default_factory=set)
 
     def verify(
         self, storage: Storage, model: str, version: str, package: Path, digest: str, settings: Settings
     ) -> dict[str, Any]:
         if version in self.refuses:
             raise PackageError(self.refuses[version])
-        return record.entry(storage, version, self.packages[version])
+        entry = record.entry(storage, version, self.packages[version])
+        return entry | {"explains": version not in self.unexplained}
 
     def close(self) -> None: ...
 
@@ -416,6 +418,25 @@ def test_a_version_that_is_not_there_is_refused(live: World) -> None:
     assert live.told[-1] == ("9", "refused")
     assert "no version 9" in live.document["history"][-1]["reason"]
     assert live.document["told"] == live.document["turn"]
+
+
+@pytest.mark.parametrize(
+    ("explains", "unexplained", "state"),
+    [(True, {"2"}, "refused"), (False, {"2"}, "champion"), (True, {"1", "2"}, "champion")],
+)
+def test_one_that_cannot_explain_is_refused_where_callers_may_ask_and_the_champion_can(
+    world: World, explains: bool, unexplained: set[str], state: str
+) -> None:
+    record.settle(world.storage, NAME, Settings("", "", explains=explains))
+    world.verifier.unexplained = unexplained
+    crowned(world)
+    world.push(2)
+    last = world.tick(6)["history"][-1]
+    assert (last["version"], last["state"]) == ("2", state)
+    if state == "refused":
+        assert last["reason"] == (
+            "callers may ask why (serving.explain: on_request), which the family linear cannot tell"
+        )
 
 
 def test_one_that_asks_for_what_callers_do_not_send_is_refused(

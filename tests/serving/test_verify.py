@@ -62,6 +62,7 @@ def test_a_sound_version_gets_its_entry(verifier: Verifier, storage: Storage) ->
     entry = verified(verifier, storage, package)
     assert (entry["version"], entry["digest"], entry["package"]) == ("2", package.digest, "packages/demo")
     assert Schema.from_json(entry["request"]) == package.feature_set.request
+    assert entry["explains"] is True
 
 
 def test_a_wrong_digest_a_changed_file_and_a_foreign_signature_are_refused(
