@@ -376,12 +376,13 @@ class Versions:
         entry, turn = document["challenger"], document["turn"]
         key = record.key(entry) if entry and "digest" in entry else ""
         self.challenger = self._held.get(key)
-        split = Split(key, document["weight"], document["shadow"])
+        split, before = Split(key, document["weight"], document["shadow"]), self.contest
+        is_same = (
+            before is not None and before.champion is self.champion and before.challenger is self.challenger
+        )
         if self.champion is None or self.challenger is None or not (split.weight or split.shadow):
             self.contest = None
-        elif self.contest is None or self.contest.turn != turn:
-            before = self.contest
-            is_same = before is not None and before.challenger is self.challenger
+        elif before is None or before.turn != turn or not is_same:
             pace = before.pace if before is not None and is_same else Pace()
             sides = partial(self._outbox.sides, turn)
             self.contest = Contest(turn, split, self.champion, self.challenger, sides, pace)

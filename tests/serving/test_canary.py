@@ -328,6 +328,37 @@ def test_where_the_champion_cannot_be_loaded_others_are(storage: Storage) -> Non
     assert told.loaded == ("2 digest 2",)
 
 
+def test_a_champion_that_is_loaded_late_takes_its_place_beside_the_challenger(storage: Storage) -> None:
+    late = replica(storage, Moved())
+    load, is_away = late.versions._load, True
+
+    def loaded(entry: dict[str, Any]) -> Any:
+        if entry["version"] == "3" and is_away:
+            raise PackageError("a file is missing")
+        return load(entry)
+
+    late.versions._load = loaded
+    late.release(1)
+
+    async def answered() -> list[str]:
+        nonlocal is_away
+        await late.follow()
+        document = record.read(storage, MODEL)
+        new = {"version": "3", "digest": "digest 3"}
+        moved = {"champion": new, "previous": document["champion"], "turn": 2, "weight": 0.001}
+        record.write(storage, document | moved)
+        with pytest.raises(PackageError):
+            await late.versions.refresh()
+        await late.versions.settled()
+        before = version(await late.one("meter-1"))
+        # As the poll does it after a failure.
+        late.versions._seen, is_away = None, False
+        await late.follow()
+        return [before, version(await late.one("meter-1"))]
+
+    assert run(answered()) == ["1", "3"]
+
+
 def test_a_row_that_is_bad_for_both_is_refused_and_tells_nothing_against_the_challenger(
     moved: Replica,
 ) -> None:
