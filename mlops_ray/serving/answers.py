@@ -15,7 +15,7 @@ from mlops_ray.data.values import frame as plain_frame
 from mlops_ray.errors import InvalidRowError
 from mlops_ray.registry.models import Values
 from mlops_ray.schema import DTYPES, FAILURES, INSTANT, Column, Schema, read_iso
-from mlops_ray.serving.columns import Reader
+from mlops_ray.serving.columns import MOST_TEXT, Reader
 from mlops_ray.serving.protocol import DECISION, LABEL, OUTPUT
 from mlops_ray.serving.refusals import refuse_rejected
 from mlops_ray.serving.versions import Served
@@ -78,6 +78,8 @@ class Answers:
         # That is how pandas says that there is no number.
         raw = raw.fill_nan(None) if raw.dtype.is_float() and column.type != "float" else raw
         typed = self._plain(raw, column).alias(column.name)
+        if raw.dtype == pl.String:
+            typed = typed.set((raw.str.len_chars() > MOST_TEXT).fill_null(False), None)
         odd = (raw.is_not_null() & typed.is_null()).arg_true()
         if not len(odd):
             return typed, {}

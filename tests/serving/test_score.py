@@ -139,6 +139,18 @@ def test_each_row_of_text_gets_what_the_endpoint_answers_to_it_alone(
     assert answers["site"].to_list() == [row["site"] for row in rows]
 
 
+@pytest.mark.parametrize("text", ["x" * 10_001, "ü" * 10_000, "1." + "0" * 10_000])
+@pytest.mark.parametrize("name", ["site", "lag"])
+def test_text_that_the_endpoint_finds_too_long_is_too_long(
+    entries: dict[str, Any], tmp_path: Path, name: str, text: str
+) -> None:
+    good = {"site": "a", "time": "2016-11-02T10:00:00Z", "lag": "0.5", "hour": "1", "holiday": "true"}
+    rows = [good, good | {name: text}]
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    answers = scored(entries["regression"], tmp_path / "rows.parquet", tmp_path / "answers")
+    same(answers, expected(load(entries["regression"]), rows))
+
+
 #: Columns of Parquet as programs write them, beside the types that a request declares.
 TYPED: dict[str, list[Any]] = {
     "hour": [
