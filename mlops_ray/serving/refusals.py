@@ -43,9 +43,9 @@ def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
         case "missing_column":
             return "the column is missing"
         case "min" if limits:
-            return f"{value} is below the least that is allowed, {limits.min:g}"
+            return f"{value} is below the least that is allowed" + ("" if is_hidden else f", {limits.min:g}")
         case "max" if limits:
-            return f"{value} is above the most that is allowed, {limits.max:g}"
+            return f"{value} is above the most that is allowed" + ("" if is_hidden else f", {limits.max:g}")
         case "category":
             return f"{value} is none of the values that are allowed"
         case "pattern":

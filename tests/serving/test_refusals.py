@@ -7,7 +7,7 @@ from mlops_ray.errors import InvalidRowError
 from mlops_ray.schema import FAILURES, Column, Schema
 from mlops_ray.serving.refusals import refuse_rejected
 
-SCHEMA = Schema((Column("t", "datetime"),))
+SCHEMA = Schema((Column("t", "datetime"), Column("load", "float", min=3, max=7)))
 
 
 def refusal(value: str | None, hidden: tuple[str, ...] = ()) -> str:
@@ -15,6 +15,21 @@ def refusal(value: str | None, hidden: tuple[str, ...] = ()) -> str:
     with pytest.raises(InvalidRowError) as raised:
         refuse_rejected(pl.DataFrame(failure, schema=FAILURES), SCHEMA, hidden)
     return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "limit"), [("min", "least that is allowed, 3"), ("max", "most that is allowed, 7")]
+)
+def test_the_limits_of_a_column_are_told_unless_nobody_may_see_it(rule: str, limit: str) -> None:
+    """As the OpenAPI page does."""
+    said = {}
+    for hidden in ((), ("load",)):
+        failure = {"row": [0], "column": "load", "rule": rule, "value": "99", "severity": "reject"}
+        with pytest.raises(InvalidRowError) as raised:
+            refuse_rejected(pl.DataFrame(failure, schema=FAILURES), SCHEMA, hidden)
+        said[hidden] = str(raised.value).partition(" the ")[2]
+    assert said[()] == limit
+    assert said[("load",)].endswith(limit.partition(",")[0])
 
 
 def test_a_time_past_the_watermark_is_told_which_source_is_known_up_to_when() -> None:
