@@ -7,6 +7,7 @@ has a `label` and `known_at`, when it came. One that comes again counts once: th
 is kept.
 """
 
+import io
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 import polars as pl
 
 from mlops_ray.data.prediction_log import ASKED, rewriting
-from mlops_ray.errors import DataError, safe
+from mlops_ray.errors import DataError, StorageError, safe
 from mlops_ray.instants import LATEST, from_micros
 from mlops_ray.schema import DTYPES, INSTANT, Column
 from mlops_ray.storage import PRIVATE, Storage, replacing
@@ -75,13 +76,21 @@ def parse(
 
 
 def write(storage: Storage, model: str, labels: pl.DataFrame) -> int:
-    """Stores labels that `parse` made, on disk when this returns, and returns how many."""
+    """Stores labels that `parse` made, on disk when this returns, and returns how many.
+
+    Raises `StorageError` where they cannot be written, as on a full disk.
+    """
     now = datetime.fromtimestamp(time.time(), UTC)
     known_at = pl.lit(now).cast(INSTANT).alias(KNOWN_AT)
     name = f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.parquet"
-    # What is predicted may be for no eyes.
-    with replacing(storage.path(FOLDER, model, f"date={now:%Y-%m-%d}", name), mode=PRIVATE) as file:
-        labels.with_columns(known_at).write_parquet(file)
+    content = io.BytesIO()
+    labels.with_columns(known_at).write_parquet(content)
+    try:
+        # What is predicted may be for no eyes.
+        with replacing(storage.path(FOLDER, model, f"date={now:%Y-%m-%d}", name), mode=PRIVATE) as file:
+            file.write_bytes(content.getvalue())
+    except OSError as error:
+        raise StorageError(f"labels of {model!r} cannot be stored: {error.strerror}") from error
     return labels.height
 
 

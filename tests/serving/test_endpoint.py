@@ -1,9 +1,11 @@
 """A model's HTTP interface: who may call, what is answered, and that nothing of a caller's leaks or mixes."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -693,6 +695,15 @@ def test_labels_are_on_disk_when_they_are_answered(service: Service) -> None:
         {"request_id": "id-1", "row": 0, "label": 12.5},
         {"request_id": "id-2", "row": 1, "label": 3.0},
     ]
+
+
+def test_labels_for_which_the_disk_has_no_room_are_asked_for_again(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labels, "replacing", lambda *_, **how: contextlib.nullcontext(Path("/dev/full")))
+    given = {"labels": [{"request_id": "id-1", "label": 12.5}]}
+    reply = service.call("POST", "/labels", "label", json=given)
+    assert (reply.status, reply.headers["retry-after"]) == (503, "1")
 
 
 def test_labels_come_as_csv_and_by_the_columns_of_the_request(service: Service) -> None:
