@@ -197,8 +197,12 @@ def labelled(
         latest = latest.cast({name: schema[name] for name in theirs})
         asked = predictions.select({*told, *theirs}).join(latest.lazy(), on=theirs, how="inner")
         rows = asked.select(*told, LABEL, KNOWN_AT).collect(engine="streaming")
-        # Callers name requests: of two that have one name nobody knows which is which.
-        found.append(rows.unique(BY_REQUEST, keep="none") if by_request else rows)
+        if by_request:
+            # One that was sent again, and answered alike, counts once.
+            rows = rows.unique([name for name in rows.columns if name != AT])
+            # Callers name requests: of two that have one name nobody knows which is which.
+            rows = rows.unique(BY_REQUEST, keep="none")
+        found.append(rows)
     # Named in two ways, a row has two labels.
     both = pl.concat(found).sort(KNOWN_AT, AT, maintain_order=True)
     return both.unique(AT, keep="last", maintain_order=True).drop(AT)

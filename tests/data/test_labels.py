@@ -78,11 +78,21 @@ def test_a_label_that_came_before_is_not_new(tmp_path: Path) -> None:
 
 
 def test_two_requests_of_one_name_have_no_label_by_it(tmp_path: Path) -> None:
-    twice = pl.concat([PREDICTIONS, PREDICTIONS])
+    twice = pl.concat([PREDICTIONS, PREDICTIONS.with_columns(pl.col("prediction") + 1)])
     assert labels.labelled(twice.lazy(), stored(tmp_path, {"request_id": ["b"], "label": [1.0]})).is_empty()
     by_entity = {"site": ["north"], "time": ["2026-11-01T13:00:00Z"], "label": [3.0]}
     folder = tmp_path / "other"
     assert labels.labelled(twice.lazy(), stored(folder, by_entity))["label"].to_list() == [3.0, 3.0]
+
+
+def test_a_request_that_was_answered_twice_alike_has_its_label_once(tmp_path: Path) -> None:
+    """A caller whose connection broke behind the answer asks again under the same id."""
+    twice = pl.concat([PREDICTIONS, PREDICTIONS.with_columns(pl.col("request.site").str.to_uppercase())])
+    told = stored(tmp_path, {"request_id": ["b"], "label": [1.0]})
+    once = labels.labelled(twice.lazy(), told)
+    assert once.select("request_id", "prediction", "label").rows() == [("b", 3.0, 1.0)]
+    # Of another site, it was another request.
+    assert labels.labelled(twice.lazy(), told, ["request.site"]).is_empty()
 
 
 def test_a_day_that_has_passed_becomes_one_file_and_loses_nothing(

@@ -129,8 +129,8 @@ def test_a_request_id_that_was_used_twice_is_left_out_on_whichever_side(world: W
     world.answered("b", 2.0, turn=None, key_bucket=None)
     assert world.means() == []
     shadowed = World(world.storage)
-    for id in ("a", "b", "b"):
-        shadowed.answered(id, 2.0)
+    for id, answer in (("a", 2.0), ("b", 2.0), ("b", 3.0)):
+        shadowed.answered(id, answer)
         shadowed.answered(id, 4.0, "shadow")
     assert [(ours.count, theirs.count) for ours, theirs in shadowed.losses()] == [(1, 1)]
 
