@@ -111,9 +111,13 @@ class Routes(Application):
         return json_reply(openapi(record.read_all(self._storage)))
 
     async def _metrics(self, call: Call) -> Reply:
+        told = await self._answering(self._snapshot)
+        if told is None:
+            # Who scrapes is to see that nobody counts (MlopsDown).
+            return json_reply({"error": "the monitor does not answer; ask again", "id": call.id}, 503)
         releases = record.read_all(self._storage)
         costs = [self._views.cost(release["model"]) for release in releases]
-        text = metrics_text(await self._snapshot(), releases, filter(None, costs))
+        text = metrics_text(told, releases, filter(None, costs))
         return Reply(200, text, {"content-type": CONTENT_TYPE})
 
     # The dashboard, for people: a login form where the others have a 401.

@@ -231,6 +231,12 @@ def test_the_page_says_when_the_monitor_is_away(gateway: Gateway) -> None:
     assert gateway.call("GET", "/dashboard/data/models", "read").json["monitor"] is False
 
 
+def test_metrics_are_not_there_while_the_monitor_is_away(gateway: Gateway) -> None:
+    gateway.fails = True
+    reply = gateway.call("GET", "/metrics", "read")
+    assert (reply.status, reply.json["error"]) == (503, "the monitor does not answer; ask again")
+
+
 def test_more_parameters_than_are_read_are_refused(gateway: Gateway) -> None:
     for count, status in ((20, 200), (21, 400)):
         query = "&".join(f"a{number}=1" for number in range(count))
