@@ -28,6 +28,7 @@ from mlops_ray.cluster.head import GRPC_PORT, HTTP_PORT
 from mlops_ray.cluster.local import MARKER, LocalCluster, carrying
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, ConfigError
+from mlops_ray.serving.admission import MOST_MS
 from mlops_ray.storage import Storage
 
 #: Connections that callers may hold at once; each costs up to about 200 kB.
@@ -37,7 +38,7 @@ SLOW_S = 10
 #: Serve's front end takes heads of up to 15 kB.
 HEADERS_BYTES, URL_BYTES, BUFFER_BYTES = 12_000, 2_000, 65_536
 #: A connection on which nothing moves is dropped; no request that has a deadline takes as long.
-IDLE_S, ANSWER_S = 60, 120
+IDLE_S, ANSWER_S = 60, MOST_MS // 1000 + 5
 #: It is there in a tenth of a second; the machine may be busy.
 START_S, POLL_S = 10.0, 0.05
 

@@ -24,6 +24,7 @@ from mlops_ray.cluster import front, local
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Project
 from mlops_ray.errors import ClusterError, ConfigError, MlopsError
+from mlops_ray.serving.admission import MOST_MS
 from mlops_ray.storage import Storage
 from tests.cluster import certificates
 from tests.conftest import EXAMPLE, require
@@ -217,6 +218,10 @@ def test_where_a_proxy_ends_tls_its_word_is_taken(cluster: LocalCluster, tmp_pat
     names = dict(ask(behind, headers=said)[2])
     assert (names["x-forwarded-for"], names["x-forwarded-proto"]) == ("9.9.9.9", "https")
     assert "x-session-id" not in names
+
+
+def test_who_may_wait_for_ten_minutes_is_waited_for() -> None:
+    assert front.ANSWER_S * 1000 > MOST_MS
 
 
 def test_errors_are_in_the_protocol_s_form(
