@@ -5,7 +5,7 @@ what computed them. `rebuild` makes the same set from it a year later, whatever 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -55,27 +55,34 @@ class TrainingSet:
 
 
 def build(
-    project: Project, features: FeatureSet, held: Mapping[str, Snapshot], storage: Storage
+    project: Project,
+    features: FeatureSet,
+    held: Mapping[str, Snapshot],
+    storage: Storage,
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> TrainingSet:
     """The training set of a project over these histories, by source; written as Parquet with its manifest.
 
     One row a labelled row of the target's source, sorted by time and key. Rows before the first event that
     any window or lag could reach are left out: their features are missing because the history begins, not
-    because the value was.
+    because the value was. Where it is done by others `on_node` hears the ids of their nodes, again and again.
     """
-    frame, target, begin = labelled(project, features, held)
+    frame, target, begin = labelled(project, features, held, on_node)
     return _write(project, frame, features, held, {"target": target, "warm": begin}, storage)
 
 
 def labelled(
-    project: Project, features: FeatureSet, held: Mapping[str, Snapshot]
+    project: Project,
+    features: FeatureSet,
+    held: Mapping[str, Snapshot],
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> tuple[pl.DataFrame, dict[str, Any], datetime]:
     """The rows of `build`, what is predicted of them, and the instant from which on they have a look-back."""
     target = project.target.model_dump(mode="json", include={"source", "expr", "task", "positive", "where"})
     begin, policies = _warm(held, features), _policies(project)
     with quoting_nothing(policies.values()):
         rows = spine(target, held[project.target.source], features)
-        frame = _joined(rows, begin, held, features, policies)
+        frame = _joined(rows, begin, held, features, policies, on_node)
     if not frame.height:
         raise DataError(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
@@ -280,10 +287,12 @@ def _joined(
     held: Mapping[str, Snapshot],
     features: FeatureSet,
     policies: Mapping[str, Policy],
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
     """The spine's rows from an instant on, with their features and label."""
     rows = rows.filter(pl.col(features.time) >= begin)
-    joined = join(rows.drop(LABEL), held, features, selector=label_selector(policies.values()))
+    selector = label_selector(policies.values())
+    joined = join(rows.drop(LABEL), held, features, selector=selector, on_node=on_node)
     return rows.hstack([joined[name] for name in joined.columns if name not in features.own_columns])
 
 

@@ -6,7 +6,7 @@ data, so that the answer depends neither on where it runs nor on how it was cut.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -43,13 +43,15 @@ def join(
     on_ray: bool | None = None,
     selector: Mapping[str, str] | None = None,
     rows_a_task: int = ROWS_A_TASK,
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
     """One row a spine row, in the spine's order, with the columns `features.names`.
 
     `spine` has the columns of `features.request`; `snapshots` are the histories by source. Unknown and null
     keys give nulls. On Ray where `on_ray`, or, where that is not said, where the histories are large and a
-    cluster is connected; `selector` names the nodes that may read them (policy.py). No task holds much more
-    than `rows_a_task` rows of a history. Raises `DataError` where the type of a key differs between the two.
+    cluster is connected; `selector` names the nodes that may read them (policy.py), and `on_node` hears the
+    ids of those that did, again and again. No task holds much more than `rows_a_task` rows of a history.
+    Raises `DataError` where the type of a key differs between the two.
     """
     pieces = [
         piece
@@ -58,7 +60,11 @@ def join(
     ]
     if on_ray is None:
         on_ray = sum(snapshot.rows for snapshot in snapshots.values()) > ROWS_IN_PROCESS and _is_connected()
-    answers = _on_ray(pieces, features, selector or {}) if on_ray else (answer(p, features) for p in pieces)
+    answers = (
+        _on_ray(pieces, features, selector or {}, on_node)
+        if on_ray
+        else (answer(p, features) for p in pieces)
+    )
     parts: dict[str, list[Values]] = {}
     places: dict[str, list[Positions]] = {}
     for piece, found in zip(pieces, answers, strict=True):
@@ -82,24 +88,38 @@ def _in_order(parts: list[Values], places: list[Positions]) -> Values:
 
 
 def _on_ray(
-    pieces: Iterable["Piece"], features: FeatureSet, selector: Mapping[str, str]
+    pieces: Iterable["Piece"],
+    features: FeatureSet,
+    selector: Mapping[str, str],
+    on_node: Callable[[str], object],
 ) -> Iterator[dict[str, Values]]:
     import ray
 
     from mlops_ray import placement
 
     placement.require_room(selector, {"CPU": 1})
-    task = ray.remote(answer).options(num_cpus=1, label_selector=dict(selector) or None)
+    task = ray.remote(_placed).options(
+        num_cpus=1, name=answer.__name__, label_selector=dict(selector) or None
+    )
     shared = ray.put(features)
     references = [task.remote(piece, shared) for piece in pieces]
     for reference in references:
         try:
-            yield ray.get(reference)
+            node, found = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             # What went wrong there, in its own words, not Ray's account of it.
             raise error.cause from error
         except ray.exceptions.RayError as error:
             raise ClusterError(f"a task of the join was lost: {one_line(error)[:200]}") from error
+        on_node(node)
+        yield found
+
+
+def _placed(piece: "Piece", features: FeatureSet) -> tuple[str, dict[str, Values]]:
+    """What a task of the join answers, and the id of the node that it ran on."""
+    from mlops_ray import placement
+
+    return placement.here(), answer(piece, features)
 
 
 def _is_connected() -> bool:

@@ -1,7 +1,7 @@
 """The feature store of a project: its definitions, histories, training sets and online store in one place."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,9 +70,11 @@ class FeatureStore:
     def online(self) -> OnlineStore:
         return OnlineStore(online_location(self.project, self.storage))
 
-    def build(self, held: Mapping[str, Snapshot]) -> TrainingSet:
+    def build(
+        self, held: Mapping[str, Snapshot], on_node: Callable[[str], object] = lambda node: None
+    ) -> TrainingSet:
         """The training set over these histories; see `dataset.build`."""
-        return dataset.build(self.project, self.features, held, self.storage)
+        return dataset.build(self.project, self.features, held, self.storage, on_node)
 
     def get(self, rows: pl.DataFrame, known_at: datetime | None = None) -> TrainingSet:
         """The features of a user's own rows, as known at an instant; see `dataset.get`."""
