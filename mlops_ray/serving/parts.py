@@ -28,12 +28,13 @@ PARQUET, TEXT = (".parquet", ".pq"), (".csv", ".tsv", ".txt")
 class Run:
     """Rows of a file that a task reads; of Parquet these row groups, of text all.
 
-    `number` is its place among the runs of the whole input.
+    `number` is its place among the runs of the whole input, `rows` about how many it has, or more.
     """
 
     number: int
     path: str
     groups: tuple[int, ...] | None
+    rows: int
 
 
 def find(given: str) -> list[str]:
@@ -95,20 +96,19 @@ def require_alike(files: Sequence[str]) -> list[str]:
     return list(headers[0].names)
 
 
-def cut(files: Iterable[str]) -> tuple[tuple[Run, ...], int]:
-    """The runs of rows that tasks read, and about how many rows there are."""
-    pieces: list[tuple[str, tuple[int, ...] | None]] = []
-    rows = 0
+def cut(files: Iterable[str]) -> tuple[Run, ...]:
+    """The runs of rows that tasks read."""
+    pieces: list[tuple[str, tuple[int, ...] | None, int]] = []
     for path in files:
         if not _is_parquet(path):
-            pieces.append((path, None))
-            rows += _text_rows(path)
+            pieces.append((path, None, _text_rows(path)))
             continue
         with _readable(path), _parquet(path) as file:
             sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        rows += sum(sizes)
-        pieces += [(path, groups) for groups in _grouped(sizes)]
-    return tuple(Run(number, *piece) for number, piece in enumerate(pieces)), rows
+        pieces += [
+            (path, groups, sum(sizes[group] for group in groups)) for groups in _grouped(sizes, PART_ROWS)
+        ]
+    return tuple(Run(number, *piece) for number, piece in enumerate(pieces))
 
 
 def _text_rows(path: str) -> int:
@@ -116,20 +116,38 @@ def _text_rows(path: str) -> int:
     return Path(path).stat().st_size // TEXT_ROW_BYTES if is_plain else MANY_ROWS
 
 
-def _grouped(sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Row groups next to each other, together as long as they make one part.
+def _grouped(sizes: Sequence[int], most: float) -> Iterator[tuple[int, ...]]:
+    """Neighbours, by their places, together as long as they have at most so many rows.
 
-    >>> list(_grouped([50_000, 60_000, 50_000, 900_000, 10])), list(_grouped([]))
+    >>> list(_grouped([50, 60, 50, 900, 10], most=120)), list(_grouped([], most=120))
     ([(0, 1), (2,), (3,), (4,)], [()])
     """
-    group: tuple[int, ...] = ()
+    group: list[int] = []
     total = 0
     for number, size in enumerate(sizes):
-        if group and total + size > PART_ROWS:
-            yield group
-            group, total = (), 0
-        group, total = (*group, number), total + size
-    yield group
+        if group and total + size > most:
+            yield tuple(group)
+            group, total = [], 0
+        group.append(number)
+        total += size
+    yield tuple(group)
+
+
+def shared(runs: Sequence[Run], readers: int, most: int) -> list[tuple[int, int]]:
+    """The runs of each task that reads: the number of the first, and of the one behind the last.
+
+    A task takes longer to begin than small files to read: it has as many as make one part, or a reader's
+    share where that is less. There are `most` tasks at most.
+
+    >>> [shared([Run(number, "", None, 1_000) for number in range(8)], readers, 256) for readers in (1, 2)]
+    [[(0, 8)], [(0, 4), (4, 8)]]
+    """
+    # Nobody knows how much is behind a run that makes a part of its own: they count alike.
+    sizes = [min(run.rows, PART_ROWS) for run in runs]
+    total = sum(sizes)
+    # Two tasks next to each other have more together than one may have.
+    limit = max(2 * total / most, min(PART_ROWS, total / readers))
+    return [(group[0], group[-1] + 1) for group in _grouped(sizes, limit)]
 
 
 @dataclass(frozen=True)

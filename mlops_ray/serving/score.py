@@ -75,12 +75,10 @@ class Job:
     scoring: Scoring
     runs: tuple[Run, ...]
     output: Path
-    #: How many rows there are; of text about as many, or more.
-    rows: int
 
     @property
     def is_small(self) -> bool:
-        return self.rows <= SMALL_ROWS
+        return sum(run.rows for run in self.runs) <= SMALL_ROWS
 
     @property
     def done(self) -> list[Path]:
@@ -144,12 +142,12 @@ def opened(scoring: Scoring, given: str, output: Path) -> Iterator[Job]:
         raise UsageError(f"{output} exists already; delete it, or name another output")
     files = parts.find(given)
     _require_columns(parts.require_alike(files), scoring.served.request, files[0])
-    runs, rows = parts.cut(files)
+    runs = parts.cut(files)
     folder = Path(scoring.folder)
     _make_own(folder)
     with _alone(folder):
         _require_same(folder, files, scoring)
-        yield Job(scoring, runs, output, rows)
+        yield Job(scoring, runs, output)
 
 
 def parts_folder(output: Path) -> Path:
@@ -310,8 +308,9 @@ class Reading:
     known: frozenset[str]
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """`batch` names the runs by their numbers, in the column `run`."""
-        runs = [self.runs[number] for number in batch["run"].to_pylist()]
+        """`batch` names the runs by the numbers of the first, and of the one behind the last."""
+        tasks = zip(batch["first"].to_pylist(), batch["end"].to_pylist(), strict=True)
+        runs = [run for first, end in tasks for run in self.runs[first:end]]
         for packed in _told(self.scoring, map(_packed, parts.parts(runs, self.known))):
             yield packed if isinstance(packed, pa.Table) else _cell("", pa.py_buffer(b""), packed)
 
@@ -364,16 +363,18 @@ def _on_ray(job: Job, known: frozenset[str], selector: dict[str, str]) -> Iterat
     cpus = sum(int(node.get("CPU", 0.0)) for node in placement.free(selector))
     # Both share what CPUs there are: reading takes a tenth of them, and must not wait for scoring to end.
     reading: Any = Reading(job.scoring, job.runs, known)
-    # Unlike `range` and `from_arrow` it needs no CPU, all of which replicas may hold.
-    numbers = ray.data.from_items(
-        [{"run": number} for number in range(len(job.runs))], override_num_blocks=min(len(job.runs), TASKS)
-    )
+    readers = max(1, cpus // 2)
+    tasks = [{"first": first, "end": end} for first, end in parts.shared(job.runs, readers, TASKS)]
+    # Unlike `range` and `from_arrow` it needs no CPU, all of which replicas may hold. But then Ray asks one
+    # node after the other, the head too, and each soon ends processes that are idle and hold none: a task may
+    # have to wait for a new one, so they are few.
+    numbers = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     rows = numbers.map_batches(
         reading,
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=0,
-        compute=ray.data.TaskPoolStrategy(size=max(1, cpus // 2)),
+        compute=ray.data.TaskPoolStrategy(size=readers),
     )
     scorer: Any = Scorer
     lines = rows.map_batches(

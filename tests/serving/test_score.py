@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,23 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delimited, "BLOCK_BYTES", 4_000)
 
 
+@given(
+    rows=st.lists(st.sampled_from([0, 1, 1_000, 200_000, parts.MANY_ROWS]), min_size=1, max_size=600),
+    readers=st.integers(1, 64),
+)
+def test_each_run_is_read_by_one_task_and_small_ones_share_it(rows: list[int], readers: int) -> None:
+    runs = [parts.Run(number, "", None, count) for number, count in enumerate(rows)]
+    tasks = parts.shared(runs, readers, score.TASKS)
+    assert [number for first, end in tasks for number in range(first, end)] == [*range(len(runs))]
+    assert len(tasks) <= score.TASKS
+    if len(runs) <= score.TASKS // 2:
+        most = [min(count, parts.PART_ROWS) for count in rows]
+        assert all(sum(most[first:end]) <= parts.PART_ROWS for first, end in tasks)
+        # No two next to each other would have been one.
+        share = min(parts.PART_ROWS, sum(most) / readers)
+        assert all(sum(most[a:d]) > share for (a, _), (_, d) in pairwise(tasks))
+
+
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("output", ["answers", "answers.parquet"])
 def test_rows_come_back_in_their_order_with_their_columns_and_nothing_that_nobody_may_see(
@@ -439,6 +457,29 @@ def test_on_ray_the_answers_are_the_same_though_an_actor_is_killed(
     assert (said["rows"], said["scored"]) == (900, 900)
     assert seen == sorted(seen)
     assert pl.read_parquet(output).equals(here)
+
+
+@pytest.mark.usefixtures("ray_cluster", "by_value")
+def test_many_small_files_are_read_by_few_tasks(
+    entries: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    (tmp_path / "in").mkdir()
+    for number, frame in enumerate(pl.read_csv(io.StringIO(csv(400)), infer_schema=False).iter_slices(10)):
+        frame.write_csv(tmp_path / "in" / f"{number:02}.csv")
+    asked, from_items = list[int](), ray.data.from_items
+
+    def counted(items: list[Any], **how: Any) -> Any:
+        asked.append(len(items))
+        return from_items(items, **how)
+
+    monkeypatch.setattr(ray.data, "from_items", counted)
+    here = scored(entries["regression"], tmp_path / "in", tmp_path / "here")
+    there = scored(entries["regression"], tmp_path / "in", tmp_path / "there", on_ray=True)
+    # Of two CPUs one reads.
+    assert asked == [1]
+    assert there.equals(here)
 
 
 class Failing:
