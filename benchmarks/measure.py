@@ -1,6 +1,7 @@
 """How benchmarks measure: pairs that alternate, growth in processes of their own, peak memory."""
 
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -76,11 +77,19 @@ def peak_bytes() -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
-def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
-    """What a function answers in a new interpreter: its memory is that of nobody else."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        return pool.submit(function, *args).result()
+def in_new_process(function: Callable[..., Any], *args: Any, **environ: str) -> Any:
+    """What a function answers in a new interpreter: its memory is that of nobody else.
+
+    `environ` is in its environment besides.
+    """
+    context, before = multiprocessing.get_context("spawn"), dict(os.environ)
+    os.environ.update(environ)
+    try:
+        with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
+            return pool.submit(function, *args).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:

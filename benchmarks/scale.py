@@ -9,11 +9,13 @@ the pieces of a history, one after the other. The rest is simulated, and these a
   replica with the fewest requests that this front end knows of, on whichever node; what the others send it
   does not know. A batch of n takes fixed + each · n, told apart so that one simulated replica bears what the
   real one bore. What the network and the load balancer take comes on top.
-- Features: pieces of the join take what those here took, each on one CPU, in the order in which they come;
-  the driver cuts and puts together alone, at its measured time a row of the spine. All read the files as fast
-  as this machine reads its own; what Ray takes for a task, milliseconds, is not counted.
+- Features: there are as many keys, each with so many times the rows. Buckets are cut into slices of time, as
+  they would be; a piece takes what one here took on one CPU, times its rows, in the order in which they come,
+  and so does the driver, which cuts and puts together alone. All read the files as fast as this
+  machine reads its own; what Ray takes for a task, milliseconds, is not counted (`benchmarks.nodes`).
 
-`--quick` measures a tenth of the history, and simulates fewer seconds.
+`--quick` measures a tenth of the history, searches the rate of a replica less closely, and simulates fewer
+seconds.
 """
 
 import argparse
@@ -22,9 +24,10 @@ import heapq
 import json
 import math
 import random
+import sys
 import tempfile
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +35,42 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import histories, ours
-from benchmarks.measure import in_new_process
+from benchmarks.measure import in_new_process, timed_run
 from benchmarks.pit_join import FEATURES, PROJECT, SHARE
 from benchmarks.report import Claim, finish
 from mlops_ray.config.project import Cost
 from mlops_ray.cost import model
 from mlops_ray.cost.model import Capacity
+from mlops_ray.features import join as joining
+from mlops_ray.features.commits import BUCKETS
 from mlops_ray.features.join import ROWS_A_TASK, answer, cut, join
+from mlops_ray.serving import loadtest
 from mlops_ray.serving.admission import LET_IN, PATIENCE, SPREAD
-from mlops_ray.serving.loadtest import Objectives, search
+from mlops_ray.serving.loadtest import Objectives
 from mlops_ray.serving.offering import Offering, request
 
 #: What is to be borne, within an objective; and what a node has.
 RATE, OBJECTIVE, CORES = 10_000.0, Objectives(p99_ms=50, error_rate=0.001), 8
 SIMULATED_S, QUICK_SIMULATED_S = 60, 10
+#: With `--quick`: how close a rate that holds and one that does not are, and for how long it is confirmed.
+QUICK_PRECISION, QUICK_CONFIRM_S = 1.3, 10
 #: A replica is simulated for so many requests to see what it bears; and what is found may be off by so much.
-TRIED, STEPS = 50_000, 10
+TRIED, STEPS = 30_000, 10
 CLOSE = 0.03
 BILLION, ROWS, QUICK_ROWS = 10**9, 10_000_000, 1_000_000
+#: Of a bucket in what is measured: the second looks into the one before, as nearly all do there.
+SLICES = 2
 NODES = (1, 2, 4, 8, 16, 32)
 SEED = 3
 #: Batches of one size differ in what they take by this share.
 VARIES = 0.2
 MOST_BATCH = 256
+MEASURED, SIMULATED = "measured", "simulated"
+#: Of the table: a cell is empty where there is no such figure.
+COLUMNS = (
+    "what", "how", "nodes", "replicas", "requests/s", "p50_ms", "p99_ms", "refused",
+    "tasks", "driver_s", "seconds",
+)  # fmt: skip
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,10 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the history; fewer seconds")
     is_quick = parser.parse_args().quick
+    if is_quick:
+        loadtest.PRECISION, loadtest.CONFIRM_S = QUICK_PRECISION, QUICK_CONFIRM_S
     with tempfile.TemporaryDirectory() as folder:
         rows, claims = serving(Path(folder), QUICK_SIMULATED_S if is_quick else SIMULATED_S)
         rows += features(Path(folder), QUICK_ROWS if is_quick else ROWS)
-    finish("scale", rows, claims)
+    finish("scale", [dict.fromkeys(COLUMNS) | row for row in rows], claims)
 
 
 # ---------------------------------------------------------------- requests
@@ -179,8 +197,8 @@ def parted(alone_s: float, share: float) -> Shape:
     return Shape(alone_s * share, alone_s * (1 - share))
 
 
-def measured(folder: Path) -> tuple[float, float]:
-    """The rate that one replica of ours bears, and what a lone request takes, in seconds."""
+def measured(folder: Path) -> tuple[float, float, str]:
+    """The rate that one replica of ours bears, what a lone request takes, in seconds, and a note on these."""
     slo = {"p99_ms": OBJECTIVE.p99_ms, "error_rate": OBJECTIVE.error_rate}
     made = ours.Service(folder / "service", serving={**ours.ONE, "slo": slo})
     with made.up() as url:
@@ -190,46 +208,56 @@ def measured(folder: Path) -> tuple[float, float]:
         with Offering(url, asked, OBJECTIVE) as offering:
             offering.closed(8, 5.0)
             alone_s = 1 / offering.closed(1, 10.0)
-            found = search(offering.offer, 0.5 * offering.closed(8, 5.0), OBJECTIVE)
-    return found.best.rate, alone_s
+            found = loadtest.search(offering.offer, 0.5 * offering.closed(8, 5.0), OBJECTIVE)
+    return found.best.rate, alone_s, found.note
+
+
+def nodes_of(replicas: int) -> int:
+    """How many nodes hold so many replicas, each its own core, and a front end beside them."""
+    return math.ceil(replicas / (CORES - 1))
 
 
 def serving(folder: Path, seconds: int) -> tuple[list[dict[str, Any]], list[Claim]]:
     """What the plan says of the rate, and what comes of that in simulation."""
-    rate, alone_s = measured(folder)
+    rate, alone_s, note = measured(folder)
+    if note:
+        print(f"note: {note}", file=sys.stderr)
     shape = like(alone_s, rate)
     capacity = Capacity(
         model="bench", version="1", machine="here", cpu=1, gpu=0, max_rows=MOST_BATCH, rate=rate, high=rate,
         rows=1, p99_ms=OBJECTIVE.p99_ms, error_rate=0, slo={}, on="", at="",
     )  # fmt: skip
     replicas = model.replicas(RATE, capacity, Cost().safety)
-    nodes = math.ceil(replicas / (CORES - 1))
     count = int(RATE * seconds)
     least = 1 + bisect.bisect_left(
-        range(1, replicas), True, key=lambda n: holds(shape, n, nodes, RATE, count // 4)
+        range(1, replicas), True, key=lambda n: holds(shape, n, nodes_of(n), RATE, count // 4)
     )
-    rows = [
+    borne = bears(shape)
+    one = "one replica, as many as it bears"
+    rows: list[dict[str, Any]] = [
         {
-            "what": "one replica, measured",
+            "what": "one replica, asked by one",
+            "how": MEASURED,
             "replicas": 1,
-            "requests/s": round(rate),
-            "alone_ms": 1000 * alone_s,
+            "requests/s": round(1 / alone_s),
         },
-        {"what": "one replica, simulated", "replicas": 1, "requests/s": round(bears(shape))},
+        {"what": one, "how": MEASURED, "replicas": 1, "requests/s": round(rate)},
+        {"what": one, "how": SIMULATED, "replicas": 1, "requests/s": round(borne)},
     ]
     told = []
     for what, fronts, number in (
-        ("as planned, a front end on each node", nodes, replicas),
+        ("as planned, a front end on each node", nodes_of(replicas), replicas),
         ("as planned, one front end that knows all", 1, replicas),
-        ("the fewest that hold, a front end on each node", nodes, least),
+        ("the fewest that hold, a front end on each node", nodes_of(least), least),
     ):
         took, refused = simulated(shape, number, fronts, RATE, count)
         told.append((p99_ms(took), refused))
         rows.append(
             {
                 "what": what,
+                "how": SIMULATED,
+                "nodes": nodes_of(number),
                 "replicas": number,
-                "nodes": math.ceil(number / (CORES - 1)),
                 "requests/s": round(RATE),
                 "p50_ms": round(1000 * float(np.quantile(took, 0.5)), 2),
                 "p99_ms": round(p99_ms(took), 2),
@@ -237,7 +265,7 @@ def serving(folder: Path, seconds: int) -> tuple[list[dict[str, Any]], list[Clai
             }
         )
     return rows, [
-        Claim("a simulated replica bears over a real one, less 1", abs(bears(shape) / rate - 1), CLOSE),
+        Claim("a simulated replica bears over a real one, less 1", abs(borne / rate - 1), CLOSE),
         Claim("p99 as planned, ms", told[0][0], OBJECTIVE.p99_ms),
         Claim("share refused as planned", told[0][1], OBJECTIVE.error_rate),
     ]
@@ -248,39 +276,40 @@ def serving(folder: Path, seconds: int) -> tuple[list[dict[str, Any]], list[Clai
 
 @dataclass(frozen=True)
 class Joined:
-    """What a join took: the driver alone, and each of its pieces, in seconds; and their rows."""
+    """What a join took, in seconds: the driver alone, each piece, and of these each that is a later slice."""
 
     driver_s: float
     pieces_s: list[float]
-    rows_a_piece: int
+    later_s: list[float]
 
 
 def features(folder: Path, rows: int) -> list[dict[str, Any]]:
-    """A billion rows on so many nodes, by pieces as large as those that are cut there."""
+    """A billion rows on so many nodes, by what pieces take that are cut as theirs would be."""
     in_new_process(_build, folder / "history", rows)
-    found: Joined = in_new_process(_joined, folder / "history", rows)
-    scale = BILLION / rows
-    each = np.array(found.pieces_s) * (ROWS_A_TASK / found.rows_a_piece)
-    count = math.ceil(BILLION / ROWS_A_TASK)
-    chance = random.Random(SEED)
-    pieces = [chance.choice(each.tolist()) for _ in range(count)]
-    told = [
+    found = joined_apart(folder / "history", rows, rows // (BUCKETS * SLICES))
+    # As `cut` does with buckets as large as these.
+    count = BUCKETS * math.ceil(BILLION / BUCKETS / ROWS_A_TASK)
+    larger = len(found.pieces_s) / count * BILLION / rows
+    pieces = [larger * each for each in random.Random(SEED).choices(found.later_s, k=count)]
+    driver_s = found.driver_s * BILLION / rows
+    told: list[dict[str, Any]] = [
         {
-            "what": f"{rows:,} rows joined, measured",
-            "pieces": len(found.pieces_s),
-            "rows/s of a CPU": round(rows / sum(found.pieces_s)),
+            "what": f"features of {rows:,} rows, on one CPU",
+            "how": MEASURED,
+            "tasks": len(found.pieces_s),
             "driver_s": round(found.driver_s, 2),
             "seconds": round(found.driver_s + sum(found.pieces_s), 2),
         }
     ]
     for nodes in NODES:
-        seconds = found.driver_s * scale + makespan(pieces, nodes * CORES)
+        seconds = driver_s + makespan(pieces, nodes * CORES)
         told.append(
             {
-                "what": "a billion rows, simulated",
+                "what": "features of a billion rows",
+                "how": SIMULATED,
                 "nodes": nodes,
-                "pieces": count,
-                "driver_s": round(found.driver_s * scale),
+                "tasks": count,
+                "driver_s": round(driver_s),
                 "seconds": round(seconds),
             }
         )
@@ -303,22 +332,28 @@ def _build(folder: Path, rows: int) -> None:
     histories.build(folder, PROJECT, rows)
 
 
-def _joined(folder: Path, rows: int) -> Joined:
-    """In pieces as large as there would be, or a tenth of the history."""
+def joined_apart(folder: Path, rows: int, rows_a_task: int) -> Joined:
+    """What a join takes by itself, each piece on one CPU: Polars would have one on all."""
+    made: Joined = in_new_process(_joined, folder, rows, rows_a_task, POLARS_MAX_THREADS="1")
+    return made
+
+
+def _joined(folder: Path, rows: int, rows_a_task: int) -> Joined:
     snapshot, spine = histories.open_history(folder, PROJECT).snapshot(), histories.spine(rows // SHARE)
-    rows_a_task = min(ROWS_A_TASK, rows // 10)
     (read,) = FEATURES.reads
     view, _, wanted = read
     pieces = [*cut(spine, snapshot, wanted, FEATURES, rows_a_task)]
-    took = []
-    for piece in pieces:
-        begin = time.perf_counter()
-        answer(piece, FEATURES)
-        took.append(time.perf_counter() - begin)
-    begin = time.perf_counter()
-    join(spine, {view.source: snapshot}, FEATURES, on_ray=False, rows_a_task=rows_a_task)
-    whole_s = time.perf_counter() - begin
-    return Joined(max(0.0, whole_s - sum(took)), took, rows // len(pieces))
+    timed = [timed_run(partial(answer, piece, FEATURES)) for piece in pieces]
+    answers = iter([found for _, found in timed])
+    # What is left is what the driver does.
+    joining.answer = lambda piece, features: next(answers)
+    driver_s, _ = timed_run(
+        partial(join, spine, {view.source: snapshot}, FEATURES, on_ray=False, rows_a_task=rows_a_task)
+    )
+    seconds = [seconds for seconds, _ in timed]
+    # The first edge of a bucket is its beginning.
+    later = [took for took, piece in zip(seconds, pieces, strict=True) if len(piece.edges) > 2]
+    return Joined(driver_s, seconds, later)
 
 
 if __name__ == "__main__":

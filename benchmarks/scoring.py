@@ -48,6 +48,7 @@ QUICK_SIZES = (100_000, 300_000, 1_000_000)
 GROWTH_RUNS = 1
 FILE_ROWS = 500_000
 CPUS = 2
+NAME, TABLE = "scored", "t.csv"
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 COLUMNS = [f"f{number}" for number in range(12)]
 TREES, DEPTH, TRAINING_ROWS = 300, 6, 20_000
@@ -83,20 +84,22 @@ def main() -> None:
     finish("scoring", [*growth("ours, growing", grown), *rows], claims)
 
 
+def document(root: Path) -> dict[str, Any]:
+    """What a project file says of a model of so many numbers, whose state lies there."""
+    columns = {name: {"type": "float", "min": -100, "max": 100} for name in (*COLUMNS, "label")}
+    table = {"path": TABLE, "event_time": {"column": "time", "timezone": "UTC"}, "columns": columns}
+    return {
+        "project": NAME,
+        "storage": str(root),
+        "sources": {"table": table},
+        "features": {"row": {"columns": COLUMNS}},
+        "target": {"source": "table", "expr": "label", "task": "regression"},
+    }
+
+
 def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
     """A project whose champion are so many trees, and they as XGBoost has them."""
-    storage = Storage.open(str(root))
-    columns = {name: {"type": "float", "min": -100, "max": 100} for name in (*COLUMNS, "label")}
-    table = {"path": "t.csv", "event_time": {"column": "time", "timezone": "UTC"}, "columns": columns}
-    project = Project.model_validate(
-        {
-            "project": "scored",
-            "storage": str(root),
-            "sources": {"table": table},
-            "features": {"row": {"columns": COLUMNS}},
-            "target": {"source": "table", "expr": "label", "task": "regression"},
-        }
-    )
+    storage, project = Storage.open(str(root)), Project.model_validate(document(root))
     features = compile_features(project)
     frame = made(TRAINING_ROWS, 0)
     encoder = Encoder.fit(frame, features.columns, style="codes")
@@ -104,8 +107,8 @@ def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
     matrix = xgboost.DMatrix(encoder.transform(frame), labels)
     booster = xgboost.train({"max_depth": DEPTH, "eta": 0.1, "seed": 7}, matrix, TREES)
     packed = package.write(
-        storage.path("artifacts", "scored"),
-        name="scored",
+        storage.path("artifacts", NAME),
+        name=NAME,
         task="regression",
         family="xgboost",
         params={},
@@ -124,7 +127,7 @@ def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
         sign=signing.own_key(project, storage),
     )
     entry = record.entry(storage, "1", packed)
-    record.write(storage, release.crowned(record.new("scored"), entry, time.time()))
+    record.write(storage, release.crowned(record.new(NAME), entry, time.time()))
     return project, storage, booster
 
 
@@ -157,6 +160,12 @@ def score(project: Project, storage: Storage, given: Path) -> Path:
     return output
 
 
+def answered(output: Path) -> int:
+    """How many rows of a folder of answers have one."""
+    rows = pl.scan_parquet(output / "*.parquet").filter(pl.col("error").is_null())
+    return int(rows.select(pl.len()).collect().item())
+
+
 def raw(booster: xgboost.Booster, chunks: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [booster.inplace_predict(chunk) for chunk in chunks]
 
@@ -175,10 +184,10 @@ def beside_xgboost(
         peer_s, peer = timed_run(partial(raw, booster, chunks))
         whole_s = peer_s * size / len(matrix) / CPUS
         ours, theirs, ratios = [*ours, own_s], [*theirs, whole_s], [*ratios, whole_s / own_s]
-    answered = pl.scan_parquet(output / "*.parquet")
-    found = answered.head(len(matrix)).select("prediction").collect().to_series().to_numpy()
+    predicted = pl.scan_parquet(output / "*.parquet").head(len(matrix)).select("prediction")
+    found = predicted.collect().to_series().to_numpy()
     differ = int((found.astype(np.float32) != np.concatenate(peer)).sum())
-    missing = size - answered.filter(pl.col("error").is_null()).select(pl.len()).collect().item()
+    missing = size - answered(output)
     ratio = float(np.median(ratios))
     rows = [
         shown("ours, from files to files", size, ours, ratio=ratio),
