@@ -193,12 +193,13 @@ def _served(cluster: Standing, folder: Path, storage: Storage, nodes: int, start
     file = folder / "project.yaml"
     file.write_text(yaml.safe_dump(scored.document(storage.root) | {"serving": serving}))
     _command("ingest", file)
-    took = list[float]()
-    for _ in range(starts):
+    # The very first makes what the storage lacks, and is not counted.
+    tries, took = starts + (nodes == 1), list[float]()
+    for _ in range(tries):
         seconds, _ = timed_run(partial(_command, "deploy", file))
         took.append(seconds)
         until(lambda: all(cluster.titled(node, f"ServeReplica:{scored.NAME}:") for node in cluster.nodes()))
-        if len(took) < starts:
+        if len(took) < tries:
             _command("down", file)
     headers = {"Authorization": f"Bearer {Path(keys.ensure_local(storage)).read_text().strip()}"}
     rows = [row | {"time": scored.NOW.isoformat()} for row in scored.made(ASKED_ROWS, 1).to_dicts()]
@@ -207,7 +208,7 @@ def _served(cluster: Standing, folder: Path, storage: Storage, nodes: int, start
     asked.closed(1, ASKED_S)
     load = asked.closed(1, ASKED_S)
     _command("down", file)
-    return {"up": statistics.median(took), "request": load.p50_ms, "refused": load.errors}
+    return {"up": statistics.median(took[-starts:]), "request": load.p50_ms, "refused": load.errors}
 
 
 def _command(name: str, file: Path) -> None:

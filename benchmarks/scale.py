@@ -233,10 +233,10 @@ def serving(folder: Path, seconds: int) -> tuple[list[dict[str, Any]], list[Clai
         range(1, replicas), True, key=lambda n: holds(shape, n, nodes_of(n), RATE, count // 4)
     )
     borne = bears(shape)
-    one = "one replica, as many as it bears"
+    one = "one replica, at its limit"
     rows: list[dict[str, Any]] = [
         {
-            "what": "one replica, asked by one",
+            "what": "one replica, one caller",
             "how": MEASURED,
             "replicas": 1,
             "requests/s": round(1 / alone_s),
@@ -246,9 +246,9 @@ def serving(folder: Path, seconds: int) -> tuple[list[dict[str, Any]], list[Clai
     ]
     told = []
     for what, fronts, number in (
-        ("as planned, a front end on each node", nodes_of(replicas), replicas),
-        ("as planned, one front end that knows all", 1, replicas),
-        ("the fewest that hold, a front end on each node", nodes_of(least), least),
+        ("as planned, a front end a node", nodes_of(replicas), replicas),
+        ("as planned, one front end of all", 1, replicas),
+        ("the fewest, a front end a node", nodes_of(least), least),
     ):
         took, refused = simulated(shape, number, fronts, RATE, count)
         told.append((p99_ms(took), refused))
@@ -294,7 +294,7 @@ def features(folder: Path, rows: int) -> list[dict[str, Any]]:
     driver_s = found.driver_s * BILLION / rows
     told: list[dict[str, Any]] = [
         {
-            "what": f"features of {rows:,} rows, on one CPU",
+            "what": f"features, {rows:,} rows, one CPU",
             "how": MEASURED,
             "tasks": len(found.pieces_s),
             "driver_s": round(found.driver_s, 2),
@@ -305,7 +305,7 @@ def features(folder: Path, rows: int) -> list[dict[str, Any]]:
         seconds = driver_s + makespan(pieces, nodes * CORES)
         told.append(
             {
-                "what": "features of a billion rows",
+                "what": "features, a billion rows",
                 "how": SIMULATED,
                 "nodes": nodes,
                 "tasks": count,
