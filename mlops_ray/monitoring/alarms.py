@@ -95,15 +95,7 @@ class Look:
         return self.is_whole and bool(self.findings) and not any(finding.differs for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The look that `to_json` wrote."""
-        findings = tuple(Finding(**finding) for finding in data["findings"])
-        found, listed = tuple(data["found"]), tuple(data["listed"])
-        return cls(data["at"], data["spent"], findings, found, listed, data.get("is_whole", True))
 
 
 @dataclass
