@@ -122,15 +122,6 @@ class Episode:
 
         return sorted(self.found.items(), key=place)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """The episode that `to_json` wrote."""
-        return cls(**data)
-
 
 @dataclass
 class Alarms:
@@ -180,12 +171,12 @@ class Alarms:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads again."""
-        return {"looked_at": self.looked_at, "episodes": [each.to_json() for each in self.episodes]}
+        return {"looked_at": self.looked_at, "episodes": [dict(vars(each)) for each in self.episodes]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The alarms that `to_json` wrote."""
-        return cls(data["looked_at"], [Episode.from_json(episode) for episode in data["episodes"]])
+        return cls(data["looked_at"], [Episode(**episode) for episode in data["episodes"]])
 
 
 def look(at: float, spent: float, findings: Iterable[Finding], *, is_whole: bool = True) -> Look:

@@ -219,7 +219,7 @@ def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | Non
     opened = None
     if seen is not None and taken is not None:
         opened = taken.take(seen.look, version)
-        ended = {} if going is None or going.resolved is None else {"resolved": going.to_json()}
+        ended = {} if going is None or going.resolved is None else {"resolved": vars(going)}
         journal.append(storage, model, journal.LOOKS, entry(window, seen) | ended)
         state.alarms = taken
         state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
