@@ -283,7 +283,7 @@ def see(storage: Storage, name: str, now: float) -> Seen:
     champion, challenger = ((document[place] or {}).get("version") for place in ("champion", "challenger"))
     state = storage.read_json(journal.FOLDER, f"{name}.json") or {}
     episode = Alarms.from_json(state["alarms"]).open if state.get("alarms") else None
-    looks = journal.newest(storage, name, journal.LOOKS, MOST_BYTES) if episode else []
+    looks = journal.read(storage, name, journal.LOOKS, MOST_BYTES) if episode else []
     of_champion = [look for look in looks if look["version"] == champion]
     releasing = next(iter(pushed), challenger)
     return Seen(champion, episode, of_champion, releasing, meter.held(storage, name, now))

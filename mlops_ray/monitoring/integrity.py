@@ -67,7 +67,7 @@ def see(
     storage: Storage, of: Outlook, package: Package, window: Closed, rows: pl.DataFrame
 ) -> tuple[Figures, list[Finding]]:
     """The figures of a window, of which `rows` are a sample of the log, and what is asked of them."""
-    seen = journal.newest(storage, of.model, journal.LOOKS, MOST_BYTES)
+    seen = journal.read(storage, of.model, journal.LOOKS, MOST_BYTES)
     compared, newest, why = _recomputed(storage, of.model, package, window, rows)
     found, asked = judge(window, rows, seen, compared, why)
     return found, skewed(compared) + stale(newest, of.fresh_s, window.until) + asked

@@ -10,7 +10,6 @@ writer died before it had saved that it was, counts once.
 """
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -30,24 +29,12 @@ def append(storage: Storage, model: str, file: str, entry: dict[str, Any]) -> No
         os.fsync(lines.fileno())
 
 
-def read(storage: Storage, model: str, file: str) -> list[dict[str, Any]]:
-    """The entries, oldest first."""
-    found = {(entry["version"], entry["since"]): entry for entry in _lines(storage, model, file)}
-    return list(found.values())
-
-
-def newest(storage: Storage, model: str, file: str, most_bytes: int) -> list[dict[str, Any]]:
-    """The entries of the last so many bytes, oldest first."""
-    found = {(entry["version"], entry["since"]): entry for entry in _lines(storage, model, file, most_bytes)}
-    return list(found.values())
-
-
-def _lines(
-    storage: Storage, model: str, file: str, most_bytes: int | None = None
-) -> Iterator[dict[str, Any]]:
+def read(storage: Storage, model: str, file: str, most_bytes: int | None = None) -> list[dict[str, Any]]:
+    """The entries, oldest first; of a long journal those of the last so many bytes."""
     path = storage.root / FOLDER / model / file
     if not path.exists():
-        return
+        return []
+    found = {}
     with path.open("rb") as lines:
         if most_bytes is not None:
             lines.seek(max(0, path.stat().st_size - most_bytes))
@@ -56,4 +43,5 @@ def _lines(
                 entry = orjson.loads(line)
             except orjson.JSONDecodeError:
                 continue
-            yield entry
+            found[entry["version"], entry["since"]] = entry
+    return list(found.values())

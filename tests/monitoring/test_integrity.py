@@ -438,8 +438,8 @@ def test_only_the_end_of_a_long_journal_is_read(tmp_path: Path) -> None:
     for number in range(100):
         journal.append(storage, "m", journal.LOOKS, look(number))
     whole = journal.read(storage, "m", journal.LOOKS)
-    end = journal.newest(storage, "m", journal.LOOKS, 5_000)
+    end = journal.read(storage, "m", journal.LOOKS, 5_000)
     assert 5 < len(end) < 50
     assert end == whole[-len(end) :]
-    assert journal.newest(storage, "m", journal.LOOKS, 10**9) == whole
-    assert journal.newest(storage, "nobody", journal.LOOKS, 10) == []
+    assert journal.read(storage, "m", journal.LOOKS, 10**9) == whole
+    assert journal.read(storage, "nobody", journal.LOOKS, 10) == []

@@ -368,7 +368,7 @@ class Views:
         """What versions answered to each key on the days of the span, and what of their cost that bears."""
         span = spans.asked(query)
         days = (self.cost(name) or {}).get("days", [])
-        hours = journal.newest(self._storage, name, journal.TRAFFIC, MOST_BYTES)
+        hours = journal.read(self._storage, name, journal.TRAFFIC, MOST_BYTES)
         known = callers.asked(hours, self._state(name))
         return parts.by_key([day for day in days if span.since < day[0] + DAY_S], known)
 
