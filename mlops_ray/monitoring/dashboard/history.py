@@ -9,7 +9,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -33,23 +33,14 @@ CELLS = 1 + len(REQUEST_US)
 NOTHING: Matrix = np.zeros((0, 4 + CELLS))
 #: What of a line of traffic is drawn.
 COUNTED = ("requests", "refused", "failed")
+#: What makes an entry of a line that stands from byte to byte.
+Parse = Callable[[bytes, tuple[int, int]], Any]
 HOUR: dict[str, pl.DataType] = {
     "version": pl.String(),
     "since": pl.Float64(),
     **dict.fromkeys(COUNTED, pl.UInt64()),
     "cells": pl.List(pl.UInt64()),
 }
-
-
-class Line(Protocol):
-    """What a line of a journal says: of which version, and of which window."""
-
-    @property
-    def version(self) -> str: ...
-    @property
-    def since(self) -> float: ...
-    @property
-    def until(self) -> float: ...
 
 
 class Seen(NamedTuple):
@@ -83,18 +74,18 @@ class Counted(NamedTuple):
     place: tuple[int, int]
 
 
-Entry = TypeVar("Entry", bound=Line)
+class Grown:
+    """The lines of a file that grows at its end alone, each parsed once.
 
+    What is parsed has a `version`, and the window's ends `since` and `until`.
+    """
 
-class Grown(Generic[Entry]):
-    """The lines of a file that grows at its end alone, each parsed once."""
-
-    def __init__(self, path: Path, parse: Callable[[bytes, tuple[int, int]], Entry]) -> None:
+    def __init__(self, path: Path, parse: Parse) -> None:
         self._path, self._parse = path, parse
         self._file, self._begin, self._end = -1, 0, 0
-        self.lines: list[Entry] = []
+        self.lines: list[Any] = []
 
-    def since(self, first: float) -> list[Entry]:
+    def since(self, first: float) -> list[Any]:
         """The entries of windows that ended at `first` or later, oldest first; of two alike the later one."""
         self.read(first)
         found = {(line.version, line.since): line for line in self.lines if line.until >= first}
@@ -142,7 +133,7 @@ class Grown(Generic[Entry]):
             added, _ = self._parsed(data[cut:], at + cut)
             self.lines, self._begin = added + self.lines, at + cut
 
-    def _parsed(self, data: bytes, at: int) -> tuple[list[Entry], int]:
+    def _parsed(self, data: bytes, at: int) -> tuple[list[Any], int]:
         """The entries of these bytes, and where the first line begins that is not whole."""
         found, rest = [], at + len(data)
         pieces = data.split(b"\n")
@@ -237,7 +228,7 @@ class History:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._grown: OrderedDict[tuple[str, str], Grown[Any]] = OrderedDict()
+        self._grown: OrderedDict[tuple[str, str], Grown] = OrderedDict()
         self._hours: dict[str, Hours] = {}
         self._names: dict[tuple[str, ...], tuple[str, ...]] = {}
 
@@ -275,7 +266,7 @@ class History:
         matrix = self._hours.setdefault(model, Hours(path)).read()
         return matrix[matrix[:, 0] + HOUR_S >= first]
 
-    def _of(self, model: str, file: str, parse: Callable[[bytes, tuple[int, int]], Any]) -> Grown[Any]:
+    def _of(self, model: str, file: str, parse: Parse) -> Grown:
         """The journal; those that nobody asked for longest are forgotten where there are too many lines."""
         path = self._storage.root / journal.FOLDER / model / file
         grown = self._grown.setdefault((model, file), Grown(path, parse))
