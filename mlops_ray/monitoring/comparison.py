@@ -84,11 +84,6 @@ class Sums:
         squares = float((self.requests**2).sum())
         return self.count**2 / squares if squares else 0.0
 
-    @property
-    def variance_of_mean(self) -> float:
-        """By how much the buckets differ: the variance of a ratio of sums."""
-        return _spread(np.ones(1), [self])
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -114,46 +109,22 @@ NONE = Evidence(math.nan, math.nan, math.nan, 1.0)
 
 
 def compare(
-    champion: Sums,
-    challenger: Sums,
+    steps: Iterable[tuple[Sums, Sums]],
     *,
     effect: float,
     least: float,
     allowed: float = 0.0,
     either_way: bool = False,
-    also: tuple[Sums, Sums] | None = None,
+    also: Iterable[Sums] = (),
 ) -> Evidence:
-    """The evidence that the challenger's figure is higher by more than `allowed` (or lower, `either_way`).
+    """The evidence of steps that the challenger's figure is higher by more than `allowed`.
 
-    `effect` is about how large a difference is to be found soon; any other is found too, only later. One
-    request's figure varies by `least` at least: of errors that have not come yet nothing is sure. `also` are
-    the sums of the same requests by other buckets, in which they may be alike too. Nothing is said before
-    `LEAST_BUCKETS` of each side count.
-    """
-    if min(champion.buckets, challenger.buckets) < LEAST_BUCKETS:
-        return NONE
-    # As much as requests of one key apart from another differ, at least.
-    variance = max(
-        champion.variance_of_mean + challenger.variance_of_mean,
-        sum(side.variance_of_mean for side in also or ()),
-        max(_pooled(champion, challenger), least) * (1 / champion.count + 1 / challenger.count),
-    )
-    difference = challenger.mean - champion.mean
-    above = _mixture((difference - allowed) / variance, 1 / variance, effect)
-    e_value = (
-        (above + _mixture((-difference - allowed) / variance, 1 / variance, effect)) / 2
-        if either_way
-        else above
-    )
-    return Evidence(champion.mean, challenger.mean, math.sqrt(variance), e_value)
-
-
-def together(steps: Iterable[tuple[Sums, Sums]], *, effect: float, least: float, allowed: float) -> Evidence:
-    """The evidence of several steps that the challenger's figure is higher by more than `allowed`.
-
-    Sides are compared within each step, since what a service gets changes with time, and each weighs by what
-    it tells. Keys are alike in all of them: what a key adds to the difference, it adds in all steps as one.
-    The rest is as in `compare`.
+    Or lower, `either_way`. Sides are compared within each step, since what a service gets changes with time,
+    and each weighs by what it tells. Keys are alike in all of them: what a key adds to the difference, it
+    adds in all steps as one. `effect` is about how large a difference is to be found soon; any other is found
+    too, only later. One request's figure varies by `least` at least: of errors that have not come yet nothing
+    is sure. `also` are the sums of the same requests by other buckets, in which they may be alike too.
+    Nothing is said of a step before `LEAST_BUCKETS` of each side count.
     """
     told = [sides for sides in steps if min(side.buckets for side in sides) >= LEAST_BUCKETS]
     if not told:
@@ -162,11 +133,19 @@ def together(steps: Iterable[tuple[Sums, Sums]], *, effect: float, least: float,
     shares = 1 / spread / (1 / spread).sum()
     varies = np.array([max(_pooled(*sides), least) for sides in told])
     sides = list(zip(*told, strict=True))
-    by_keys = sum(_spread(shares, side) for side in sides)
-    variance = max(by_keys, float(shares**2 @ (varies * spread)))
+    # As much as requests of one key apart from another differ, at least.
+    variance = max(
+        sum(_spread(shares, side) for side in sides),
+        sum(_spread(np.ones(1), [side]) for side in also),
+        float(shares**2 @ (varies * spread)),
+    )
     champion, challenger = (float(shares @ np.array([sums.mean for sums in side])) for side in sides)
-    score = (challenger - champion - allowed) / variance
-    return Evidence(champion, challenger, math.sqrt(variance), _mixture(score, 1 / variance, effect))
+    above, below = (
+        _mixture((moved - allowed) / variance, 1 / variance, effect)
+        for moved in (challenger - champion, champion - challenger)
+    )
+    e_value = (above + below) / 2 if either_way else above
+    return Evidence(champion, challenger, math.sqrt(variance), e_value)
 
 
 def _pooled(champion: Sums, challenger: Sums) -> float:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compare, together
+from mlops_ray.monitoring.comparison import BUCKETS, NONE, Evidence, Sums, compare
 
 #: What is compared, and how large a difference is to be found soon: shares of the requests, answers in
 #: standard deviations, less their mean, of those that the version was trained on, and losses in times the
@@ -129,7 +129,7 @@ def judge(
             evidence = replace(evidence, e_value=e_values[name])
             found.append((evidence, _said(name, evidence, challenger.requests)))
             is_told |= name == ERRORS
-    of_all = together(losses, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
+    of_all = compare(losses, effect=EFFECTS[LOSS], least=LEAST_LOSS, allowed=ALLOWED_LOSS)
     if of_all.is_told:
         found.append((of_all, _said(LOSS, of_all, int(sum(theirs.count for _, theirs in losses)))))
     worse = tuple(sentence for evidence, sentence in found if evidence.is_worse)
@@ -142,10 +142,10 @@ def _compared(name: str, champion: Side, challenger: Side, allowed_output: float
     sides = champion.figures[name], challenger.figures[name]
     slices = [side.figures[SLOW_IN_TIME] for side in (champion, challenger) if SLOW_IN_TIME in side.figures]
     return compare(
-        *sides,
+        [sides],
         effect=EFFECTS[name],
         least=LEAST_OUTPUT if name == OUTPUT else _least(*sides),
-        also=(slices[0], slices[1]) if name == SLOW and len(slices) == 2 else None,
+        also=slices if name == SLOW and len(slices) == 2 else (),
         allowed={OUTPUT: allowed_output, SLOW: ALLOWED_SLOW}.get(name, 0.0),
         either_way=name == OUTPUT,
     )

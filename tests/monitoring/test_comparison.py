@@ -73,7 +73,7 @@ def found(
             total, squares = of(service, asked)
             take(champion, service, ~service.tries, asked.astype(float), total, squares)
             take(challenger, service, service.tries, asked.astype(float), total, squares)
-            if compare(champion, challenger, least=LEAST, **how).is_worse:  # type: ignore[arg-type]
+            if compare([(champion, challenger)], least=LEAST, **how).is_worse:  # type: ignore[arg-type]
                 after[-1] = challenger.count
                 break
     return after
@@ -143,9 +143,9 @@ def test_nothing_is_said_of_few_keys() -> None:
         champion.add(bucket, 0.0)
     for bucket in range(int(LEAST_BUCKETS) - 1):
         challenger.add(bucket, 1.0)
-    assert compare(champion, challenger, effect=0.02, least=LEAST) is NONE
+    assert compare([(champion, challenger)], effect=0.02, least=LEAST) is NONE
     challenger.add(int(LEAST_BUCKETS), 1.0)
-    assert compare(champion, challenger, effect=0.02, least=LEAST).is_worse
+    assert compare([(champion, challenger)], effect=0.02, least=LEAST).is_worse
 
 
 def test_one_busy_key_is_no_more_than_one() -> None:
@@ -155,7 +155,7 @@ def test_one_busy_key_is_no_more_than_one() -> None:
         challenger.add(bucket, 0.0)
     for _ in range(100_000):
         challenger.add(0, 1.0)
-    assert compare(champion, challenger, effect=0.02, least=LEAST) is NONE
+    assert compare([(champion, challenger)], effect=0.02, least=LEAST) is NONE
 
 
 def test_counts_of_several_processes_add_up() -> None:
