@@ -98,7 +98,7 @@ def car_loans(folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
         said, true = (chunk[name].cast(pl.Float64).to_numpy() for name in ("y_pred_proba", "repaid"))
         estimated = expected.estimate(said, {})
         measured = expected.measure(true, said)
-        (found,) = performance.findings(expected, estimated, len(said))
+        (found,) = performance.findings(expected, "estimated", estimated, len(said))
         rows.append(
             {
                 "data": "car loans",
@@ -149,10 +149,10 @@ def census(folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
         ]
         said, true = (window[name].cast(pl.Float64).to_numpy() for name in (probability, label))
         estimated = expected.estimate(said, {})
-        asked += performance.findings(expected, estimated, len(said))
+        asked += performance.findings(expected, "estimated", estimated, len(said))
         measured = _measured(expected, due)
         if measured is not None:
-            asked += performance.realised(expected, measured[0], measured[1])
+            asked += performance.findings(expected, "realised", measured[0], measured[1])
         due = [(true, said)]
         look = alarms.look(until, share, asked)
         state.take(look, "1")

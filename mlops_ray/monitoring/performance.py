@@ -17,7 +17,6 @@ import polars as pl
 
 from mlops_ray.monitoring import losses, segments
 from mlops_ray.monitoring.alarms import Finding
-from mlops_ray.monitoring.figures import MOST_HARM as MOST_HARM
 from mlops_ray.monitoring.figures import Figure, finding, of_json
 from mlops_ray.monitoring.losses import Losses, Split
 from mlops_ray.monitoring.segments import Cut, Places, Score, Segment
@@ -74,6 +73,10 @@ class Expected:
     def chances(self, answers: Values) -> Values:
         """How likely a classification's rows are a yes."""
         return answers if self.calibrator is None else self.calibrator(answers)
+
+    def figures(self, how: str) -> Mapping[str, Figure]:
+        """The reference's metrics as they are known: "estimated", or "realised" by labels."""
+        return self.estimated if how == "estimated" else self.measured
 
     def estimate(self, answers: Values, errors: Mapping[str, Values]) -> dict[str, float]:
         """The metrics of rows without labels; `errors` are those that the model of errors expects of them."""
@@ -204,27 +207,20 @@ def expect(
     return Expected(task, decides, figures[0], figures[1], line, threshold, cuts, own), models
 
 
-def findings(expected: Expected, estimates: Mapping[str, float], rows: int) -> list[Finding]:
-    """Whether the estimate of the metric that decides is worse than that of the reference."""
-    return _finding(expected.decides, expected.estimated, estimates, rows, "estimated")
+def findings(expected: Expected, how: str, values: Mapping[str, float], rows: int) -> list[Finding]:
+    """Whether the metric that decides, over so many rows, is worse than in the reference.
 
-
-def realised(expected: Expected, measured: Mapping[str, float], rows: int) -> list[Finding]:
-    """Whether the metric that decides, over so many labelled rows, is worse than in the reference."""
-    return _finding(expected.decides, expected.measured, measured, rows, "realised")
+    `how` it is known is "estimated" or "realised"; nothing where it is not.
+    """
+    metric, reference = expected.decides, expected.figures(how)
+    if metric not in reference or metric not in values or not rows:
+        return []
+    return [finding(metric, reference[metric], values[metric], rows, how)]
 
 
 def error_inputs(matrix: Matrix, answers: Values) -> Matrix:
     """What the model of errors is asked with: the encoded features, and the answer."""
     return np.column_stack([matrix, answers]).astype(np.float32)
-
-
-def _finding(
-    metric: str, reference: Mapping[str, Figure], values: Mapping[str, float], rows: int, how: str
-) -> list[Finding]:
-    if metric not in reference or metric not in values or not rows:
-        return []
-    return [finding(metric, reference[metric], values[metric], rows, how)]
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

@@ -70,14 +70,14 @@ def judge(
         "realised": measured,
         "labelled": labelled,
         "reference": {
-            how: {name: figure.value for name, figure in figures.items()}
-            for how, figures in (("estimated", expected.estimated), ("realised", expected.measured))
+            how: {name: figure.value for name, figure in expected.figures(how).items()}
+            for how in segments.HOW
         },
         "segments": segments.document(expected.decides, told),
         "split": split and split._asdict(),
     }
-    realised = _explained(expected, split, performance.realised(expected, measured, labelled))
-    asked = performance.findings(expected, estimated, number) + realised
+    realised = _explained(expected, split, performance.findings(expected, "realised", measured, labelled))
+    asked = performance.findings(expected, "estimated", estimated, number) + realised
     return said, asked + segments.findings(expected.decides, told)
 
 

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import accuracy_score, f1_score, log_loss, roc_auc_score
 
-from mlops_ray.monitoring import performance
+from mlops_ray.monitoring import figures, performance
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.registry.booster import Booster
 
@@ -85,8 +85,8 @@ def test_the_reference_is_estimated_by_models_that_have_not_seen_it() -> None:
 def test_what_the_same_inputs_mean_now_is_seen_by_labels_alone() -> None:
     labels, answers = classified(2_000, flip=0.2)
     estimated, measured = CLASSES.estimate(answers, {}), CLASSES.measure(labels, answers)
-    assert performance.findings(CLASSES, estimated, 2_000)[0].p > 0.001
-    (found,) = performance.realised(CLASSES, measured, 2_000)
+    assert performance.findings(CLASSES, "estimated", estimated, 2_000)[0].p > 0.001
+    (found,) = performance.findings(CLASSES, "realised", measured, 2_000)
     assert (found.about, found.kind, found.matters) == ("realised roc_auc", "performance", True)
     assert found.p < 1e-6
     assert "2,000 rows" in found.evidence
@@ -97,7 +97,7 @@ def test_quiet_windows_are_called_worse_as_often_as_said(rows: int) -> None:
     called = {0.01: 0, 0.1: 0}
     for _ in range(1_000):
         measured = CLASSES.measure(*classified(rows))
-        (found,) = performance.realised(CLASSES, measured, rows)
+        (found,) = performance.findings(CLASSES, "realised", measured, rows)
         for level in called:
             called[level] += found.p <= level
     assert called[0.1] <= 150
@@ -106,16 +106,17 @@ def test_quiet_windows_are_called_worse_as_often_as_said(rows: int) -> None:
 
 def test_a_single_bad_window_of_a_regression_is_found() -> None:
     true, said, matrix = regressed(500, noise=1.5)
-    (found,) = performance.realised(NUMBERS, NUMBERS.measure(true, said), 500)
+    (found,) = performance.findings(NUMBERS, "realised", NUMBERS.measure(true, said), 500)
     assert found.p < 1e-6
     assert found.matters
-    assert performance.findings(NUMBERS, NUMBERS.estimate(said, errors_of(matrix, said)), 500)[0].p > 0.001
+    estimated = NUMBERS.estimate(said, errors_of(matrix, said))
+    assert performance.findings(NUMBERS, "estimated", estimated, 500)[0].p > 0.001
 
 
 def test_what_too_few_blocks_say_calls_nothing() -> None:
     known, _ = performance.expect("regression", "mae", TRUE, SAID, np.zeros(20_000, np.int64), matrix=MATRIX)
     for told in (known, Expected.from_json(orjson.loads(orjson.dumps(known.to_json())))):
-        assert performance.realised(told, {"mae": 100.0}, 500)[0].p == 1.0
+        assert performance.findings(told, "realised", {"mae": 100.0}, 500)[0].p == 1.0
 
 
 def test_a_day_is_one_day_however_many_rows_it_has() -> None:
@@ -128,7 +129,7 @@ def test_a_day_is_one_day_however_many_rows_it_has() -> None:
             "regression", "mae", errors, np.zeros(len(days)), np.arange(len(days)) // 168
         )
         window = np.exp(0.3 * RANDOM.normal()) * RANDOM.normal(0, 1, 5_000)
-        (found,) = performance.realised(known, known.measure(window, np.zeros(5_000)), 5_000)
+        (found,) = performance.findings(known, "realised", known.measure(window, np.zeros(5_000)), 5_000)
         called += found.p <= 0.01
     assert called <= 10
 
@@ -137,12 +138,12 @@ def test_labels_of_one_class_tell_what_they_tell_and_no_more() -> None:
     measured = CLASSES.measure(np.ones(5), np.linspace(0.2, 0.9, 5))
     assert "roc_auc" not in measured
     assert "accuracy" in measured
-    assert performance.realised(CLASSES, measured, 5) == []
+    assert performance.findings(CLASSES, "realised", measured, 5) == []
 
 
 def test_what_is_beyond_all_measure_is_still_a_number() -> None:
-    (found,) = performance.realised(NUMBERS, {"mae": 1e300}, 1)
-    assert orjson.loads(orjson.dumps(found.harm)) == performance.MOST_HARM
+    (found,) = performance.findings(NUMBERS, "realised", {"mae": 1e300}, 1)
+    assert orjson.loads(orjson.dumps(found.harm)) == figures.MOST_HARM
 
 
 def test_what_is_known_travels_as_json() -> None:

@@ -55,24 +55,9 @@ def course(
 ) -> Document:
     """A metric step by step: by estimate, by labels, half the widths of their bands, and the reference."""
     return {
-        how: _course(metric, groups, releases, expected, names)
-        for how, names in {
-            "estimated": _Names("estimated", "estimated", "rows"),
-            "realised": _Names("realised", "measured", "labelled"),
-        }.items()
+        how: _course(metric, groups, releases, expected, how, rows)
+        for how, rows in (("estimated", "rows"), ("realised", "labelled"))
     }
-
-
-class _Names(NamedTuple):
-    """What a figure is called: in a look, in what is expected of a version, and of how many rows it is."""
-
-    how: str
-    of: str
-    rows: str
-
-    def figure(self, expected: Expected | None, metric: str) -> Figure | None:
-        known: Mapping[str, Figure] = getattr(expected, self.of, {})
-        return known.get(metric)
 
 
 def _course(
@@ -80,24 +65,30 @@ def _course(
     groups: Sequence[Group],
     releases: Mapping[str, Release],
     expected: Expected | None,
-    names: _Names,
+    how: str,
+    rows: str,
 ) -> Document:
+    """As it is known (`how`), of so many `rows` of a look."""
     values, bands = [], []
     for group in groups:
-        known = [look for look in group.looks if metric in look.quality.get(names.how, {})]
-        weights = [look.quality.get(names.rows, 1) for look in known]
-        told = [look.quality[names.how][metric] for look in known]
+        known = [look for look in group.looks if metric in look.quality.get(how, {})]
+        weights = [look.quality.get(rows, 1) for look in known]
+        told = [look.quality[how][metric] for look in known]
         values.append(number(np.average(told, weights=weights)) if known else None)
         release = releases.get(known[-1].version) if known else None
-        figure = names.figure(release.expected if release else None, metric)
+        figure = _figure(release.expected if release else None, how, metric)
         bands.append(number(SIGMAS * figure.deviation_of(max(1, sum(weights)))) if figure else None)
-    figure = names.figure(expected, metric)
-    typical = [s.quality[names.rows] for group in groups for s in group.looks if s.quality.get(names.rows)]
+    figure = _figure(expected, how, metric)
+    typical = [s.quality[rows] for group in groups for s in group.looks if s.quality.get(rows)]
     usual = None
     if figure is not None and typical:
         half = SIGMAS * math.hypot(figure.deviation, figure.deviation_of(int(np.median(typical))))
         usual = [number(figure.value - half), number(figure.value + half)]
     return {"values": values, "bands": bands, "reference": figure and number(figure.value), "usual": usual}
+
+
+def _figure(expected: Expected | None, how: str, metric: str) -> Figure | None:
+    return None if expected is None else expected.figures(how).get(metric)
 
 
 def only(counts: Counts, column: str) -> Counts:
