@@ -1,7 +1,7 @@
 """What the monitor saw in a period, as a document and as a page with pictures."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -85,8 +85,8 @@ def described(model: str, seen: Sequence[Document], episodes: Sequence[Document]
         "segments": segments(seen),
         "splits": splits(seen),
         "integrity": _integrity(seen),
-        "skew": _skew(seen),
-        "outside": _outside(seen),
+        "skew": skews(look.get("integrity", {}).get("skew", {}) for look in seen),
+        "outside": mean(look.get("outside") for look in seen),
         "notes": [],
     }
 
@@ -204,15 +204,17 @@ def _integrity(seen: Sequence[Document]) -> dict[str, list[tuple[str, float]]]:
     return found
 
 
-def _outside(seen: Sequence[Document]) -> float | None:
-    known = [look["outside"] for look in seen if look.get("outside") is not None]
+def mean(values: Iterable[float | None]) -> float | None:
+    """That of the values that are known, if any."""
+    known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
-def _skew(seen: Sequence[Document]) -> dict[str, tuple[int, int]]:
+def skews(told: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, tuple[int, int]]:
+    """By feature in how many rows it differed, and of how many, of what each look told."""
     found: dict[str, tuple[int, int]] = {}
-    for look in seen:
-        for name, (differ, rows) in look.get("integrity", {}).get("skew", {}).items():
+    for look in told:
+        for name, (differ, rows) in look.items():
             before = found.get(name, (0, 0))
             found[name] = before[0] + differ, before[1] + rows
     return found

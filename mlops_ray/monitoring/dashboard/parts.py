@@ -101,11 +101,8 @@ def challenger(release: Document) -> Document | None:
     if not found:
         return None
     told = {key: found.get(key) for key in ("version", "state", "step", "since")}
-    return told | {key: release.get(key) for key in ("weight", "shadow")} | {"steps": len(steps(found))}
-
-
-def steps(challenger: Document) -> Sequence[Any]:
-    return (challenger.get("release") or {}).get("canary") or ()
+    steps = (found.get("release") or {}).get("canary") or ()
+    return told | {key: release.get(key) for key in ("weight", "shadow")} | {"steps": len(steps)}
 
 
 def episodes(state: Document) -> list[Document]:
@@ -151,10 +148,6 @@ def quality(state: Document) -> Document | None:
         **{how: number((said.get(how) or {}).get(metric)) for how in ("estimated", "realised")},
         "reference": number((reference.get("realised") or {}).get(metric)),
     }
-
-
-def cost(found: Any) -> Document | None:
-    return found.get("per_1000") if isinstance(found, dict) else None
 
 
 def by_key(days: Sequence[Sequence[Any]], asked: Asked) -> list[Document]:
@@ -226,11 +219,6 @@ def counted(state: Document, place: str) -> Matrix:
         for at, requests, refused, failed, cells, *_ in watched.get(place, [])
     ]
     return np.array(found, np.float64).reshape(-1, NOTHING.shape[1])
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def number(value: Any) -> float | None:

@@ -95,10 +95,8 @@ class Views:
         span = spans.asked(query, cells=SPARKS)
         names = sorted(path.stem for path in self._storage.root.glob(f"{RELEASES}/[!.]*.json"))
         found = [self._row(name, span) for name in names if self._release(name)]
-        return {"since": span.since, "models": found, "errors": self._count_errors(span)}
-
-    def _count_errors(self, span: Span) -> int:
-        return int(self._errors.search(span, {"level": "error"})["count"])
+        errors = self._errors.search(span, {"level": "error"})["count"]
+        return {"since": span.since, "models": found, "errors": errors}
 
     def _row(self, name: str, span: Span) -> Document:
         release, state = self._release(name), self._state(name)
@@ -115,7 +113,7 @@ class Views:
             "alarms": sum(each["opened"] >= span.since for each in episodes),
             "drift": latest and parts.moved(latest),
             "quality": parts.quality(state),
-            "cost": parts.cost(self.cost(name)),
+            "cost": (self.cost(name) or {}).get("per_1000"),
         }
 
     # ---------------------------------------------------------------- one model
@@ -188,7 +186,7 @@ class Views:
             "untested": sorted({*columns} - {columns[at] for at in tested.tolist()}),
             "has_seasons": release is not None and release.has_seasons,
             "floor": EFFECT_FLOOR,
-            "outside": parts.mean([seen.outside for group in groups for seen in group.looks]),
+            "outside": period.mean(seen.outside for group in groups for seen in group.looks),
             "open": self._open(name),
             "hidden": sorted(hidden),
         }
@@ -316,11 +314,7 @@ class Views:
             return {"features": [], "sources": [], "figures": {}}
         made, seen = release.package.feature_set, self._history.looks(name, span.since)
         psi = dict(zip(seen[-1].columns, seen[-1].psi, strict=True)) if seen else {}
-        skew: dict[str, list[int]] = {}
-        for each in seen:
-            for feature, (differ, rows) in each.skew.items():
-                before = skew.get(feature, [0, 0])
-                skew[feature] = [before[0] + differ, before[1] + rows]
+        skew = period.skews(each.skew for each in seen)
         weigh = release.expected.importance if release.expected else {}
         every: dict[str, Stored | Computed] = {each.name: each for each in made.stored}
         every |= {each.name: each for each in made.computed}
@@ -347,7 +341,7 @@ class Views:
                     "title": title,
                     "unit": unit,
                     "values": [
-                        parts.number(parts.mean([s.figures.get(figure) for s in group.looks]))
+                        parts.number(period.mean(s.figures.get(figure) for s in group.looks))
                         for group in groups
                     ],
                 }
