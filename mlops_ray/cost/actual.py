@@ -88,11 +88,8 @@ def metered(
     found = []
     for (hour, kind, name, machine, spot), (borne, held) in sorted(totals.items()):
         rate = rates[machine, spot]
-        found.append(
-            Share(
-                hour, kind, name, machine, spot, borne, held, None if rate is None else rate.per_hour * borne
-            )
-        )
+        cost = None if rate is None else rate.per_hour * borne
+        found.append(Share(hour, kind, name, machine, spot, borne, held, cost))
     return found
 
 
@@ -117,18 +114,14 @@ def price_of(prices: PriceList, machine: str, spot: bool, region: str | None) ->
 
 def _add(totals: Hours, entry: Mapping[str, Any]) -> None:
     try:
-        _added(totals, entry)
+        hours = float(entry["seconds"]) / SECONDS_AN_HOUR
+        middle = float(entry["at"]) - float(entry["seconds"]) / 2
+        if not (0 <= hours < math.inf and abs(middle) < LATEST_S):
+            raise ValueError("no length of time")
+        hour = math.floor(middle / SECONDS_AN_HOUR) * int(SECONDS_AN_HOUR)
+        nodes = [(str(node["type"]), bool(node.get("spot")), _on(node)) for node in entry["nodes"]]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"an entry of the journal of nodes is damaged: {type(error).__name__}") from None
-
-
-def _added(totals: Hours, entry: Mapping[str, Any]) -> None:
-    hours = float(entry["seconds"]) / SECONDS_AN_HOUR
-    middle = float(entry["at"]) - float(entry["seconds"]) / 2
-    if not (0 <= hours < math.inf and abs(middle) < LATEST_S):
-        raise ValueError("no length of time")
-    hour = math.floor(middle / SECONDS_AN_HOUR) * int(SECONDS_AN_HOUR)
-    nodes = [(str(node["type"]), bool(node.get("spot")), _on(node)) for node in entry["nodes"]]
     everybody = [each for *_, on in nodes for each in on]
     for machine, spot, on in nodes:
         for each, share in _shared(on or everybody):
