@@ -58,14 +58,11 @@ class Capacity:
     def __post_init__(self) -> None:
         if not (LEAST <= self.rate <= self.high <= MOST and LEAST <= self.rows <= MOST):
             raise DataError(f"a capacity of {self.model!r} says no rate below its bound, or no rows")
-        if not (all(each == 0 or LEAST <= each <= MOST for each in self.held) and any(self.held)):
+        held = self.cpu, self.gpu
+        if not (all(each == 0 or LEAST <= each <= MOST for each in held) and any(held)):
             raise DataError(f"a capacity of {self.model!r} reserves neither a CPU nor a GPU")
         if not 1 <= self.max_rows <= MOST:
             raise DataError(f"a capacity of {self.model!r} says no number of rows of a batch")
-
-    @property
-    def held(self) -> tuple[float, float]:
-        return self.cpu, self.gpu
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
