@@ -64,14 +64,15 @@ def finding(
 
     Where the rows have seasons, what a calendar could make is no answer.
     """
+    name, p, harm = drift.column, drift.p or 0.0, drift.psi or 0.0
     if not drift.differs:
-        return Finding(drift.column, "input", drift.p or 0.0, matters=False, harm=drift.psi or 0.0)
+        return Finding(name, "input", p, matters=False, harm=harm, column=name)
     kind, evidence, is_timely = sight(spec, reference, current, values)
     if has_seasons and is_timely:
-        return Finding(drift.column, kind, 1.0, matters=False, harm=drift.psi or 0.0)
+        return Finding(name, kind, 1.0, matters=False, harm=harm, column=name)
     if spec.name == PREDICTION and kind == "input":
         kind = "prediction"
-    return Finding(drift.column, kind, drift.p or 0.0, drift.differs, evidence, drift.psi or 0.0)
+    return Finding(name, kind, p, matters=True, evidence=evidence, harm=harm, column=name)
 
 
 def sight(spec: CountSpec, reference: Cells, current: Cells, values: Values | None = None) -> Sight:

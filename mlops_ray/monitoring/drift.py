@@ -6,7 +6,7 @@ over all columns together, and large enough to matter.
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +81,8 @@ def compare(
         for spec, cells in zip(reference.specs, reference.cells, strict=True)
         if spec in known
     ]
-    return _judged(found, alpha)
+    adjusted = iter(holm([drift.p for drift in found if drift.p is not None]))
+    return [drift if drift.p is None else _judged(drift, next(adjusted), alpha) for drift in found]
 
 
 def column_drift(
@@ -196,14 +197,8 @@ def _untested(
     return None
 
 
-def _judged(found: list[Drift], alpha: float) -> list[Drift]:
-    adjusted = iter(holm([drift.p for drift in found if drift.p is not None]))
-    return [_judge(drift, next(adjusted), alpha) if drift.p is not None else drift for drift in found]
-
-
-def _judge(drift: Drift, p_holm: float, alpha: float) -> Drift:
-    drifted = p_holm <= alpha and drift.differs
-    return Drift(**{**vars(drift), "p_holm": p_holm, "drifted": drifted})
+def _judged(drift: Drift, p_holm: float, alpha: float) -> Drift:
+    return replace(drift, p_holm=p_holm, drifted=p_holm <= alpha and drift.differs)
 
 
 def _shares(counts: Numbers) -> Numbers:

@@ -239,15 +239,12 @@ def findings(release: Release, current: Counts, drifts: list[Drift], rows: pl.Da
     """
     ours, theirs = release.reference.by_name, current.by_name
     return [
-        replace(
-            attribution.finding(
-                drift,
-                *ours[drift.column],
-                theirs[drift.column][1],
-                logged.amounts(rows, drift.column),
-                has_seasons=release.has_seasons,
-            ),
-            column=drift.column,
+        attribution.finding(
+            drift,
+            *ours[drift.column],
+            theirs[drift.column][1],
+            logged.amounts(rows, drift.column),
+            has_seasons=release.has_seasons,
         )
         for drift in drifts
         if drift.untested is None
