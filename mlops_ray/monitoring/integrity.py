@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -203,22 +203,17 @@ def stale(newest: Mapping[str, float], fresh_s: Mapping[str, float], until: floa
 # ---------------------------------------------------------------- beside earlier windows
 
 
-class Kind(NamedTuple):
-    """What time a window is of: 0 for a working day, 5 for Saturday, 6 for Sunday, and the hour, UTC."""
+def kind(since: float, until: float) -> tuple[int, int | None]:
+    """What time a window is of: 0 for a working day, 5 for Saturday, 6 for Sunday, and the hour, UTC.
 
-    day: int
-    hour: int | None
-
-
-def kind(since: float, until: float) -> Kind:
-    """The kind of a window by its middle, whatever the hour at which days of the monitor begin.
+    By its middle, whatever the hour at which days of the monitor begin; of a long one there is no hour.
 
     >>> kind(0.0, 3_600.0), kind(2 * 86_400.0, 3 * 86_400.0)
-    (Kind(day=0, hour=0), Kind(day=5, hour=None))
+    ((0, 0), (5, None))
     """
     middle = datetime.fromtimestamp((since + until) / 2, UTC)
     day = middle.weekday() if middle.weekday() > FRIDAY else 0
-    return Kind(day, middle.hour if until - since < HALF_A_DAY_S else None)
+    return day, middle.hour if until - since < HALF_A_DAY_S else None
 
 
 def comparable(since: float, until: float, looks: Sequence[Entry]) -> list[Entry]:
