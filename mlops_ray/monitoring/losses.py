@@ -114,7 +114,7 @@ class Split(NamedTuple):
         concept drift'
         """
         of = "" if self.loss == decides else f"{NAMES[self.loss]} by "
-        parts = [_short(each) for each in (self.now - self.before, self.inputs, self.labels, self.rest)]
+        parts = [f"{each:.2g}" for each in (self.now - self.before, self.inputs, self.labels, self.rest)]
         return (
             f"of the rise of {of}{parts[0]}, {parts[1]} by moved inputs, {parts[2]} by other labels, "
             f"{parts[3]} by another relation of the two: concept drift"
@@ -242,7 +242,3 @@ def _tuple(values: Values) -> tuple[float, ...]:
 
 def _table(values: Values) -> tuple[tuple[float, ...], ...]:
     return tuple(map(tuple, values.tolist()))
-
-
-def _short(amount: float) -> str:
-    return f"{amount:.2g}"

@@ -105,13 +105,9 @@ def _windows(release: Release, rows: pl.DataFrame, window_s: float) -> Iterator[
         inside = rows.filter(_between("at", since, at))
         if inside.height >= MIN_ROWS:
             counts = Counts.empty(release.reference.specs)
-            counts.update(_counted(release, inside))
+            counts.update(logged.features(release.package, inside).with_columns(inside[PREDICTION]))
             yield Closed(release.version, since, at, counts), inside
             since = at
-
-
-def _counted(release: Release, inside: pl.DataFrame) -> pl.DataFrame:
-    return logged.features(release.package, inside).with_columns(inside[PREDICTION])
 
 
 def _came(rows: pl.DataFrame, after: float, until: float) -> pl.DataFrame:

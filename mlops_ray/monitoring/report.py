@@ -36,21 +36,16 @@ def report(storage: Storage, state: ModelState) -> dict[str, Any]:
 
 
 def _version(watched: Watched, release: Release | None) -> dict[str, Any]:
-    window = watched.judged()
+    window, times = watched.judged(), watched.traffic.request_us
     return {
         "traffic": watched.traffic.to_json(),
         "rows": watched.rows,
-        "latency": _latency(watched),
+        # Microseconds within which half, and 99 of 100 requests were answered, rounded up to a cell's end.
+        "latency": {"p50_us": times.quantile(0.5), "p99_us": times.quantile(0.99)},
         "minutes": [_minute(minute) for minute in watched.minutes.values()],
         "window": {"since": window.since, "until": window.until, "rows": window.counts.rows},
         "drift": _drift(release, window) if release else [],
     }
-
-
-def _latency(watched: Watched) -> dict[str, int | None]:
-    """Microseconds within which half, and 99 of 100 requests were answered, rounded up to a cell's end."""
-    times = watched.traffic.request_us
-    return {"p50_us": times.quantile(0.5), "p99_us": times.quantile(0.99)}
 
 
 def _minute(minute: Minute) -> dict[str, Any]:
