@@ -170,12 +170,10 @@ class Alarms:
         return opened
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         return {"looked_at": self.looked_at, "episodes": [dict(vars(each)) for each in self.episodes]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The alarms that `to_json` wrote."""
         return cls(data["looked_at"], [Episode(**episode) for episode in data["episodes"]])
 
 

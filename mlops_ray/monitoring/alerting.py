@@ -67,7 +67,6 @@ class _Line:
 
     @classmethod
     def from_json(cls, route: Route, data: Mapping[str, Any]) -> "_Line":
-        """The line that `to_json` wrote."""
         return cls(route, data["since"], _told(data["told"]), data["pending"], _told(data["after"]))
 
 

@@ -71,14 +71,12 @@ class Tally:
             self.counts.update(rows.filter(rows[PREDICTION].is_not_nan()))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         self.count()
         counted = {"traffic": self.traffic.to_json(), "counts": self.counts.to_json()}
         return counted | {"keys": dict(self.keys)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The tally that `to_json` wrote."""
         traffic, counts = Traffic.from_json(data["traffic"]), Counts.from_json(data["counts"])
         # What a replica of before sent has none.
         return cls(traffic, counts, Counter(data.get("keys", {})))

@@ -85,12 +85,10 @@ class Losses:
     meant: tuple[tuple[float, ...], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote."""
         tables = {"shown", "meant"}
         read = {name: tuple(map(tuple, data[name]) if name in tables else data[name]) for name in data}
         return cls(**read | {"loss": data["loss"]})

@@ -115,7 +115,6 @@ class Expected:
         return split if split.now > split.before else None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         figures = {
             key: {name: list(vars(figure).values()) for name, figure in getattr(self, key).items()}
             for key in ("measured", "estimated")
@@ -135,7 +134,6 @@ class Expected:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote."""
         measured, estimated = (
             {name: of_json(*figure) for name, figure in data[key].items()}
             for key in ("measured", "estimated")

@@ -86,13 +86,11 @@ class Cut:
         return (*self.values, OTHERS, MISSING)
 
     def to_json(self) -> list[Any]:
-        """Plain data that `from_json` reads again."""
         figures = [[each and list(vars(each).values()) for each in getattr(self, how)] for how in HOW]
         return [self.is_named, self.fewest, list(self.values), *figures]
 
     @classmethod
     def from_json(cls, data: Sequence[Any]) -> Self:
-        """The cut that `to_json` wrote."""
         is_named, fewest, values, *figures = data
         read = (tuple(each and of_json(*each) for each in of) for of in figures)
         return cls(is_named, fewest, tuple(values), *read)

@@ -70,7 +70,6 @@ class Side:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The side that `to_json` wrote."""
         found = cls(data["step"])
         for name, (at, *columns) in data["figures"].items():
             sums = found.figures[name] = Sums.empty()

@@ -40,13 +40,11 @@ class Window:
     invalid: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         ends = {"since": self.since, "until": self.until}
         return {**ends, "counts": self.counts.to_json(), "invalid": listed(self.invalid)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The window that `to_json` wrote."""
         # Earlier documents do not say what was invalid.
         invalid = counter(data.get("invalid", []))
         return cls(data["since"], Counts.from_json(data["counts"]), data["until"], invalid)
@@ -64,13 +62,11 @@ class Closed:
     invalid: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def to_json(self) -> list[Any]:
-        """Plain data that `from_json` reads again."""
         counts, invalid = self.counts.to_json(), listed(self.invalid)
         return [self.version, self.since, self.until, counts, self.tries, invalid]
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Self:
-        """The window that `to_json` wrote."""
         version, since, until, counts, tries, *more = data
         # Earlier documents do not say what was invalid.
         invalid = counter(more[0]) if more else Counter()
@@ -109,7 +105,6 @@ class Minute:
         self.request_us.merge(traffic.request_us)
 
     def to_json(self) -> list[Any]:
-        """Plain data that `from_json` reads again."""
         return [
             self.at,
             self.requests,
@@ -129,7 +124,6 @@ class Minute:
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Self:
-        """The minute that `to_json` wrote."""
         at, requests, refused, failed, cells, total, *more = data
         # Earlier documents do not say who asked.
         keys = Counter(more[0]) if more else Counter()
@@ -187,7 +181,6 @@ class Watched:
         return self.hours[-1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data that `from_json` reads again."""
         return {
             "traffic": self.traffic.to_json(),
             "window": self.window.to_json(),
@@ -199,7 +192,6 @@ class Watched:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The version that `to_json` wrote."""
         minutes = [Minute.from_json(minute) for minute in data["minutes"]]
         return cls(
             Traffic.from_json(data["traffic"]),
@@ -309,7 +301,6 @@ class ModelState:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The state that `to_json` wrote."""
         versions = OrderedDict((version, Watched.from_json(watched)) for version, watched in data["versions"])
         sources = {s: (seen[0], seen[1]) for s, seen in data["sources"].items()}
         turn, sides = counted(data)
