@@ -309,8 +309,4 @@ def gate(
 
 
 def _more(amount: float, currency: str, per: str = "") -> str:
-    """
-    >>> _more(-2.5, "EUR", "a day "), _more(0.0, "EUR")
-    ('2.5 EUR a day less', '0 EUR more')
-    """
     return f"{money(abs(amount), currency)} {per}{'less' if amount < 0 else 'more'}"

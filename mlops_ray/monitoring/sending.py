@@ -135,10 +135,6 @@ def post(address: str, document: Mapping[str, Any]) -> None:
 
 
 def _without_user(address: str) -> tuple[str, dict[str, str]]:
-    """
-    >>> _without_user("http://ann:s%40fe@host/x")
-    ('http://host/x', {'authorization': 'Basic YW5uOnNAZmU='})
-    """
     parts = urlsplit(address)
     user, is_there, host = parts.netloc.rpartition("@")
     if not is_there:
