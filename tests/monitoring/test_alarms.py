@@ -56,7 +56,6 @@ def test_one_episode_is_open_at_a_time_and_gathers_what_is_found() -> None:
     opened = looked(state, 2 * DAY, MOVED, asked("y", 0.5))
     assert opened is state.open
     assert looked(state, 3 * DAY, MOVED, asked("y", 1e-5)) is None
-    assert opened is not None
     assert {about: what["since"] for about, what in opened.found.items()} == {"x": 2 * DAY, "y": 3 * DAY}
     assert len(state.episodes) == 1
 
@@ -66,7 +65,6 @@ def test_faults_of_the_data_are_told_first_then_the_likelier_harm() -> None:
     opened = looked(
         state, DAY, asked("a", 1e-6, harm=0.1), asked("b", 1e-6, harm=0.5), asked("c", 1e-6, kind="data")
     )
-    assert opened is not None
     assert [about for about, _ in opened.ranked] == ["c", "b", "a"]
 
 

@@ -271,28 +271,23 @@ def test_few_failed_requests_call_nobody() -> None:
 
 def test_errors_are_over_after_a_while_without_and_keep_their_name_until_then() -> None:
     begun = alerts.of_errors(None, minutes(*[0.1] * 60), "3", 0.001, NOW)
-    assert begun is not None
     assert begun.findings[0]["evidence"] == (
         "10 % of 6,000 requests failed in the last hour, 10 % of 500 in the last 5 minutes; 0.1 % is allowed"
     )
     later = alerts.of_errors(begun, minutes(*[0.1] * 50, *[0.0] * 10), "3", 0.001, NOW + 9)
-    assert later is not None
     assert (later.id, later.is_over) == (begun.id, False)
     over = alerts.of_errors(later, minutes(*[0.1] * 40, *[0.0] * 20), "3", 0.001, NOW + 99)
-    assert over is not None
     assert (over.id, over.until) == (begun.id, NOW + 99)
 
 
 def test_rows_that_the_prediction_log_lost_are_told_with_their_number_at_most_once_an_hour() -> None:
     assert alerts.of_losses([], "m", "3", 5, 5, NOW) is None
     first = alerts.of_losses([], "m", "3", 1_205, 5, NOW)
-    assert first is not None
     assert first.findings[0]["evidence"] == (
         "1,200 answered rows are not in the prediction log, 1,205 in all"
     )
     assert alerts.of_losses([first], "m", "3", 1_300, 1_205, NOW + 3_599) is None
     again = alerts.of_losses([first], "m", "3", 1_301, 1_205, NOW + 3_600)
-    assert again is not None
     assert again.id != first.id
 
 
@@ -303,7 +298,6 @@ def test_what_was_counted_and_told_before_the_clock_was_set_back_is_of_no_later_
     assert route.hears(NOW, trouble("m", ahead)) == [("m", "reminder")]
     assert route.hears(NOW + 1, trouble("m", ahead)) == []
     lost = alerts.of_losses([], "m", "3", 5, 0, ahead)
-    assert lost is not None
     assert alerts.of_losses([lost], "m", "3", 9, 5, NOW) is not None
     state, watched = ModelState("m"), Watched(Traffic(), Window(NOW, Counts.empty(())))
     state.versions["3"] = watched
@@ -313,7 +307,6 @@ def test_what_was_counted_and_told_before_the_clock_was_set_back_is_of_no_later_
 
 def test_troubles_can_be_read_back() -> None:
     made = alerts.of_losses([], "m", "3", 5, 0, NOW)
-    assert made is not None
     assert Trouble.from_json(json.loads(json.dumps(vars(made)))) == made
 
 

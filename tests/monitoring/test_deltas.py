@@ -136,11 +136,9 @@ def test_sides_of_a_turn_are_counted_once_and_those_of_an_earlier_turn_no_more()
     compared(3, 2)
     compared(2, 9)
     turn, sides = counted(over_the_wire(ModelState.from_json(over_the_wire(state.to_json())).to_json()))
-    assert sides is not None
     assert (turn, [side.requests for side in sides]) == (3, [7, 7])
     compared(4, 1)
     turn, sides = counted(state.to_json())
-    assert sides is not None
     assert (turn, [side.requests for side in sides]) == (4, [1, 1])
     assert counted({}) == (-1, None)
 
@@ -152,7 +150,6 @@ def test_a_window_closes_after_its_time_and_enough_rows() -> None:
     assert state.versions["1"].last is None
     told(state, 5, now=2 * DAY_S + 1)
     watched = state.versions["1"]
-    assert watched.last is not None
     assert (watched.last.since, watched.last.until, watched.last.counts.rows) == (
         0.0,
         2 * DAY_S + 1,

@@ -346,7 +346,6 @@ class Stored:
         counts.update(log.select(amount="feature.amount", hour="feature.hour", prediction="prediction"))
         window = Closed("1", at.timestamp() - HOUR, at.timestamp() + HOUR, counts)
         seen = looks.see(self.storage, Outlook(packages.NAME, Budget(), window.since), window)
-        assert seen is not None
         state = ModelState(packages.NAME, alarms=Alarms(window.since))
         looks.settle(self.storage, state, window, seen)
         return seen
@@ -367,7 +366,6 @@ def test_features_that_were_served_otherwise_than_the_history_says_open_an_alarm
     (finding,) = [each for each in model.look(tampered).look.findings if each.about == "skew of amount"]
     assert (finding.kind, finding.p_holm, finding.matters) == ("data", 0.0, True)
     said = re.match(r"amount served differs from the history in (\d+) of 200 rows: ", finding.evidence)
-    assert said is not None
     differ = int(said[1])
     assert 10 <= differ <= 30
     told = period.document(model.storage, packages.NAME, None, None)

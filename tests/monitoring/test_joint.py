@@ -207,9 +207,7 @@ def test_categories_are_told_by_their_features(style: Any) -> None:
         joint.finding(encoder.transform(ours[2_000:]), encoder.transform(each), names)
         for each in (ours[:2_000], theirs)
     )
-    assert quiet is not None
     assert quiet.p > 0.01
-    assert found is not None
     assert found.p < 1e-5
     assert by(found) == {"plan", "site"}
 
@@ -274,7 +272,6 @@ class Live:
 
     def look(self, rows: pl.DataFrame) -> dict[str, Finding]:
         seen = looks.see(self.storage, self.state.outlook, self.window(rows))
-        assert seen is not None
         self.found = seen.look.found
         return {finding.about: finding for finding in seen.look.findings}
 
@@ -313,7 +310,6 @@ def test_what_only_machines_may_read_is_looked_at_where_the_log_has_it(tmp_path:
     def asked(rows: pl.DataFrame, *logged: str) -> Finding:
         features = rows.select(live.package.feature_set.names)
         learned = known.learned(live.storage.root, live.package)
-        assert learned is not None
         (found,) = joint.findings(live.package, learned, logged, features)
         return found
 

@@ -121,7 +121,6 @@ def test_a_quiet_window_opens_nothing_and_can_be_read_back(live: Live) -> None:
 
 def test_a_window_that_moved_opens_an_episode_that_says_what_moved(live: Live) -> None:
     opened = live.look(0, normal(mean=65))
-    assert opened is not None
     about = dict(opened.ranked)
     assert about["amount"]["kind"] == "input"
     assert "amount is larger" in about["amount"]["evidence"]
@@ -140,21 +139,17 @@ def test_entities_in_the_course_of_time_open_no_alarm_for_the_time_of_day(
     # Nor does a night, in which a column stands still.
     assert live.look(1, np.full(500, 50.0)) is None
     opened = live.look(2, normal() / 60)
-    assert opened is not None
     assert {about: what["kind"] for about, what in opened.found.items()} == {"amount": "data"}
     for day in (3, 4):
         live.look(day, normal(mean=65))
-    assert live.state.alarms is not None
     assert live.state.alarms.open is None
     # What lacks values lacks them at any hour.
     opened = live.look(5, np.where(np.arange(500) % 4 == 0, np.nan, normal()))
-    assert opened is not None
     assert "of amount are missing" in opened.found["amount"]["evidence"]
 
 
 def test_another_unit_is_seen_by_the_rows(live: Live) -> None:
     opened = live.look(0, normal() / 60)
-    assert opened is not None
     assert opened.found["amount"]["kind"] == "data"
     assert "times 0.01667" in opened.found["amount"]["evidence"]
 
@@ -170,7 +165,6 @@ def test_labels_that_show_a_worse_model_open_an_episode(live: Live, monkeypatch:
         pl.DataFrame({"request_id": rows["request_id"], "row": rows["row"], "label": truth}),
     )
     opened = live.look(1, normal())
-    assert opened is not None
     assert list(opened.found) == ["realised mae"]
     assert opened.found["realised mae"]["kind"] == "performance"
     look = read(live, journal.LOOKS)[-1]

@@ -37,7 +37,6 @@ def errors_of(answers: np.ndarray) -> dict[str, np.ndarray]:
 def class_reference(decides: str) -> Expected:
     labels, answers = classified(3 * ROWS)
     known = performance.calibrator(answers, labels)
-    assert known is not None
     own = losses.learn(decides, labels, answers, known(answers), {})
     return Expected("classification", decides, {}, {}, known, 0.5, losses=own)
 
@@ -57,7 +56,6 @@ CASES = list(REFERENCES)
 def split(of: Expected, labels: np.ndarray, answers: np.ndarray) -> Split:
     errors = {} if of.task == "classification" else errors_of(answers)
     found = of.split(labels, answers, of.estimate(answers, errors))
-    assert found is not None
     parts = found.inputs + found.labels + found.rest
     assert parts == pytest.approx(found.now - found.before, abs=1e-12)
     return found
@@ -151,7 +149,6 @@ def test_what_the_reference_does_not_say_splits_nothing() -> None:
 def test_labels_of_few_values_are_split_all_the_same() -> None:
     labels, answers = regressed(ROWS)
     own = losses.learn("mae", labels.round(), answers, None, errors_of(answers))
-    assert own is not None
     assert len(own.edges) < losses.LABEL_BINS - 1
     assert sum(own.shares) == pytest.approx(1.0)
     found = losses.split(own, 2 * labels.round(), answers, None, errors_of(answers)["mae"].mean())
@@ -169,5 +166,4 @@ def test_one_label_never_seen_before_is_still_a_number() -> None:
 @pytest.mark.parametrize("decides", ["brier", "mae"])
 def test_what_is_known_travels_as_json(decides: str) -> None:
     own = REFERENCES[decides].losses
-    assert own is not None
     assert Losses.from_json(json.loads(json.dumps(own.to_json()))) == own

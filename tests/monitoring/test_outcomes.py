@@ -149,7 +149,6 @@ def test_the_most_that_a_request_loses_is_far_beyond_the_worst_labels() -> None:
     """Of a rare yes nearly all of the loss may be: cut off, a version that sees none would be as good."""
     rare = Losses("brier", (0.5,), (0.99, 0.01), (0.0001, 0.98), (0.0, 0.0), ((1.0, 0.0), (1.0, 0.0)))
     scale = Scale.of(rare)
-    assert scale is not None
     assert scale.mean == pytest.approx(0.99 * 0.0001 + 0.01 * 0.98)
     assert scale.most * scale.mean == pytest.approx(9.8)
     assert Scale.of(Losses("mae", (), (1.0,), (0.0,), (0.0,), ((1.0,),))) is None

@@ -81,7 +81,6 @@ class World:
         return looks.releases(self.storage, NAME)["1"].reference.specs
 
     def look(self, *findings: Finding) -> None:
-        assert self.state.alarms is not None
         self.state.alarms.take(alarms.look(time.time(), 0.01, findings), "1")
 
 

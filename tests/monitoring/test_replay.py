@@ -191,7 +191,6 @@ def test_a_log_without_rows_leaves_the_counts_to_be_asked(world: World) -> None:
     window = Closed("1", EDGE.timestamp() + 40 * DAY_S, EDGE.timestamp() + 41 * DAY_S, counts)
     outlook = Outlook(packages.NAME, Budget(), EDGE.timestamp() + 40 * DAY_S)
     seen = looks.see(world.storage, outlook, window)
-    assert seen is not None
     assert seen.look.found == ("amount",)
 
 

@@ -92,7 +92,6 @@ def test_chance_is_called_as_seldom_as_said_far_out_in_the_tail(draw: Any, refer
     called = np.zeros(3)
     for _ in range(40):
         known = figures.of_mean(draw(reference), np.arange(reference))
-        assert known is not None
         means = draw(5_000, rows).mean(axis=1)
         called += [(means > least_called(known, rows, level)).mean() for level in levels]
     # Of 200,000 windows; three deviations of chance, and half as much again where the reference is small.
@@ -123,7 +122,6 @@ def test_the_worst_of_several_pays_for_all_of_them() -> None:
 
 def test_the_tail_is_that_of_squares_where_losses_are_squares() -> None:
     known = figures.of_mean(square(200_000), np.arange(200_000))
-    assert known is not None
     assert known.skew * 200_000**0.5 == pytest.approx(8**0.5, rel=0.1)
     for p in (1e-2, 1e-3, 1e-5):
         assert known.worse("brier", chi2.isf(p, 20) / 20, 20) == pytest.approx(p, rel=0.3)
@@ -136,8 +134,6 @@ def test_any_metric_varies_as_its_rows_do() -> None:
     losses, blocks = square(3_000), np.arange(3_000) // 3
     plain = figures.of_mean(losses, blocks)
     any_ = figures.jackknifed("brier", blocks, lambda weights: float(np.average(losses, weights=weights)))
-    assert plain is not None
-    assert any_ is not None
     assert (any_.value, any_.rows, any_.freedom) == pytest.approx((plain.value, plain.rows, plain.freedom))
     assert any_.deviation == pytest.approx(plain.deviation, rel=0.15)
 
@@ -231,7 +227,6 @@ def test_a_classification_is_cut_by_estimate_and_by_labels(decides: str) -> None
     by = segments.asked(pl.DataFrame({"site": site_rows(250)}), ["site"], [])
     of, _ = performance.expect("classification", decides, labels, answers, np.arange(2_000), by=by)
     figure = of.cuts["site"].estimated[0]
-    assert figure is not None
     assert figure.value == pytest.approx(of.estimated[decides].value, abs=0.1)
     columns = {"site": pl.Series(site_rows(100))}
     labels, answers = classified(800)

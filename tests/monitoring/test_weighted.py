@@ -57,7 +57,6 @@ def compared(package: Package, at_b: float) -> tuple[Weighted, dict[str, float],
     reference, window = world(1, 5_000), world(2, 20_000, at_b)
     expected, answers = expect(reference), window["prediction"].to_numpy()
     found = weighted.of_log(package, expected, reference, logged(window))
-    assert found is not None
     return found, expected.estimate(answers, {}), expected.measure(window["label"].to_numpy(), answers)
 
 
@@ -83,7 +82,6 @@ def test_chance_that_few_rows_take_for_knowledge_does_not_flatter() -> None:
     weights = np.random.default_rng(6).exponential(size=1_000)
     answers = window["prediction"].to_numpy()
     found = weighted.estimate(expected, said, labels, weights / weights.mean(), answers)
-    assert found is not None
     assert found.metrics["roc_auc"] == pytest.approx(expected.estimate(answers, {})["roc_auc"], abs=0.006)
 
 
@@ -133,7 +131,6 @@ def test_a_look_shows_it_beside_the_plain_one(package: Package, tmp_path: Path) 
     storage, reference = Storage.open(str(tmp_path)), world(1, 5_000)
     reference.with_columns(more=1).write_parquet(storage.path(dataset.FOLDER, TESTED))
     tested = known.tested(storage.root, package)
-    assert tested is not None
     assert set(tested.columns) == {"load", "site", "prediction", "label"}
     rows = logged(world(2, 5_000, 0.9))
     said, found = quality.judge(package, expect(reference), rows, rows.columns, None, tested)
@@ -163,7 +160,6 @@ def test_features_that_the_log_lacks_weigh_nothing(package: Package) -> None:
     reference, window = world(1, 5_000), logged(world(2, 5_000, at_b=0.9)).drop("request.site")
     expected = expect(reference)
     found = weighted.of_log(package, expected, reference, window)
-    assert found is not None
     assert found.rows > 4_000
     assert weighted.of_log(package, expected, reference, window.select("prediction")) is None
 
@@ -173,7 +169,6 @@ def test_of_many_columns_there_are_fewer_rows(package: Package, monkeypatch: pyt
     width = sum(len(part.names) for part in package.encoder.parts)
     monkeypatch.setattr(weighted, "MOST_VALUES", 1_000 * width)
     found = weighted.of_log(package, expect(reference), reference, window)
-    assert found is not None
     assert found.rows <= 1_000
 
 
@@ -191,7 +186,6 @@ def test_a_row_whose_machine_only_values_are_not_known_weighs_nothing(tmp_path: 
     unknown = window.with_columns(site=pl.when(pl.int_range(pl.len()) % 2 > 0).then("site"))
     expected = expect(reference)
     found = weighted.of_log(package, expected, reference, logged(unknown))
-    assert found is not None
     assert found.rows > 4_000
 
 
@@ -202,5 +196,4 @@ def test_rows_that_were_erased_from_a_test_are_not_remembered(package: Package, 
         rows.write_parquet(file)
         os.utime(file, (number, number))
         found = known.tested(storage.root, package)
-        assert found is not None
         assert found.height == rows.height
