@@ -115,20 +115,16 @@ class Expected:
         return split if split.now > split.before else None
 
     def to_json(self) -> dict[str, Any]:
-        figures = {
-            key: {name: list(vars(figure).values()) for name, figure in getattr(self, key).items()}
-            for key in ("measured", "estimated")
-        }
         line = self.calibrator and {"said": list(self.calibrator.said), "meant": list(self.calibrator.meant)}
-        head = {"task": self.task, "decides": self.decides, "threshold": self.threshold}
-        cuts = {name: cut.to_json() for name, cut in self.cuts.items()}
-        own = None if self.losses is None else self.losses.to_json()
         return {
-            **head,
-            **figures,
+            "task": self.task,
+            "decides": self.decides,
+            "threshold": self.threshold,
+            "measured": {name: list(vars(figure).values()) for name, figure in self.measured.items()},
+            "estimated": {name: list(vars(figure).values()) for name, figure in self.estimated.items()},
             "calibrator": line,
-            "cuts": cuts,
-            "losses": own,
+            "cuts": {name: cut.to_json() for name, cut in self.cuts.items()},
+            "losses": self.losses and self.losses.to_json(),
             "importance": {**self.importance},
         }
 

@@ -281,23 +281,20 @@ class ModelState:
 
     def to_json(self) -> dict[str, Any]:
         """The document that lies on disk."""
-        versions = [[version, watched.to_json()] for version, watched in self.versions.items()]
-        sources = {source: list(seen) for source, seen in self.sources.items()}
-        head = {"format": FORMAT_VERSION, "model": self.model, "sources": sources}
-        sides = None if self.sides is None else [side.to_json() for side in self.sides]
-        watch = {"window_s": self.window_s, "false_alarms": [self.budget.most, self.budget.per_s]}
-        alarms = self.alarms and self.alarms.to_json()
-        unseen = [window.to_json() for window in self.unseen]
-        rest = {
+        return {
+            "format": FORMAT_VERSION,
+            "model": self.model,
+            "sources": {source: list(seen) for source, seen in self.sources.items()},
+            "versions": [[version, watched.to_json()] for version, watched in self.versions.items()],
             "turn": self.turn,
-            "sides": sides,
-            **watch,
-            "alarms": alarms,
-            "unseen": unseen,
+            "sides": None if self.sides is None else [side.to_json() for side in self.sides],
+            "window_s": self.window_s,
+            "false_alarms": [self.budget.most, self.budget.per_s],
+            "alarms": self.alarms and self.alarms.to_json(),
+            "unseen": [window.to_json() for window in self.unseen],
             "quality": self.quality,
             "fresh_s": self.fresh_s,
         }
-        return {**head, "versions": versions, **rest}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
