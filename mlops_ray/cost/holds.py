@@ -25,14 +25,8 @@ def checked(document: Any) -> dict[str, Any] | None:
         numbers = [document["at"], *(each["amount"] for each in amounts)]
         # Jobs are named since some time.
         for at, cost, answered, parts, jobs, *named in document.get("days", []):
-            numbers += [
-                at,
-                cost,
-                answered,
-                jobs,
-                *parts.values(),
-                *(n for each in named for n in each.values()),
-            ]
+            numbers += [at, cost, answered, jobs, *parts.values()]
+            numbers += [amount for each in named for amount in each.values()]
         numbers += [each["amount"] for each in document.get("jobs", []) if str(each["name"])]
         if (budget := document.get("budget")) is not None:
             numbers += [budget["per_day"], budget["spent"], *budget.get("named", {}).values()]

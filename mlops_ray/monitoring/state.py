@@ -105,15 +105,8 @@ class Minute:
         self.request_us.merge(traffic.request_us)
 
     def to_json(self) -> list[Any]:
-        return [
-            self.at,
-            self.requests,
-            self.refused,
-            self.failed,
-            self.request_us.cells,
-            self.request_us.total,
-            dict(self.keys),
-        ]
+        counts = self.requests, self.refused, self.failed
+        return [self.at, *counts, self.request_us.cells, self.request_us.total, dict(self.keys)]
 
     def entry(self, version: str) -> dict[str, Any]:
         """An hour as the journal of traffic has it."""
