@@ -1,7 +1,6 @@
 """Rows of a window that differ from the reference's as wholes are found, and quiet ones as seldom as said."""
 
 import logging
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from mlops_ray.monitoring import drift, joint, known, looks
 from mlops_ray.monitoring.alarms import Alarms, Finding
 from mlops_ray.monitoring.state import Closed, ModelState
 from mlops_ray.registry.encoder import Encoder, Matrix
-from mlops_ray.schema import INSTANT, Column
+from mlops_ray.schema import Column
 from mlops_ray.storage import Storage
+from tests.monitoring.test_looks import DAY, NOW, answered
 from tests.serving import packages
 
-DAY = 86_400.0
-NOW = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
 SET = "of-rows-0123456789ab.parquet"
 
 
@@ -250,25 +248,15 @@ class Live:
         packages.crown(self.storage, packages.NAME, 1, self.package)
         rows_of(0).write_parquet(self.storage.path(dataset.FOLDER, SET))
         self.state = ModelState(packages.NAME, alarms=Alarms(NOW))
+        self.at = NOW
 
     def window(self, rows: pl.DataFrame) -> Closed:
         counts = Counts.empty(Counts.from_json(self.package.reference).specs)
         counts.update(rows.with_columns(prediction=pl.col("load")))
-        at = (NOW * 1e6 + 1e6 * np.arange(rows.height)).astype(np.int64)
-        log = rows.select(
-            at=pl.Series(at).cast(INSTANT),
-            request_id=pl.format("r{}", pl.int_range(pl.len())),
-            row=pl.lit(0, pl.Int32),
-            model_version=pl.lit("1"),
-            route=pl.lit("champion"),
-            latency_us=100,
-            prediction="load",
-        )
-        log = log.hstack(rows.select(pl.col("load", "site").name.prefix("request.")))
-        log = log.with_columns(rows["hour"].alias("feature.hour"))
-        folder = self.storage.path(prediction_log.FOLDER, packages.NAME, "date=2026-11-01", "a.parquet")
-        log.write_parquet(folder)
-        return Closed("1", NOW, NOW + DAY, counts)
+        told = {"prediction": rows["load"], "request.load": rows["load"]}
+        answered(self.storage, self.at, told | {"request.site": rows["site"], "feature.hour": rows["hour"]})
+        self.at += DAY
+        return Closed("1", self.at - DAY, self.at, counts)
 
     def look(self, rows: pl.DataFrame) -> dict[str, Finding]:
         seen = looks.see(self.storage, self.state.outlook, self.window(rows))

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,24 +50,9 @@ class Live:
             looks._known(self.predictor.package.folder, self.predictor.package.digest)[1].specs
         )
         counts.update(rows)
-        count = len(amounts)
-        log = pl.DataFrame(
-            {
-                "at": pl.Series(((at + DAY * np.arange(count) / count) * 1e6).astype(np.int64)).cast(INSTANT),
-                "request_id": [f"r{next(NUMBERS)}" for _ in range(count)],
-                "row": pl.Series(np.zeros(count), dtype=pl.Int32),
-                "model_version": [version] * count,
-                "route": ["champion"] * count,
-                "latency_us": [100] * count,
-                "prediction": rows["prediction"],
-                "request.load": rows["amount"],
-                "feature.amount": rows["amount"],
-                "feature.hour": rows["hour"],
-            }
-        )
-        date = datetime.fromtimestamp(at, UTC).strftime("date=%Y-%m-%d")
-        path = self.storage.path(prediction_log.FOLDER, packages.NAME, date, f"{next(NUMBERS)}.parquet")
-        log.write_parquet(path)
+        features = {"feature.amount": rows["amount"], "feature.hour": rows["hour"]}
+        told = {"prediction": rows["prediction"], "request.load": rows["amount"]} | features
+        answered(self.storage, at, told, version)
         return Closed(version, at, at + DAY, counts)
 
     def look(self, day: int, amounts: np.ndarray, version: str = "1") -> Any:
@@ -74,6 +60,30 @@ class Live:
         return looks.settle(
             self.storage, self.state, window, looks.see(self.storage, self.state.outlook, window)
         )
+
+
+def answered(
+    storage: Storage, at: float, told: dict[str, Any], version: str = "1", hidden: Sequence[str] = ()
+) -> None:
+    """A day's rows in the log, with these columns, of which `hidden` ones are for machines only."""
+    count = len(told["prediction"])
+    log = pl.DataFrame(
+        {
+            "at": pl.Series(((at + DAY * np.arange(count) / count) * 1e6).astype(np.int64)).cast(INSTANT),
+            "request_id": [f"r{next(NUMBERS)}" for _ in range(count)],
+            "row": pl.Series(np.zeros(count), dtype=pl.Int32),
+            "model_version": [version] * count,
+            "route": ["champion"] * count,
+            "latency_us": [100] * count,
+            **told,
+        }
+    )
+    date = datetime.fromtimestamp(at, UTC).strftime("date=%Y-%m-%d")
+    place = packages.NAME, date, f"{next(NUMBERS)}.parquet"
+    log.drop(hidden).write_parquet(storage.path(prediction_log.FOLDER, *place))
+    if hidden:
+        apart = log.select("request_id", "row", *hidden)
+        apart.write_parquet(storage.path(prediction_log.MACHINE, *place))
 
 
 def frame(amounts: np.ndarray) -> pl.DataFrame:

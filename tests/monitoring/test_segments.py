@@ -1,9 +1,7 @@
 """One part of the rows whose model has become worse is found and named; chance alone is not."""
 
-import itertools
 import json
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,12 @@ from mlops_ray.monitoring import figures, journal, looks, performance, period, s
 from mlops_ray.monitoring.alarms import Alarms, Finding
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.monitoring.state import Closed, ModelState
-from mlops_ray.schema import INSTANT
 from mlops_ray.storage import Storage
+from tests.monitoring.test_looks import DAY, NOW, answered
 from tests.serving import packages
 
 RANDOM = np.random.default_rng(8)
 SITES = tuple("abcdefgh")
-DAY = 86_400.0
-#: Midnight in UTC.
-NOW = datetime(2026, 11, 1, tzinfo=UTC).timestamp()
-NUMBERS = itertools.count()
 
 
 def of_sites(errors: np.ndarray, sites: np.ndarray, decides: str = "mae", **more: Any) -> Expected:
@@ -302,28 +296,9 @@ class Live:
         rows, amounts = asked(count), RANDOM.normal(50, 10, count)
         counts = Counts.empty(self.specs)
         counts.update(rows.with_columns(amount=amounts, prediction=amounts))
-        log = pl.DataFrame(
-            {
-                "at": pl.Series(((at + DAY * np.arange(count) / count) * 1e6).astype(np.int64)).cast(INSTANT),
-                "request_id": [f"r{next(NUMBERS)}" for _ in range(count)],
-                "row": pl.Series(np.zeros(count), dtype=pl.Int32),
-                "model_version": ["1"] * count,
-                "route": ["champion"] * count,
-                "prediction": amounts,
-                "feature.amount": amounts,
-                "feature.hour": rows["hour"],
-                "request.site": rows["site"],
-                "request.who": rows["who"],
-                "feature.half": rows["half"],
-            }
-        )
-        date, name = datetime.fromtimestamp(at, UTC).strftime("date=%Y-%m-%d"), f"{next(NUMBERS)}.parquet"
-        apart = ["request." + name for name in hidden]
-        path = self.storage.path(prediction_log.FOLDER, packages.NAME, date, name)
-        log.drop(apart).write_parquet(path)
-        if apart:
-            path = self.storage.path(prediction_log.MACHINE, packages.NAME, date, name)
-            log.select("request_id", "row", *apart).write_parquet(path)
+        told = {"prediction": amounts, "feature.amount": amounts, "feature.hour": rows["hour"]}
+        told |= {"request.site": rows["site"], "request.who": rows["who"], "feature.half": rows["half"]}
+        answered(self.storage, at, told, hidden=["request." + name for name in hidden])
         window = Closed("1", at, at + DAY, counts)
         seen = looks.see(self.storage, self.state.outlook, window)
         return looks.settle(self.storage, self.state, window, seen)
