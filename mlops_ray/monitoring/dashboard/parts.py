@@ -185,11 +185,6 @@ def loop(found: Any) -> Document | None:
     }
 
 
-def open_window(watched: Document) -> Document | None:
-    window = watched.get("window")
-    return window and {"since": window["since"], "rows": window["counts"]["rows"]}
-
-
 def watched(state: Document) -> Document | None:
     if not state.get("alarms"):
         return None

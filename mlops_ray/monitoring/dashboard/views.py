@@ -124,7 +124,7 @@ class Views:
         release, state = self._release(name), self._state(name)
         champion = release["champion"]
         watched = dict(state.get("versions", [])).get(champion["version"], {})
-        counted = watched.get("traffic", {})
+        counted, window = watched.get("traffic", {}), watched.get("window")
         invalid = [{"column": c, "rule": r, "count": n} for c, r, n in counted.get("invalid", [])]
         return self._row(name, span) | {
             "turns": [each for each in release.get("history", []) if parts.second(each["at"]) >= span.since],
@@ -133,7 +133,7 @@ class Views:
             "baselines": champion.get("baselines", {}),
             "rejected": counted.get("rejected", {}),
             "invalid": sorted(invalid, key=lambda each: -each["count"]),
-            "window": parts.open_window(watched),
+            "window": window and {"since": window["since"], "rows": window["counts"]["rows"]},
             "watched": parts.watched(state),
             "has": {
                 "costs": self.cost(name) is not None,
@@ -162,11 +162,7 @@ class Views:
         peaks = np.fmax.reduce(psi, axis=0, initial=-1.0)
         times = np.array([sum(column in names for names in found) for column in columns])
         tested = np.flatnonzero(np.isfinite(psi).any(axis=0))
-        order = (
-            tested[np.lexsort((-peaks[tested], -times[tested]))][:MOST_COLUMNS].tolist()
-            if len(tested)
-            else []
-        )
+        order = tested[np.lexsort((-peaks[tested], -times[tested]))][:MOST_COLUMNS].tolist()
         hidden, release = self._hidden(name), self._champion(name)
         return {
             "at": [[group.since, group.until] for group in groups],
