@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from mlops_ray.monitoring.alarms import Alarms
 from mlops_ray.monitoring.state import ModelState
-from mlops_ray.pages import plain
+from mlops_ray.pages import cut, plain
 from mlops_ray.storage import digest
 
 #: How long news wait for others, to be one message: what has one cause begins at about one time.
@@ -433,8 +433,7 @@ def subject(message: Mapping[str, Any]) -> str:
     models = list(dict.fromkeys(alert["model"] for alert in alerts))
     what = ", ".join(dict.fromkeys(alert["what"] for alert in alerts))
     who = models[0] if len(models) == 1 else f"{len(models)} models: {', '.join(models)}"
-    about = plain(f"[{message['status']}] {who}: {what}")
-    return about if len(about) <= 120 else about[:119] + "…"
+    return cut(plain(f"[{message['status']}] {who}: {what}"), 120)
 
 
 def iso(at: float) -> str:

@@ -67,11 +67,12 @@ def column(drift: Drift, spec: CountSpec, reference: Cells, current: Cells) -> d
         "kind": spec.kind,
         "labels": spec.labels,
         "evidence": sight(spec, reference, current).evidence if drift.drifted else "",
-        "reference": _shares(reference),
-        "current": _shares(current),
+        "reference": shares(reference),
+        "current": shares(current),
     }
 
 
-def _shares(cells: Cells) -> list[float]:
-    shares: list[float] = np.round(cells / max(1, cells.sum()), 6).tolist()
-    return shares
+def shares(cells: Cells) -> list[float]:
+    """Each cell's share of the rows."""
+    found: list[float] = np.round(cells / max(1, cells.sum()), 6).tolist()
+    return found

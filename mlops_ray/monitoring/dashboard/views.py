@@ -208,11 +208,10 @@ class Views:
         }
         release = releases.get(version)
         if release is None or spec not in release.reference.specs:
-            shares = (cells / max(1, cells.sum())).round(6).tolist()
             return known | {
                 "kind": spec.kind,
                 "labels": spec.labels,
-                "current": shares,
+                "current": report.shares(cells),
                 "reference": None,
                 "rows": counts.rows,
             }
