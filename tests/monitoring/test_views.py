@@ -205,14 +205,13 @@ def test_performance_is_the_mean_by_rows_and_none_where_nothing_is_known(
 
 def test_costs_have_a_place_only_where_somebody_wrote_them(views: Views, storage: Storage) -> None:
     assert ask(views, "models")["models"][0]["cost"] is None
-    assert ask(views, "models/m")["has"] == {"costs": False, "loop": False}
+    assert ask(views, "models/m")["has"] == {"costs": False}
     money = {"amount": 0.003, "currency": "EUR"}
     cost = {"at": NOW, "per_1000": money, "total": money}
     storage.write_json(cost, "cost", "m.json")
-    storage.write_json({"decisions": []}, "loop", "m.json")
     assert ask(views, "models")["models"][0]["cost"] == cost["per_1000"]
     assert ask(views, "models/m/costs") == {"cost": cost, "keys": None}
-    assert ask(views, "models/m")["has"] == {"costs": True, "loop": True}
+    assert ask(views, "models/m")["has"] == {"costs": True}
 
 
 def test_each_key_bears_what_it_had_of_a_day_s_rows_and_names_are_for_some_alone(

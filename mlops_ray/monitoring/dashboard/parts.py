@@ -100,9 +100,8 @@ def challenger(release: Document) -> Document | None:
     found = release.get("challenger")
     if not found:
         return None
-    told = {key: found.get(key) for key in ("version", "state", "step", "since")}
-    steps = (found.get("release") or {}).get("canary") or ()
-    return told | {key: release.get(key) for key in ("weight", "shadow")} | {"steps": len(steps)}
+    told = {key: found.get(key) for key in ("version", "state", "since")}
+    return told | {"weight": release.get("weight")}
 
 
 def episodes(state: Document) -> list[Document]:
@@ -119,7 +118,6 @@ def going(episodes: Sequence[Document]) -> Document | None:
     said = period.KINDS.get(first["kind"], first["kind"])
     return {
         "opened": last["opened"],
-        "version": last["version"],
         "said": said,
         "evidence": first["evidence"],
         "count": len(last["found"]),
@@ -130,7 +128,7 @@ def moved(seen: Seen) -> Document:
     moved = [c for c, psi in zip(seen.columns, seen.psi, strict=True) if psi > EFFECT_FLOOR]
     tested = sum(not math.isnan(psi) for psi in seen.psi)
     found = [column for column in seen.columns if column in seen.found]
-    return {"until": seen.until, "columns": tested, "moved": len(moved), "found": found}
+    return {"columns": tested, "moved": len(moved), "found": found}
 
 
 def quality(state: Document) -> Document | None:
@@ -144,7 +142,6 @@ def quality(state: Document) -> Document | None:
         return None
     return {
         "metric": metric,
-        "until": said.get("until"),
         **{how: number((said.get(how) or {}).get(metric)) for how in ("estimated", "realised")},
         "reference": number((reference.get("realised") or {}).get(metric)),
     }
@@ -188,11 +185,7 @@ def loop(found: Any) -> Document | None:
 def watched(state: Document) -> Document | None:
     if not state.get("alarms"):
         return None
-    return {
-        "window_s": state["window_s"],
-        "false_alarms": state["false_alarms"],
-        "looked_at": state["alarms"]["looked_at"],
-    }
+    return {"window_s": state["window_s"], "false_alarms": state["false_alarms"]}
 
 
 def per_second(state: Document, now: float) -> float | None:

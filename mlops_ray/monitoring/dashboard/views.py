@@ -124,21 +124,16 @@ class Views:
         release, state = self._release(name), self._state(name)
         champion = release["champion"]
         watched = dict(state.get("versions", [])).get(champion["version"], {})
-        counted, window = watched.get("traffic", {}), watched.get("window")
+        counted = watched.get("traffic", {})
         invalid = [{"column": c, "rule": r, "count": n} for c, r, n in counted.get("invalid", [])]
         return self._row(name, span) | {
             "turns": [each for each in release.get("history", []) if parts.second(each["at"]) >= span.since],
-            "rows": watched.get("rows", 0),
             "metrics": champion.get("metrics", {}),
             "baselines": champion.get("baselines", {}),
             "rejected": counted.get("rejected", {}),
             "invalid": sorted(invalid, key=lambda each: -each["count"]),
-            "window": window and {"since": window["since"], "rows": window["counts"]["rows"]},
             "watched": parts.watched(state),
-            "has": {
-                "costs": self.cost(name) is not None,
-                "loop": bool(self.document(LOOP, name)),
-            },
+            "has": {"costs": self.cost(name) is not None},
         }
 
     def drift(self, name: str, query: Query) -> Document:
@@ -168,7 +163,6 @@ class Views:
             "at": [[group.since, group.until] for group in groups],
             "windows": [len(group.looks) for group in groups],
             "rows": [sum(seen.rows for seen in group.looks) for group in groups],
-            "versions": [group.looks[-1].version for group in groups],
             "columns": [
                 {
                     "name": columns[at],
@@ -238,7 +232,6 @@ class Views:
             "decides": expected.decides if expected else next(iter(metrics), None),
             "within": parts.WITHIN,
             "labelled": [sum(each.quality.get("labelled", 0) for each in group.looks) for group in groups],
-            "rows": [sum(each.rows for each in group.looks) for group in groups],
             "segments": period.segments(last)[: period.MOST_SEGMENTS],
             "splits": period.splits(last),
         }
@@ -286,8 +279,6 @@ class Views:
             "baselines",
             "digest",
         )
-        seen = self.document(f"{RELEASES}/seen", name) or {}
-        challenger = release.get("challenger")
         return {
             **{
                 side: found and {key: found.get(key) for key in told}
@@ -295,8 +286,7 @@ class Views:
                 for found in [release.get(side)]
             },
             "step": parts.challenger(release),
-            "evidence": (challenger or {}).get("evidence") or {},
-            "seen": seen if challenger and seen.get("turn") == challenger.get("turn") else None,
+            "evidence": (release.get("challenger") or {}).get("evidence") or {},
             "history": release.get("history", [])[-MOST_TURNS:][::-1],
             "loop": parts.loop(self.document(LOOP, name)),
         }
@@ -320,7 +310,6 @@ class Views:
                     "name": column.name,
                     "type": column.type,
                     "made_of": in_words(every[column.name]) if column.name in every else "the request",
-                    "source": getattr(every.get(column.name), "source", None),
                     "is_hidden": column.hidden,
                     "is_clock": column.name in release.clock,
                     "importance": weigh.get(column.name),
@@ -346,8 +335,7 @@ class Views:
 
     def runs(self, name: str, query: Query) -> Document:
         """The jobs that learned, with their trials, as training wrote them down."""
-        found = self.document(RUNS, name) or {}
-        return {"runs": found.get("runs", []), "at": found.get("at")}
+        return {"runs": (self.document(RUNS, name) or {}).get("runs", [])}
 
     def costs(self, name: str, query: Query) -> Document:
         """What the model costs, as its owner wrote it down; `keys` are for some alone."""
