@@ -267,18 +267,7 @@ class Views:
     def releases(self, name: str, query: Query) -> Document:
         """The turns of the release, the newest first, and how champion and challenger compare."""
         release = self._release(name)
-        told = (
-            "version",
-            "state",
-            "since",
-            "reason",
-            "family",
-            "task",
-            "created_at",
-            "metrics",
-            "baselines",
-            "digest",
-        )
+        told = ("version", "state", "since", "family", "created_at", "metrics", "digest")
         return {
             **{
                 side: found and {key: found.get(key) for key in told}
