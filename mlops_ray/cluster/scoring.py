@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mlops_ray.cluster import evidence, interrupt, joined, local, service
+from mlops_ray.cluster import evidence, interrupt, joined, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
@@ -73,19 +73,8 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
         with interrupt.stops(storage.root if ours else None):
             # Ray reads these when it is imported.
             joined.settle()
-            try:
-                with stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
-                    cluster = local.start(storage.root) if ours else service._found(project, storage)
-                    local.connect(cluster)
-                    result["address"] = cluster.address
-                from mlops_ray import placement
-
-                placement.require(source.policy for source in project.sources.values())
-                yield cluster
-            except Exception:
-                service._leave_cluster(storage, stop=ours)
-                raise
-            service._leave_cluster(storage, stop=ours)
+            with service.leaving(storage, ours=ours):
+                yield service.connect(project, storage, stages, ours)
 
 
 def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[str, Any]:

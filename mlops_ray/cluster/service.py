@@ -6,16 +6,16 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from mlops_ray import audit, keys
 from mlops_ray.cluster import front, interrupt, joined, local, ports
 from mlops_ray.cluster.local import LocalCluster
-from mlops_ray.cluster.stages import Progress, alone
+from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.cost import holds
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
@@ -97,10 +97,7 @@ def running(
     run started it, unless `detach`; after an error or Ctrl-C it is stopped in any case.
     """
     front.require_safe(project, storage)
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress, whole=True, detach=detach) as (pipeline, connected, ours, lock):
         if not train:
             _require_champion(pipeline)
         live = _bring_up(pipeline, connected(), ours, train=train)
@@ -109,8 +106,6 @@ def running(
         if detach:
             _leave_cluster(storage, stop=False)
         yield live
-        if not detach:
-            _leave_cluster(storage, stop=ours)
 
 
 def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, dict[str, Any]]:
@@ -119,13 +114,9 @@ def ingest(project: Project, storage: Storage, progress: Progress) -> dict[str, 
     On the cluster of this storage, or on one that is started for it and stopped again; without any where
     nothing changed.
     """
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress) as (pipeline, connected, *_):
         pipeline.intake.connect = connected
         pipeline.ingest()
-        _leave_cluster(storage, stop=ours)
         unchanged = pipeline.stages.unchanged
         return {
             name: {
@@ -144,18 +135,13 @@ def train(
     `resume` goes on with a search that was killed; `like` names a run: what won in the runs likest to it is
     tried first. On the cluster of this storage, or on one that is started for it and stopped again.
     """
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress, whole=True) as (pipeline, connected, *_):
         # Whatever cannot be is said before a cluster is started.
         run_id = pipeline.trainer.killed() if resume else None
         start = pipeline.trainer.won(like) if like is not None else []
         connected()
         pipeline.prepare()
-        trained = pipeline.train(pipeline.build(pipeline.ingest()), run_id=run_id, start=start)
-        _leave_cluster(storage, stop=ours)
-        return trained
+        return pipeline.train(pipeline.build(pipeline.ingest()), run_id=run_id, start=start)
 
 
 def retrained(project: Project, storage: Storage, progress: Progress) -> dict[str, Any]:
@@ -164,17 +150,12 @@ def retrained(project: Project, storage: Storage, progress: Progress) -> dict[st
     `{"outcome", "version", "said"}`, the outcome `releasing` of a version that is pushed, `unchanged` where
     there was nothing new to learn, and `refused` of one that is not to go live.
     """
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock, whole=True, wait=True) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress, whole=True, wait=True) as (pipeline, connected, ours, _):
         if ours:
             raise ClusterError("the service was stopped meanwhile")
         connected()
         pipeline.prepare()
-        found = pushed_again(pipeline, pipeline.train(pipeline.build(pipeline.ingest())))
-        _leave_cluster(storage, stop=False)
-        return found
+        return pushed_again(pipeline, pipeline.train(pipeline.build(pipeline.ingest())))
 
 
 def pushed_again(pipeline: "Pipeline", trained: dict[str, Any]) -> dict[str, Any]:
@@ -199,14 +180,9 @@ def pushed_again(pipeline: "Pipeline", trained: dict[str, Any]) -> dict[str, Any
 
 def reproduce(project: Project, storage: Storage, progress: Progress, version: int) -> dict[str, Any]:
     """Trains a version again from its record and compares it: see `Trainer.reproduce`."""
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock, whole=True) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress, whole=True) as (pipeline, connected, *_):
         connected()
-        found = pipeline.trainer.reproduce(version)
-        _leave_cluster(storage, stop=ours)
-        return found
+        return pipeline.trainer.reproduce(version)
 
 
 def follow(
@@ -218,28 +194,22 @@ def follow(
     wrong with it is said once, and it is tried again. Goes on until the caller ends it.
     """
     said: dict[str, str] = {}
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock) as (first, connected, ours),
-    ):
+    with _working(project, storage, progress) as (first, connected, _, lock):
         connected()
         lock.close()
         # What was stored before may not be readable online yet.
         is_behind = True
-        try:
-            while True:
-                with alone(storage, wait=True):
-                    found = list(_news(first.intake.afresh(), said))
-                    is_behind = is_behind or any("error" not in report for report in found)
-                    if is_behind and (error := _materialized(first.store)) is None:
-                        is_behind = False
-                    elif is_behind and said.get("") != error:
-                        said[""] = str(error)
-                        found.append({"source": "online store", "error": str(error)})
-                yield from found
-                time.sleep(every_s)
-        finally:
-            _leave_cluster(storage, stop=ours)
+        while True:
+            with alone(storage, wait=True):
+                found = list(_news(first.intake.afresh(), said))
+                is_behind = is_behind or any("error" not in report for report in found)
+                if is_behind and (error := _materialized(first.store)) is None:
+                    is_behind = False
+                elif is_behind and said.get("") != error:
+                    said[""] = str(error)
+                    found.append({"source": "online store", "error": str(error)})
+            yield from found
+            time.sleep(every_s)
 
 
 def _materialized(store: "FeatureStore") -> str | None:
@@ -268,13 +238,9 @@ def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
 @contextlib.contextmanager
 def reading(project: Project, storage: Storage, progress: Progress) -> Iterator["Intake"]:
     """The intake of a project's sources, on the cluster of its storage or one of its own, for the block."""
-    with (
-        contextlib.ExitStack() as lock,
-        _working(project, storage, progress, lock) as (pipeline, connected, ours),
-    ):
+    with _working(project, storage, progress) as (pipeline, connected, *_):
         connected()
         yield pipeline.intake
-        _leave_cluster(storage, stop=ours)
 
 
 @contextlib.contextmanager
@@ -282,43 +248,51 @@ def _working(
     project: Project,
     storage: Storage,
     progress: Progress,
-    lock: contextlib.ExitStack,
     *,
     whole: bool = False,
     wait: bool = False,
-) -> Iterator[tuple["Pipeline", Callable[[], LocalCluster], bool]]:
-    """A pipeline, what connects it to a cluster, and whether that is ours, which `lock` keeps from others.
+    detach: bool = False,
+) -> Iterator[tuple["Pipeline", Callable[[], LocalCluster], bool, contextlib.ExitStack]]:
+    """A pipeline, what connects it to a cluster, whether that is ours, and what keeps other runs out.
 
-    `whole` where all stages are to be run, and not the data's alone; `wait` for another run's end. After an
-    error or Ctrl-C a cluster that is ours is stopped.
+    `whole` where all stages are to be run, and not the data's alone; `wait` for another run's end; `detach`
+    as in `leaving`.
     """
-    lock.enter_context(alone(storage, wait=wait))
-    ours = joined.is_missing(storage)
-    with interrupt.stops(storage.root if ours else None):
-        pipeline = _pipeline(project, storage, progress)
-        if whole:
-            pipeline.require_supported()
-        try:
-            yield pipeline, cache(lambda: _connected(pipeline, ours)), ours
-        except Exception:
-            _leave_cluster(storage, stop=ours)
-            raise
+    with contextlib.ExitStack() as lock:
+        lock.enter_context(alone(storage, wait=wait))
+        ours = joined.is_missing(storage)
+        with interrupt.stops(storage.root if ours else None):
+            pipeline = _pipeline(project, storage, progress)
+            if whole:
+                pipeline.require_supported()
+            connected = partial(connect, project, storage, pipeline.stages, ours, front.wanted(project))
+            with leaving(storage, ours=ours, detach=detach):
+                yield pipeline, cache(connected), ours, lock
 
 
-def _connected(pipeline: "Pipeline", ours: bool) -> LocalCluster:
-    """The cluster of this storage, started if it is to be ours."""
-    with pipeline.stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
-        cluster = _started(pipeline) if ours else _found(pipeline.project, pipeline.storage)
+@contextlib.contextmanager
+def leaving(storage: Storage, *, ours: bool, detach: bool = False) -> Iterator[None]:
+    """Leaves the cluster when the block ends, and stops one of ours; to `detach` only after an error."""
+    try:
+        yield
+    except (Exception, GeneratorExit):
+        _leave_cluster(storage, stop=ours)
+        raise
+    _leave_cluster(storage, stop=ours and not detach)
+
+
+def connect(
+    project: Project, storage: Storage, stages: Stages, ours: bool, wanted: Mapping[str, int] | None = None
+) -> LocalCluster:
+    """The cluster of this storage, connected; if it is to be ours it is started, with the ports `wanted`."""
+    with stages.timed("ray", lambda result: f"cluster at {result['address']}") as result:
+        cluster = local.start(storage.root, ports=wanted) if ours else _found(project, storage)
         local.connect(cluster)
         result["address"] = cluster.address
     from mlops_ray import placement
 
-    placement.require(source.policy for source in pipeline.project.sources.values())
+    placement.require(source.policy for source in project.sources.values())
     return cluster
-
-
-def _started(pipeline: "Pipeline") -> LocalCluster:
-    return local.start(pipeline.storage.root, ports=front.wanted(pipeline.project))
 
 
 def _found(project: Project, storage: Storage) -> LocalCluster:
