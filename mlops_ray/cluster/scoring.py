@@ -78,9 +78,9 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
 
 
 def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[str, Any]:
-    policies, nodes = [source.policy for source in project.sources.values()], set[str]()
+    policies = [source.policy for source in project.sources.values()]
     about: dict[str, Any] = {"model": project.project}
-    try:
+    with evidence.telling(stages.storage, policies, "rows were scored", about) as nodes:
         with stages.timed("score", _said) as result:
             result |= job.run(
                 on_ray=on_ray,
@@ -89,8 +89,6 @@ def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[
                 on_node=nodes.add,
             )
         about |= {"version": result["version"], "rows": result["scored"]}
-    finally:
-        evidence.tell(stages.storage, policies, "rows were scored", about, nodes)
     return result
 
 
