@@ -30,16 +30,13 @@ class Told:
     stage: str = ""
 
     def begin(self, stage: str) -> None:
-        """A stage has begun."""
         self.stage = stage
         self.say(said=stage)
 
     def update(self, message: str) -> None:
-        """It has come so far."""
         self.say(said=f"{self.stage}: {message}")
 
     def end(self, stage: str, message: str, seconds: float | None) -> None:
-        """It is over; `seconds` is `None` where nothing had changed."""
         took = "unchanged" if seconds is None else f"{seconds:.1f} s"
         sys.stdout.write(f"{stage}: {took}, {message}\n")
         sys.stdout.flush()

@@ -30,17 +30,8 @@ class Progress(Protocol):
         """`seconds` is `None` where nothing had changed."""
 
 
-class Silent:
+class Silent(Progress):
     """Nobody watches."""
-
-    def begin(self, stage: str) -> None:
-        """Says nothing."""
-
-    def update(self, message: str) -> None:
-        """Says nothing."""
-
-    def end(self, stage: str, message: str, seconds: float | None) -> None:
-        """Says nothing."""
 
 
 @dataclass
