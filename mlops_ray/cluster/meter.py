@@ -29,7 +29,7 @@ from mlops_ray.cost.holds import FOLDER, HOLDS, SETTINGS, why
 from mlops_ray.cost.model import replica_price
 from mlops_ray.cost.prices import Price, PriceList, money, named
 from mlops_ray.data import prediction_log
-from mlops_ray.errors import ConfigError, DataError, StorageError, safe
+from mlops_ray.errors import ConfigError, DataError, Once, StorageError, safe
 from mlops_ray.instants import DAY_S
 from mlops_ray.storage import Storage
 
@@ -494,19 +494,17 @@ class Meter:
     _answered: dict[str, int] = field(default_factory=dict)
     #: Of a model and a day, the settings by which it was counted, up to which byte of the journal, and what.
     _sums: dict[tuple[str, int], tuple[Settings, int, Day]] = field(default_factory=dict)
-    #: What was last wrong: it is said once. And why jobs had no names.
-    _wrong: str = ""
-    _nameless: str = ""
+    #: What is wrong, and why jobs have no names.
+    _wrong: Once = field(default_factory=Once)
 
     def tick(self) -> None:
         """What is wrong waits for the next look."""
         try:
             self._look()
-            self._wrong = ""
+            self._wrong.over("look")
         except Exception as error:  # noqa: BLE001 - the next look tries again
-            if safe(error) != self._wrong:
-                logger.error("what runs is not metered (%s)", safe(error))
-            self._wrong = safe(error)
+            if self._wrong.is_news("look", said := safe(error)):
+                logger.error("what runs is not metered (%s)", said)
 
     def _look(self) -> None:
         now, before = self.clock(), self._looked_at
@@ -540,11 +538,10 @@ class Meter:
         """What jobs hold, by name; where nobody says it they are counted all the same, without names."""
         try:
             found = self.cluster.works()
-            self._nameless = ""
+            self._wrong.over("names")
         except Exception as error:  # noqa: BLE001 - whatever Ray's store may raise
-            if safe(error) != self._nameless:
-                logger.warning("jobs are metered without their names (%s)", safe(error))
-            self._nameless = safe(error)
+            if self._wrong.is_news("names", said := safe(error)):
+                logger.warning("jobs are metered without their names (%s)", said)
             return ()
         return found
 
