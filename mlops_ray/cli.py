@@ -288,7 +288,9 @@ def status(
 ) -> None:
     """What is wrong, in words, and what is live: address, versions, traffic, errors."""
     if ports:
-        _show(service.listening(*_open(file)), as_json, _print_ports)
+        columns = ["name", "who", "host", "port", "guard"]
+        found = service.listening(*_open(file))
+        _show(found, as_json, lambda _: _print_table(columns, [port.values() for port in found]))
         return
     _show(service.status(*_open(file)), as_json, _print_status)
 
@@ -561,7 +563,8 @@ def audit_list(
 @features_app.command("list", epilog="Example: mlops-ray features list configs/flights.yaml")
 def features_list(file: ProjectFile, as_json: Json = False) -> None:
     """Every feature, what it is made of, and the hash of its definition, which is its identity."""
-    _show(_store(file).list(), as_json, _print_features)
+    found, columns = _store(file).list(), ["feature", "type", "definition", "identity"]
+    _show(found, as_json, lambda _: _print_table(columns, [feature.values() for feature in found]))
 
 
 @features_app.command(
@@ -898,14 +901,13 @@ class _Terminal:
 
 def _show(found: Any, as_json: bool, *say: Callable[[Any], None]) -> None:
     """What a command found: one line of JSON for machines, or what these print of it for people."""
-    for write in (_print_json,) if as_json else say:
-        write(found)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        for write in say:
+            write(found)
     # Who reads it through a pipe may do so while the command goes on.
     sys.stdout.flush()
-
-
-def _print_json(document: Any) -> None:
-    print(json.dumps(document))
 
 
 def _print_fields(fields: dict[str, Any]) -> None:
@@ -945,10 +947,6 @@ def _print_runs(found: dict[str, Any]) -> None:
     shown = table(found["alike"] or found["runs"])
     _print_table([*shown.head], shown.rows)
     print(f"page {found['page']}")
-
-
-def _print_features(found: list[dict[str, Any]]) -> None:
-    _print_table(["feature", "type", "definition", "identity"], [feature.values() for feature in found])
 
 
 def _print_versions(found: list[dict[str, Any]]) -> None:
@@ -1117,10 +1115,6 @@ def _score(trial: dict[str, Any]) -> str:
     """The score of a trial; where it was stopped, of the folds that it got to."""
     stopped = f" after {len(trial['folds'])} folds" if trial["state"] == "stopped" else ""
     return trial["state"] if trial["state"] == "failed" else f"{trial['score']:.4g}{stopped}"
-
-
-def _print_ports(found: list[dict[str, str]]) -> None:
-    _print_table(["name", "who", "host", "port", "guard"], [port.values() for port in found])
 
 
 def _print_status(found: dict[str, Any]) -> None:

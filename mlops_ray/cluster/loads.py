@@ -222,7 +222,8 @@ class LoadTest:
 
     def run(self, bodies: Sequence[bytes]) -> dict[str, Any]:
         """What `loadtest` finds, with these bodies of requests."""
-        sizes, stages, capacities, files, notes = self.sizes, Stages(self.storage, self.progress), [], [], []
+        sizes, stages = self.wanted.sizes(self.project), Stages(self.storage, self.progress)
+        capacities, files, notes = [], [], []
         for size in sizes:
             with stages.timed(f"load {size}", lambda result: str(result["said"])) as result:
                 found, machine = self._search(size, bodies)
@@ -239,10 +240,6 @@ class LoadTest:
             )
         about = {"model": self.project.project, "version": self.entry["version"]}
         return {**about, "capacities": capacities, "files": files, "notes": notes}
-
-    @property
-    def sizes(self) -> list[Size]:
-        return self.wanted.sizes(self.project)
 
     def _search(self, size: Size, bodies: Sequence[bytes]) -> tuple[Found, str]:
         """The highest rate of all replicas of a size together, and on which type of machine they run."""

@@ -220,7 +220,8 @@ def _node(node: Node, on: Sequence[Replica], works: Sequence[Work], machine: str
     cpu = node.cpus - node.free_cpus - math.fsum(each.cpu for each in on)
     gpu = node.gpus - node.free_gpus - math.fsum(each.gpu for each in on)
     type, spot = type_of(node.labels, machine)
-    by_name = {name: _held([each for each in on if each.model == name]) for name in _models(on)}
+    models = sorted({each.model for each in on})
+    by_name = {name: _held([each for each in on if each.model == name]) for name in models}
     return {
         "type": type,
         "spot": spot,
@@ -234,10 +235,6 @@ def _node(node: Node, on: Sequence[Replica], works: Sequence[Work], machine: str
 def type_of(labels: Mapping[str, str], machine: str) -> tuple[str, bool]:
     """A node's type, `machine` where its labels say none, and whether it may be taken away at any time."""
     return labels.get(MACHINE, machine), labels.get(MARKET) == SPOT
-
-
-def _models(on: Sequence[Replica]) -> list[str]:
-    return sorted({each.model for each in on})
 
 
 def _held(own: Sequence[Replica]) -> Document:

@@ -38,14 +38,10 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
 def _parsed(file: Path, columns: Sequence[Column], package: Package) -> pl.DataFrame:
     """The labels of a file, named by columns of the request; raises `DataError` with the file."""
     try:
-        read = pl.read_parquet if file.suffix == ".parquet" else _read_csv
-        return labels.parse(read(file), columns, package.task, package.outcome.labels)
+        rows = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_csv(file, infer_schema=False)
+        return labels.parse(rows, columns, package.task, package.outcome.labels)
     except (OSError, pl.exceptions.PolarsError) as error:
         raise DataError("cannot be read", file=str(file), said=f": {error}") from error
     except DataError as error:
         message, said, then = (error.parts[part] for part in ("message", "said", "then"))
         raise DataError(message, said=said, then=then, file=str(file)) from None
-
-
-def _read_csv(file: Path) -> pl.DataFrame:
-    return pl.read_csv(file, infer_schema=False)
