@@ -3,17 +3,12 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mlops_ray.errors import TrainingError, did_you_mean
 
-
-class Suggests(Protocol):
-    """What Optuna's trial offers."""
-
-    def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
-    def suggest_categorical(self, name: str, choices: Any) -> Any: ...
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -35,7 +30,7 @@ class Between:
     def is_whole(self) -> bool:
         return isinstance(self.low, int) and isinstance(self.high, int)
 
-    def suggest(self, trial: Suggests, name: str) -> float:
+    def suggest(self, trial: "Trial", name: str) -> float:
         if self.is_whole:
             return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -54,7 +49,7 @@ class OneOf:
     def has(self, value: Any) -> bool:
         return value in self.choices
 
-    def suggest(self, trial: Suggests, name: str) -> Any:
+    def suggest(self, trial: "Trial", name: str) -> Any:
         return trial.suggest_categorical(name, list(self.choices))
 
 
@@ -96,7 +91,7 @@ def _dimension(place: str, value: Any) -> Between | OneOf:
     )
 
 
-def suggest(trial: Suggests, spaces: Mapping[str, Space]) -> Point:
+def suggest(trial: "Trial", spaces: Mapping[str, Space]) -> Point:
     """Asks a trial for a family and then for that family's parameters alone, as `family/parameter`."""
     family = trial.suggest_categorical("family", list(spaces))
     return family, {
