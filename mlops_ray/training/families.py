@@ -166,13 +166,18 @@ LOGISTIC = Linear(
 )
 
 
-class RandomForest:
-    """The mean of trees, each grown on a random share of the rows."""
+class Usual:
+    """What most families are: for both tasks, on a CPU, of names as their codes."""
 
-    name: ClassVar[str] = "random_forest"
     tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
     devices: ClassVar[tuple[Device, ...]] = CPU
     style: ClassVar[Style] = "codes"
+
+
+class RandomForest(Usual):
+    """The mean of trees, each grown on a random share of the rows."""
+
+    name: ClassVar[str] = "random_forest"
     #: 40 trees are within 2 % of the error of 200 at a fifth of the time; each sees a third of the rows.
     space: ClassVar[Space] = {
         "n_estimators": OneOf((40,)),
@@ -199,13 +204,10 @@ class RandomForest:
         return ForestModel.from_sklearn([tree.tree_ for tree in estimator.estimators_])
 
 
-class HistGradientBoosting:
+class HistGradientBoosting(Usual):
     """Gradient-boosted trees, scikit-learn's."""
 
     name: ClassVar[str] = "hist_gradient_boosting"
-    tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
-    devices: ClassVar[tuple[Device, ...]] = CPU
-    style: ClassVar[Style] = "codes"
     space: ClassVar[Space] = {
         "max_iter": Between(80, 200, 150),
         "max_leaf_nodes": Between(15, 127, 63, log=True),
@@ -243,12 +245,10 @@ class HistGradientBoosting:
         return BoostedModel.from_sklearn(estimator, native)
 
 
-class Mlp:
+class Mlp(Usual):
     """A multilayer perceptron."""
 
     name: ClassVar[str] = "mlp"
-    tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
-    devices: ClassVar[tuple[Device, ...]] = CPU
     style: ClassVar[Style] = "one_hot"
     space: ClassVar[Space] = {
         "units": OneOf((64, 32, 128)),
@@ -287,13 +287,11 @@ class Mlp:
         return NetworkModel.from_sklearn(estimator, center=center, scale=scale)
 
 
-class Xgboost:
+class Xgboost(Usual):
     """Gradient-boosted trees."""
 
     name: ClassVar[str] = "xgboost"
-    tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
     devices: ClassVar[tuple[Device, ...]] = CPU_OR_GPU
-    style: ClassVar[Style] = "codes"
     space: ClassVar[Space] = {
         "n_estimators": Between(80, 160, 120),
         "max_depth": Between(7, 10, 10),
@@ -330,13 +328,10 @@ class Xgboost:
         )
 
 
-class Lightgbm:
+class Lightgbm(Usual):
     """Gradient-boosted trees that grow leaf by leaf."""
 
     name: ClassVar[str] = "lightgbm"
-    tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
-    devices: ClassVar[tuple[Device, ...]] = CPU
-    style: ClassVar[Style] = "codes"
     space: ClassVar[Space] = {
         "n_estimators": Between(80, 200, 150),
         "num_leaves": Between(15, 127, 63, log=True),
@@ -373,7 +368,7 @@ class Lightgbm:
         return LightgbmModel.from_bytes(booster.model_to_string().encode())
 
 
-class Catboost:
+class Catboost(Usual):
     """Gradient-boosted symmetric trees.
 
     A split asks for one category. Counting the labels of each, CatBoost's other way, took five times as long
@@ -381,9 +376,7 @@ class Catboost:
     """
 
     name: ClassVar[str] = "catboost"
-    tasks: ClassVar[tuple[TaskKind, ...]] = BOTH
     devices: ClassVar[tuple[Device, ...]] = CPU_OR_GPU
-    style: ClassVar[Style] = "codes"
     space: ClassVar[Space] = {
         "iterations": Between(100, 300, 200),
         "depth": Between(5, 8, 7),
