@@ -14,7 +14,6 @@ is to be told is known afterwards only, it is asked before whether it could be (
 
 import contextlib
 import errno
-import fcntl
 import getpass
 import os
 import platform
@@ -27,7 +26,7 @@ from typing import IO, Any
 import orjson
 
 from mlops_ray.errors import StorageError
-from mlops_ray.storage import Storage, digest
+from mlops_ray.storage import Storage, digest, locked
 
 FOLDER, HEAD, PLACES, LOCK = "audit", "head.json", "places.json", ".lock"
 #: A segment that is so large is followed by another; whoever writes reads the last one.
@@ -197,26 +196,20 @@ def _writing(storage: Storage, places: Iterable[str]) -> Iterator[list[IO[bytes]
     """The right to write, and the places outside, open: where one cannot be reached nothing is written."""
     with contextlib.ExitStack() as opened:
         try:
-            lock = opened.enter_context(storage.path(FOLDER, LOCK).open("w"))
-            _lock(lock)
+            opened.enter_context(_locked(storage.path(FOLDER, LOCK)))
             yield [opened.enter_context(_outside(place)) for place in sorted(set(places))]
         except OSError as error:
             where = f" ({error.filename})" if error.filename else ""
             raise StorageError(f"the audit record cannot be written: {error.strerror}{where}") from error
 
 
-def _lock(file: IO[str]) -> None:
+def _locked(path: Path) -> IO[str]:
     end = time.monotonic() + WAIT_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise OSError(
-                    errno.EAGAIN, f"another process has held it for {WAIT_S:g} s", file.name
-                ) from None
-            time.sleep(POLL_S)
+    while (lock := locked(path)) is None:
+        if time.monotonic() > end:
+            raise OSError(errno.EAGAIN, f"another process has held it for {WAIT_S:g} s", str(path))
+        time.sleep(POLL_S)
+    return lock
 
 
 @contextlib.contextmanager
