@@ -170,30 +170,35 @@ def answered(world: World) -> None:
         labels.write(world.storage, "people", labels.parse(pl.DataFrame(given), schema.columns, "regression"))
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A world with somebody in it, made without Ray."""
+@pytest.fixture(scope="module", autouse=True)
+def _without_ray() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
-        folder = tmp_path_factory.mktemp("people")
-        (folder / "project.yaml").write_text(PROJECT)
-        visits = [f"2026-01-0{day},{who},here" for day in (3, 4) for who in OTHERS[:2]]
-        (folder / "visits.csv").write_text("\n".join(["time,person,place", *visits]) + "\n")
-        world = World(folder)
-        # What is corrected later is superseded, and stays.
-        for days in (DAYS - 2, DAYS):
-            (folder / "people.csv").write_text(people(days))
-            for source in ("people", "visits"):
-                world.intake.ingest(source)
-            world.store.materialize()
-        world.intake.explore("people")
-        made = world.store.build(world.store.snapshots())
-        names = [*world.store.features.names, "label"]
-        dataset.keep_tested(made, made.frame.select(names).with_columns(prediction=pl.lit(1.0)))
-        spine = pl.DataFrame({"person": [OTHERS[1], WHO, OTHERS[2]], "time": ["2026-01-08T00:00Z"] * 3})
-        world.store.get(spine)
-        answered(world)
-        yield world
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with somebody in it."""
+    folder = tmp_path_factory.mktemp("people")
+    (folder / "project.yaml").write_text(PROJECT)
+    visits = [f"2026-01-0{day},{who},here" for day in (3, 4) for who in OTHERS[:2]]
+    (folder / "visits.csv").write_text("\n".join(["time,person,place", *visits]) + "\n")
+    world = World(folder)
+    # What is corrected later is superseded, and stays.
+    for days in (DAYS - 2, DAYS):
+        (folder / "people.csv").write_text(people(days))
+        for source in ("people", "visits"):
+            world.intake.ingest(source)
+        world.store.materialize()
+    world.intake.explore("people")
+    made = world.store.build(world.store.snapshots())
+    names = [*world.store.features.names, "label"]
+    dataset.keep_tested(made, made.frame.select(names).with_columns(prediction=pl.lit(1.0)))
+    spine = pl.DataFrame({"person": [OTHERS[1], WHO, OTHERS[2]], "time": ["2026-01-08T00:00Z"] * 3})
+    world.store.get(spine)
+    answered(world)
+    return world
 
 
 @pytest.fixture
@@ -247,10 +252,7 @@ def test_what_is_to_be_erased_is_said_first_and_without_consent_nothing_is_chang
     }
 
 
-def test_the_same_input_read_again_brings_nobody_back_and_says_how_many_were_left_out(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+def test_the_same_input_read_again_brings_nobody_back_and_says_how_many_were_left_out(world: World) -> None:
     world.erase()
     for days in (DAYS + 1, DAYS):
         (world.folder / "people.csv").write_text(people(days))
@@ -265,10 +267,7 @@ def test_the_same_input_read_again_brings_nobody_back_and_says_how_many_were_lef
     assert read(newest).height == (DAYS + 1) * len(OTHERS)
 
 
-def test_a_source_that_is_defined_anew_does_not_bring_them_back_either(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+def test_a_source_that_is_defined_anew_does_not_bring_them_back_either(world: World) -> None:
     text = PROJECT.replace("max: 90000", "max: 100000")
     (world.folder / "project.yaml").write_text(text)
     world.intake.ingest("people")
@@ -539,10 +538,7 @@ def test_a_set_that_cannot_be_computed_anew_leaves_no_other_undone_and_is_named(
     assert places(world) == set()
 
 
-def test_a_history_and_sets_of_a_time_with_other_keys_are_named(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
+def test_a_history_and_sets_of_a_time_with_other_keys_are_named(world: World) -> None:
     (before,) = (world.storage.root / "features").glob("people-*")
     (world.folder / "project.yaml").write_text(PROJECT.replace("person", "member"))
     (world.folder / "people.csv").write_text(people().replace("time,person,", "time,member,"))
@@ -577,9 +573,8 @@ def test_the_command_says_what_there_is_and_erases_by_yes_alone(
 
 
 def test_where_another_source_tells_of_them_its_rows_stay_without_what_was_made_of_the_erased(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World,
 ) -> None:
-    monkeypatch.setattr(ingest, "on_ray", lambda task, selector: task.parts(range(len(task.inputs))))
     with (world.folder / "visits.csv").open("a") as file:
         file.write(f"2026-01-07,{WHO},there\n")
     world.intake.ingest("visits")
