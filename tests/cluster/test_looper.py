@@ -21,16 +21,11 @@ from mlops_ray.data import error_log
 from mlops_ray.errors import ClusterError
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.storage import Storage, locked
+from tests.cluster.test_joined import PROJECT
 
 #: A job that does nothing takes 10 s on a free machine.
 PATIENCE_S = 200.0
 WRONG = "project: m\nsources: {}\nfaetures: {}\n"
-RIGHT = """
-project: m
-sources: {s: {path: a.csv, time: none, columns: {x: {type: float}, y: {type: float}}}}
-features: {row: {columns: [x]}}
-target: {source: s, expr: y, horizon: 0s, task: regression}
-"""
 
 
 def settings(file: Path, cpus: float = 1.0) -> Settings:
@@ -91,10 +86,10 @@ def test_a_file_that_is_of_another_model_by_now_trains_nothing(
     asked = asdict(Retraining("one", 0.0, ""))
     storage.write_json({"model": "m", "retrainings": [asked]}, loop.FOLDER, "m.json")
     file = tmp_path / "project.yaml"
-    file.write_text(RIGHT.replace("project: m", "project: other"))
+    file.write_text(PROJECT.replace("project: m", "project: other"))
     assert retraining.run(file, "one", storage) == 2
     assert "other is not the model that is to be trained" in storage.read_json(loop.JOBS, "one.json")["said"]
-    file.write_text(RIGHT)
+    file.write_text(PROJECT)
     assert retraining.run(file, "two", storage) == 2
     assert trained == []
     loop.begun(storage, "one").unlink()
@@ -126,7 +121,7 @@ def of(id: str, cpus: float = 8.0, gpus: float = 0.0, **labels: str) -> Node:
 
 def machines(monkeypatch: pytest.MonkeyPatch, nodes: list[Node], spot: bool = False, **cost: Any) -> Machines:
     """Of a project whose rows may be in eu-de only, on a cluster of these nodes."""
-    document = yaml.safe_load(RIGHT)
+    document = yaml.safe_load(PROJECT)
     document["sources"]["s"]["policy"] = {"allowed_regions": "eu-de"}
     project = Project.model_validate(document | {"cost": cost | {"spot": spot}})
     monkeypatch.setattr(RayCluster, "nodes", lambda _: nodes)

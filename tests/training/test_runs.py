@@ -16,20 +16,10 @@ from mlops_ray.training import runs, tracking
 from mlops_ray.training.leaderboard import Trial
 from mlops_ray.training.tracking import Recorded
 from tests.test_pages import NASTY, assert_sound
+from tests.training.test_tracking import ENVIRONMENT, MANIFEST
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 COLUMNS = [{"name": name, "type": "float"} for name in ("a", "b", "c", "d")]
-ENVIRONMENT: dict[str, Any] = {
-    "code": "0.1.0",
-    "python": "3.11.0",
-    "requirements": [],
-    "git": {"commit": "none", "dirty": "none"},
-}
-
-
-def manifest(digest: str = "d" * 64, columns: list[dict[str, str]] = COLUMNS, expr: str = "load") -> Any:
-    target = {"source": "meter", "expr": expr, "where": None, "task": "regression"}
-    return {"digest": digest, "rows": 9000, "columns": columns, "target": target}
 
 
 def job(number: int = 0, *, params: Any = None, score: float | None = 0.5, **tags: str) -> Recorded:
@@ -274,7 +264,7 @@ def test_the_command_compares_what_was_recorded(tmp_path: Path, capsys: pytest.C
     experiment = tracking.prepare(uri, "demo", str(tmp_path / "artifacts"))
     for digest, alpha in (("d" * 64, 1.0), ("e" * 64, 2.0)):
         with tracking.open_run(uri, experiment, "demo") as run:
-            run.log_origin(manifest(digest), "mae", ENVIRONMENT)
+            run.log_origin(MANIFEST | {"digest": digest}, "mae", ENVIRONMENT)
             for number in range(3):
                 params = {"alpha": alpha + number}
                 run.log_trial(Trial(str(number), "ridge", params, 0.2 + number, (0.2,), 1.5, "complete"))
