@@ -109,19 +109,11 @@ def followed(
         waits = any(ask.version == str(version) for ask in record.asked(storage, name))
         document = record.read(storage, name) or record.new(name)
         found = outcome(document, version)
-        goes_on = waits or found["state"] in (LOADING if until_loaded else GOING_ON)
-        if not goes_on:
+        if not waits and found["state"] not in (LOADING if until_loaded else GOING_ON):
             return _followed_by_all(storage, document)
-        seen = (
-            (storage.read_json(record.SEEN, f"{name}.json") or {})
-            if found["state"] in ("shadow", "canary")
-            else {}
-        )
-        told = (
-            f"{found['state']} {found['step'] + 1} {seen.get('requests', 0):,} requests"
-            if seen
-            else found["state"]
-        )
+        told = found["state"]
+        if told in ("shadow", "canary") and (seen := storage.read_json(record.SEEN, f"{name}.json")):
+            told += f" {found['step'] + 1} {seen.get('requests', 0):,} requests"
         if told != said:
             progress.update(told)
             said = told
