@@ -198,13 +198,9 @@ def entry(
 
     `works` names what is held beside `replicas`; what it does not name is of `JOBS`.
 
-    >>> node, replica = Node("a", {}, 4, 0, 1, 0), Replica("a", "m", 1, 0)
-    >>> work = Work("a", "training m", 0.5, 0)
-    >>> entry(60.0, 60.0, [node], [replica, replica], "small", {}, [work])["nodes"]
-    [{'type': 'small', 'spot': False, 'cpus': 4, 'gpus': 0,
-      'replicas': {'m': {'count': 2, 'cpu': 1.0, 'gpu': 0.0}},
-      'jobs': {'training m': {'count': 1, 'cpu': 0.5, 'gpu': 0.0},
-               'jobs': {'count': 1, 'cpu': 0.5, 'gpu': 0.0}}}]
+    >>> entry(60.0, 60.0, [Node("a", {}, 2, 0, 1, 0)], [Replica("a", "m", 1, 0)], "small", {})["nodes"]
+    [{'type': 'small', 'spot': False, 'cpus': 2, 'gpus': 0,
+      'replicas': {'m': {'count': 1, 'cpu': 1.0, 'gpu': 0.0}}, 'jobs': {}}]
     """
     on: dict[str, list[Replica]] = defaultdict(list)
     for replica in replicas:

@@ -21,8 +21,6 @@ def wrong(found: Document, logged: Document) -> list[str]:
     (`lately`).
 
     >>> model = {"name": "m", "alarms": [], "places": {"nodes": []}, "loop": None, "cost": None}
-    >>> wrong({"monitor": True, "said": "", "models": [model]}, {"errors": 0, "last": None})
-    []
     >>> wrong({"monitor": False, "said": "", "models": [model]}, {"errors": 0, "last": None})
     ['the monitor does not answer: nothing is counted meanwhile, and no alarm opens']
     """

@@ -208,12 +208,7 @@ def _split(times: Instants, begin: int, end: int | None, gap: int, among: Rows |
 
 
 def _numbered(times: Instants, gap: int) -> tuple[Instants, int]:
-    """The row numbers in order of time, and the gap in rows: the most that lie within it anywhere.
-
-    >>> numbers, gap = _numbered(np.array([30, 0, 10, 20]), gap=20)
-    >>> numbers.tolist(), gap
-    ([3, 0, 1, 2], 2)
-    """
+    """The row numbers in order of time, and the gap in rows: the most that lie within it anywhere."""
     order = np.argsort(times, kind="stable")
     numbers = np.empty_like(order)
     numbers[order] = np.arange(len(times))

@@ -148,11 +148,7 @@ def column_digests(columns: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _said(value: Any) -> str:
-    """A value as text that `_meant` reads again.
-
-    >>> _said("sqrt"), _said(2.0), _said((64, 32)), _said(None)
-    ('sqrt', '2.0', '[64,32]', 'null')
-    """
+    """A value as text that `_meant` reads again."""
     written = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
     return value if isinstance(value, str) else written
 
@@ -165,11 +161,7 @@ def _meant(text: str) -> Any:
 
 
 def _fitting(text: str, most: int) -> str:
-    """Text that MLflow takes; of a longer one the beginning, and a digest by which it is told from others.
-
-    >>> _fitting("a" * 50, 40)
-    'aaaaaaaaaaaaaaaaaaa… sha256:923ca24f59ee'
-    """
+    """Text that MLflow takes; of a longer one the beginning, and a digest by which it is told from others."""
     return text if len(text) <= most else f"{text[: most - 21]}… sha256:{digest(text)[:12]}"
 
 
