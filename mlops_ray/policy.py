@@ -70,7 +70,7 @@ def require_stores(project: Project, *, is_shared: bool = False) -> None:
     An address does not tell a region: the project says it. The storage's folder is this machine's own, unless
     it `is_shared` by others.
     """
-    regions = allowed_regions(source.policy for source in project.sources.values())
+    regions = allowed_regions(project.policies)
     if regions is None:
         return
     only = f"rows may be in {', '.join(regions)} only"

@@ -35,10 +35,9 @@ def application(args: Mapping[str, str]) -> serve.Application:
     """
     project = config.load(args["project"])
     storage, name = Storage.open(project.storage), args["name"]
-    policies = [source.policy for source in project.sources.values()]
-    placement.require(policies)
+    placement.require(project.policies)
     require_stores(project, is_shared=True)
-    selector = label_selector(policies)
+    selector = label_selector(project.policies)
     if name == looper.APPLICATION:
         return looper.deployment(str(storage.root), selector)
     if name == reconciler.APPLICATION:

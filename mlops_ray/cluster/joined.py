@@ -131,8 +131,7 @@ def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ClusterError(f"cannot join the cluster at {at} (RAY_ADDRESS): {one_line(error)}") from error
-    policies = [source.policy for source in project.sources.values()]
-    beyond = others(policies)
+    beyond = others(project.policies)
     require_stores(project, is_shared=bool(beyond) or placement.grows())
     require_seen(storage.root, beyond)
     listen = project.serving.listen

@@ -134,7 +134,7 @@ def _require_sayable(project: Project, place: Place) -> None:
         raise UsageError("a project for Kubernetes is one file: write what it includes into it")
     if unknown := place.machines.keys() - {"head", *POOLS}:
         raise UsageError(f"--machine: no pool {min(unknown)!r}; there are head, {', '.join(POOLS)}")
-    allowed = allowed_regions(source.policy for source in project.sources.values())
+    allowed = allowed_regions(project.policies)
     if allowed is not None and place.region not in allowed:
         raise PolicyError(f"rows may be in {', '.join(allowed)} only: say which by --region")
     require_stores(project, is_shared=True)

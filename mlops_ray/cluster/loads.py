@@ -114,7 +114,7 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
     Raises `ServiceError` where no rate holds, `ClusterError` where a size does not fit beside what runs,
     `DataError` where there is nothing to ask for, and `PolicyError` where rows may not be on this machine.
     """
-    require_here(source.policy for source in project.sources.values())
+    require_here(project.policies)
     require_stores(project)
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)

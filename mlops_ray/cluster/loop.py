@@ -82,7 +82,7 @@ class Settings:
             int(number),
             parse_duration(per) / MICROSECONDS["s"],
             project.training.search.resources.cpu,
-            label_selector(source.policy for source in project.sources.values()),
+            label_selector(project.policies),
             project.training.search.resources.labels,
         )
 

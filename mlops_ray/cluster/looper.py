@@ -128,7 +128,7 @@ def machines(project: Project) -> Machines:
 
     That is by the labels of its nodes, by its autoscaler, and by what the project says of nodes without one.
     """
-    selector = label_selector(source.policy for source in project.sources.values())
+    selector = label_selector(project.policies)
     nodes = [
         each for each in RayCluster().nodes() if (each.cpus or each.gpus) and admits(selector, each.labels)
     ]

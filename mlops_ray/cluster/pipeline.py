@@ -335,9 +335,8 @@ class Pipeline:
                 listener=listener,
                 beside={looper.APPLICATION: looper.deployment} if loops or meters else {},
             )
-            policies = [source.policy for source in project.sources.values()]
             about = {"model": project.project, "started": deployed.started}
-            about |= evidence.where(policies, evidence.serving(project))
+            about |= evidence.where(project.policies, evidence.serving(project))
             audit.append(self.storage, "a model is served", audit.who(), about, is_done=True)
             started = ", ".join(deployed.started)
             result["said"] = (

@@ -33,8 +33,7 @@ def predict(
     the cluster of this storage, or on one that is started for it and stopped again. Raises what
     `score.opened` raises, and `PolicyError` where rows may not be on this machine.
     """
-    policies = [source.policy for source in project.sources.values()]
-    require_here(policies)
+    require_here(project.policies)
     require_stores(project)
     load = loader(
         storage,
@@ -48,9 +47,9 @@ def predict(
         entry(project, storage, progress, version),
         machine_only(project),
         str(score.parts_folder(output.absolute())),
-        any(policy.restricts for policy in policies),
+        any(policy.restricts for policy in project.policies),
     )
-    with quoting_nothing(policies), score.opened(scoring, given, output.absolute()) as job:
+    with quoting_nothing(project.policies), score.opened(scoring, given, output.absolute()) as job:
         if job.is_small:
             return _score(project, job, Stages(storage, progress), on_ray=False)
         stages = Stages(storage, progress)
@@ -78,13 +77,12 @@ def connected(project: Project, storage: Storage, stages: Stages) -> Iterator[Lo
 
 
 def _score(project: Project, job: Job, stages: Stages, *, on_ray: bool) -> dict[str, Any]:
-    policies = [source.policy for source in project.sources.values()]
     about: dict[str, Any] = {"model": project.project}
-    with evidence.telling(stages.storage, policies, "rows were scored", about) as nodes:
+    with evidence.telling(stages.storage, project.policies, "rows were scored", about) as nodes:
         with stages.timed("score", _said) as result:
             result |= job.run(
                 on_ray=on_ray,
-                selector=label_selector(policies),
+                selector=label_selector(project.policies),
                 on_progress=lambda rows: stages.progress.update(f"{rows:,} rows"),
                 on_node=nodes.add,
             )

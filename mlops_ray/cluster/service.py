@@ -291,7 +291,7 @@ def connect(
         result["address"] = cluster.address
     from mlops_ray import placement
 
-    placement.require(source.policy for source in project.sources.values())
+    placement.require(project.policies)
     return cluster
 
 
@@ -433,7 +433,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
     names = [model["name"] for model in document["models"]]
     token = jobs.token_of(cluster.environment or os.environ)
-    own = {project.project: allowed_regions(source.policy for source in project.sources.values())}
+    own = {project.project: allowed_regions(project.policies)}
     places = evidence.places(names, {**evidence.recorded(storage), **own}, cluster.dashboard, token)
     for model in document["models"]:
         model["places"] = places[model["name"]]

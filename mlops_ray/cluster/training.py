@@ -89,7 +89,7 @@ def task(
 
 def _restricts(project: Project) -> bool:
     """Whether there are values that not everybody may see."""
-    return any(source.policy.restricts for source in project.sources.values())
+    return any(policy.restricts for policy in project.policies)
 
 
 class _Champion(NamedTuple):
@@ -149,7 +149,7 @@ class Trainer:
                 run.log_origin(training_set.manifest, metric, found)
             if priced is not None:
                 run.set_tags({tracking.CURRENCY: priced.currency})
-            policies = [source.policy for source in self.project.sources.values()]
+            policies = self.project.policies
             with evidence.telling(self.storage, policies, "rows were trained on", about) as nodes:
 
                 def on_trial(trial: Trial) -> None:
@@ -256,8 +256,7 @@ class Trainer:
     @property
     def _selector(self) -> Mapping[str, str]:
         """Of the nodes that may see the rows, and where trials are to run."""
-        policies = (source.policy for source in self.project.sources.values())
-        return label_selector(policies) | self.project.training.search.resources.labels
+        return label_selector(self.project.policies) | self.project.training.search.resources.labels
 
     def _priced(self, task: Task) -> tuple[Places | None, list[str]]:
         """What trials cost, `None` where that is not known; and what a person should know of that.
@@ -476,8 +475,8 @@ class Trainer:
     @property
     def _fewest(self) -> int:
         """Of fewer rows nothing at all is said, where something is hidden."""
-        policies = (source.policy for source in self.project.sources.values())
-        return max((policy.minimum_count for policy in policies if policy.restricts), default=0)
+        restricting = (policy for policy in self.project.policies if policy.restricts)
+        return max((policy.minimum_count for policy in restricting), default=0)
 
     def reproduce(self, version: int) -> dict[str, Any]:
         """Trains a version again from its record and compares it with what was registered.

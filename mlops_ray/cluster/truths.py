@@ -29,7 +29,7 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     package = packages.read(storage.root / champion["package"], digest=champion["digest"])
     hidden = machine_only(project)
     shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
-    with quoting_nothing(source.policy for source in project.sources.values()):
+    with quoting_nothing(project.policies):
         parsed = _parsed(file, shown, package)
     taken = labels.write(storage, project.project, parsed)
     return {"labels": taken, "by": [name for name in parsed.columns if name != labels.LABEL]}

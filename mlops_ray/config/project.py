@@ -21,7 +21,7 @@ from pydantic_core import core_schema
 
 from mlops_ray.config.mail import mail
 from mlops_ray.config.reading import Origin, parse, read, unset
-from mlops_ray.config.source import KnownAt, Source
+from mlops_ray.config.source import KnownAt, Policy, Source
 from mlops_ray.config.values import (
     Aggregation,
     Country,
@@ -890,6 +890,11 @@ class Project(Model):
         found = [f.function for view in self.features.values() for f in (view.on_request or {}).values()]
         paths = [self.serving.postprocess.function, *(one.path for one in found if one is not None)]
         return frozenset(path for path in paths if path is not None)
+
+    @property
+    def policies(self) -> list[Policy]:
+        """Those of its sources: what is made of rows of all keeps all of them."""
+        return [source.policy for source in self.sources.values()]
 
     @property
     def deriving(self) -> frozenset[str]:
