@@ -22,7 +22,6 @@ from mlops_ray.config.project import Release as Release
 from mlops_ray.config.project import ReleaseState as ReleaseState
 from mlops_ray.config.project import Serving as Serving
 from mlops_ray.config.project import Shadow as Shadow
-from mlops_ray.config.project import Slo as Slo
 from mlops_ray.config.project import Target as Target
 from mlops_ray.config.project import Threshold as Threshold
 from mlops_ray.config.project import ThresholdFor as ThresholdFor
