@@ -166,7 +166,6 @@ class Trainer:
                     on_trial=on_trial,
                     resume=run_id is not None,
                     start=start,
-                    keep=True,
                     priced=priced,
                 )
                 nodes.update(trial.node for trial in swept.leaderboard)

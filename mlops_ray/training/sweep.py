@@ -88,7 +88,6 @@ def run(
     on_trial: Callable[[Trial], None] = lambda trial: None,
     resume: bool = False,
     start: Sequence[Point] = (),
-    keep: bool = False,
     priced: Places | None = None,
 ) -> Sweep:
     """Searches on the Ray cluster that is connected; trials run on nodes with the labels of `label_selector`.
@@ -97,10 +96,10 @@ def run(
     message)` and `on_trial` are called in this process once for each trial, in the order of their numbers.
 
     Raises `TrainingError` for a search that cannot be, before it begins; a trial that fails is a row of the
-    leaderboard. Ctrl-C ends the trials and raises `KeyboardInterrupt`. Until the sweep is over `folder` keeps
-    the trials that ended: with `resume` these are taken from there, told again, and the rest is run, from
-    the same `start`, within a whole `time_limit` and what is left of a `budget`. Without it what is there is
-    removed. With `keep` the folder stays until `forget`.
+    leaderboard. Ctrl-C ends the trials and raises `KeyboardInterrupt`. Until `forget` the folder keeps the
+    trials that ended: with `resume` these are taken from there, told again, and the rest is run, from the
+    same `start`, within a whole `time_limit` and what is left of a `budget`. Without it what is there is
+    removed.
 
     `priced` says what trials cost, which a budget must know: it lasts as long as it pays all places.
     """
@@ -129,8 +128,6 @@ def run(
     watch.publish()
     ended_by: Limit = "" if search.is_over else limit
     search.close()
-    if not keep:
-        forget(folder)
     leaderboard = sorted(watch.trials, key=partial(rank, loss=task.metric.loss))
     return Sweep(tuple(leaderboard), ended_by, None if priced is None else watch.spent)
 

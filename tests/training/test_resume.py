@@ -69,7 +69,6 @@ def undisturbed(ray_cluster: object, tmp_path_factory: pytest.TempPathFactory) -
     folder.mkdir()
     (folder / FILE).write_text("what an earlier search left")
     found = sweep.run(_task(), folder=folder, label_selector={})
-    assert not folder.exists()
     assert {trial.state for trial in found.leaderboard} == {"complete", "stopped"}
     return _rows(found)
 
@@ -90,7 +89,6 @@ def test_a_killed_driver_goes_on_to_the_same_table(undisturbed: list[Any], tmp_p
     assert made["rows"] == undisturbed
     # Told are all, those from before the kills too, each once and in order.
     assert made["told"] == [f"{number:04d}" for number in range(TRIALS)]
-    assert not journal.parent.exists()
 
 
 def _driver(address: str, folder: Path, *, resume: bool) -> subprocess.Popen[bytes]:

@@ -39,17 +39,15 @@ def _training(**search: Any) -> dict[str, Any]:
 def swept(
     ray_cluster: object, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Sweep, list[Any], list[Trial]]:
-    folder = tmp_path_factory.mktemp("sweep") / "tune"
     said: list[Any] = []
     told: list[Trial] = []
     found = sweep.run(
         task(_training()),
-        folder=folder,
+        folder=tmp_path_factory.mktemp("sweep") / "tune",
         label_selector={},
         on_progress=lambda *progress: said.append(progress),
         on_trial=told.append,
     )
-    assert not folder.exists()
     return found, said, told
 
 
@@ -256,9 +254,7 @@ def test_what_the_first_part_of_a_search_spent_is_not_there_for_the_second(
     # Whether one runs at that moment is up to the machine.
     spent = ended + cut["cut"] + sum(cut["running"].values())
     monkeypatch.setattr(sweep, "_tune", lambda *_: pytest.fail("it goes on"))
-    again = sweep.run(
-        budget(0.99 * spent), folder=folder, label_selector={}, priced=PRICED, resume=True, keep=True
-    )
+    again = sweep.run(budget(0.99 * spent), folder=folder, label_selector={}, priced=PRICED, resume=True)
     assert (len(again.leaderboard), again.ended_by) == (len(lines), "budget")
     assert again.spent == pytest.approx(spent)
     monkeypatch.setattr(sweep, "_tune", lambda *_: None)
