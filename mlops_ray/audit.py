@@ -162,13 +162,20 @@ def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], place
             "before": before["digest"],
         }
         entry["digest"] = digest(entry)
-        told = {"number": entry["number"], "digest": entry["digest"]}
         with _segment(storage).open("ab", buffering=0) as lines, _all_or_none([lines, *outside]):
+            if last["number"] > head["number"]:
+                # Who wrote it was killed before he told of it: at most one line is ever untold.
+                _tell(storage, last, outside)
             _write(lines, entry)
-            for file in outside:
-                _write(file, told | {"at": entry["at"]})
-            storage.write_json(told, FOLDER, HEAD)
+            _tell(storage, entry, outside)
         return entry
+
+
+def _tell(storage: Storage, entry: Entry, outside: Iterable[IO[bytes]]) -> None:
+    """Writes down, beside the record and outside, which line is its last."""
+    for file in outside:
+        _write(file, {name: entry[name] for name in ("number", "digest", "at")})
+    storage.write_json({name: entry[name] for name in ("number", "digest")}, FOLDER, HEAD)
 
 
 def _write(file: IO[bytes], line: Entry) -> None:

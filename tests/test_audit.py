@@ -6,7 +6,7 @@ import multiprocessing
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO
 
@@ -235,6 +235,28 @@ def test_a_writer_that_was_killed_may_owe_the_place_outside_its_own_line_and_no_
     heads.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(StorageError, match="was not told of the entries from 5 on"):
         audit.verify(storage, str(heads))
+
+
+def test_writers_that_are_killed_one_after_the_other_take_nothing_from_what_is_known_of_the_record(
+    storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell, told = audit._tell, set[int]()
+
+    def killed(storage: Storage, entry: audit.Entry, outside: Iterable[IO[bytes]]) -> None:
+        """As its own line is to be told of, for the first time; whoever comes next makes up for it."""
+        if entry["number"] not in told:
+            told.add(entry["number"])
+            raise KeyboardInterrupt
+        tell(storage, entry, outside)
+
+    whole = audit.verify(storage, str(heads))
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "_tell", killed)
+        for number in range(whole + 1, whole + 4):
+            with pytest.raises(KeyboardInterrupt):
+                audit.append(storage, "tested", "a test", {})
+            assert audit.verify(storage) == audit.verify(storage, str(heads)) == number
+    assert audit.append(storage, "tested", "a test", {})["number"] == audit.verify(storage, str(heads))
 
 
 def test_projects_of_one_storage_name_a_place_each_and_that_one_has_none_any_more_is_a_line(
