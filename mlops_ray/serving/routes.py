@@ -71,11 +71,8 @@ class Routes(Application):
         """Reads the journals that the first page shows, before anybody waits for them."""
         self._viewing.submit(self._views.answer, ["models"], {"period": "year"})
 
-    def take(self, call: Call) -> Awaitable[Reply]:
-        """What becomes the reply to one HTTP request."""
-        return self._reply(call)
-
-    async def _reply(self, call: Call) -> Reply:
+    async def take(self, call: Call) -> Reply:
+        """The reply to one HTTP request."""
         try:
             return await self._answer(call)
         except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
