@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -51,7 +51,7 @@ class Following:
     """What a replica says of itself, until `close`, or its death."""
 
     def __init__(self, storage: Storage, model: str, id: str) -> None:
-        self._storage, self._folder, self._id = storage, f"{FOLDER}/{model}", id
+        self._storage, self._model, self._id = storage, model, id
         self._life: IO[str] | None = None
         self._has_ended = False
 
@@ -62,15 +62,15 @@ class Following:
         if self._life is None:
             # Some file systems know no locks.
             with contextlib.suppress(OSError):
-                self._life = locked(self._storage.path(self._folder, _life(self._id)))
+                self._life = locked(self._storage.path(FOLDER, self._model, _life(self._id)))
         machine = None if self._life is None else _machine()
         said = {"turn": turn, "loaded": list(loaded), "errors": dict(errors), "machine": machine}
-        self._storage.write_json(said, self._folder, f"{self._id}.json")
+        self._storage.write_json(said, FOLDER, self._model, f"{self._id}.json")
 
     def beat(self) -> bool:
         """Says that the replica lives; whether it had said before what it holds."""
         try:
-            os.utime(self._storage.root.joinpath(self._folder, f"{self._id}.json"))
+            os.utime(self._storage.root.joinpath(FOLDER, self._model, f"{self._id}.json"))
         except FileNotFoundError:
             return False
         return True
@@ -78,35 +78,30 @@ class Following:
     def close(self) -> None:
         """Says that the replica ends, as it should."""
         self._has_ended = True
-        _remove(self._storage.root / self._folder, self._id)
+        bury(self._storage, self._model, self._id)
         if self._life is not None:
             self._life.close()
 
 
 def followers(storage: Storage, model: str) -> list[Follower]:
     """The replicas of a model that live, or died without a word, by id."""
-    return list(_read(storage, f"{FOLDER}/{model}"))
-
-
-def _read(storage: Storage, folder: str) -> Iterator[Follower]:
-    for path in sorted(storage.root.joinpath(folder).glob("[!.]*.json")):
+    found = []
+    for path in sorted(storage.root.joinpath(FOLDER, model).glob("[!.]*.json")):
         # One that ends takes its file with it.
         with contextlib.suppress(FileNotFoundError, StorageError, AttributeError, KeyError, TypeError):
-            said = storage.read_json(folder, path.name)
+            said = storage.read_json(FOLDER, model, path.name)
             silent_s = time.time() - path.stat().st_mtime
             is_alive = silent_s < DEAD_S and not _has_died(path, said)
-            yield Follower(path.stem, said["turn"], tuple(said["loaded"]), said["errors"], is_alive, silent_s)
+            told = said["turn"], tuple(said["loaded"]), said["errors"]
+            found.append(Follower(path.stem, *told, is_alive, silent_s))
+    return found
 
 
 def bury(storage: Storage, model: str, id: str) -> None:
-    """Takes away what a replica said that died; safe to repeat."""
-    _remove(storage.root / FOLDER / model, id)
-
-
-def _remove(folder: Path, id: str) -> None:
+    """Takes away what a replica said that died, or ends; safe to repeat."""
     # What is left of half of it is found again by the other half.
     for name in (_life(id), f"{id}.json"):
-        folder.joinpath(name).unlink(missing_ok=True)
+        storage.root.joinpath(FOLDER, model, name).unlink(missing_ok=True)
 
 
 def _life(id: str) -> str:
