@@ -50,15 +50,6 @@ class Seen:
     is_told: bool = True
 
 
-@dataclass(frozen=True)
-class _Need:
-    """What a step takes: at least so long, so many requests; at most so long."""
-
-    seconds: float
-    requests: int
-    most_seconds: float
-
-
 def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = False) -> Standing:
     """Where the challenger stands next; the same where it is to stay. `is_first`: there is no champion yet.
 
@@ -72,9 +63,7 @@ def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = 
     >>> after(canary, Seen(seconds=3, requests=300, worse=("errors: 4 % against 1 %",)), release).state
     'rolled_back'
     """
-    if standing.has_ended or standing.state == "registered":
-        return standing
-    if standing.state == "verified":
+    if standing.has_ended or standing.state in ("registered", "verified"):
         return forward(standing, release, is_first=is_first)
     if seen.worse:
         return replace(standing, state="rolled_back", reason="; ".join(seen.worse))
@@ -82,10 +71,11 @@ def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = 
     if need is None:
         # The project file was changed meanwhile, and names this step no more.
         return forward(standing, release)
-    if seen.seconds >= need.seconds and seen.requests >= need.requests and seen.is_told:
+    least_s, requests, most_s = need
+    if seen.seconds >= least_s and seen.requests >= requests and seen.is_told:
         return forward(standing, release)
-    if seen.seconds >= need.most_seconds:
-        quiet = f"{seen.requests} of {need.requests} requests came within {need.most_seconds:.0f} s"
+    if seen.seconds >= most_s:
+        quiet = f"{seen.requests} of {requests} requests came within {most_s:.0f} s"
         quiet += "" if seen.is_told else ", of too few keys to compare"
         if release.when_quiet == "promote":
             return replace(forward(standing, release), reason=quiet)
@@ -132,12 +122,13 @@ def _step(release: Release, at: int) -> CanaryStep:
     return found if isinstance(found, CanaryStep) else CanaryStep(weight=found)
 
 
-def _need(standing: Standing, release: Release) -> _Need | None:
+def _need(standing: Standing, release: Release) -> tuple[float, int, float] | None:
+    """What a step takes: at least so many seconds, and so many requests; at most so many seconds."""
     per_step = release.per_step / MICROSECONDS["s"]
     if standing.state == "shadow" and release.shadow is not None:
-        return _Need(0.0, release.shadow.requests, release.shadow.max_wait / MICROSECONDS["s"])
+        return 0.0, release.shadow.requests, release.shadow.max_wait / MICROSECONDS["s"]
     if standing.state == "canary" and release.canary:
         step = _step(release, standing.step)
         most = PATIENCE * per_step if step.max_wait is None else step.max_wait / MICROSECONDS["s"]
-        return _Need(per_step, REQUESTS if step.requests is None else step.requests, max(most, per_step))
+        return per_step, REQUESTS if step.requests is None else step.requests, max(most, per_step)
     return None
