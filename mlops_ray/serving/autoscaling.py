@@ -71,7 +71,6 @@ ENOUGH = 20
 STEPS = 12
 #: Replicas, dead ones too, of which is known what they told last.
 MOST_KNOWN = 1000
-#: Where it is written that no more replicas may be started, and why: cost/holds/MODEL.json.
 
 logger = logging.getLogger(__name__)
 
@@ -139,15 +138,6 @@ def worth(per_hour: float, value: float, rate: float) -> float:
     3.0
     """
     return 1 + value * rate * SECONDS_AN_HOUR / per_hour if per_hour > 0 else math.inf
-
-
-def held(wanted: int, most: int | None) -> int:
-    """As many as are wanted, or as may be.
-
-    >>> held(5, 3), held(2, 3), held(5, None)
-    (3, 2, 5)
-    """
-    return wanted if most is None else min(wanted, most)
 
 
 @dataclass(frozen=True)
@@ -388,7 +378,8 @@ class Policy:
         if not 0 <= now - self._valued_at < STEADY_S:
             self._valued_at, self._autoscaler.money = now, self._money()
         wanted = self._autoscaler.look(self._told, fixed_s, running, target)
-        return held(wanted, self._most(now))
+        most = self._most(now)
+        return wanted if most is None else min(wanted, most)
 
     def _take(
         self, series: Mapping[str, Mapping[Any, Any]], since_s: float
@@ -447,16 +438,13 @@ class Policy:
 
 def checked(hold: Any) -> dict[str, Any]:
     """What is written of a hold; raises `StorageError` where that is none."""
-    if isinstance(hold, dict) and (not hold or _is_hold(hold)):
-        return hold
+    if isinstance(hold, dict):
+        # One without an end would be for good, if nobody is left to end it.
+        most, until = hold.get("most_replicas"), hold.get("until")
+        if not hold or (type(most) is int and most >= 1 and type(until) in (int, float)):
+            return hold
     meant = "{most_replicas: a whole number, why: words, until: seconds since 1970}"
     raise StorageError(f"a hold is {meant}, and not {str(hold)[:100]}")
-
-
-def _is_hold(hold: Mapping[str, Any]) -> bool:
-    # One without an end would be for good, if nobody is left to end it.
-    most, until = hold.get("most_replicas"), hold.get("until")
-    return type(most) is int and most >= 1 and type(until) in (int, float)
 
 
 def _said(hold: Mapping[str, Any]) -> str:
