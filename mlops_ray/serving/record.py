@@ -30,8 +30,6 @@ ASKED, SEEN, SETTINGS = (f"{FOLDER}/{name}" for name in ("asked", "seen", "setti
 #: What versions earn beside the champion, written by who pushes them (cluster.profitable).
 VERDICTS = "cost/verdicts"
 FORMAT_VERSION = 2
-#: What a champion's entry has at least.
-NAMED = ("version",)
 #: How often replicas look at the release. A version is to be live everywhere within 2 s of its push, loading
 #: included, and a rollback within 1.
 POLL_S = 0.1
@@ -74,9 +72,7 @@ def read(storage: Storage, name: str) -> Document:
             f"{FOLDER}/{name}.json back, or update mlops_ray where a newer version wrote it"
         )
     champion = document.get("champion")
-    if champion is not None and not (
-        isinstance(champion, dict) and all(isinstance(champion.get(key), str) for key in NAMED)
-    ):
+    if champion is not None and not (isinstance(champion, dict) and isinstance(champion.get("version"), str)):
         raise StorageError(f"the release of {name!r} is damaged: its champion has no version")
     return new(name) | document | {"model": name, "format": FORMAT_VERSION}
 
