@@ -127,7 +127,7 @@ def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
         sign=signing.own_key(project, storage),
     )
     entry = record.entry(storage, "1", packed)
-    record.write(storage, release.crowned(record.new(NAME), entry, time.time()))
+    record.write(storage, release.crowned(record.new(NAME), entry, None, time.time()))
     return project, storage, booster
 
 

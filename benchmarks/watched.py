@@ -31,7 +31,7 @@ def live(storage: Storage, name: str, version: int, package: Package, at: float)
     """The version is champion from then on."""
     document = record.read(storage, name) or record.new(name)
     entry = record.entry(storage, str(version), package)
-    record.write(storage, release.crowned(document, entry, at))
+    record.write(storage, release.crowned(document, entry, document["champion"], at))
 
 
 def replayed(
@@ -203,7 +203,7 @@ def made_up(
     first = now - windows * window_s
     champion = {"version": "1", "digest": "0" * 64, "package": "artifacts/none", "family": "xgboost"}
     champion |= {"task": "regression", "created_at": _iso(first), "metrics": {"mae": 0.05}, "baselines": {}}
-    record.write(storage, release.crowned(record.new(name), champion, first))
+    record.write(storage, release.crowned(record.new(name), champion, None, first))
     psi = RANDOM.gamma(1.2, 0.01, (windows, columns))
     psi[-windows // 4 :, 1 % columns] += 0.3
     written(

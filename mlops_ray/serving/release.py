@@ -106,7 +106,7 @@ def _rolled_back(document: Document, ask: Ask, now: float) -> Document:
             "there is no version to go back to: the one before the champion is kept until a rollback"
         )
     document = _noted(document, champion | {"state": "rolled_back", "reason": reason}, now)
-    return _crowned(document, previous | {"reason": reason}, None, now)
+    return crowned(document, previous | {"reason": reason}, None, now)
 
 
 def delayed(document: Document, seconds: float) -> Document:
@@ -136,7 +136,7 @@ def moved(document: Document, to: Standing, now: float, evidence: dict[str, floa
         if before is not None:
             retired = before | {"state": "retired", "reason": f"version {challenger['version']} is champion"}
             document = _noted(document, retired, now)
-        return _crowned(document, _entry(challenger), before, now)
+        return crowned(document, _entry(challenger), before, now)
     document = _noted(document, challenger, now)
     if to.has_ended:
         return document | {"challenger": None, "weight": 0.0, "shadow": 0.0}
@@ -145,20 +145,8 @@ def moved(document: Document, to: Standing, now: float, evidence: dict[str, floa
     return document | {"challenger": challenger, **shares}
 
 
-def crowned(document: Document, entry: dict[str, Any], now: float) -> Document:
-    """The version of this entry is champion at once, without a step of a release."""
-    champion = document["champion"]
-    if champion is not None and (champion["version"], champion["digest"]) == (
-        entry["version"],
-        entry["digest"],
-    ):
-        return document
-    return _crowned(document, entry, champion, now)
-
-
-def _crowned(
-    document: Document, entry: dict[str, Any], previous: dict[str, Any] | None, now: float
-) -> Document:
+def crowned(document: Document, entry: Document, previous: Document | None, now: float) -> Document:
+    """The version of this entry is champion at once; a rollback goes to `previous`, where there is one."""
     champion = {"reason": "", **entry, "state": "champion", "since": _iso(now)}
     document = document | {"champion": champion, "previous": previous}
     document |= {"challenger": None, "weight": 0.0, "shadow": 0.0}

@@ -92,7 +92,7 @@ def crown(storage: Storage, name: str, version: int, package: Package) -> dict[s
     """The release in which a version is champion at once, as no reconciler would have it."""
     document = record.read(storage, name) or record.new(name)
     entry = record.entry(storage, str(version), package)
-    return record.write(storage, release.crowned(document, entry, time.time()))
+    return record.write(storage, release.crowned(document, entry, document["champion"], time.time()))
 
 
 def _proportional(encoder: Encoder, factor: float) -> LinearModel:

@@ -49,7 +49,7 @@ class Service:
     def release(self, version: str) -> None:
         document = record.read(self.storage, MODEL) or record.new(MODEL)
         champion = {"version": version, "digest": f"digest {version}"}
-        record.write(self.storage, release.crowned(document, champion, 0.0))
+        record.write(self.storage, release.crowned(document, champion, document["champion"], 0.0))
         run(self.follow())
 
     async def follow(self) -> None:
