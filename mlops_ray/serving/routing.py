@@ -44,8 +44,5 @@ def place(key: str, salt: str) -> float:
     >>> 0 <= place("meter-1", "a") < 100, place("meter-1", "a") == place("meter-1", "b")
     (True, False)
     """
-    return 100 * hashed(key, _person(salt)) / PLACES
-
-
-def _person(salt: str) -> bytes:
-    return hashlib.blake2b(salt.encode(), digest_size=hashlib.blake2b.PERSON_SIZE).digest()
+    person = hashlib.blake2b(salt.encode(), digest_size=hashlib.blake2b.PERSON_SIZE).digest()
+    return 100 * hashed(key, person) / PLACES
