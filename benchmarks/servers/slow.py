@@ -20,13 +20,13 @@ class SlowReplica(replica.Replica):
     """A replica of ours whose model takes so long."""
 
     def __init__(self, *args: Any) -> None:
-        answered = versions.Live._work
+        answered = versions.Live.answer
 
         def slow(self: versions.Live, batch: Sequence[Rows]) -> Answer:
             time.sleep(FIXED_S + EACH_S * len(batch))
             return answered(self, batch)
 
-        versions.Live._work = slow  # type: ignore[method-assign]
+        versions.Live.answer = slow  # type: ignore[method-assign]
         super().__init__(*args)
 
 

@@ -211,7 +211,7 @@ class Contest:
     def _answered(self, asked: Sequence[tuple[Copy, Rows]]) -> list[tuple[Copy, Part | None]]:
         if not asked:
             return []
-        answer = self.challenger.copied([rows for _, rows in asked])
+        answer = self.challenger.answer([rows for _, rows in asked])
         ends = accumulate(rows.height for _, rows in asked)
         return [
             (copy, Part(answer, stop - rows.height, stop))

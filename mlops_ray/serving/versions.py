@@ -161,8 +161,8 @@ class Live:
         self._outbox, self._log, self._hidden = outbox, log, hidden
         self._shapes: dict[str, Shape] = {}
         self._rehearse()
-        self._batcher = Batcher(
-            self._work, batching.max_rows, batching.max_wait_ms / 1000, done=self._observe, aside=aside
+        self.batcher = Batcher(
+            self.answer, batching.max_rows, batching.max_wait_ms / 1000, done=self._observe, aside=aside
         )
 
     def _rehearse(self) -> None:
@@ -186,24 +186,16 @@ class Live:
 
     async def predict(self, rows: Rows, until: float | None, is_gone: Callable[[], bool]) -> Part:
         """The answer to a request's rows, alone or in a batch with others'; see `Batcher.submit`."""
-        return await self._batcher.submit(rows, until=until, is_gone=is_gone)
+        return await self.batcher.submit(rows, until=until, is_gone=is_gone)
 
-    def copied(self, rows: Sequence[Rows]) -> Answer:
-        """The answer to copies of several requests' rows, in any thread, unknown to whoever sent them."""
-        return self._work(rows)
+    def answer(self, batch: Sequence[Rows]) -> Answer:
+        """The answer to several requests' rows, or to copies of them, in any thread."""
+        return self.served.predictor.answer(together(batch))
 
     def keep_copy(self, part: Part, id: str, latency_us: int, size: int, compared: tuple[int, int]) -> None:
         """Counts and logs the answer to the copy of a request."""
         self.tally.observe(part.features, part.values)
         self.log(part, id, latency_us, size, SHADOW, compared)
-
-    def _work(self, batch: Sequence[Rows]) -> Answer:
-        return self.served.predictor.answer(together(batch))
-
-    @property
-    def batcher(self) -> Batcher:
-        """What batches there were, and what they take."""
-        return self._batcher
 
     @property
     def tally(self) -> Tally:
