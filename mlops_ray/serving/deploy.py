@@ -210,14 +210,10 @@ def applications(
     # Where callers come in is no matter of a replica, nor with how many it began.
     serving = project.serving.model_dump(mode="json", exclude={"listen": True, "replicas": {"initial"}})
     watched = replica.watched(project)
-    listens = listener and asdict(listener)
+    listens, alike = listener and asdict(listener), _digest(root, of_all)
     return {
-        reconciler.APPLICATION: Application(
-            None, _digest(root, of_all), lambda: reconciler.deployment(root, of_all)
-        ),
-        deltas.APPLICATION: Application(
-            None, _digest(root, of_all), lambda: monitor.deployment(root, of_all)
-        ),
+        reconciler.APPLICATION: Application(None, alike, lambda: reconciler.deployment(root, of_all)),
+        deltas.APPLICATION: Application(None, alike, lambda: monitor.deployment(root, of_all)),
         gateway.APPLICATION: Application(
             gateway.ROUTE, _digest(root, of_all, listens), lambda: gateway.deployment(root, of_all, listener)
         ),
