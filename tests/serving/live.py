@@ -31,14 +31,13 @@ from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
 from tests.registry.made import write
 from tests.serving.packages import crown
+from tests.serving.standin import PATIENT_MS
 
 SIGNER = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = signing.public(SIGNER)
 #: Of a classification also the decision is answered.
 OUTCOMES = {"regression": Outcome(clip=(0.2, 1.5)), "classification": Outcome(threshold=0.4)}
 ROLES = ("predict", "label", "read", "admin")
-#: A slow machine is no overload.
-PATIENT_MS = 60_000.0
 #: What runs inside KServe's environment.
 KSERVE = Path(peers.__file__).parent / "peer_scripts" / "kserve_client.py"
 #: Fuzzing without an end in sight, on demand; else a few hundred examples, always the same.

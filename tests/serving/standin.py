@@ -6,12 +6,23 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from mlops_ray import keys
+from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts, CountSpec
+from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.data.rows import Table
+from mlops_ray.keys import Keyring
+from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.predictor import Amounts, Answer
 from mlops_ray.schema import NO_FAILURES, Column, Schema
-from mlops_ray.serving.versions import Served
+from mlops_ray.serving.endpoint import Endpoint
+from mlops_ray.serving.versions import Load, Served, Versions
+from mlops_ray.storage import Storage
+
+MODEL = "m"
+#: A slow machine is no overload.
+PATIENT_MS = 60_000.0
 
 REQUEST = Schema(
     (
@@ -70,3 +81,21 @@ class OfAmounts(StandIn):
         self.batches.append(asked.height)
         given = Amounts(("load",), asked.floats)
         return Answer(2 * asked.floats[:, 0] + 10, NO_FAILURES, given, asked=asked)
+
+
+class InProcess:
+    """The model's endpoint in this process, what its versions count and log, and its keys by role."""
+
+    def __init__(self, storage: Storage, load: Load, *, p99_ms: float = PATIENT_MS) -> None:
+        self.storage, self.keyring = storage, Keyring(storage)
+        self.outbox, self.log = Outbox(MODEL, source="replica"), PredictionLog(storage, MODEL, "replica")
+        self.versions = Versions(storage, MODEL, load, self.outbox, self.log, Batching(), frozenset())
+        self.keys = {role: keys.add(storage, role, role) for role in ("predict", "label", "read", "admin")}
+        self.endpoint = Endpoint(
+            MODEL, self.versions, self.keyring, frozenset(), storage, p99_ms=p99_ms, explains=True
+        )
+
+    async def follow(self) -> None:
+        """Does what the release says."""
+        await self.versions.refresh()
+        await self.versions.settled()

@@ -2,34 +2,26 @@
 
 import asyncio
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
-from mlops_ray import keys
-from mlops_ray.config import Batching
 from mlops_ray.data import labels, prediction_log
 from mlops_ray.data.counts import Counts
-from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import PackageError, RequestError
-from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import outcomes
-from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.monitoring.outcomes import Scale
-from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side, bucket
+from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, bucket
 from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.predictor import Answer
 from mlops_ray.serving import contest, heartbeats, record
-from mlops_ray.serving.endpoint import Endpoint
-from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
-from tests.serving.calls import Answered, call_async, run
-from tests.serving.standin import ROW, StandIn, served
+from tests.serving.calls import Answered, call, call_async, run
+from tests.serving.standin import MODEL, PATIENT_MS, ROW, InProcess, StandIn, served
 
-MODEL = "m"
 #: Of answers around 50, which differ by about as much.
 REFERENCE = Counts(
     served().reference.specs, [np.array([0, 50, 50, 0, 0]), np.array([0, 100, 0, 0])], rows=100
@@ -93,15 +85,7 @@ class Unexplained(StandIn):
         raise RequestError("the family mlp gives no contributions")
 
 
-@dataclass
-class Replica:
-    storage: Storage
-    versions: Versions
-    endpoint: Endpoint
-    outbox: Outbox
-    log: PredictionLog
-    keys: dict[str, str]
-
+class Replica(InProcess):
     def release(self, turn: int, **shares: float) -> None:
         champion, challenger = ({"version": v, "digest": f"digest {v}"} for v in ("1", "2"))
         named = {"champion": champion, "challenger": challenger, "turn": turn, **shares}
@@ -119,11 +103,6 @@ class Replica:
 
         return run(all_of())
 
-    async def follow(self) -> None:
-        """Does what the release says."""
-        await self.versions.refresh()
-        await self.versions.settled()
-
     async def one(
         self, key: str, role: str = "predict", row: dict[str, Any] = ROW, **headers: str
     ) -> Answered:
@@ -134,11 +113,8 @@ class Replica:
             self.endpoint, "POST", PATH, key=self.keys[role], json=document, headers=given
         )
 
-    def sides(self, turn: int) -> tuple[Side, Side]:
-        return self.outbox.sides(turn)
 
-
-def replica(storage: Storage, challenger: Any, *, p99_ms: float = 60_000.0) -> Replica:
+def replica(storage: Storage, challenger: Any, *, p99_ms: float = PATIENT_MS) -> Replica:
     """A replica whose challenger is this one, or cannot be loaded, or only after this event."""
 
     def load(entry: dict[str, Any]) -> Any:
@@ -150,11 +126,7 @@ def replica(storage: Storage, challenger: Any, *, p99_ms: float = 60_000.0) -> R
         one = served(entry["version"], challenger if is_one else StandIn())
         return replace(one, reference=REFERENCE)
 
-    outbox, log = Outbox(MODEL, source="replica"), PredictionLog(storage, MODEL, "replica")
-    versions = Versions(storage, MODEL, load, outbox, log, Batching(), frozenset())
-    made = {role: keys.add(storage, role, role) for role in ("predict", "admin", "label")}
-    endpoint = Endpoint(MODEL, versions, Keyring(storage), frozenset(), storage, p99_ms=p99_ms)
-    return Replica(storage, versions, endpoint, outbox, log, made)
+    return Replica(storage, load, p99_ms=p99_ms)
 
 
 @pytest.fixture
@@ -198,7 +170,7 @@ def test_without_a_key_a_request_goes_by_its_id(moved: Replica) -> None:
 def test_both_sides_are_counted_apart_and_answers_in_standard_deviations(moved: Replica) -> None:
     moved.release(1, weight=50.0)
     answered = [version(reply) for reply in moved.ask(KEYS)]
-    champion, challenger = moved.sides(1)
+    champion, challenger = moved.outbox.sides(1)
     assert (champion.requests, challenger.requests) == (answered.count("1"), answered.count("2"))
     assert champion.figures[ERRORS].mean == challenger.figures[ERRORS].mean == 0
     mean, spread = contest.scale(REFERENCE)
@@ -215,7 +187,7 @@ def test_where_the_challenger_fails_the_champion_answers_and_the_error_counts(
     failing = replica(storage, challenger)
     failing.release(1, weight=50.0)
     assert {version(reply) for reply in failing.ask(KEYS)} == {"1"}
-    champion, challenged = failing.sides(1)
+    champion, challenged = failing.outbox.sides(1)
     assert champion.figures[ERRORS].mean == 0
     assert challenged.figures[ERRORS].mean == 1
     assert challenged.requests > 100
@@ -223,7 +195,6 @@ def test_where_the_challenger_fails_the_champion_answers_and_the_error_counts(
 
 def test_where_the_challenger_cannot_explain_the_champion_does_and_the_error_counts(storage: Storage) -> None:
     unexplained = replica(storage, Unexplained())
-    unexplained.endpoint._explains = True
     unexplained.release(1, weight=50.0)
     body = {"dataframe_records": [ROW], "params": {"explain": True}}
 
@@ -238,7 +209,7 @@ def test_where_the_challenger_cannot_explain_the_champion_does_and_the_error_cou
     replies = run(why())
     assert {version(reply) for reply in replies} == {"1"}
     assert all(reply.json["contributions"]["features"] == ["load", "hour"] for reply in replies)
-    champion, challenged = unexplained.sides(1)
+    champion, challenged = unexplained.outbox.sides(1)
     assert champion.figures[ERRORS].mean == 0
     assert challenged.figures[ERRORS].mean == 1
     assert challenged.requests + champion.requests == 50
@@ -260,7 +231,7 @@ def test_a_challenger_that_hangs_is_waited_for_no_longer_than_any_caller_is_made
             challenger.end.set()
 
     assert run(answered()) == {"1"}
-    assert hanging.sides(1)[1].figures[ERRORS].mean == 1
+    assert hanging.outbox.sides(1)[1].figures[ERRORS].mean == 1
 
 
 def test_callers_with_little_time_and_rows_of_nothing_tell_nothing_against_the_challenger(
@@ -269,18 +240,11 @@ def test_callers_with_little_time_and_rows_of_nothing_tell_nothing_against_the_c
     moved.release(1, weight=50.0)
     late = moved.ask(KEYS[:20], x_timeout_ms="1")
     assert {reply.status for reply in late} <= {200, 429, 504}
-
-    async def empty() -> set[int]:
-        key, body = moved.keys["predict"], {"dataframe_records": []}
-        headers = [{"x-routing-key": key} for key in KEYS[:20]]
-        replies = [
-            await call_async(moved.endpoint, "POST", PATH, key=key, json=body, headers=each)
-            for each in headers
-        ]
-        return {reply.status for reply in replies}
-
-    assert run(empty()) == {422}
-    for side in moved.sides(1):
+    key, body = moved.keys["predict"], {"dataframe_records": []}
+    for each in KEYS[:20]:
+        headers = {"x-routing-key": each}
+        assert call(moved.endpoint, "POST", PATH, key=key, json=body, headers=headers).status == 422
+    for side in moved.outbox.sides(1):
         assert ERRORS not in side.figures or side.figures[ERRORS].total.sum() == 0
 
 
@@ -364,7 +328,7 @@ def test_a_row_that_is_bad_for_both_is_refused_and_tells_nothing_against_the_cha
 ) -> None:
     moved.release(1, weight=50.0)
     assert {reply.status for reply in moved.ask(KEYS, row=ROW | {"load": -1})} == {422}
-    assert moved.sides(1)[0].requests == moved.sides(1)[1].requests == 0
+    assert moved.outbox.sides(1)[0].requests == moved.outbox.sides(1)[1].requests == 0
 
 
 def compared(replica: Replica) -> list[tuple[Any, ...]]:
@@ -397,12 +361,8 @@ def test_labels_that_callers_send_tell_what_both_lose(moved: Replica, shares: di
     moved.release(1, **shares)
     answered = moved.ask(KEYS[:40], rest=True)
     truth = [{"request_id": reply.json["id"], "label": 9.0} for reply in answered]
-
-    async def tell() -> int:
-        path, key = f"/v2/models/{MODEL}/labels", moved.keys["label"]
-        return (await call_async(moved.endpoint, "POST", path, key=key, json={"labels": truth})).status
-
-    assert run(tell()) == 200
+    path, key = f"/v2/models/{MODEL}/labels", moved.keys["label"]
+    assert call(moved.endpoint, "POST", path, key=key, json={"labels": truth}).status == 200
     moved.log.flush()
     log = prediction_log.scan(prediction_log.since(moved.storage, MODEL, 0.0))
     known = [each.collect() for each in labels.scan(labels.since(moved.storage, MODEL, 0.0))]
@@ -434,14 +394,9 @@ def test_who_asked_is_counted_once_whoever_answers(storage: Storage, shares: dic
 
 def test_what_a_caller_does_wrong_is_nobodys_error(moved: Replica) -> None:
     moved.release(1, weight=50.0)
-
-    async def wrong() -> int:
-        await moved.follow()
-        reply = await call_async(moved.endpoint, "POST", PATH, key=moved.keys["predict"], body=b"{")
-        return reply.status
-
-    assert run(wrong()) == 400
-    assert moved.sides(1)[0].requests == moved.sides(1)[1].requests == 0
+    run(moved.follow())
+    assert call(moved.endpoint, "POST", PATH, key=moved.keys["predict"], body=b"{").status == 400
+    assert moved.outbox.sides(1)[0].requests == moved.outbox.sides(1)[1].requests == 0
 
 
 def test_an_admin_may_ask_for_a_version_and_nobody_else(moved: Replica) -> None:
@@ -450,20 +405,16 @@ def test_an_admin_may_ask_for_a_version_and_nobody_else(moved: Replica) -> None:
     assert version(reply) == "2"
     assert [r.status for r in moved.ask(["meter-1"], x_model_version="2")] == [403]
     assert [r.status for r in moved.ask(["meter-1"], role="admin", x_model_version="9")] == [404]
-
-    async def by_path(role: str) -> int:
-        path = f"/v2/models/{MODEL}/versions/2/invocations"
-        body = {"dataframe_records": [ROW]}
-        return (await call_async(moved.endpoint, "POST", path, key=moved.keys[role], json=body)).status
-
-    assert [run(by_path(role)) for role in ("predict", "admin")] == [403, 200]
-    assert moved.sides(1)[1].requests == 0
+    path, body = f"/v2/models/{MODEL}/versions/2/invocations", {"dataframe_records": [ROW]}
+    for role, status in (("predict", 403), ("admin", 200)):
+        assert call(moved.endpoint, "POST", path, key=moved.keys[role], json=body).status == status
+    assert moved.outbox.sides(1)[1].requests == 0
 
 
 def test_in_shadow_the_champion_answers_and_pairs_of_answers_are_compared(moved: Replica) -> None:
     moved.release(1, shadow=100.0)
     assert {version(reply) for reply in moved.ask(KEYS[:40], rest=True)} == {"1"}
-    champion, challenger = moved.sides(1)
+    champion, challenger = moved.outbox.sides(1)
     assert champion.requests == challenger.requests == 40
     assert champion.figures[OUTPUT].mean == 0
     # All rows are the same, and so is what they are moved by.
@@ -481,7 +432,7 @@ def test_in_shadow_a_challenger_that_fails_is_counted_and_no_caller_hears_of_it(
     failing = replica(storage, challenger)
     failing.release(1, shadow=100.0)
     assert {version(reply) for reply in failing.ask(KEYS[:40], rest=True)} == {"1"}
-    champion, challenged = failing.sides(1)
+    champion, challenged = failing.outbox.sides(1)
     assert (champion.figures[ERRORS].mean, challenged.figures[ERRORS].mean) == (0, 1)
 
 
@@ -506,12 +457,12 @@ def test_latency_is_compared_with_the_champions_p99_once_that_is_known(
     monkeypatch.setattr(contest, "FIRST", 50)
     moved.release(1, weight=50.0)
     moved.ask(KEYS[:60])
-    assert SLOW not in moved.sides(1)[1].figures
+    assert SLOW not in moved.outbox.sides(1)[1].figures
     moved.ask(KEYS)
     # It goes on in the next step.
     moved.release(2, weight=80.0)
     moved.ask(KEYS)
-    champion, challenger = moved.sides(2)
+    champion, challenger = moved.outbox.sides(2)
     assert champion.figures[SLOW].count == champion.requests > 0
     assert challenger.figures[SLOW].count == challenger.requests > 0
 

@@ -18,24 +18,17 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from mlops_ray import keys
-from mlops_ray.config import Batching
-from mlops_ray.data.prediction_log import PredictionLog
 from mlops_ray.errors import UsageError
 from mlops_ray.keys import Keyring
-from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.serving import messages, protocol, rpc
-from mlops_ray.serving.endpoint import Endpoint
 from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.routes import Routes
 from mlops_ray.serving.rpc import Listener
-from mlops_ray.serving.versions import Versions
 from mlops_ray.storage import Storage
 from tests.conftest import require
 from tests.serving.calls import call, run
-from tests.serving.standin import ROW, served
+from tests.serving.standin import MODEL, ROW, InProcess, served
 
-MODEL = "m"
 PATIENCE_S = 30.0
 LOADS = [1.5, 2.5, 40.0]
 ANSWERS = [2 * load + 10 for load in LOADS]
@@ -45,31 +38,16 @@ async def nobody() -> dict[str, Any]:
     return {}
 
 
-class Service:
+class Service(InProcess):
     """A model and a gateway in this process; `asked` are the requests that came from gRPC."""
 
     def __init__(self, storage: Storage) -> None:
         champion = {"version": "1", "digest": "digest 1"}
         storage.write_json({"format": 1, "champion": champion}, "release", f"{MODEL}.json")
-        log = PredictionLog(storage, MODEL, "replica")
-        versions = Versions(
-            storage,
-            MODEL,
-            lambda entry: served(entry["version"]),
-            Outbox(MODEL),
-            log,
-            Batching(),
-            frozenset(),
-        )
-        self.keyring = Keyring(storage)
-        # A slow machine is no overload.
-        self.endpoint = Endpoint(
-            MODEL, versions, self.keyring, frozenset(), storage, p99_ms=60_000.0, explains=True
-        )
+        super().__init__(storage, lambda entry: served(entry["version"]))
         self.routes = Routes(storage, nobody)
-        self.keys = {role: keys.add(storage, role, role) for role in ("predict", "label", "read")}
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
-        run(versions.refresh())
+        run(self.follow())
 
     async def ask(
         self, model: str, path: str, headers: dict[str, str], body: bytes = b"", method: str = "GET"
@@ -334,18 +312,19 @@ def test_what_is_no_header_of_ours_stays_outside(address: str, service: Service,
 
 
 @pytest.mark.parametrize(
-    ("role", "expected"),
-    [(None, "UNAUTHENTICATED"), ("label", "PERMISSION_DENIED"), ("read", "PERMISSION_DENIED")],
-)
+    ("method", "role", "expected"),
+    [("ModelInfer", "label", "PERMISSION_DENIED"), ("ModelInfer", "read", "PERMISSION_DENIED"),
+     *((method, None, "UNAUTHENTICATED") for method in ("ModelInfer", "ModelMetadata", "ServerMetadata"))],
+)  # fmt: skip
 def test_without_the_key_for_it_nothing_is_read_or_asked(
-    address: str, service: Service, role: str | None, expected: str
+    address: str, service: Service, method: str, role: str | None, expected: str
 ) -> None:
     given = (("authorization", f"Bearer {service.keys[role]}"),) if role else ()
     never, over = queue.SimpleQueue[bytes](), b""
     with grpc.insecure_channel(address) as channel:
-        method = channel.stream_unary(f"/{messages.SERVICE}/ModelInfer")
+        asking = channel.stream_unary(f"/{messages.SERVICE}/{method}")
         with pytest.raises(grpc.RpcError) as caught:
-            method(iter(never.get, over), metadata=given, timeout=PATIENCE_S)
+            asking(iter(never.get, over), metadata=given, timeout=PATIENCE_S)
         never.put(over)
     assert code(caught.value) == expected
     assert "key" in caught.value.details()
@@ -556,25 +535,16 @@ def test_a_certificate_without_its_key_is_refused_not_ignored() -> None:
         Listener("127.0.0.1", 0, certificate="certificate.pem")
 
 
-def silent(address: str, method: str, **metadata: str) -> tuple[grpc.Channel, Any]:
+def silent(address: str, method: str) -> tuple[grpc.Channel, Any]:
     """A call whose message does not come."""
     channel = grpc.insecure_channel(address)
     call = channel.stream_unary(f"/{rpc.SERVICE}/{method}")
-    return channel, call.future(wait_for_ever(), metadata=tuple(metadata.items()))
+    return channel, call.future(wait_for_ever())
 
 
 def wait_for_ever() -> Iterator[bytes]:
     threading.Event().wait()
     yield b""
-
-
-@pytest.mark.parametrize("method", ["ModelInfer", "ModelMetadata", "ServerMetadata"])
-def test_without_a_key_no_message_is_waited_for(address: str, method: str) -> None:
-    channel, call = silent(address, method)
-    with pytest.raises(grpc.RpcError) as refused:
-        call.result(timeout=60)
-    assert code(refused.value) == "UNAUTHENTICATED"
-    channel.close()
 
 
 def test_health_of_the_server_waits_for_no_message(address: str) -> None:
