@@ -448,11 +448,7 @@ def checked(hold: Any) -> dict[str, Any]:
 
 
 def _said(hold: Mapping[str, Any]) -> str:
-    """What a person is told of a hold.
-
-    >>> _said({"most_replicas": 2, "why": "the day's budget is used up"}), _said({})
-    ("at most 2: the day's budget is used up", 'as many as are needed')
-    """
+    """What a person is told of a hold."""
     if "damaged" in hold:
         return f"{hold['damaged']}; what it said before holds"
     why = hold.get("why", "no reason is given")

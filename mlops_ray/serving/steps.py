@@ -60,8 +60,6 @@ def after(standing: Standing, seen: Seen, release: Release, *, is_first: bool = 
     >>> canary = after(verified, Seen(), release)
     >>> canary, after(canary, Seen(seconds=120, requests=5_000), release).state
     (Standing(state='canary', step=0, reason=''), 'champion')
-    >>> after(canary, Seen(seconds=3, requests=300, worse=("errors: 4 % against 1 %",)), release).state
-    'rolled_back'
     """
     if standing.has_ended or standing.state in ("registered", "verified"):
         return forward(standing, release, is_first=is_first)
