@@ -26,7 +26,8 @@ LEAF = -1
 NO_SET = -1
 #: More rows than any node counts; sums of such numbers are finite.
 MOST_COVER = 1e300
-#: Steps from a root to a leaf; a file of more would keep a replica busy for ever.
+#: Steps from a root to a leaf; a file of more would keep a replica busy for ever, or end with its stack the
+#: library that goes down by calls, as XGBoost does.
 MOST_DEPTH = 1_000
 
 #: One node of a tree. A row goes left where its value is at most the threshold; `missing_left` says where a
@@ -251,22 +252,22 @@ class _Arrays:
         fields = {name: np.ascontiguousarray(nodes[name]) for name in ("threshold", "missing_left", "value")}
         feature = np.where(leaf, 0, nodes["feature"]).astype(np.int64)
         width = 0 if leaf.all() else int(feature.max()) + 1
-        return cls(roots, _depth(roots, children), width, feature, children=children.ravel(), **fields)
+        return cls(roots, depth(roots, children), width, feature, children=children.ravel(), **fields)
 
 
 def _roots(nodes: Nodes) -> Positions:
     return np.flatnonzero(np.diff(nodes["tree"], prepend=-1))
 
 
-def _depth(roots: Positions, children: Positions) -> int:
+def depth(roots: Positions, children: Positions) -> int:
     """The number of steps from the roots to the farthest leaf, or one that is over `MOST_DEPTH`."""
-    level, depth = roots, 0
+    level, steps = roots, 0
     while True:
         below = np.unique(children[level])
         level = below[(children[below] != below[:, None]).any(axis=1)]
-        depth += 1
-        if not len(level) or depth > MOST_DEPTH:
-            return depth
+        steps += 1
+        if not len(level) or steps > MOST_DEPTH:
+            return steps
 
 
 @dataclass(frozen=True)

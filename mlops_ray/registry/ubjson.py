@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from mlops_ray.registry.trees import MOST_DEPTH, depth
+
 #: UBJSON's marks of numbers (https://ubjson.org), which are big-endian.
 NUMBERS = {b"i": ">i1", b"U": ">u1", b"I": ">i2", b"l": ">i4", b"L": ">i8", b"d": ">f4", b"D": ">f8"}
 #: The arrays of a tree, one value a node.
@@ -17,9 +19,6 @@ NODES = {
 }
 #: What the root has for a parent.
 NO_PARENT = 2**31 - 1
-#: Steps from a root to a leaf; the library goes down by calls when it tells of contributions, and ends with
-#: its stack.
-MOST_DEPTH = 1_000
 
 
 def check_xgboost(data: bytes) -> None:
@@ -62,17 +61,9 @@ def _can_be_walked(tree: dict[str, Any], width: str) -> bool:
     known = (asked >= 0).all() and (asked < int(width)).all() and not nodes["split_type"].any()
     leaves = 2 * len(inner) + 1 == len(left) and ((left == -1) == (right == -1)).all()
     sound = links and known and leaves and parents[0] == NO_PARENT
-    return bool(sound and _is_shallow(left, right))
-
-
-def _is_shallow(left: Any, right: Any) -> bool:
-    level = np.array([0])
-    for _ in range(MOST_DEPTH + 1):
-        level = level[left[level] != -1]
-        if not len(level):
-            return True
-        level = np.concatenate([left[level], right[level]])
-    return False
+    own = np.arange(len(left))
+    children = np.column_stack([np.where(left == -1, own, side) for side in (left, right)])
+    return bool(sound and depth(own[:1], children) <= MOST_DEPTH)
 
 
 class _Reader:
