@@ -4,6 +4,7 @@ An application of ours makes a `Reply` of a `Call`; it is a raw ASGI application
 costs a single-row request as much as the model does.
 """
 
+import asyncio
 import logging
 import os
 import re
@@ -31,6 +32,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+#: A status, headers by lower-case name, a body.
+Answered = tuple[int, dict[str, str], bytes]
 
 JSON = {"content-type": "application/json"}
 #: Nothing of ours speaks it; the server makes a 403 of this.
@@ -162,6 +165,22 @@ class Application:
         """The reply, whatever happens."""
         taken = self.take(call)
         return taken if isinstance(taken, Reply) else await taken
+
+    async def exchange(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answered:
+        """The reply to a request that comes by another way than HTTP.
+
+        `path` is percent-encoded as in a request line, header names are in lower case.
+        """
+        requests: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> Message:
+            # A caller that goes cancels this call, so nobody waits for a disconnect in vain.
+            return requests.pop() if requests else await asyncio.get_running_loop().create_future()
+
+        named = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        call = Call(method, path, named, receive)
+        reply = await self.reply(call)
+        return reply.status, {**reply.headers, REQUEST_ID: call.id}, reply.body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One HTTP request."""

@@ -16,9 +16,8 @@ from mlops_ray.keys import Keyring
 from mlops_ray.monitoring import deltas
 from mlops_ray.policy import placed
 from mlops_ray.serving import direct, record, rpc
-from mlops_ray.serving.asgi import REQUEST_ID, App
+from mlops_ray.serving.asgi import REQUEST_ID, Answered, App
 from mlops_ray.serving.documents import show
-from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 
@@ -82,7 +81,7 @@ class Gateway:
     ) -> Answered:
         """What a replica of the model answers, or this gateway where the model is empty."""
         if not model:
-            return await exchange(self._routes, method, path, headers, body)
+            return await self._routes.exchange(method, path, headers, body)
         handle = self._handles.get(model) or await asyncio.to_thread(self._find, model)
         if handle is None:
             return _error(404, f"no model {show(model)} is deployed here")

@@ -27,9 +27,8 @@ from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.policy import placed
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import autoscaling, direct
-from mlops_ray.serving.asgi import App
+from mlops_ray.serving.asgi import Answered, App
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
-from mlops_ray.serving.exchange import Answered, exchange
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
 
@@ -106,7 +105,7 @@ class Replica:
 
     async def call(self, path: str, headers: dict[str, str], body: bytes, method: str = "POST") -> Answered:
         """What the endpoint answers to a request that comes through a handle: gRPC, from the gateway."""
-        return await exchange(self._endpoint, method, path, headers, body)
+        return await self._endpoint.exchange(method, path, headers, body)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What Serve's controller hands to the policy of autoscaling.py."""

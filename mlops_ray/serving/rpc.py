@@ -22,10 +22,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from mlops_ray.errors import OverloadedError, RequestError, UsageError
 from mlops_ray.keys import Keyring, Role
 from mlops_ray.serving.admission import MOST_MS, TIMEOUT
-from mlops_ray.serving.asgi import REQUEST_ID, request_id
+from mlops_ray.serving.asgi import REQUEST_ID, Answered, request_id
 from mlops_ray.serving.documents import limit_columns, limit_rows, show
 from mlops_ray.serving.endpoint import INFER, METADATA, PREFIX, READY, ROUTING_KEY, VERSION
-from mlops_ray.serving.exchange import Answered
 from mlops_ray.serving.messages import SERVICE, message
 from mlops_ray.serving.protocol import BINARY_TYPE, MAX_BODY_BYTES
 

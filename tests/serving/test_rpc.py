@@ -21,7 +21,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from mlops_ray.errors import UsageError
 from mlops_ray.keys import Keyring
 from mlops_ray.serving import messages, protocol, rpc
-from mlops_ray.serving.exchange import Answered, exchange
+from mlops_ray.serving.asgi import Answered
 from mlops_ray.serving.routes import Routes
 from mlops_ray.serving.rpc import Listener
 from mlops_ray.storage import Storage
@@ -54,7 +54,7 @@ class Service(InProcess):
     ) -> Answered:
         self.asked.append((path, headers, body))
         app = self.endpoint if model == MODEL else self.routes
-        return await exchange(app, method, path, headers, body)
+        return await app.exchange(method, path, headers, body)
 
     @property
     def document(self) -> Any:
