@@ -115,13 +115,12 @@ def where(project: Project, storage: Storage) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def lent(
-    name: str, route: str, build: Callable[[], serve.Application], *, http_port: int, host: str = "127.0.0.1"
-) -> Iterator[str]:
+def lent(name: str, route: str, build: Callable[[], serve.Application], *, http_port: int) -> Iterator[str]:
     """Runs an application for the block beside what runs on the connected cluster; yields its address.
 
     Raises `ClusterError` where it does not come up.
     """
+    host = "127.0.0.1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
     url = f"http://{host}:{http_port}{route}"

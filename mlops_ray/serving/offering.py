@@ -17,6 +17,8 @@ from mlops_ray.serving.loadtest import Objectives, Second
 
 Arrivals = Literal["poisson", "even"]
 PROGRAM = "mlops_ray.serving.generator"
+#: With it the chance begins by which requests come.
+SEED = 7
 #: No answer within so many times the allowed p99, or this long, is none: beyond its limit a service takes
 #: ever longer, and the next rate has to wait for all of it.
 PATIENCE, LEAST_TIMEOUT_S = 5, 2.0
@@ -42,18 +44,13 @@ def request(url: str, headers: Mapping[str, str], body: bytes) -> bytes:
 class Offering:
     """The process; a context manager that ends it. Requests go, in turn, to the address of `url`.
 
-    They come by chance or evenly, by chance the same way with the same `seed`.
+    They come by chance, the same way each time, or evenly.
     """
 
     def __init__(
-        self,
-        url: str,
-        requests: Sequence[bytes],
-        allowed: Objectives,
-        arrivals: Arrivals = "poisson",
-        seed: int = 7,
+        self, url: str, requests: Sequence[bytes], allowed: Objectives, arrivals: Arrivals = "poisson"
     ) -> None:
-        self._arrivals, self._seed = arrivals, seed
+        self._arrivals, self._seed = arrivals, SEED
         parts = urlsplit(url)
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
