@@ -603,9 +603,7 @@ def test_a_version_is_refused_whose_profit_is_too_low_or_not_known_where_the_pro
 
 def test_the_death_of_a_replica_on_this_machine_is_known_at_once(live: World) -> None:
     live.holds(live.key(1), id="other")
-    life = live.replicas["other"]._life
-    assert life is not None
-    life.close()
+    live.replicas["other"]._life.close()  # type: ignore[union-attr]
     assert {one.id: one.is_alive for one in heartbeats.followers(live.storage, NAME)} == {
         "other": False, "replica": True,
     }  # fmt: skip
@@ -621,9 +619,7 @@ def test_who_dies_just_now_is_no_witness_yet(live: World) -> None:
     live.tick(3)
     for number in range(3):
         live.holds(live.key(1), live.key(2), id=f"died-{number}")
-        life = live.replicas[f"died-{number}"]._life
-        assert life is not None
-        life.close()
+        live.replicas[f"died-{number}"]._life.close()  # type: ignore[union-attr]
     live.tick(2)
     assert live.told[-1] == ("2", "canary")
     for number in range(3):
@@ -651,9 +647,7 @@ def test_the_lock_of_a_replica_elsewhere_tells_nothing(live: World, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(heartbeats, "_machine", lambda: "another")
         path = live.holds(live.key(1), id="other")
-    life = live.replicas["other"]._life
-    assert life is not None
-    life.close()
+    live.replicas["other"]._life.close()  # type: ignore[union-attr]
     assert all(one.is_alive for one in heartbeats.followers(live.storage, NAME))
     os.utime(path, (0, 0))
     assert [one.is_alive for one in heartbeats.followers(live.storage, NAME)] == [False, True]
