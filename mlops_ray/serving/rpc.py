@@ -205,7 +205,7 @@ def _headers(metadata: Any, remaining_s: float | None) -> dict[str, str]:
     return headers
 
 
-_open_reads = 0
+_open_reads = asyncio.Semaphore(MOST_OPEN_READS)
 
 
 async def _read(method: str, messages: AsyncIterator[bytes]) -> Any:
@@ -214,14 +214,10 @@ async def _read(method: str, messages: AsyncIterator[bytes]) -> Any:
         return None
     if method != _OPEN_READ:
         return await _whole(method, messages, READ_S)
-    global _open_reads
-    if _open_reads >= MOST_OPEN_READS:
+    if _open_reads.locked():
         raise OverloadedError("too many ask whether a model is ready; ask again")
-    _open_reads += 1
-    try:
+    async with _open_reads:
         return await _whole(method, messages, OPEN_READ_S)
-    finally:
-        _open_reads -= 1
 
 
 async def _whole(method: str, messages: AsyncIterator[bytes], within_s: float) -> Any:
@@ -328,33 +324,26 @@ def _binary(datatype: str, values: list[Any]) -> bytes:
     """Values as binary data: numbers little-endian, texts each behind its length."""
     if datatype != "BYTES":
         return np.array(values, _CONTENTS[datatype][1]).tobytes()
-    encoded = [value.encode() if isinstance(value, str) else value for value in values]
-    return b"".join(part for value in encoded for part in (len(value).to_bytes(4, "little"), value))
+    return b"".join(part for value in values for part in (len(value).to_bytes(4, "little"), value))
 
 
 def decode(headers: Mapping[str, str], body: bytes) -> Any:
-    """The `ModelInferResponse` that a v2 reply says, its outputs as raw contents."""
-    split = int(headers.get("inference-header-content-length", len(body)))
+    """The `ModelInferResponse` that a v2 reply says, whose outputs are binary data, as raw contents."""
+    split = int(headers["inference-header-content-length"])
     document, binary = orjson.loads(body[:split]), body[split:]
-    given = [of.pop("parameters", {}) for of in (document, *document["outputs"])]
+    given = [output.pop("parameters") for output in document["outputs"]]
     response = _parse("ModelInferResponse", document)
-    for of, parameters in zip((response, *response.outputs), given, strict=True):
-        _set(of, {name: value for name, value in parameters.items() if name != "binary_data_size"})
-    for output, parameters in zip(document["outputs"], given[1:], strict=True):
-        size = parameters.get("binary_data_size")
-        if size is None:
-            data = _binary(output["datatype"], output["data"])
-        else:
-            data, binary = binary[:size], binary[size:]
-        response.raw_output_contents.append(data)
+    for output, parameters in zip(response.outputs, given, strict=True):
+        size = parameters.pop("binary_data_size")
+        response.raw_output_contents.append(binary[:size])
+        binary = binary[size:]
+        for name, value in parameters.items():
+            _set(output.parameters[name], value)
     return response
 
 
-def _set(of: Any, parameters: Mapping[str, Any]) -> None:
-    for name, value in parameters.items():
-        kind = {bool: "bool_param", int: "int64_param", float: "double_param"}.get(
-            type(value), "string_param"
-        )
-        if kind == "string_param" and not isinstance(value, str):
-            value = orjson.dumps(value).decode()
-        setattr(of.parameters[name], kind, value)
+def _set(parameter: Any, value: Any) -> None:
+    if isinstance(value, float):
+        parameter.double_param = value
+    else:
+        parameter.string_param = value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -249,25 +249,16 @@ def test_parameters_reach_the_core_with_their_types(
     assert service.document["parameters"].items() >= given.items()
 
 
-def test_parameters_and_outputs_in_json_come_back(service: Service, key: dict[str, str]) -> None:
-    outputs = [
-        {"name": "a", "datatype": "FP64", "shape": [2, 1], "data": [[1.5], [None]]},
-        {"name": "b", "datatype": "BYTES", "shape": [1], "data": ["é"], "parameters": {"p": True, "q": [1]}},
-    ]
-    names = {"model_name": MODEL, "model_version": "1", "id": "i", "parameters": {"n": 3, "x": 0.5, "s": "t"}}
-    answer = orjson.dumps(names | {"outputs": outputs})
-    with listening(Fixed((200, {}, answer)), service.keyring) as address:
-        response = infer(address, typed(), key)
-    assert list(response.outputs[0].shape) == [2, 1]
-    assert np.array_equal(
-        np.frombuffer(response.raw_output_contents[0], "<f8"), [1.5, np.nan], equal_nan=True
-    )
-    assert response.raw_output_contents[1] == b"\x02\0\0\0" + "é".encode()
-    assert response.outputs[1].parameters["p"].bool_param
-    assert response.outputs[1].parameters["q"].string_param == "[1]"
-    assert response.parameters["n"].int64_param == 3
-    assert response.parameters["x"].double_param == 0.5
-    assert response.parameters["s"].string_param == "t"
+def test_contributions_come_with_what_they_are_of(address: str, key: dict[str, str]) -> None:
+    request = typed()
+    request.parameters["explain"].bool_param = True
+    response = infer(address, request, key)
+    (_, why), (_, values) = response.outputs, response.raw_output_contents
+    assert (why.name, list(why.shape)) == ("contributions", [len(LOADS), 2])
+    assert np.frombuffer(values, "<f8").tolist() == [part for load in LOADS for part in (2 * load, 10.0)]
+    told = {name: value.WhichOneof("parameter_choice") for name, value in why.parameters.items()}
+    assert told == {"features": "string_param", "base": "double_param", "scale": "string_param"}
+    assert why.parameters["features"].string_param == '["load","hour"]'
 
 
 def test_the_request_id_is_kept_or_made_and_comes_back(
