@@ -156,13 +156,8 @@ def ask(
 ) -> Ask:
     """Leaves a wish for the reconciler, which answers it in the release, under the id."""
     # Ids in the order of time, as far as clocks agree.
-    made = Ask(
-        f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}",
-        what,
-        None if version is None else str(version),
-        by,
-        release,
-    )
+    id = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+    made = Ask(id, what, None if version is None else str(version), by, release)
     storage.write_json(asdict(made), ASKED, name, f"{made.id}.json")
     return made
 
