@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,8 @@ CRASH, HANG, FAIL, CHAT = (f"tests.serving.hostile.{name}" for name in ("crash",
 
 @pytest.fixture(scope="module")
 def verifier() -> Iterator[Verifier]:
-    made = Verifier()
-    yield made
-    made.close()
+    with closing(Verifier()) as made:
+        yield made
 
 
 def settings(storage: Storage, trusted: tuple[str, ...] = (PUBLIC,)) -> Settings:
@@ -99,8 +99,7 @@ def test_a_crash_at_load_is_a_reason_and_no_crash_of_ours(
 
 
 def test_a_slow_load_is_ended(storage: Storage) -> None:
-    hasty = Verifier()
-    try:
+    with closing(Verifier()) as hasty:
         # All is imported.
         verified(hasty, storage, written(storage))
         hasty._load_s = 1.0
@@ -108,8 +107,6 @@ def test_a_slow_load_is_ended(storage: Storage) -> None:
         assert refused(hasty, storage, package) == "it was not loaded within 1 s"
         working = psutil.Process(hasty._aside.pid).children(recursive=True)
         assert psutil.wait_procs(working, timeout=60)[1] == []
-    finally:
-        hasty.close()
 
 
 def test_what_a_package_prints_is_no_answer_and_a_foreign_name_is_refused(
@@ -140,12 +137,10 @@ def test_the_process_that_waits_ends_with_whoever_started_it() -> None:
 
 
 def test_where_the_process_that_waits_was_killed_another_verifies(storage: Storage) -> None:
-    verifier, package = Verifier(), written(storage)
-    try:
+    with closing(Verifier()) as verifier:
+        package = written(storage)
         psutil.Process(verifier._aside.pid).kill()
         assert verified(verifier, storage, package)["version"] == "2"
-    finally:
-        verifier.close()
 
 
 def test_a_verification_ends_with_whoever_asked_for_it(storage: Storage) -> None:
