@@ -162,23 +162,20 @@ def test_where_requests_come_fast_those_at_the_door_are_let_in_before_a_batch_be
     assert asyncio.run(run()) == sizes
 
 
-def test_it_waits_no_longer_than_it_may() -> None:
+@pytest.mark.parametrize(
+    ("fixed_s", "gap_s", "max_wait_s", "left_s"),
+    [(0.01, 0.001, 60.0, None), (100.0, 20.0, 0.0, None), (100.0, 20.0, 60.0, 100.0)],
+    ids=["twice what is expected", "what it may at most", "what a deadline leaves"],
+)
+def test_it_waits_for_another_request_no_longer_than(
+    fixed_s: float, gap_s: float, max_wait_s: float, left_s: float | None
+) -> None:
     async def run() -> list[int]:
-        clock, model = Clock(), StandIn()
-        batches = batcher(answered(model), clock, Line(fixed=0.01))
-        batches._gap_s, batches.max_wait_s = 0.001, 0.0
-        await asyncio.wait_for(batches.submit(rows(1.0)), timeout=10)
-        return model.batches
-
-    assert asyncio.run(run()) == [1]
-
-
-def test_it_waits_at_most_twice_the_time_in_which_another_was_expected() -> None:
-    async def run() -> list[int]:
-        model = StandIn()
-        batches = batcher(answered(model), cost=Line(fixed=0.01))
-        batches._came, batches._gap_s = 0.0, 0.001
-        await asyncio.wait_for(batches.submit(rows(1.0)), timeout=10)
+        clock, model = Clock(gap_s), StandIn()
+        batches = batcher(answered(model), clock, Line(fixed=fixed_s))
+        batches._came, batches._gap_s, batches.max_wait_s = 0.0, gap_s, max_wait_s
+        until = None if left_s is None else clock.now + left_s
+        await asyncio.wait_for(batches.submit(rows(1.0), until=until), timeout=10)
         return model.batches
 
     assert asyncio.run(run()) == [1]
@@ -379,17 +376,6 @@ def test_of_an_answered_request_nothing_waits_for_its_deadline() -> None:
         assert waiting.timer.cancelled()
 
     asyncio.run(run())
-
-
-def test_it_does_not_wait_past_a_deadline() -> None:
-    async def run() -> list[int]:
-        clock, model = Clock(), StandIn()
-        batches = batcher(answered(model), clock, Line(fixed=0.01))
-        batches._came, batches._gap_s, clock.now = 0.0, 0.004, 0.004
-        await asyncio.wait_for(batches.submit(rows(1.0), until=clock.now + 0.01), timeout=10)
-        return model.batches
-
-    assert asyncio.run(run()) == [1]
 
 
 def test_a_full_batch_does_not_sit_out_its_time_under_the_loop_that_replicas_run_in() -> None:
