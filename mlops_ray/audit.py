@@ -14,9 +14,9 @@ is to be told is known afterwards only, it is asked before whether it could be (
 
 import contextlib
 import errno
-import getpass
 import os
 import platform
+import pwd
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -42,10 +42,10 @@ Entry = dict[str, Any]
 
 
 def who() -> str:
-    """Who gives a command: the account, and the machine."""
+    """Who gives a command: the account of this process, whatever its environment says, and the machine."""
     try:
-        name = os.environ.get("USER") or getpass.getuser()
-    except (KeyError, OSError):
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
         # In a container whose user has no name.
         name = str(os.getuid())
     return f"{name} at {platform.node()}"

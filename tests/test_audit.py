@@ -3,12 +3,14 @@
 import errno
 import fcntl
 import multiprocessing
+import os
+import pwd
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, NoReturn
 
 import orjson
 import pytest
@@ -93,6 +95,21 @@ def test_a_long_record_has_several_segments_and_one_chain(
         audit.append(storage, "tested", "a test", {"step": number})
     assert len(list(storage.root.joinpath("audit").glob("*.jsonl"))) > 3
     assert audit.verify(storage) == 20
+
+
+def test_who_did_it_is_who_the_process_belongs_to_whatever_its_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("USER", "LOGNAME", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "mallory")
+    assert "mallory" not in audit.who()
+
+    def nameless(_: int) -> NoReturn:
+        raise KeyError
+
+    # As in a container that runs by a number.
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    assert audit.who().startswith(f"{os.getuid()} at ")
 
 
 def _write(root: str) -> None:
