@@ -95,10 +95,8 @@ def settle(storage: Storage, project: str, heads: str | None) -> None:
 
 def entries(storage: Storage) -> Iterator[Entry]:
     """The lines, oldest first; raises `StorageError` where one cannot be read."""
-    for path in _segments(storage):
-        # What has no end yet is being written, or never was.
-        for line in path.read_bytes().split(b"\n")[:-1]:
-            yield _entry(path, line)
+    for path, line in _lines(storage):
+        yield _entry(path, line)
 
 
 def verify(storage: Storage, heads: str | None = None) -> int:
@@ -118,8 +116,9 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
         told = {"": {head["number"]: {head["digest"]}}}
         if heads is not None:
             told[f", as {heads} tells"] = _heard(heads)
-        for entry in entries(storage):
-            found = _linked(entry, found)
+        for path, line in _lines(storage):
+            entry = _entry(path, line)
+            found = _linked(entry, line, found)
             for where, known in told.items():
                 if not known.get(found["number"], set()) <= {found["digest"]}:
                     said = f"entry {found['number']} of the audit record is another than it was"
@@ -137,13 +136,14 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
     return found
 
 
-def _linked(entry: Entry, before: Entry) -> Entry:
+def _linked(entry: Entry, line: bytes, before: Entry) -> Entry:
     """Number and digest of the line that follows another; raises `StorageError` where it does not."""
     number = before["number"] + 1
     sealed = {key: value for key, value in entry.items() if key != "digest"}
     if (entry["number"], entry["before"]) != (number, before["digest"]):
         raise StorageError(f"the audit record has a gap before entry {entry['number']}")
-    if entry["digest"] != digest(sealed):
+    # The text is what people read: a name that is there twice would say two things.
+    if entry["digest"] != digest(sealed) or orjson.dumps(entry) != line:
         raise StorageError(f"entry {number} of the audit record was changed")
     return {"number": number, "digest": entry["digest"]}
 
@@ -268,9 +268,25 @@ def _last(storage: Storage) -> Entry:
 def _entry(path: Path, line: bytes) -> Entry:
     with contextlib.suppress(orjson.JSONDecodeError, TypeError, ValueError):
         entry = dict(orjson.loads(line))
-        if entry.keys() >= PARTS:
+        if entry.keys() >= PARTS and isinstance(entry["about"], dict):
             return entry
-    raise StorageError(f"{path} is damaged: {line[:60]!r} is no entry of the audit record")
+    raise _damaged(path, line)
+
+
+def _damaged(path: Path, line: bytes) -> StorageError:
+    return StorageError(f"{path} is damaged: {line[:60]!r} is no entry of the audit record")
+
+
+def _lines(storage: Storage) -> Iterator[tuple[Path, bytes]]:
+    """The text of each line and where it stands; raises `StorageError` for text behind a segment's last."""
+    segments = _segments(storage)
+    for path in segments:
+        *whole, rest = path.read_bytes().split(b"\n")
+        # At the end of the last one, what has no end yet is being written, or never was.
+        if rest and path != segments[-1]:
+            raise _damaged(path, rest)
+        for line in whole:
+            yield path, line
 
 
 def _segment(storage: Storage) -> Path:

@@ -58,6 +58,18 @@ TAMPERING: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "no record at all": (lambda lines: [], "cut short: 0 entries of 5"),
     "a last line made anew": (_forged, "entry 5 of the audit record is another than it was"),
     "no line": (lambda lines: [*lines[:2], b"{"], "is no entry of the audit record"),
+    "what is about nothing": (
+        lambda lines: [lines[0].replace(b'{"step":0}', b"[]"), *lines[1:]],
+        "is no entry of the audit record",
+    ),
+    "a name that is there twice": (
+        lambda lines: [lines[0].replace(b'"by":', b'"by":"mallory","by":'), *lines[1:]],
+        "entry 1 of the audit record was changed",
+    ),
+    "another text of the same": (
+        lambda lines: [lines[0].replace(b"{", b"{  ", 1), *lines[1:]],
+        "entry 1 of the audit record was changed",
+    ),
 }
 
 
@@ -95,6 +107,20 @@ def test_a_long_record_has_several_segments_and_one_chain(
         audit.append(storage, "tested", "a test", {"step": number})
     assert len(list(storage.root.joinpath("audit").glob("*.jsonl"))) > 3
     assert audit.verify(storage) == 20
+
+
+def test_a_text_behind_the_last_line_of_a_segment_is_seen(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "SEGMENT_BYTES", 500)
+    written(storage, 1)
+    path = storage.path("audit", "000001.jsonl")
+    for _ in range(5):
+        audit.append(storage, "tested", "a test", {})
+    with path.open("ab") as lines:
+        lines.write(b'{"by": "mallory"}')
+    with pytest.raises(StorageError, match=r"000001.jsonl is damaged: .*mallory.* is no entry"):
+        audit.verify(storage)
 
 
 def test_who_did_it_is_who_the_process_belongs_to_whatever_its_environment_says(
