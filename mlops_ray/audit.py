@@ -20,13 +20,14 @@ import pwd
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
 import orjson
 
 from mlops_ray.errors import StorageError
-from mlops_ray.storage import Storage, digest, locked
+from mlops_ray.storage import Storage, digest, locked, replacing
 
 FOLDER, HEAD, PLACES, LOCK = "audit", "head.json", "places.json", ".lock"
 #: A segment that is so large is followed by another; whoever writes reads the last one.
@@ -34,6 +35,9 @@ SEGMENT_BYTES = 1 << 20
 
 #: Who writes takes milliseconds; who holds the record for so long has stopped within, or waits for a disk.
 WAIT_S, POLL_S = 10.0, 0.01
+
+#: What the line says by which a place outside begins to hear of lines, or no longer does.
+SETTLED = "another place hears of this record"
 
 #: What every line has.
 PARTS = frozenset({"number", "at", "by", "what", "about", "before", "digest"})
@@ -63,7 +67,8 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any], *, is
     (1, 1)
     """
     try:
-        return _added(storage, what, by, about, _places(storage).values())
+        with _writing(storage):
+            return _added(storage, what, by, about, _places(storage))
     except StorageError as error:
         raise (StorageError(f"{what}, but {error}") if is_done else _undone(error)) from error
 
@@ -71,7 +76,7 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any], *, is
 def require(storage: Storage) -> None:
     """Raises `StorageError` where no line could be added."""
     try:
-        with _writing(storage, _places(storage).values()):
+        with _writing(storage), _reached(_places(storage)):
             _last(storage)
     except StorageError as error:
         raise _undone(error) from error
@@ -83,14 +88,16 @@ def _undone(error: StorageError) -> StorageError:
 
 def settle(storage: Storage, project: str, heads: str | None) -> None:
     """Has every line heard of at this place outside from now on; that it is another one is a line itself."""
-    known = _places(storage)
-    before = known.get(project)
-    if before == heads:
+    if _places(storage).get(project) == heads:
         return
-    after = {name: place for name, place in (known | {project: heads}).items() if place is not None}
-    about = {"project": project, "before": before, "after": heads}
-    _added(storage, "another place hears of this record", who(), about, after.values())
-    storage.write_json(after, FOLDER, PLACES)
+    # Nobody adds a line meanwhile, of which the wrong place would hear.
+    with _writing(storage):
+        known = _places(storage)
+        after = {name: place for name, place in (known | {project: heads}).items() if place is not None}
+        if after != known:
+            about = {"project": project, "before": known.get(project), "after": heads}
+            _added(storage, SETTLED, who(), about, after)
+            storage.write_json(after, FOLDER, PLACES)
 
 
 def entries(storage: Storage) -> Iterator[Entry]:
@@ -110,15 +117,18 @@ def verify(storage: Storage, heads: str | None = None) -> int:
 def verified(storage: Storage, heads: str | None = None) -> Entry:
     """Number and digest of the last line of a record that is whole; as `verify`."""
     # Nobody is between the record and the place outside meanwhile.
-    with _writing(storage, ()):
+    with _writing(storage):
         head: Entry = _head(storage)
         found: Entry = {"number": 0, "digest": ""}
+        settled = set[int]()
         told = {"": {head["number"]: {head["digest"]}}}
         if heads is not None:
             told[f", as {heads} tells"] = _heard(heads)
         for path, line in _lines(storage):
             entry = _entry(path, line)
             found = _linked(entry, line, found)
+            if entry["what"] == SETTLED and entry["about"].get("after") == heads:
+                settled.add(found["number"])
             for where, known in told.items():
                 if not known.get(found["number"], set()) <= {found["digest"]}:
                     said = f"entry {found['number']} of the audit record is another than it was"
@@ -133,7 +143,21 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
         if where and found["number"] - most > 1:
             said = f"{heads} (audit.heads) was not told of the entries from {most + 1} on"
             raise StorageError(f"{said}: of those nobody knows whether they are the first ones")
+        if where and (unheard := _unheard(known, settled)):
+            said = f"{heads} (audit.heads) was not told of entry {unheard}, and was of later ones"
+            raise StorageError(f"{said}: nobody knows whether it is the first one")
     return found
+
+
+def _unheard(heard: Iterable[int], settled: set[int]) -> int | None:
+    """The first line of which a place outside did not hear though it heard of others before and behind it.
+
+    One that is named anew hears first of the line that says so, and of none before it.
+    """
+    for before, after in pairwise(sorted(heard)):
+        if after > before + 1 and after not in settled:
+            return before + 1
+    return None
 
 
 def _linked(entry: Entry, line: bytes, before: Entry) -> Entry:
@@ -148,11 +172,20 @@ def _linked(entry: Entry, line: bytes, before: Entry) -> Entry:
     return {"number": number, "digest": entry["digest"]}
 
 
-def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], places: Iterable[str]) -> Entry:
-    with _writing(storage, places) as outside:
+def _added(
+    storage: Storage, what: str, by: str, about: Mapping[str, Any], places: Mapping[str, str]
+) -> Entry:
+    with _reached(places) as outside:
         head, last = _head(storage), _last(storage)
         # Where lines are gone, or others than there were, the chain goes on from what was: the gap shows.
         before = last if last["number"] > head["number"] else head
+        if last["number"] > head["number"]:
+            # Who wrote it was killed before he told of it: at most one line is ever untold. Of a place that
+            # hears from now on, the first line to be heard is the one that says so.
+            known = _places(storage).values()
+            told = [file for file in outside if file.name in known]
+            with _all_or_none(told):
+                _tell(storage, last, told)
         entry = {
             "number": before["number"] + 1,
             "at": datetime.now(UTC).isoformat(),
@@ -162,10 +195,7 @@ def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], place
             "before": before["digest"],
         }
         entry["digest"] = digest(entry)
-        with _segment(storage).open("ab", buffering=0) as lines, _all_or_none([lines, *outside]):
-            if last["number"] > head["number"]:
-                # Who wrote it was killed before he told of it: at most one line is ever untold.
-                _tell(storage, last, outside)
+        with _segment(storage).open("ab", buffering=0) as lines, _all_or_none([*outside, lines]):
             _write(lines, entry)
             _tell(storage, entry, outside)
         return entry
@@ -173,9 +203,11 @@ def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any], place
 
 def _tell(storage: Storage, entry: Entry, outside: Iterable[IO[bytes]]) -> None:
     """Writes down, beside the record and outside, which line is its last."""
-    for file in outside:
-        _write(file, {name: entry[name] for name in ("number", "digest", "at")})
-    storage.write_json({name: entry[name] for name in ("number", "digest")}, FOLDER, HEAD)
+    with replacing(storage.path(FOLDER, HEAD)) as head:
+        # What needs room here comes first: a place outside may take nothing back.
+        head.write_bytes(orjson.dumps({name: entry[name] for name in ("number", "digest")}))
+        for file in outside:
+            _write(file, {name: entry[name] for name in ("number", "digest", "at")})
 
 
 def _write(file: IO[bytes], line: Entry) -> None:
@@ -187,27 +219,37 @@ def _write(file: IO[bytes], line: Entry) -> None:
 
 @contextlib.contextmanager
 def _all_or_none(files: Sequence[IO[bytes]]) -> Iterator[None]:
-    """Takes back what was added to files where it cannot be added to all: it is told that it was not."""
+    """Takes back what was added to files, from the first on, where it cannot be added to all.
+
+    Where one outside takes nothing back the line stays, of which it heard: who writes next tells the others.
+    """
     sizes = [file.seek(0, os.SEEK_END) for file in files]
     try:
         yield
     except (OSError, StorageError):
-        for file, size in zip(files, sizes, strict=True):
-            with contextlib.suppress(OSError):
-                file.truncate(size)
+        with contextlib.suppress(OSError):
+            for file, size in zip(files, sizes, strict=True):
+                if file.seek(0, os.SEEK_END) > size:
+                    file.truncate(size)
         raise
 
 
 @contextlib.contextmanager
-def _writing(storage: Storage, places: Iterable[str]) -> Iterator[list[IO[bytes]]]:
-    """The right to write, and the places outside, open: where one cannot be reached nothing is written."""
+def _writing(storage: Storage) -> Iterator[None]:
+    """The right to write, and what a disk refuses meanwhile as `StorageError`."""
+    try:
+        with _locked(storage.path(FOLDER, LOCK)):
+            yield
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise StorageError(f"the audit record cannot be written: {error.strerror}{where}") from error
+
+
+@contextlib.contextmanager
+def _reached(places: Mapping[str, str]) -> Iterator[list[IO[bytes]]]:
+    """The places outside, open: where one cannot be reached nothing is written."""
     with contextlib.ExitStack() as opened:
-        try:
-            opened.enter_context(_locked(storage.path(FOLDER, LOCK)))
-            yield [opened.enter_context(_outside(place)) for place in sorted(set(places))]
-        except OSError as error:
-            where = f" ({error.filename})" if error.filename else ""
-            raise StorageError(f"the audit record cannot be written: {error.strerror}{where}") from error
+        yield [opened.enter_context(_outside(place)) for place in sorted(set(places.values()))]
 
 
 def _locked(path: Path) -> IO[str]:

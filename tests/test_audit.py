@@ -1,16 +1,19 @@
 """The audit record: what was written stays, and whoever changes it is seen."""
 
+import contextlib
 import errno
 import fcntl
+import io
 import multiprocessing
 import os
 import pwd
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import orjson
 import pytest
@@ -247,6 +250,127 @@ def test_a_line_that_cannot_be_added_everywhere_is_added_nowhere(
     assert [audit.verify(storage, place) for place in heads] == [3, 3]
 
 
+class _AppendOnly(io.FileIO):
+    """A file of which nothing can be taken back."""
+
+    def truncate(self, size: int | None = None) -> NoReturn:
+        raise PermissionError(errno.EPERM, "Operation not permitted", self.name)
+
+
+@contextlib.contextmanager
+def _append_only(place: str) -> Iterator[io.FileIO]:
+    with _AppendOnly(place, "ab+") as file:
+        yield file
+
+
+def test_a_place_that_takes_nothing_back_hears_of_no_line_for_which_the_storage_has_no_room(
+    storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(storage)
+    before = heads.read_bytes()
+
+    def full(**_: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(audit, "_outside", _append_only)
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "mkstemp", full)
+        with pytest.raises(StorageError, match="No space left on device"):
+            audit.append(storage, "tested", "a test", {})
+    assert audit.verify(storage) == 6
+    assert heads.read_bytes() == before
+    audit.append(storage, "tested", "a test", {"step": 9})
+    assert audit.verify(storage, str(heads)) == 7
+
+
+def test_a_line_that_a_place_heard_of_and_does_not_take_back_stays_and_the_others_hear_of_it_next(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heads = [str(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
+    for project, place in zip("ab", heads, strict=True):
+        audit.settle(storage, project, place)
+    write = audit._write
+
+    def full(file: IO[bytes], line: audit.Entry) -> None:
+        if file.name == heads[1]:
+            raise OSError(errno.ENOSPC, "No space left on device", file.name)
+        write(file, line)
+
+    monkeypatch.setattr(audit, "_outside", _append_only)
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "_write", full)
+        with pytest.raises(StorageError, match=r"No space left on device \(.*b.jsonl\)"):
+            audit.append(storage, "tested", "a test", {})
+    assert [audit.verify(storage, place) for place in heads] == [3, 3]
+    audit.append(storage, "tested", "a test", {"step": 9})
+    assert [audit.verify(storage, place) for place in heads] == [4, 4]
+
+
+def test_lines_that_were_exchanged_while_a_place_was_told_of_none_are_seen(
+    storage: Storage, heads: Path
+) -> None:
+    written(storage, 3)
+    places, folder = storage.read_json("audit", "places.json"), storage.root / "audit"
+    storage.write_json({}, "audit", "places.json")
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for by, count in {"bob": 2, "mallory": 2}.items():
+        for path, content in kept.items():
+            path.write_bytes(content)
+        for _ in range(count):
+            audit.append(storage, "tested", by, {})
+    storage.write_json(places, "audit", "places.json")
+    audit.append(storage, "tested", "a test", {})
+    assert audit.verify(storage) == 7
+    with pytest.raises(StorageError, match=r"\(audit.heads\) was not told of entry 5, and was of later ones"):
+        audit.verify(storage, str(heads))
+
+
+def test_a_place_that_is_named_again_hears_first_of_the_line_that_says_so(
+    storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audit.settle(storage, "small", None)
+    written(storage, 2)
+    # The last one before was killed within.
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(audit, "_tell", _killed)
+        audit.append(storage, "tested", "a test", {})
+    audit.settle(storage, "small", str(heads))
+    audit.append(storage, "tested", "a test", {})
+    assert [orjson.loads(line)["number"] for line in heads.read_bytes().splitlines()] == [1, 6, 7]
+    assert audit.verify(storage, str(heads)) == 7
+
+
+def _killed(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def test_nobody_adds_a_line_of_which_the_wrong_place_hears(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")
+    lock, write = audit._locked, Storage.write_json
+
+    def another_before(path: Path) -> IO[str]:
+        monkeypatch.setattr(audit, "_locked", lock)
+        audit.settle(storage, "small", first)
+        return lock(path)
+
+    monkeypatch.setattr(audit, "_locked", another_before)
+    audit.append(storage, "tested", "a test", {})
+    assert len(Path(first).read_bytes().splitlines()) == 2
+
+    def another_within(self: Storage, document: Any, *parts: str) -> None:
+        if parts[-1] == "places.json":
+            with pytest.raises(StorageError, match="another process has held it"):
+                audit.append(storage, "tested", "a test", {})
+        write(self, document, *parts)
+
+    monkeypatch.setattr(audit, "WAIT_S", 0.0)
+    monkeypatch.setattr(Storage, "write_json", another_within)
+    audit.settle(storage, "small", second)
+    assert audit.verify(storage, second) == 3
+
+
 def test_nobody_waits_for_ever_for_who_holds_the_record(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,9 +396,12 @@ def test_a_writer_that_was_killed_may_owe_the_place_outside_its_own_line_and_no_
     written(storage)
     *lines, last = heads.read_bytes().splitlines(keepends=True)
     heads.write_bytes(b"".join(lines) + last[:20])
+    head = storage.read_json("audit", "head.json")
+    storage.write_json({"number": 5, "digest": orjson.loads(lines[-1])["digest"]}, "audit", "head.json")
     assert audit.verify(storage, str(heads)) == 6
     audit.append(storage, "tested", "a test", {"step": 6})
     assert audit.verify(storage, str(heads)) == 7
+    storage.write_json(head, "audit", "head.json")
     heads.write_bytes(b"".join(lines[:-1]))
     with pytest.raises(StorageError, match="was not told of the entries from 5 on"):
         audit.verify(storage, str(heads))
