@@ -171,6 +171,7 @@ class Intake:
             every = 1 + staged.report.valid // MOST_ROWS
             rows = staged.scan().gather_every(every).select(column.name for column in columns).collect()
             result["rules"] = mine(rows, columns, hidden=source.hidden, minimum_count=policy.minimum_count)
+            self._tell_shown(name, "proposed rules", len(result["rules"]))
         return list(result["rules"])
 
     @contextlib.contextmanager

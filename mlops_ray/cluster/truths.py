@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.config import Project
 from mlops_ray.data import labels
 from mlops_ray.errors import DataError, ReleaseError
@@ -31,8 +32,10 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
     with quoting_nothing(project.policies):
         parsed = _parsed(file, shown, package)
-    taken = labels.write(storage, project.project, parsed)
-    return {"labels": taken, "by": [name for name in parsed.columns if name != labels.LABEL]}
+    found = {"labels": parsed.height, "by": [name for name in parsed.columns if name != labels.LABEL]}
+    audit.append(storage, "labels were loaded", audit.who(), {"model": project.project, **found})
+    labels.write(storage, project.project, parsed)
+    return found
 
 
 def _parsed(file: Path, columns: Sequence[Column], package: Package) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 import polars as pl
 
+from mlops_ray import audit
 from mlops_ray.config import Policy, Project
 from mlops_ray.errors import DataError, PolicyError, StorageError, first_line
 from mlops_ray.expressions import compile_sql, function_digest
@@ -132,6 +133,8 @@ def _rebuilt(file: Path, asked: Manifest, recorded: Any, storage: Storage) -> Tr
             file=file.name,
         )
     path = storage.path(FOLDER, asked.file)
+    about = {"set": file.stem, "rows": frame.height}
+    audit.append(storage, "a training set was rebuilt", audit.who(), about)
     with replacing(path) as new:
         frame.write_parquet(new)
     return TrainingSet(frame, recorded, path)

@@ -390,9 +390,11 @@ def test_a_look_at_rows_is_recorded_with_how_many_were_shown_and_none_of_them(fo
     made = intake(folder, more="policy: {curated: {rows: 1}}")
     made.explore("meter")
     made.validate("meter")
+    proposed = made.mine("meter")
     assert recorded(made, "rows were shown") == [
         {"source": "meter", "in": "a first look", "rows": 1},
         {"source": "meter", "in": "a report", "rows": 1},
+        {"source": "meter", "in": "proposed rules", "rows": len(proposed)},
     ]
     assert not any("99999" in str(each) for each in audit.entries(made.storage))
 
@@ -406,7 +408,7 @@ def test_what_cannot_be_recorded_is_neither_stored_nor_shown(folder: Path) -> No
     with pytest.raises(StorageError, match="audit record cannot be written"):
         made.ingest("meter")
     (folder / "rows" / "2.csv").write_text(f"{HEADER}2020-01-03,a,99999\n")
-    for act in (made.ingest, made.validate, made.explore):
+    for act in (made.ingest, made.validate, made.explore, made.mine):
         with pytest.raises(StorageError, match="audit record cannot be written"):
             act("meter")
     assert made.store.history("meter").commit == before

@@ -5,10 +5,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from mlops_ray import audit
 from mlops_ray.cluster import truths
 from mlops_ray.data import labels
-from mlops_ray.errors import DataError, ReleaseError
+from mlops_ray.errors import DataError, ReleaseError, StorageError
 from mlops_ray.storage import Storage
+from tests.conftest import unrecordable
 from tests.serving import packages
 
 CSV = "site,time,label\na,2026-11-01T12:00:00Z,1.5\nb,2026-11-01T13:00:00+01:00,2\n"
@@ -58,6 +60,19 @@ def test_what_is_wrong_is_said_with_the_file_and_stores_nothing(
     with pytest.raises(DataError, match=said):
         load(live, name, content)
     assert stored(live) == []
+
+
+def test_labels_are_recorded_before_they_are_taken_in_and_are_not_where_that_cannot_be(live: Path) -> None:
+    load(live, "truth.csv")
+    storage = Storage.open(str(live / "storage"))
+    (told,) = audit.entries(storage)
+    assert (told["what"], told["by"]) == ("labels were loaded", audit.who())
+    assert told["about"] == {"model": packages.NAME, "labels": 2, "by": ["site", "time"]}
+    before = stored(live)
+    unrecordable(storage)
+    with pytest.raises(StorageError, match="audit record cannot be written"):
+        load(live, "truth.csv")
+    assert stored(live) == before
 
 
 def test_labels_of_a_model_that_never_answered_are_refused(tmp_path: Path) -> None:

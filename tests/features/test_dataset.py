@@ -439,16 +439,23 @@ def test_a_class_of_another_type_than_the_column_is_said(store: FeatureStore, tm
 def test_who_gets_rows_is_recorded_before_and_gets_none_where_that_cannot_be(
     store: FeatureStore, tmp_path: Path
 ) -> None:
-    store.get(SPINE)
+    made = store.get(SPINE)
     store.export_feast(tmp_path / "feast")
+    rebuild(file_of(made))
     about = {"project": "p", "sources": ["s"]}
     assert [(each["what"], each["by"], each["about"]) for each in audit.entries(store.storage)] == [
         ("features were asked for", audit.who(), about | {"rows": 2}),
         ("rows were exported", audit.who(), about | {"rows": 8}),
+        ("a training set was rebuilt", audit.who(), {"set": made.path.stem, "rows": 2}),
     ]
     unrecordable(store.storage)
     before = contents(tmp_path)
-    for act in (lambda: store.get(SPINE.head(1)), lambda: store.export_feast(tmp_path / "again")):
+    acts = (
+        lambda: store.get(SPINE.head(1)),
+        lambda: store.export_feast(tmp_path / "again"),
+        lambda: rebuild(file_of(made)),
+    )
+    for act in acts:
         with pytest.raises(StorageError, match="audit record cannot be written"):
             act()
     assert contents(tmp_path) == before
