@@ -371,6 +371,21 @@ def test_nobody_adds_a_line_of_which_the_wrong_place_hears(
     assert audit.verify(storage, second) == 3
 
 
+def test_of_two_that_name_a_place_at_once_one_adds_the_line(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, lock = str(tmp_path / "heads.jsonl"), audit._locked
+
+    def another_before(path: Path) -> IO[str]:
+        monkeypatch.setattr(audit, "_locked", lock)
+        audit.settle(storage, "small", place)
+        return lock(path)
+
+    monkeypatch.setattr(audit, "_locked", another_before)
+    audit.settle(storage, "small", place)
+    assert audit.verify(storage, place) == 1
+
+
 def test_nobody_waits_for_ever_for_who_holds_the_record(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
