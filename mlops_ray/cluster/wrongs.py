@@ -56,6 +56,11 @@ def _of_a_model(model: Document) -> Iterator[str]:
         if episode["resolved"] is None:
             found = "; ".join(each["evidence"] for each in episode["found"])
             yield f"{name}: an alarm is open: {found}"
+    if lost := model.get("lost"):
+        yield (
+            f"{name}: of the rows that were answered so far, {lost:,} are missing from the prediction log (a"
+            " process was killed before it wrote them, or they could not be written)"
+        )
     misplaced = [node["address"] for node in model["places"]["nodes"] or () if not node["may"]]
     if misplaced:
         yield f"{name}: replicas run where its rows may not be: {', '.join(misplaced)}"

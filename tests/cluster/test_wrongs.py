@@ -44,6 +44,14 @@ def document(**of_model: Any) -> dict[str, Any]:
             ["m: no replica is added, and nothing is trained by itself: 5 EUR are spent"],
         ),
         ({"cost": {"held": ""}}, []),
+        (
+            {"lost": 1_063},
+            [
+                "m: of the rows that were answered so far, 1,063 are missing from the prediction log (a"
+                " process was killed before it wrote them, or they could not be written)"
+            ],
+        ),
+        ({"lost": 0}, []),
     ],
 )
 def test_what_is_wrong_with_a_model_is_a_sentence(of_model: dict[str, Any], said: list[str]) -> None:

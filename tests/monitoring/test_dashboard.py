@@ -67,6 +67,11 @@ def test_the_document_is_whole_without_traffic_and_without_the_monitor() -> None
         assert (model["name"], model["version"], model["previous"], model["rows"]) == ("m", "2", "1", 0)
 
 
+def test_the_document_has_the_rows_that_the_prediction_log_lacks() -> None:
+    (model,) = overview([RELEASE], {"m": {"versions": {}, "lost": 63}})["models"]
+    assert model["lost"] == 63
+
+
 def test_the_page_asks_no_other_address_and_makes_no_markup_of_data() -> None:
     texts = {name: asset.plain.decode() for name, asset in page.assets().items()}
     texts["index.html"], texts["login.html"] = page.dashboard().decode(), page.login_form().decode()

@@ -48,6 +48,7 @@ def _model(release: Mapping[str, Any], report: Mapping[str, Any]) -> dict[str, A
         "requests": traffic["requests"],
         "rejected": traffic["rejected"],
         "invalid": [{"column": c, "rule": r, "count": n} for c, r, n in traffic["invalid"]],
+        "lost": report.get("lost", 0),
         "alarms": report.get("alarms", []),
         "quality": report.get("quality", {}),
         "watched": report.get("watched"),
