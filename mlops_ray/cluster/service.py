@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S = 30.0
 #: Where the reconciler says what it sees of a challenger (serving.record, which asks for more imports).
 SEEN = "release/seen"
-#: Where alerts read to which address their links lead (monitoring.alerting).
+#: Where alerts read to which address their links lead (monitoring.alerting), and `status` that what runs was
+#: live once.
 ADDRESS = "address.json"
 #: Where the loop says what it decided (cluster.loop, as above).
 LOOP = "loop"
@@ -344,7 +345,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
         request = withheld(request, project.sources[project.target.source])
         result["said"] = f"{request} → {answer['outputs'][0]['data'][0]:.4g}"
     called = front.url(project, cluster)
-    storage.write_json({"url": project.serving.listen.url or called}, ADDRESS)
+    _tell_live(storage, cluster, project.serving.listen.url or called)
     return Live(
         url=called,
         grpc=f"{urlsplit(called).hostname}:{project.serving.listen.grpc_port or cluster.grpc_port}",
@@ -419,7 +420,8 @@ def curl_line(url: str, model: str, request: dict[str, Any], key_file: str) -> s
 def status(project: Project, storage: Storage) -> dict[str, Any]:
     """What is live: `{"state": "down"}`, or the service's address and the documents of its models.
 
-    `wrong` are sentences that say what is not as it should be.
+    `starting` is what has not answered yet, `unreachable` what was live and does not answer now. `wrong` are
+    sentences that say what is not as it should be.
     """
     from mlops_ray.cluster import evidence, jobs, wrongs
 
@@ -430,7 +432,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
     try:
         document = _ask(f"{inside}/dashboard/data.json", storage, STATUS_TIMEOUT_S)
     except ClusterError as error:
-        return {"state": "starting", "model": project.project, "url": url, "said": str(error)}
+        return {"model": project.project, "url": url, **_silent(storage, cluster, error)}
     names = [model["name"] for model in document["models"]]
     token = jobs.token_of(cluster.environment or os.environ)
     own = {project.project: allowed_regions(project.policies)}
@@ -452,6 +454,26 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
         **document,
     }
     return told | {"wrong": wrongs.wrong(told, wrongs.lately(storage))}
+
+
+def _tell_live(storage: Storage, cluster: LocalCluster, url: str) -> None:
+    storage.write_json({"url": url, "cluster": cluster.marker or cluster.address}, ADDRESS)
+
+
+def _silent(storage: Storage, cluster: LocalCluster, error: ClusterError) -> dict[str, Any]:
+    """What is to be said of a service that does not answer: it starts, or something is wrong with it."""
+    from mlops_ray.cluster import wrongs
+
+    told = storage.read_json(ADDRESS) or {}
+    if told.get("cluster") != (cluster.marker or cluster.address):
+        return {"state": "starting", "said": str(error)}
+    said = (
+        f"the service was live, and does not answer now ({error}); a front end that has died is replaced"
+        " within seconds: where it is not, stop what is left by mlops-ray down, and start it by"
+        " mlops-ray serve"
+    )
+    found = {"state": "unreachable", "said": said, "models": []}
+    return found | {"wrong": wrongs.wrong(found, wrongs.lately(storage))}
 
 
 def _cost(storage: Storage, name: str) -> dict[str, Any] | None:
@@ -486,6 +508,8 @@ def down(project: Project, storage: Storage) -> bool:
 
     runs = bool(serve.status().applications)
     serve.shutdown()  # type: ignore[no-untyped-call]
+    # The cluster stays: what is served on it next is not live before it says so.
+    storage.root.joinpath(ADDRESS).unlink(missing_ok=True)
     if runs:
         about = {"cluster": cluster.address}
         audit.append(storage, "the service was stopped", audit.who(), about, is_done=True)

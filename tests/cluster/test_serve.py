@@ -127,6 +127,9 @@ def test_the_champion_is_live_again_by_tls_nothing_is_trained_and_alerts_arrive(
     client.close()
     state = json.loads(mlops("status", trained.file, "--json").stdout)
     assert (state["state"], state["url"]) == ("live", found["url"])
+    running = local.recorded(trained.storage.root)
+    assert running is not None
+    assert trained.storage.read_json("address.json") == {"url": found["url"], "cluster": running.marker}
 
     # Who is to hear of alarms does, and is led to where the service is.
     tested = json.loads(mlops("alerts", "test", trained.file, "--json").stdout)
