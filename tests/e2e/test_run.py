@@ -28,7 +28,7 @@ from mlops_ray.features.history import History, read
 from mlops_ray.features.lookup import point_in_time
 from mlops_ray.registry.predictor import Predictor
 
-from ..conftest import EXAMPLE, require
+from ..conftest import EXAMPLE, ROOT, require
 from .conftest import Service, clean_environment, mlops, processes_of
 
 MODEL = "factory-load"
@@ -375,6 +375,17 @@ def test_the_monitor_counts_requests_and_shows_them(service: Service) -> None:
     assert not re.findall(r"(?:src|href)=[\"']https?://", page)
     _, metrics = ask(service, "/metrics")
     assert re.search(r'mlops_requests_total\{.*code="200".*\} \d+', metrics)
+
+
+def test_all_that_lies_in_the_storage_is_listed_in_the_readme(service: Service) -> None:
+    _, _, text = (ROOT / "README.md").read_text().partition("## How it is built")
+    listed = set(re.findall(r"`([\w.]+/?)`", text.partition("\n\n")[2].partition("\nRequests")[0]))
+    found = {
+        f"{path.name}/" if path.is_dir() else re.sub("-(wal|shm|journal)$", "", path.name)
+        for path in service.storage.root.iterdir()
+        if path.suffix != ".lock" and not path.name.startswith(".")
+    }
+    assert found - listed == set()
 
 
 def _counted(service: Service) -> dict[str, Any] | None:
