@@ -31,9 +31,10 @@ from mlops_ray.features.store import FeatureStore
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.state import ModelState
 from mlops_ray.storage import Storage
-from tests import servers
+from tests import fakes, servers
 from tests.e2e import processes
 from tests.e2e.conftest import mlops, processes_of
+from tests.fakes import Standing
 from tests.features.conftest import RedisServer
 from tests.serving import packages
 
@@ -145,22 +146,17 @@ class Service:
         least = sum(each.answered for each in every if each.is_alive)
         return least <= self.counted <= sum(each.answered for each in every)
 
-    def get(self, path: str) -> str:
-        """What the gateway answers."""
-        return fetched(f"{self.url}{path}", self.storage, PATIENCE_S).decode()
-
-    def answers(self, path: str) -> bool:
-        """Whether the gateway does."""
+    def answers(self, path: str) -> str:
+        """What the gateway answers; nothing where it does not."""
         try:
-            self.get(path)
+            return fetched(f"{self.url}{path}", self.storage, PATIENCE_S).decode()
         except MlopsError:
-            return False
-        return True
+            return ""
 
     def lost(self) -> int:
         """The rows that the service says the log lacks."""
-        until(lambda: self.answers("/metrics"))
-        lines = [line for line in self.get("/metrics").splitlines() if line.startswith(LOST)]
+        text = until(lambda: self.answers("/metrics"))
+        lines = [line for line in text.splitlines() if line.startswith(LOST)]
         return int(float(lines[0].removeprefix(LOST))) if lines else 0
 
 
@@ -234,28 +230,64 @@ def running(folder: Path, tracking: str | None) -> Iterator[Service]:
     In a Redis server, where one is installed; and of a tracking server, where one is given, which is told of
     the version first.
     """
+    file = folder / "project.yaml"
+    with _online(folder) as server:
+        try:
+            storage = _prepared(file, _said(server, tracking))
+            done = mlops("serve", file, "--detach", "--json")
+            assert done.returncode == 0, done.stderr
+            cluster = local.recorded(storage.root)
+            assert cluster is not None
+            url = json.loads(done.stdout.splitlines()[-1])["url"]
+            yield Service(file, storage, url, cluster, server, tracking)
+        finally:
+            mlops("down", file)
+    assert not processes_of(storage.root)
+
+
+@contextlib.contextmanager
+def on_nodes(folder: Path) -> Iterator[tuple[Service, Standing]]:
+    """The same on a cluster: a replica on each of two nodes, and a third node, which has room for one.
+
+    The nodes are fakes on this machine, and stand beside a head on which no replica runs.
+    """
+    file = folder / "project.yaml"
+    with _online(folder) as server, fakes.standing(folder) as cluster:
+        # One after the other: each takes ports that are free as it starts.
+        for count in range(1, REPLICAS + 2):
+            cluster.add(1)
+            until(lambda count=count: len(cluster.nodes()) == count)
+        said = _said(server, None)
+        said["serving"] |= {"resources": {"cpu": 0.6}, "listen": {"port": cluster.cluster.http_port}}
+        storage = _prepared(file, said)
+        done = mlops("deploy", file, "--json", **cluster.joined)
+        assert done.returncode == 0, done.stderr
+        url = json.loads(done.stdout.splitlines()[-1])["url"]
+        yield Service(file, storage, url, cluster.cluster, server, None), cluster
+
+
+@contextlib.contextmanager
+def _online(folder: Path) -> Iterator[RedisServer | None]:
+    """A Redis server, where one is installed."""
     server = RedisServer(folder) if shutil.which("redis-server") else None
     if server is not None:
         server.start()
-    file = folder / "project.yaml"
     try:
-        file.write_text(yaml.safe_dump(_said(server, tracking)))
-        (folder / "rows.csv").write_text(ROWS)
-        project = config.load(file, {})
-        storage = Storage.open(project.storage)
-        _store(project, storage)
-        _release(project, storage)
-        done = mlops("serve", file, "--detach", "--json")
-        assert done.returncode == 0, done.stderr
-        cluster = local.recorded(storage.root)
-        assert cluster is not None
-        url = json.loads(done.stdout.splitlines()[-1])["url"]
-        yield Service(file, storage, url, cluster, server, tracking)
+        yield server
     finally:
-        mlops("down", file)
         if server is not None:
             server.stop()
-    assert not processes_of(storage.root)
+
+
+def _prepared(file: Path, said: dict[str, Any]) -> Storage:
+    """A project's storage, with what its model looks up, and a champion."""
+    file.write_text(yaml.safe_dump(said))
+    (file.parent / "rows.csv").write_text(ROWS)
+    project = config.load(file, {})
+    storage = Storage.open(project.storage)
+    _store(project, storage)
+    _release(project, storage)
+    return storage
 
 
 def _said(server: RedisServer | None, tracking: str | None) -> dict[str, Any]:

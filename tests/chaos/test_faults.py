@@ -52,6 +52,7 @@ class Fault:
 
     `killed` are the processes that it ends with requests in their hands, `refusals` what callers without
     retries are answered while it lasts (0: nothing), `patience` the seconds and the tries of our client.
+    With `is_balanced` those without retries ask as what is in front of several nodes does (`load.steady`).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Fault:
     refusals: frozenset[int] = frozenset()
     patience: tuple[float, int] = (30.0, 8)
     is_short: bool = False
+    is_balanced: bool = False
 
 
 def killed(title: str, is_back: Callable[[Service], object]) -> Callable[[Service, Seen], None]:
@@ -192,6 +194,11 @@ def tracking_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_a_fault_costs_no_more_than_is_promised(
     service: Service, fault: Fault, record_property: Callable[[str, object], None]
 ) -> None:
+    require_promised(service, fault, record_property)
+
+
+def require_promised(service: Service, fault: Fault, record_property: Callable[[str, object], None]) -> None:
+    """Has a fault befall a service under load, and raises `AssertionError` where it costs more."""
     until(lambda: service.is_logged)
     lost_before, before = service.lost(), service.living
     answering = {process.pid for process in service.replicas}
@@ -237,6 +244,7 @@ def under(service: Service, fault: Fault) -> tuple[Seen, float, float]:
         FACTOR,
         stop,
         CALLERS,
+        balanced=fault.is_balanced,
         timeout_s=timeout_s,
         tries=tries,
         seen=seen,

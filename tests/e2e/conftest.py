@@ -21,16 +21,16 @@ COMMAND = str(Path(sys.executable).parent / "mlops-ray")
 
 
 def mlops(
-    *arguments: str | Path, cwd: Path | None = None, timeout_s: float = 280
+    *arguments: str | Path, cwd: Path | None = None, timeout_s: float = 280, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command as a user would, not as a child of this session's Ray."""
+    """Runs the command as a user would, with these variables, not as a child of this session's Ray."""
     return subprocess.run(
         [COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=timeout_s,
         cwd=cwd,
-        env=clean_environment(),
+        env=clean_environment() | environ,
     )
 
 
