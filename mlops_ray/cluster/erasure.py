@@ -8,7 +8,7 @@ import contextlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,8 @@ from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean, sa
 from mlops_ray.features import erasure as features
 from mlops_ray.features.erasure import HeldSet, Whose
 from mlops_ray.features.history import History
-from mlops_ray.features.shelves import ONLINE
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.shelves import ONLINE, kept_at_servers
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import deploy
@@ -84,6 +85,10 @@ LATE_ROWS = (
 COPIES_STAY = (
     "the copies that the server of the online store keeps on its disk, and its replicas, are not looked at"
 )
+OTHER_SERVERS = (
+    "a server at which the online store was before, or is by another project file of this storage, is not "
+    "looked at: erase by a file that names it, or delete its keys {}*"
+)
 KEYED_OTHERWISE = (
     "of a time when the source had other keys nobody can say by {} whose rows are in {}: erase by the "
     "project file of that time, or delete them"
@@ -101,7 +106,7 @@ class Found:
     """What there is of somebody, by place, and what was trained with it."""
 
     histories: dict[str, int]
-    online: dict[str, list[str]]
+    online: int
     logs: dict[str, log.Erased]
     sets: list[HeldSet]
     versions: list[dict[str, Any]]
@@ -111,7 +116,7 @@ class Found:
         """How many rows, records and sets are to be erased, by place."""
         return {
             "history": sum(self.histories.values()),
-            "online": sum(map(len, self.online.values())),
+            "online": self.online,
             "predictions": sum(each.predictions for each in self.logs.values()),
             "labels": sum(each.labels for each in self.logs.values()),
             "training_sets": len(self.sets),
@@ -184,7 +189,7 @@ class Erasure:
         sets = features.held_sets(self.storage, self.whose, hashed, self.project.functions)
         found = Found(
             {history.folder.name: history.count(key) for history in self._histories},
-            self._online(),
+            sum(len(records) for _, _, records in self._held_online()),
             {model: log.found(self.storage, model, keys) for model, keys in self._called.items()},
             sets,
             self._versions(hashed or "", sets),
@@ -218,23 +223,23 @@ class Erasure:
             found.setdefault(model, {}).update({tuple(key.items()): key for key in keys})
         return {model: list(keys.values()) for model, keys in found.items() if keys}
 
-    def _online(self) -> dict[str, list[str]]:
-        """The records of the online store, by table."""
-        if self.project.online is None and not self.storage.path(ONLINE).exists():
-            return {}
+    def _held_online(self) -> Iterator[tuple[OnlineStore, str, list[str]]]:
+        """Each online store, each of its tables, and the records there."""
         views, columns = {self.history.view.table: self.history.view.keys}, set(self.whose.typed.columns)
         for _, asked in features.manifests(self.storage):
             if self.whose.source in asked.as_of:
                 view = asked.as_of[self.whose.source].table
                 # Where the keys had other names, the values say whose a record is.
                 views[view.table] = view.keys if columns <= set(view.keys) else ()
-        with closing(self.store.online()) as online:
-            return {
-                history.folder.name: online.held(
-                    history.folder.name, views.get(history.folder.name, ()), self.whose.typed
-                )
-                for history in self._histories
-            }
+        with ExitStack() as opened:
+            file = self.storage.path(ONLINE)
+            # It stays where it is when `online:` names a server from some day on.
+            stores = [opened.enter_context(closing(OnlineStore(file)))] if file.exists() else []
+            if self.project.online is not None:
+                stores.append(opened.enter_context(closing(self.store.online())))
+            for store in stores:
+                for table in (history.folder.name for history in self._histories):
+                    yield store, table, store.held(table, views.get(table, ()), self.whose.typed)
 
     def _versions(self, hashed: str, sets: list[HeldSet]) -> list[dict[str, Any]]:
         """The registered versions that were trained with these rows."""
@@ -256,7 +261,7 @@ class Erasure:
         yield partial(self.erased.add, key, self.reason)
         for history in self._histories:
             yield partial(history.erase, key, _commit_id(history))
-        yield partial(self._erase_online, found)
+        yield self._erase_online
         for model, keys in self._called.items():
             yield partial(log.erase, self.storage, model, keys)
         for held in found.sets:
@@ -273,12 +278,9 @@ class Erasure:
         except (MlopsError, OSError, pl.exceptions.PolarsError) as error:
             self.left[held.path.name] = safe(error)
 
-    def _erase_online(self, found: Found) -> None:
-        if not found.online:
-            return
-        with closing(self.store.online()) as online:
-            for table, records in found.online.items():
-                online.erase(table, records)
+    def _erase_online(self) -> None:
+        for store, table, records in self._held_online():
+            store.erase(table, records)
 
     @property
     def _shown(self) -> list[str]:
@@ -343,6 +345,8 @@ class Erasure:
             yield LATE_ROWS
         if self.project.online is not None:
             yield COPIES_STAY
+        if keys := kept_at_servers(self.storage):
+            yield OTHER_SERVERS.format(keys)
         if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
         yield from self._unknown()

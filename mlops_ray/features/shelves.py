@@ -23,6 +23,8 @@ from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage, replacing
 
 ONLINE = "online.db"
+#: The file that says what keys of this storage are called at a server.
+ID = "features/id"
 #: A reader that meets a writer waits; one transaction of the writer takes far less.
 BUSY_S = 5.0
 #: What a caller of a server waits for an answer.
@@ -139,9 +141,19 @@ def online_location(project: Project, storage: Storage) -> str:
     return f"{project.online}#{_store_id(storage)}"
 
 
+def kept_at_servers(storage: Storage) -> str | None:
+    """How the keys of a storage begin at servers; `None` where no project of it has named one."""
+    path = storage.root / ID
+    return _prefix(path.read_text()) if path.exists() else None
+
+
+def _prefix(space: str) -> str:
+    return f"mlops:{space}:"
+
+
 def _store_id(storage: Storage) -> str:
     """What tells the histories of this storage from those of others: made once, by whoever comes first."""
-    path = storage.path("features", "id")
+    path = storage.path(ID)
     if not path.exists():
         mine = path.with_name(f"id-{secrets.token_hex(8)}")
         with replacing(mine) as new:
@@ -356,7 +368,7 @@ class RedisShelf(Shelf):
 
     def __init__(self, location: str) -> None:
         url, _, space = location.partition("#")
-        self._prefix = f"mlops:{space}:"
+        self._prefix = _prefix(space)
         try:
             import redis
         except ImportError:

@@ -28,6 +28,8 @@ from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError, sa
 from mlops_ray.features import dataset
 from mlops_ray.features import erasure as feature_erasure
 from mlops_ray.features.history import History, read
+from mlops_ray.features.online import OnlineStore
+from mlops_ray.features.shelves import online_location
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.instants import to_micros
 from mlops_ray.storage import Storage
@@ -288,6 +290,23 @@ def test_who_is_erased_again_is_not_asked_for_in_vain_and_nothing_changes(world:
     assert again["erased"]
     assert not any(again[name] for name in ("history", "online", "predictions", "labels", "training_sets"))
     check_erased(world, before)
+
+
+def test_where_a_server_is_named_now_the_file_of_before_is_erased_too_and_other_servers_are_said(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (world.folder / "project.yaml").write_text(f"{PROJECT}online: redis://server:6379/0\n")
+    monkeypatch.setattr(FeatureStore, "online", lambda _: OnlineStore(tmp_path / "server"))
+    _, _, space = online_location(world.project, world.storage).partition("#")
+    world.store.materialize()
+    assert "online.db" in places(world)
+    found = world.erase()
+    assert found["online"] == 2, "of the file and of the server"
+    assert places(world) == set()
+    assert found_in(tmp_path / "server", [WHO]) == set()
+    assert any(f"delete its keys mlops:{space}:*" in note for note in found["notes"])
+    (world.folder / "project.yaml").write_text(PROJECT)
+    assert any(space in note for note in world.erase()["notes"]), "also where no file names a server any more"
 
 
 # ---------------------------------------------------------------- killed
