@@ -90,8 +90,8 @@ OTHER_SERVERS = (
     "looked at: erase by a file that names it, or delete its keys {}*"
 )
 KEYED_OTHERWISE = (
-    "of a time when the source had other keys nobody can say by {} whose rows are in {}: erase by the "
-    "project file of that time, or delete them"
+    "of a time when the source had other keys (by name or type) nobody can say by {} whose rows are in {}, "
+    "and in what was made of them: erase by the project file of that time, or delete them"
 )
 SET_LEFT = (
     "the training set {} could not be computed anew and still holds the rows ({}): mend that and call it "
@@ -184,8 +184,10 @@ class Erasure:
         return self.history.erased
 
     def _found(self) -> Found:
-        key, before = self.whose.key, self.erased.find(self.whose.key)
-        hashed = before["hash"] if before else None
+        key = self.whose.key
+        same = self.erased.find(key)
+        before = [same] if same else self.erased.of_other_columns(key)
+        hashed = before[0]["hash"] if before else None
         sets = features.held_sets(self.storage, self.whose, hashed, self.project.functions)
         found = Found(
             {history.folder.name: history.count(key) for history in self._histories},
@@ -194,7 +196,7 @@ class Erasure:
             sets,
             self._versions(hashed or "", sets),
         )
-        if before is None and not any(found.counts.values()):
+        if not before and not any(found.counts.values()):
             named = ", ".join(f"{name}={text}" for name, text in key.items())
             notes = "".join(f"; {note}" for note in self._unknown())
             raise DataError(
@@ -258,7 +260,7 @@ class Erasure:
         """What is done, one after the other, each safe to repeat."""
         key = self.whose.key
         yield partial(self._tell, "rows are being erased", found)
-        yield partial(self.erased.add, key, self.reason)
+        yield partial(self.erased.add, key, self.reason, self.whose.types)
         for history in self._histories:
             yield partial(history.erase, key, _commit_id(history))
         yield self._erase_online

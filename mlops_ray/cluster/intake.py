@@ -19,6 +19,7 @@ from mlops_ray.cluster import evidence
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.config import File, Project, Source, Target
 from mlops_ray.data import blocks, ingest, inputs
+from mlops_ray.data.erased import family
 from mlops_ray.data.explore import Aim, explore
 from mlops_ray.data.explore_page import explore_page
 from mlops_ray.data.ingest import Staged
@@ -32,6 +33,7 @@ from mlops_ray.features.commits import Batch, buckets_of
 from mlops_ray.features.history import Commit
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.policy import curated
+from mlops_ray.schema import DTYPES
 from mlops_ray.serving import deploy
 from mlops_ray.storage import Storage, digest, replacing
 
@@ -185,6 +187,8 @@ class Intake:
         after = self._cursors(name, files) if is_incremental else {}
         with ingest.staging(source, name, files, self.storage.root) as staged:
             try:
+                types = {name: family(DTYPES[column.type]) for name, column in source.columns.items()}
+                self.store.history(name).erased.require_told(name, types)
                 ingest.read(
                     staged,
                     partition,

@@ -8,7 +8,7 @@ their row by the request alone, so that after a kill nobody could find them agai
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import polars as pl
 
 from mlops_ray.data import labels
-from mlops_ray.data.erased import as_text
+from mlops_ray.data.erased import equal
 from mlops_ray.data.labels import BY_REQUEST
 from mlops_ray.data.prediction_log import ASKED, FOLDER, MACHINE, rewriting
 from mlops_ray.storage import PRIVATE, Storage, digest, replacing
@@ -25,9 +25,6 @@ from mlops_ray.storage import PRIVATE, Storage, digest, replacing
 NOTE = "erasing-{}.parquet"
 #: What a writer that was killed has begun is not younger than this, and no file takes as long.
 LEFT_S = 3600.0
-
-#: How a key says the zero of floating point, of which there are two.
-ZERO = "0.0"
 
 #: What columns are of a key: their names, and the value of each as text.
 Key = Mapping[str, str]
@@ -46,14 +43,22 @@ def is_of(key: Key) -> pl.Expr:
     >>> pl.DataFrame({"k": [1, 2, None]}).select(is_of({"k": "2"}).alias("theirs"))["theirs"].to_list()
     [False, True, False]
     """
-    return pl.all_horizontal(_text(name, text).eq_missing(pl.lit(text)) for name, text in key.items())
+    return pl.all_horizontal(_is(name, text) for name, text in key.items())
 
 
-def _text(name: str, wanted: str) -> pl.Expr:
-    if wanted != ZERO:
-        return pl.col(name).cast(pl.String)
-    # Only of values is it known whether they are numbers, of which -0.0 is the same key.
-    return pl.col(name).map_batches(as_text, return_dtype=pl.String, is_elementwise=True)
+def _is(name: str, text: str) -> pl.Expr:
+    if not _is_number(text):
+        return pl.col(name).cast(pl.String).eq_missing(pl.lit(text))
+    # Only of values is it known whether they are numbers, which are equal however they are written.
+    return pl.col(name).map_batches(partial(equal, text=text), return_dtype=pl.Boolean, is_elementwise=True)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def is_of_any(keys: Sequence[Key]) -> pl.Expr:

@@ -14,7 +14,7 @@ from typing import Any
 import polars as pl
 
 from mlops_ray.config import Source
-from mlops_ray.data.erased import THEIRS, as_text
+from mlops_ray.data.erased import THEIRS, as_text, family
 from mlops_ray.data.erasure import LEFT_S, Key, is_of_any, remove_left
 from mlops_ray.errors import DataError, UsageError, did_you_mean
 from mlops_ray.features import dataset, manifest
@@ -53,6 +53,11 @@ class Whose:
         """The value of each column as text, as `data.erasure` compares it."""
         return {each.name: as_text(each).item() for each in self.typed.iter_columns()}
 
+    @property
+    def types(self) -> dict[str, str]:
+        """The families of its columns' types (`erased.family`)."""
+        return {each.name: family(each.dtype) for each in self.typed.iter_columns()}
+
     def called(self, names: Mapping[str, str]) -> Key:
         """The key where its columns have other names."""
         return {names[column]: text for column, text in self.key.items()}
@@ -84,16 +89,28 @@ def histories(storage: Storage, view: ViewTable) -> list[History]:
 
 
 def keyed_otherwise(storage: Storage, whose: Whose, histories: list[History]) -> list[str]:
-    """The histories and sets of the source, as it once was defined, that have no column of such a name.
+    """The histories and sets of the source, as it once was defined, without such columns of such types.
 
     Whose rows are in them nobody can say by this key.
     """
-    found = [each.folder for each in histories if not each.has(whose.typed.columns)]
+    found = [each.folder for each in histories if not each.has(whose.types)]
     for file, asked in manifests(storage):
-        question, path = asked.as_of.get(whose.source), file.with_suffix(".parquet")
-        if question and not set(whose.typed.columns) <= set(question.table.keys) and path.exists():
+        path = file.with_suffix(".parquet")
+        if whose.source in asked.as_of and path.exists() and not _is_told(asked, whose, path):
             found.append(path)
     return [str(path.relative_to(storage.root)) for path in found]
+
+
+def _is_told(asked: Manifest, whose: Whose, path: Path) -> bool:
+    """Whether the rows of a set say whose they are."""
+    if not set(whose.typed.columns) <= set(asked.as_of[whose.source].table.keys):
+        return False
+    schema = pl.read_parquet_schema(path)
+    return all(
+        family(schema[name]) == kind
+        for key in keys_of(asked, whose)
+        for name, kind in zip(key, whose.types.values(), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- training sets

@@ -9,7 +9,7 @@ import contextlib
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from mlops_ray.config import Source
-from mlops_ray.data.erased import Erased
+from mlops_ray.data.erased import Erased, family
 from mlops_ray.data.erasure import LEFT_S, Key, is_of
 from mlops_ray.errors import DataError, StorageError, first_line
 from mlops_ray.features.commits import (
@@ -302,11 +302,11 @@ class History:
             table = self._table()
             return table is None or not table.file_uris()
 
-    def has(self, columns: Sequence[str]) -> bool:
-        """Whether its rows have these columns, as those of a source once defined otherwise may not."""
+    def has(self, types: Mapping[str, str]) -> bool:
+        """Whether its rows have these columns, of these families of types, as in another definition not."""
         with _readable(self.folder):
             table = self._table()
-            return table is None or set(columns) <= {field.name for field in table.schema().fields}
+            return table is None or types.items() <= _families(table).items()
 
     def count(self, key: Key) -> int:
         """How many rows of a key it holds, superseded ones too; `key` has the text of some of its columns."""
@@ -328,7 +328,7 @@ class History:
             with _readable(self.folder):
                 last = _newest(table) if table else None
                 found = _holding(table, key) if table and last else {}
-            if table is None or last is None or not self.has(list(key)):
+            if table is None or last is None or not key.keys() <= _families(table).keys():
                 return None
             if found:
                 self._take_out(table, last, found, key, commit_id)
@@ -494,9 +494,13 @@ def _files(table: DeltaTable) -> dict[int, Bucket]:
     return {b: Bucket(tuple(paths), n, begin, end) for b, paths, n, begin, end in grouped.iter_rows()}
 
 
+def _families(table: DeltaTable) -> dict[str, str]:
+    return {name: family(dtype) for name, dtype in pl.Schema(table.schema()).items()}
+
+
 def _holding(table: DeltaTable, key: Key) -> dict[str, tuple[int, int]]:
     """The files that hold rows of a key, by name: how many, and in which bucket they lie."""
-    if not set(key) <= {field.name for field in table.schema().fields}:
+    if not key.keys() <= _families(table).keys():
         return {}
     found = {}
     for number, bucket in _files(table).items() if table.file_uris() else ():

@@ -283,6 +283,26 @@ def test_a_source_that_is_defined_anew_does_not_bring_them_back_either(world: Wo
     assert "features" not in places(world)
 
 
+def test_a_source_whose_key_is_renamed_is_not_read_until_they_are_erased_by_its_new_name(
+    world: World,
+) -> None:
+    world.erase()
+    (world.folder / "project.yaml").write_text(PROJECT.replace("person", "member"))
+    (world.folder / "people.csv").write_text(people(DAYS + 1).replace("time,person,", "time,member,"))
+    for read_anew in (world.intake.ingest, world.intake.explore, world.intake.mine):
+        with pytest.raises(
+            DataError, match=r"would come back: it does not have the key any more .*person.*17"
+        ):
+            read_anew("people")
+    assert world.intake.validate("people")["state"] == "refused"
+    assert places(world) == set()
+    assert world.erasure(given={"member": WHO}).run(lambda _: True)["erased"], "though it has no row yet"
+    world.intake.ingest("people")
+    report = orjson.loads((world.storage.root / "reports" / "validation-people.json").read_bytes())
+    assert report["erased"] == DAYS + 1
+    assert places(world) == set()
+
+
 def test_who_is_erased_again_is_not_asked_for_in_vain_and_nothing_changes(world: World) -> None:
     world.erase()
     before = world.others()

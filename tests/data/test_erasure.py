@@ -12,7 +12,7 @@ import pytest
 
 from mlops_ray.data import erasure, labels, prediction_log
 from mlops_ray.data.erased import Erased
-from mlops_ray.errors import StorageError
+from mlops_ray.errors import DataError, StorageError
 from mlops_ray.storage import Storage
 
 MODEL = "m"
@@ -155,21 +155,61 @@ def test_rows_of_erased_keys_are_told_by_a_hash_with_a_salt_of_its_own(tmp_path:
     one, other = Erased.of(tmp_path, "one"), Erased.of(tmp_path, "other")
     assert one.without(rows).equals(rows)
     assert not one.path.exists()
-    one.add({"k": "1", "site": "a"}, "why")
-    one.add({"site": "a", "k": "1"}, "again")
-    one.add({"k": "2"}, "why")
+    types = {"k": "number", "site": "text"}
+    one.add({"k": "1", "site": "a"}, "why", types)
+    one.add({"site": "a", "k": "1"}, "again", types)
+    one.add({"k": "2"}, "why", types)
     assert one.without(rows)["x"].to_list() == [3.0, 4.0]
     assert one.without(rows.drop("site"))["x"].to_list() == [1.0, 3.0, 4.0], "a table without the column"
     assert (one.find({"k": "2"}) or {})["reason"] == "why"
     assert one.find({"k": "3"}) is None
-    other.add({"k": "2"}, "why")
+    other.add({"k": "2"}, "why", types)
     assert one.hash({"k": "2"}) != other.hash({"k": "2"})
     assert len(one.path.read_text().split("hash")) == 3
 
 
+@pytest.mark.parametrize("text", ["7", "7.0"])
+def test_a_number_is_the_same_key_in_a_column_of_whole_numbers_and_in_one_of_others(
+    text: str, tmp_path: Path
+) -> None:
+    erased = Erased.of(tmp_path, "s")
+    erased.add({"k": text, "site": "a"}, "why", {"k": "number", "site": "text"})
+    for rows in (pl.DataFrame({"k": [7, 8, None]}), pl.DataFrame({"k": [7.0, 7.5, None]})):
+        rows = rows.with_columns(site=pl.lit("a"))
+        assert erased.are_theirs(rows).to_list() == [True, False, False]
+        assert rows.select(theirs=erasure.is_of({"k": text}))["theirs"].to_list() == [True, False, False]
+    large = pl.DataFrame({"k": [2**53, 2**53 + 1]})
+    assert large.select(theirs=erasure.is_of({"k": f"{2.0**53}"}))["theirs"].to_list() == [True, False]
+
+
+def test_a_source_whose_columns_do_not_tell_erased_keys_is_refused_until_each_is_erased_by_others(
+    tmp_path: Path,
+) -> None:
+    erased = Erased.of(tmp_path, "s")
+    erased.require_told("s", {})
+    erased.add({"k": "7", "site": "a"}, "request 17", {"k": "text", "site": "text"})
+    was, renamed = {"k": "text", "site": "text"}, {"key": "number", "site": "text"}
+    for types in (renamed, {"site": "text"}, was | {"k": "number"}):
+        with pytest.raises(
+            DataError, match=r"by which that was done \(k, site\).*1 erased .*request 17"
+        ) as told:
+            erased.require_told("s", types)
+        assert "request 17" not in str(told.value.without_data())
+    erased.require_told("s", was)
+    erased.add({"key": "8", "site": "a"}, "another", renamed)
+    with pytest.raises(DataError, match="of 1 erased keys"):
+        erased.require_told("s", renamed)
+    erased.add({"site": "a", "key": "7"}, "the same", renamed)
+    erased.require_told("s", renamed)
+    erased.add({"k": "7", "site": "a"}, "of another type", was | {"k": "number"})
+    erased.require_told("s", was | {"k": "number"} | {"key": "number"})
+    with pytest.raises(DataError, match=r"that was done \(key, site\)"):
+        erased.require_told("s", was)
+
+
 def test_where_it_cannot_be_read_whose_rows_were_erased_nothing_is_let_in(tmp_path: Path) -> None:
     erased = Erased.of(tmp_path, "s")
-    erased.add({"k": "1"}, "why")
+    erased.add({"k": "1"}, "why", {"k": "number"})
     erased.path.write_text("{}")
     with pytest.raises(StorageError, match="says whose rows were erased, is damaged; restore it"):
         erased.without(pl.DataFrame({"k": [1]}))

@@ -102,7 +102,7 @@ def test_commits_go_on_behind_it_and_those_before_are_still_stored_once(stored: 
 
 
 def test_a_key_that_is_kept_out_is_never_stored(stored: History) -> None:
-    stored.erased.add(KEY, "why")
+    stored.erased.add(KEY, "why", {"k": "text"})
     stored.erase(KEY, "erased")
     stored.append(rows((WHO, 9, 1.0), ("z", 9, 1.0)), source(), "again")
     assert found_in(stored.folder, [WHO]) == set()
@@ -121,7 +121,7 @@ def test_rows_of_a_writer_who_began_before_do_not_come_back(
         monkeypatch.setattr(DeltaTable, "create_write_transaction", begun)
         if who_is_first == "the other":
             stored.append(more, source(), "meanwhile")
-        stored.erased.add(KEY, "why")
+        stored.erased.add(KEY, "why", {"k": "text"})
         if who_is_first == "the erasure":
             stored.erase(KEY, "erased")
         begun(self, *given, **named)
@@ -285,6 +285,22 @@ def test_a_set_of_an_older_form_is_told_rather_than_passed_over(store: FeatureSt
         erasure.held_sets(store.storage, whose(store), None, frozenset())
 
 
+def test_rows_of_a_time_when_a_key_was_text_are_named_and_those_of_other_numbers_found(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    made = store.get(pl.DataFrame({"k": ["7"], "t": ["2026-01-08T12:00Z"]}))
+    before = store.history("s")
+    for kind, text, named in (
+        ("float", "7.0", []),
+        ("string", "7", [f"features/{before.folder.name}", f"datasets/{made.path.name}"]),
+    ):
+        anew = opened(tmp_path, PROJECT.replace("k: {type: int}", f"k: {{type: {kind}}}"))
+        theirs = Whose.of("s", anew.project.sources["s"], {"k": text})
+        every = erasure.histories(store.storage, anew.history("s").view)
+        assert sum(each.count(theirs.key) for each in every) == 1
+        assert erasure.keyed_otherwise(store.storage, theirs, every) == named
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "means"),
     [
@@ -312,7 +328,7 @@ def test_the_two_zeros_are_one_key(text: str, tmp_path: Path) -> None:
     declared = Source(path="x.csv", entity="k", time="none", columns={"k": {"type": "float"}})  # type: ignore[arg-type]
     key = Whose.of("s", declared, {"k": text}).key
     kept_out = Erased.of(tmp_path, "s")
-    kept_out.add(key, "why")
+    kept_out.add(key, "why", {"k": "number"})
     rows = pl.DataFrame({"k": [0.0, -0.0, 1.0, None]})
     expected = [True, True, False, False]
     assert kept_out.are_theirs(rows).to_list() == expected
