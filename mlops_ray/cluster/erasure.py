@@ -4,19 +4,16 @@ The next run goes on where one was killed: the audit record hears of it, then it
 out from now on, then the history is erased, of which all else is made anew.
 """
 
-import contextlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from mlops_ray import audit
+from mlops_ray.cluster import mentions
 from mlops_ray.cluster.stages import FILE, alone
 from mlops_ray.config import Project
 from mlops_ray.data import erasure as log
@@ -52,21 +49,6 @@ COUNTED = (
     "erased",
     "files",
 )
-#: What is erased itself, or names nobody: all else of a storage is looked through for the key.
-ERASED = (
-    "features",
-    "datasets",
-    "predictions",
-    "predictions_machine_only",
-    "labels",
-    "audit",
-    "staging",
-    ONLINE,
-)
-#: Of a value with fewer characters it would be said everywhere.
-LEAST_CHARACTERS = 4
-#: Of a file no more is looked through; none of ours that is text is as large.
-MOST_BYTES = 64 * 2**20
 
 #: What a person should know, or has to do.
 INPUTS_STAY = (
@@ -97,7 +79,6 @@ SET_LEFT = (
     "the training set {} could not be computed anew and still holds the rows ({}): mend that and call it "
     "again, or delete the set"
 )
-NOT_LOOKED_AT = "{} could not be looked at ({}): whether it names the key is not known"
 TOO_SHORT = "the key is too short to be looked for in reports, packages and the documents of the monitor"
 
 
@@ -145,7 +126,7 @@ class Erasure:
         whose = Whose.of(source, project.sources[source], given)
         if not reason.strip():
             raise UsageError("--reason is empty; it is kept, so say why these rows are erased")
-        if any(_token(text).search(reason) for text in whose.key.values()):
+        if any(mentions.token(text).search(reason) for text in whose.key.values()):
             raise UsageError(
                 "--reason names whose rows they are, and it is kept: say it without the value of the key"
             )
@@ -321,7 +302,8 @@ class Erasure:
     # ------------------------------------------------------------ what is said
 
     def _document(self, found: Found, *, is_done: bool) -> dict[str, Any]:
-        named, unread = self._named_in(but=() if is_done else self._shown)
+        kept = mentions.kept(self.storage.root, but=() if is_done else self._shown)
+        named, unread = mentions.named(self.storage.root, kept, self.whose.key.values())
         return {
             "source": self.whose.source,
             "erased": is_done,
@@ -349,7 +331,7 @@ class Erasure:
             yield COPIES_STAY
         if keys := kept_at_servers(self.storage):
             yield OTHER_SERVERS.format(keys)
-        if not any(len(text) >= LEAST_CHARACTERS for text in self.whose.key.values()):
+        if not any(len(text) >= mentions.LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
         yield from self._unknown()
         for name, why in self.left.items():
@@ -358,29 +340,6 @@ class Erasure:
     def _unknown(self) -> Iterator[str]:
         if found := features.keyed_otherwise(self.storage, self.whose, self._histories):
             yield KEYED_OTHERWISE.format(", ".join(self.whose.typed.columns), ", ".join(found))
-
-    def _named_in(self, but: Sequence[str]) -> tuple[list[str], list[str]]:
-        """Files that are kept and name the key, and a note of each that could not be read.
-
-        They name it with counts, figures of a group, or what a model knows.
-        """
-        wanted = [_token(text) for text in self.whose.key.values() if len(text) >= LEAST_CHARACTERS]
-        named, unread = list[str](), list[str]()
-        for path in _below(self.storage.root) if wanted else ():
-            name = str(path.relative_to(self.storage.root))
-            if name in but:
-                continue
-            # A service that runs makes files and removes them.
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    is_named = all(any(token.search(text) for text in _texts(path)) for token in wanted)
-                except FileNotFoundError:
-                    raise
-                except (OSError, pl.exceptions.PolarsError) as error:
-                    unread.append(NOT_LOOKED_AT.format(name, safe(error)))
-                else:
-                    named += [name] if is_named else []
-        return named, unread
 
 
 def _commit_id(history: History) -> str:
@@ -395,31 +354,3 @@ def _counted(document: Mapping[str, Any]) -> dict[str, Any]:
     said = "values of rows were taken out when some were erased; `validate` reports anew"
     kept = {name: document[name] for name in COUNTED if name in document}
     return kept | {"said": said, "checks": checks, "table": [], "findings": []}
-
-
-def _token(text: str) -> re.Pattern[str]:
-    """The text, where it is not a part of a longer word."""
-    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
-
-
-def _below(root: Path) -> list[Path]:
-    tops = sorted(each for each in root.iterdir() if each.name not in ERASED and not each.is_symlink())
-    below = [each for top in tops for each in ([top] if top.is_file() else _files_of(top))]
-    # What begins with a dot is not a file yet, see `storage.replacing`.
-    return [each for each in below if not each.name.startswith((".", ONLINE)) and each.is_file()]
-
-
-def _files_of(folder: Path) -> list[Path]:
-    # Unlike `rglob` it bears that a folder goes meanwhile.
-    return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names)
-
-
-def _texts(path: Path) -> Iterator[str]:
-    if path.stat().st_size > MOST_BYTES:
-        return
-    yield path.read_bytes().decode("utf-8", errors="replace")
-    if path.suffix == ".parquet":
-        rows = pl.read_parquet(path, glob=False, hive_partitioning=False)
-        for name, dtype in rows.schema.items():
-            if dtype in (pl.String, pl.Categorical) or isinstance(dtype, pl.Enum):
-                yield "\n".join(rows[name].cast(pl.String).drop_nulls().unique().to_list())
