@@ -13,7 +13,7 @@ from typing import Any
 import polars as pl
 
 from mlops_ray import audit
-from mlops_ray.cluster import mentions
+from mlops_ray.cluster import loads, mentions
 from mlops_ray.cluster.stages import FILE, alone
 from mlops_ray.config import Project
 from mlops_ray.data import erasure as log
@@ -70,6 +70,10 @@ COPIES_STAY = (
 OTHER_SERVERS = (
     "a server at which the online store was before, or is by another project file of this storage, is not "
     "looked at: erase by a file that names it, or delete its keys {}*"
+)
+LOAD_TEST = (
+    "a load test runs, and asks for rows of the log or of the history as they were ({}): call it again when "
+    "that has ended"
 )
 KEYED_OTHERWISE = (
     "of a time when the source had other keys (by name or type) nobody can say by {} whose rows are in {}, "
@@ -252,6 +256,7 @@ class Erasure:
         yield partial(features.remove_spines, self.storage, self.whose)
         yield self._clear_reports
         yield partial(ingest.clear, self.storage.root)
+        yield partial(loads.clear, self.storage)
         yield partial(self._tell, "erased", found)
 
     def _supersede(self, held: HeldSet) -> None:
@@ -312,7 +317,7 @@ class Erasure:
             "versions": found.versions,
             "named_in": named,
             "left": self.left,
-            "notes": [*self._notes(found), *unread],
+            "notes": [*self._notes(found), *(self._left_over() if is_done else ()), *unread],
         }
 
     def _notes(self, found: Found) -> Iterator[str]:
@@ -336,6 +341,11 @@ class Erasure:
         yield from self._unknown()
         for name, why in self.left.items():
             yield SET_LEFT.format(name, why)
+
+    def _left_over(self) -> Iterator[str]:
+        """What others still use."""
+        if used := loads.aside(self.storage):
+            yield LOAD_TEST.format(", ".join(str(each.relative_to(self.storage.root)) for each in used))
 
     def _unknown(self) -> Iterator[str]:
         if found := features.keyed_otherwise(self.storage, self.whose, self._histories):

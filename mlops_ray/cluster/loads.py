@@ -138,12 +138,24 @@ def _alone(storage: Storage) -> Iterator[None]:
             "another load test runs, and each would measure the other; wait for it, or stop it"
         )
     with lock:
-        for left in storage.root.joinpath(ASIDE).glob("tmp*"):
+        for left in aside(storage):
             if left.is_symlink() or left.is_file():
                 left.unlink()
             else:
                 shutil.rmtree(left)
         yield
+
+
+def aside(storage: Storage) -> list[Path]:
+    """What load tests have laid aside: rows that they ask for, and what they are answered."""
+    return sorted(storage.root.joinpath(ASIDE).glob("tmp*"))
+
+
+def clear(storage: Storage) -> None:
+    """Takes away what a load test left that was killed; what one needs that runs stays."""
+    if aside(storage):
+        with contextlib.suppress(StorageError), _alone(storage):
+            pass
 
 
 # ---------------------------------------------------------------- what is asked

@@ -20,6 +20,7 @@ ERASED = (
     "labels",
     "audit",
     "staging",
+    "loadtest",
     ONLINE,
 )
 #: Of a value with fewer characters it would be said everywhere.

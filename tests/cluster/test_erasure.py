@@ -32,7 +32,7 @@ from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import online_location
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.instants import to_micros
-from mlops_ray.storage import Storage
+from mlops_ray.storage import Storage, locked
 from tests.security.canaries import found_in
 
 PROJECT = """
@@ -300,6 +300,17 @@ def test_a_source_whose_key_is_renamed_is_not_read_until_they_are_erased_by_its_
     world.intake.ingest("people")
     report = orjson.loads((world.storage.root / "reports" / "validation-people.json").read_bytes())
     assert report["erased"] == DAYS + 1
+    assert places(world) == set()
+
+
+def test_what_a_killed_load_test_left_goes_and_what_one_needs_that_runs_is_named(world: World) -> None:
+    asked = world.storage.path("loadtest", "tmpx", "predictions", "people", "a.parquet")
+    pl.DataFrame({"request.person": [WHO]}).write_parquet(asked)
+    with locked(world.storage.path("loadtest", ".lock")) or pytest.fail("it is held"):
+        found = world.erase()
+        assert any(note.startswith("a load test runs") and "loadtest/tmpx" in note for note in found["notes"])
+        assert places(world) == {"loadtest"}
+    assert not any("load test" in note for note in world.erase()["notes"])
     assert places(world) == set()
 
 
