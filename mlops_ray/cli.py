@@ -1004,7 +1004,7 @@ def _print_rules(found: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def _print_to_be_erased(found: dict[str, Any]) -> None:
-    places = ("history", "online", "predictions", "labels", "training_sets")
+    places = ("history", "online", "predictions", "labels", "training_sets", "reports")
     _print_table(
         ["place", "to be erased"], [[place.replace("_", " "), f"{found[place]:,}"] for place in places]
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -17,7 +18,7 @@ from mlops_ray.cluster import loads, mentions
 from mlops_ray.cluster.stages import FILE, alone
 from mlops_ray.config import Project
 from mlops_ray.data import erasure as log
-from mlops_ray.data import ingest, prediction_log
+from mlops_ray.data import ingest, labels, prediction_log
 from mlops_ray.data.erased import Erased
 from mlops_ray.data.erasure import Key
 from mlops_ray.data.inputs import shown
@@ -50,6 +51,9 @@ COUNTED = (
     "files",
 )
 
+#: Where something of a model's requests is.
+LOGGED = (prediction_log.FOLDER, prediction_log.MACHINE, labels.FOLDER)
+
 #: What a person should know, or has to do.
 INPUTS_STAY = (
     "what is read into the history is yours and stays as it is ({}): take the rows out there too; until then "
@@ -75,6 +79,10 @@ LOAD_TEST = (
     "a load test runs, and asks for rows of the log or of the history as they were ({}): call it again when "
     "that has ended"
 )
+BEGUN = (
+    "{} may be of a writer that was killed within the last hour, and hold rows: call it again in an hour if "
+    "that is still there"
+)
 KEYED_OTHERWISE = (
     "of a time when the source had other keys (by name or type) nobody can say by {} whose rows are in {}, "
     "and in what was made of them: erase by the project file of that time, or delete them"
@@ -94,6 +102,8 @@ class Found:
     online: int
     logs: dict[str, log.Erased]
     sets: list[HeldSet]
+    #: Reports, and what killed runs left.
+    reports: list[str]
     versions: list[dict[str, Any]]
 
     @property
@@ -106,6 +116,7 @@ class Found:
             "labels": sum(each.labels for each in self.logs.values()),
             "training_sets": len(self.sets),
             "rows_of_training_sets": sum(each.rows for each in self.sets),
+            "reports": len(self.reports),
         }
 
 
@@ -179,6 +190,7 @@ class Erasure:
             sum(len(records) for _, _, records in self._held_online()),
             {model: log.found(self.storage, model, keys) for model, keys in self._called.items()},
             sets,
+            self._reports(),
             self._versions(hashed or "", sets),
         )
         if not before and not any(found.counts.values()):
@@ -247,13 +259,14 @@ class Erasure:
         yield partial(self._tell, "rows are being erased", found)
         yield partial(self.erased.add, key, self.reason, self.whose.types)
         for history in self._histories:
-            yield partial(history.erase, key, _commit_id(history))
+            # Who writes a history holds what we hold: what is there of one was left.
+            yield partial(history.erase, key, _commit_id(history), left_s=0)
         yield self._erase_online
         for model, keys in self._called.items():
             yield partial(log.erase, self.storage, model, keys)
         for held in found.sets:
             yield partial(self._supersede, held)
-        yield partial(features.remove_spines, self.storage, self.whose)
+        yield partial(features.remove_spines, self.storage)
         yield self._clear_reports
         yield partial(ingest.clear, self.storage.root)
         yield partial(loads.clear, self.storage)
@@ -270,6 +283,27 @@ class Erasure:
         for store, table, records in self._held_online():
             store.erase(table, records)
 
+    def _reports(self) -> list[str]:
+        """The files that are cleared and name the key, or of which nobody knows whether they do."""
+        root, name = self.storage.root, self.whose.source
+        files = [
+            *self._showing,
+            *(path for path in [root / "reports" / LAST_READING.format(name)] if path.exists()),
+            *(path for folder in (ingest.STAGING, loads.ASIDE) for path in mentions.files_of(root / folder)),
+        ]
+        found, unread = mentions.named(root, files, self.whose.key.values())
+        return [*found, *unread]
+
+    @property
+    def _showing(self) -> list[Path]:
+        """The files that show values of the source's rows, and those that a killed writer had begun."""
+        folder = self.storage.root / "reports"
+        shown = {name.format(self.whose.source) for name in SHOWN}
+        begun = tuple(f".{name}." for name in (*shown, LAST_READING.format(self.whose.source)))
+        every = folder.iterdir() if folder.is_dir() else ()
+        found = [path for path in every if path.name in shown or path.name.startswith(begun)]
+        return sorted([*found, *self.storage.root.glob(f".{FILE}.*")])
+
     @property
     def _shown(self) -> list[str]:
         """The files that `_clear_reports` clears."""
@@ -279,8 +313,8 @@ class Erasure:
     def _clear_reports(self) -> None:
         """Removes what shows values of the source's rows; of the last reading the counts stay."""
         name = self.whose.source
-        for file in SHOWN:
-            self.storage.root.joinpath("reports", file.format(name)).unlink(missing_ok=True)
+        for path in self._showing:
+            path.unlink(missing_ok=True)
         kept = self.storage.read_json("reports", LAST_READING.format(name))
         if kept is not None:
             self.storage.write_json(_counted(kept), "reports", LAST_READING.format(name))
@@ -336,8 +370,6 @@ class Erasure:
             yield COPIES_STAY
         if keys := kept_at_servers(self.storage):
             yield OTHER_SERVERS.format(keys)
-        if not any(len(text) >= mentions.LEAST_CHARACTERS for text in self.whose.key.values()):
-            yield TOO_SHORT
         yield from self._unknown()
         for name, why in self.left.items():
             yield SET_LEFT.format(name, why)
@@ -347,7 +379,15 @@ class Erasure:
         if used := loads.aside(self.storage):
             yield LOAD_TEST.format(", ".join(str(each.relative_to(self.storage.root)) for each in used))
 
+        for model in self._called:
+            for top in LOGGED:
+                for path in log.begun(self.storage.root / top / model):
+                    yield BEGUN.format(path.relative_to(self.storage.root))
+
     def _unknown(self) -> Iterator[str]:
+        """Where nobody knows whether something of theirs is."""
+        if not any(len(text) >= mentions.LEAST_CHARACTERS for text in self.whose.key.values()):
+            yield TOO_SHORT
         if found := features.keyed_otherwise(self.storage, self.whose, self._histories):
             yield KEYED_OTHERWISE.format(", ".join(self.whose.typed.columns), ", ".join(found))
 

@@ -3,11 +3,13 @@
 import contextlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
+from mlops_ray.data.erasure import LEFT_S
 from mlops_ray.errors import safe
 from mlops_ray.features.shelves import ONLINE
 
@@ -61,13 +63,22 @@ def token(text: str) -> re.Pattern[str]:
 def kept(root: Path, but: Sequence[str]) -> list[Path]:
     """The files of a storage in which nothing is erased, without some."""
     tops = sorted(each for each in root.iterdir() if each.name not in ERASED and not each.is_symlink())
-    below = [each for top in tops for each in ([top] if top.is_file() else _files_of(top))]
-    # What begins with a dot is not a file yet, see `storage.replacing`.
-    files = [each for each in below if not each.name.startswith((".", ONLINE)) and each.is_file()]
-    return [each for each in files if str(each.relative_to(root)) not in but]
+    below = [each for top in tops for each in ([top] if top.is_file() else files_of(top))]
+    files = [each for each in below if not each.name.startswith(ONLINE) and not _is_begun(each)]
+    return [each for each in files if each.is_file() and str(each.relative_to(root)) not in but]
 
 
-def _files_of(folder: Path) -> list[Path]:
+def _is_begun(path: Path) -> bool:
+    """Whether somebody may be writing it, who takes the dot away at its end (`storage.replacing`)."""
+    if not path.name.startswith("."):
+        return False
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime > time.time() - LEFT_S
+    return True
+
+
+def files_of(folder: Path) -> list[Path]:
+    """All files below a folder."""
     # Unlike `rglob` it bears that a folder goes meanwhile.
     return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names)
 

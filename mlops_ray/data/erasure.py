@@ -128,12 +128,17 @@ def take_out(path: Path, theirs: pl.Expr) -> int:
     return rows.height - kept.height
 
 
-def remove_left(folder: Path) -> None:
-    """Removes what writers that were killed had begun below a folder."""
-    before = time.time() - LEFT_S
-    for path in folder.rglob(".*.parquet.*"):
+def begun(folder: Path) -> list[Path]:
+    """What writers have begun below a folder, and, where they were killed, left."""
+    return sorted(folder.rglob(".*.parquet.*"))
+
+
+def remove_left(folder: Path, left_s: float = LEFT_S) -> None:
+    """Removes what writers have begun below a folder, and have not written to for so long."""
+    before = time.time() - left_s
+    for path in begun(folder):
         with contextlib.suppress(FileNotFoundError):
-            if path.stat().st_mtime < before:
+            if path.stat().st_mtime <= before:
                 path.unlink()
 
 

@@ -4,7 +4,6 @@ Each part finds for itself what is left to do, and is safe to repeat: who was ki
 source's history is erased first, since sets are recomputed from it.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import polars as pl
 
 from mlops_ray.config import Source
 from mlops_ray.data.erased import THEIRS, as_text, family
-from mlops_ray.data.erasure import LEFT_S, Key, is_of_any, remove_left
+from mlops_ray.data.erasure import Key, is_of_any, remove_left
 from mlops_ray.errors import DataError, UsageError, did_you_mean
 from mlops_ray.features import dataset, manifest
 from mlops_ray.features.dataset import FOLDER, values_digest
@@ -250,20 +249,16 @@ def _take_out_equal(path: Path, theirs: pl.DataFrame, names: list[str]) -> None:
             kept.write_parquet(new)
 
 
-def remove_spines(storage: Storage, whose: Whose) -> None:
-    """Removes users' own rows that no set is made from any more: somebody's, and what was left long ago."""
-    every = list(manifests(storage))
-    needed = {asked.newest_spine for _, asked in every}
-    keys = {tuple(key.items()): key for _, asked in every for key in keys_of(asked, whose)}.values()
+def remove_spines(storage: Storage) -> None:
+    """Removes users' own rows that no set is made from any more, and what killed writers had begun of a set.
+
+    Nobody else may work on the storage meanwhile.
+    """
+    needed = {asked.newest_spine for _, asked in manifests(storage)}
     for path in sorted((storage.root / FOLDER).glob("spine-*.parquet")):
-        if path.name in needed:
-            continue
-        schema = pl.read_parquet_schema(path)
-        known = [key for key in keys if set(key) <= set(schema)]
-        is_old = path.stat().st_mtime < time.time() - LEFT_S
-        if is_old or pl.scan_parquet(path, glob=False).select(is_of_any(known).any()).collect().item():
+        if path.name not in needed:
             path.unlink()
-    remove_left(storage.root / FOLDER)
+    remove_left(storage.root / FOLDER, left_s=0)
 
 
 def trained_before(storage: Storage, whose: Whose, hashed: str, held: list[HeldSet]) -> dict[str, set[str]]:

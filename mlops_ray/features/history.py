@@ -315,13 +315,13 @@ class History:
             found = _holding(table, key) if table else {}
             return sum(rows for rows, _ in found.values())
 
-    def erase(self, key: Key, commit_id: str) -> int:
+    def erase(self, key: Key, commit_id: str, left_s: float = LEFT_S) -> int:
         """Takes the rows of a key out for good, in one commit, and returns how many there were.
 
         The commit has the time of the newest, since nothing new is known, and an id of its own, so that what
         was made of the history is made anew. Every file that holds such rows is removed at once, those that
-        were merged before among them, and so is the log of what files held. Safe to repeat; who was killed
-        within calls it again.
+        were merged before among them, and so is the log of what files held, and what a writer had begun that
+        has not been written to for `left_s`. Safe to repeat; who was killed within calls it again.
         """
 
         def once(table: DeltaTable | None) -> dict[str, tuple[int, int]] | None:
@@ -337,7 +337,7 @@ class History:
         found = self._in_turn(self._table, once)
         if found is None:
             return 0
-        self._remove(key)
+        self._remove(key, left_s)
         self._forget_log()
         return sum(rows for rows, _ in found.values())
 
@@ -354,7 +354,7 @@ class History:
                 actions.append(RemoveAction(name, True, now_ms, size, {BUCKET: str(bucket)}))
             _write_commit(table, actions, replace(last, version=table.version() + 1, id=commit_id), None)
 
-    def _remove(self, key: Key) -> None:
+    def _remove(self, key: Key, left_s: float) -> None:
         """Removes files that no version needs any more and that hold rows of a key."""
         # Another writer's, not yet committed, holds none: who began before our commit begins again behind it.
         with _readable(self.folder):
@@ -368,7 +368,7 @@ class History:
                     holds = _file(path).select(is_of(key).any()).collect().item()
                 except pl.exceptions.PolarsError:
                     # What a writer that was killed had begun, unless somebody writes it now.
-                    holds = path.stat().st_mtime < time.time() - LEFT_S
+                    holds = path.stat().st_mtime <= time.time() - left_s
                 if holds:
                     path.unlink()
 

@@ -1,7 +1,9 @@
 """A person's rows are erased from all that is kept, also where a run was killed; others' stay as they are."""
 
+import os
 import shutil
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -314,6 +316,36 @@ def test_what_a_killed_load_test_left_goes_and_what_one_needs_that_runs_is_named
     assert places(world) == set()
 
 
+def test_what_killed_writers_had_begun_goes_at_once_or_is_named_until_nobody_can_be_writing_it(
+    world: World,
+) -> None:
+    root = world.storage.root
+    (history,) = root.glob("features/people-*")
+    goes = [
+        "reports/.quarantine-people.parquet.abcd",
+        "reports/.validation-people.json.abcd",
+        ".pipeline.json.abcd",
+        "datasets/.people-1.parquet.abcd",
+        "datasets/spine-1.parquet",
+        f"features/{history.name}/{next(history.glob('*=*')).name}/begun.parquet",
+    ]
+    (day,) = (root / "predictions" / "people").glob("date=*")
+    named = [day / ".a.parquet.abcd", root / "labels" / "people" / ".b.parquet.abcd"]
+    listed = root / "monitor" / ".x.json.abcd"
+    listed.parent.mkdir(exist_ok=True)
+    for path in (*(root / name for name in goes), *named, listed):
+        path.write_text(WHO)
+    found = world.erase()
+    assert [name for name in goes if (root / name).exists()] == []
+    for path in named:
+        assert any(str(path.relative_to(root)) in note and "an hour" in note for note in found["notes"])
+    for path in (*named, listed):
+        os.utime(path, (time.time() - 2 * log_erasure.LEFT_S,) * 2)
+    found = world.erase()
+    assert places(world) == {"monitor"}
+    assert found["named_in"] == ["monitor/.x.json.abcd"]
+
+
 def test_who_is_erased_again_is_not_asked_for_in_vain_and_nothing_changes(world: World) -> None:
     world.erase()
     before = world.others()
@@ -482,10 +514,26 @@ WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {
     ),
     "a column that is no key": ({"given": {"name": "x"}}, UsageError, "'name' is no key of 'people'"),
     "no key": ({"given": {}}, UsageError, "say whose rows: --key person=VALUE"),
-    "nobody": ({"given": {"person": "zoe"}}, DataError, "nothing was made of one: person=zoe"),
+    "nobody": ({"given": {"person": "zoey"}}, DataError, "nothing was made of one: person=zoey"),
+    "nobody of whom all is looked for": (
+        {"given": {"person": "zoe"}},
+        DataError,
+        "made of one; the key is too short to be looked for in reports.*: person=zoe",
+    ),
     "no reason": ({"reason": " "}, UsageError, "--reason is empty"),
     "a reason that tells": ({"reason": f"{WHO} asked"}, UsageError, "--reason names whose rows they are"),
 }
+
+
+def test_who_stands_in_a_first_look_alone_is_erased_from_it(world: World) -> None:
+    shutil.rmtree(world.storage.root)
+    world.intake.explore("people")
+    assert places(world) == {"reports"}
+    found = world.erase()
+    assert found["reports"] == 2, "its page and its data"
+    assert places(world) == set()
+    world.intake.explore("people")
+    assert places(world) == set(), "and is kept out from now on"
 
 
 @pytest.mark.parametrize("what", WRONG)

@@ -240,7 +240,7 @@ def test_a_users_own_rows_that_write_the_key_otherwise_are_found_by_what_they_me
     (held,) = erasure.held_sets(store.storage, whose(store), None, frozenset())
     store.history("s").erase({"k": "7"}, "erased")
     erasure.supersede(store.storage, held, "hash", "why")
-    erasure.remove_spines(store.storage, whose(store))
+    erasure.remove_spines(store.storage)
     manifest = made.path.with_suffix(".json")
     document = json.loads(manifest.read_bytes())
     assert document["file"] == made.path.name, "a set keeps its name"
