@@ -1,17 +1,22 @@
 """Files of a storage that name somebody: what is kept when rows are erased is looked through for the key."""
 
 import contextlib
+import html
+import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import polars as pl
+from markupsafe import escape
 
 from mlops_ray.data.erasure import LEFT_S
 from mlops_ray.errors import safe
 from mlops_ray.features.shelves import ONLINE
+from mlops_ray.pages import LONGEST_VALUE, cut, plain
 
 #: What is erased itself, or names nobody: all else of a storage is looked through for the key.
 ERASED = (
@@ -27,9 +32,11 @@ ERASED = (
 )
 #: Of a value with fewer characters it would be said everywhere.
 LEAST_CHARACTERS = 4
-#: Of a file no more is looked through; none of ours that is text is as large.
-MOST_BYTES = 64 * 2**20
+#: So much of a file is looked through at once.
+PIECE_BYTES = 64 * 2**20
 
+#: Of what stands beside a value it is seen that it ends there.
+AROUND_BYTES = 8
 NOT_LOOKED_AT = "{} could not be looked at ({}): whether it names the key is not known"
 
 
@@ -38,14 +45,16 @@ def named(root: Path, files: Iterable[Path], key: Iterable[str]) -> tuple[list[s
 
     They name it with counts, figures of a group, or what a model knows.
     """
-    wanted = [token(text) for text in key if len(text) >= LEAST_CHARACTERS]
+    forms = [_forms(text) for text in key if len(text) >= LEAST_CHARACTERS]
+    wanted = [token(*each) for each in forms]
+    reach = max((len(form.encode()) for each in forms for form in each), default=0) + AROUND_BYTES
     found, unread = list[str](), list[str]()
     for path in files if wanted else ():
         name = str(path.relative_to(root))
         # A service that runs makes files and removes them.
         with contextlib.suppress(FileNotFoundError):
             try:
-                is_named = all(any(each.search(text) for text in _texts(path)) for each in wanted)
+                is_named = all(any(each.search(text) for text in _texts(path, reach)) for each in wanted)
             except FileNotFoundError:
                 raise
             except (OSError, pl.exceptions.PolarsError) as error:
@@ -55,9 +64,20 @@ def named(root: Path, files: Iterable[Path], key: Iterable[str]) -> tuple[list[s
     return found, unread
 
 
-def token(text: str) -> re.Pattern[str]:
-    """The text, where it is not a part of a longer word."""
-    return re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
+def token(*forms: str) -> re.Pattern[str]:
+    """One of some texts, where it is not a part of a longer word."""
+    return re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, forms))})(?!\w)")
+
+
+def _forms(text: str) -> list[str]:
+    """How a value of a key is written: in tables, documents and pages."""
+    shown = plain(text)
+    written = {text, shown, cut(shown), cut(shown, LONGEST_VALUE)}
+    written |= {json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    if (whole := text.removesuffix(".0")).removeprefix("-").isdecimal():
+        written |= {whole, f"{int(whole):,}"}
+    escapes: tuple[Callable[[str], str], ...] = (escape, html.escape, partial(html.escape, quote=False))
+    return sorted(written | {str(each(form)) for form in written for each in escapes})
 
 
 def kept(root: Path, but: Sequence[str]) -> list[Path]:
@@ -83,12 +103,18 @@ def files_of(folder: Path) -> list[Path]:
     return sorted(Path(at) / name for at, _, names in os.walk(folder) for name in names)
 
 
-def _texts(path: Path) -> Iterator[str]:
-    if path.stat().st_size > MOST_BYTES:
-        return
-    yield path.read_bytes().decode("utf-8", errors="replace")
+def _texts(path: Path, reach: int) -> Iterator[str]:
+    """What a file says, by pieces; what is cut, and is no longer than `reach`, is whole in one of them."""
+    with path.open("rb") as file:
+        before = b""
+        while piece := file.read(PIECE_BYTES):
+            read = before + piece
+            yield read.decode("utf-8", errors="replace")
+            before = read[-reach:]
     if path.suffix == ".parquet":
-        rows = pl.read_parquet(path, glob=False, hive_partitioning=False)
-        for name, dtype in rows.schema.items():
-            if dtype in (pl.String, pl.Categorical) or isinstance(dtype, pl.Enum):
-                yield "\n".join(rows[name].cast(pl.String).drop_nulls().unique().to_list())
+        for name, dtype in pl.read_parquet_schema(path).items():
+            column = pl.read_parquet(path, columns=[name], glob=False, hive_partitioning=False)[name]
+            if dtype.is_nested():
+                yield "\n".join(map(str, column.to_list()))
+            else:
+                yield "\n".join(column.cast(pl.String, strict=False).drop_nulls().unique().to_list())

@@ -593,14 +593,14 @@ def test_files_that_come_and_go_or_cannot_be_read_end_nothing(
     for name in (".x.json.1", "goes.json"):
         world.storage.path("monitor", name).write_text(WHO)
     world.storage.path("reports", "damaged.parquet").write_bytes(b"none")
-    read_bytes = Path.read_bytes
+    open_ = Path.open
 
-    def reads(path: Path) -> bytes:
+    def opens(path: Path, *given: Any, **named: Any) -> Any:
         if path.name == "goes.json":
             path.unlink()
-        return read_bytes(path)
+        return open_(path, *given, **named)
 
-    monkeypatch.setattr(Path, "read_bytes", reads)
+    monkeypatch.setattr(Path, "open", opens)
     found = world.erase()
     assert not (root / "monitor" / "goes.json").exists()
     assert found["named_in"] == []
