@@ -87,6 +87,10 @@ KEYED_OTHERWISE = (
     "of a time when the source had other keys (by name or type) nobody can say by {} whose rows are in {}, "
     "and in what was made of them: erase by the project file of that time, or delete them"
 )
+MODELS_UNKNOWN = (
+    "how requests of {} call somebody is not known, since no training set of theirs is left here: their "
+    "predictions and labels are not looked at; erase by the project file of that time, or delete them"
+)
 SET_LEFT = (
     "the training set {} could not be computed anew and still holds the rows ({}): mend that and call it "
     "again, or delete the set"
@@ -141,7 +145,8 @@ class Erasure:
         whose = Whose.of(source, project.sources[source], given)
         if not reason.strip():
             raise UsageError("--reason is empty; it is kept, so say why these rows are erased")
-        if any(mentions.token(text).search(reason) for text in whose.key.values()):
+        values = {text.casefold() for text in (*whose.key.values(), *given.values())}
+        if any(mentions.token(text).search(reason.casefold()) for text in values):
             raise UsageError(
                 "--reason names whose rows they are, and it is kept: say it without the value of the key"
             )
@@ -388,6 +393,10 @@ class Erasure:
         """Where nobody knows whether something of theirs is."""
         if not any(len(text) >= mentions.LEAST_CHARACTERS for text in self.whose.key.values()):
             yield TOO_SHORT
+        known = {self.project.project, *(asked.project for _, asked in features.manifests(self.storage))}
+        every = (path for top in LOGGED for path in (self.storage.root / top).glob("*") if path.is_dir())
+        if lost := sorted({path.name for path in every} - known):
+            yield MODELS_UNKNOWN.format(", ".join(lost))
         if found := features.keyed_otherwise(self.storage, self.whose, self._histories):
             yield KEYED_OTHERWISE.format(", ".join(self.whose.typed.columns), ", ".join(found))
 

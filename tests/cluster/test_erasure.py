@@ -521,6 +521,11 @@ WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {
         "made of one; the key is too short to be looked for in reports.*: person=zoe",
     ),
     "no reason": ({"reason": " "}, UsageError, "--reason is empty"),
+    "a reason that tells in other letters": (
+        {"reason": f"{WHO.upper()} asked"},
+        UsageError,
+        "--reason names whose rows they are",
+    ),
     "a reason that tells": ({"reason": f"{WHO} asked"}, UsageError, "--reason names whose rows they are"),
 }
 
@@ -648,6 +653,24 @@ def test_a_history_and_sets_of_a_time_with_other_keys_are_named(world: World) ->
     assert all(name in note for name in (f"features/{before.name}", *sets))
     with pytest.raises(DataError, match=f"had other keys .*{before.name}"):
         world.erasure(given={"member": "zoe"}).run(lambda _: True)
+
+
+def test_a_reason_that_says_a_number_as_it_was_asked_for_tells_too(world: World) -> None:
+    (world.folder / "project.yaml").write_text(
+        PROJECT.replace("person: {type: category}", "person: {type: float}")
+    )
+    with pytest.raises(UsageError, match="--reason names whose rows they are"):
+        world.erasure(given={"person": "7"}, reason="7 asked for it")
+
+
+def test_models_of_which_nobody_knows_how_their_requests_call_somebody_are_named(world: World) -> None:
+    assert not any("is not known" in note for note in world.erase()["notes"])
+    for top, model in (("predictions", "gone"), ("labels", "gone"), ("predictions_machine_only", "apart")):
+        world.storage.path(top, model, "date=2026-01-01", "x")
+    said = "how requests of apart, gone call somebody is not known"
+    assert any(said in note for note in world.erase()["notes"])
+    with pytest.raises(DataError, match=said):
+        world.erasure(given={"person": "nobody"}).run(lambda _: True)
 
 
 def test_the_command_says_what_there_is_and_erases_by_yes_alone(
