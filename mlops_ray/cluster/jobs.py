@@ -9,6 +9,7 @@ opens them, and becomes the command.
 import asyncio
 import base64
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -26,7 +27,7 @@ from cryptography.fernet import Fernet, InvalidToken
 
 from mlops_ray import config
 from mlops_ray.cluster import local
-from mlops_ray.errors import ClusterError, JobError, UsageError, one_line
+from mlops_ray.errors import ClusterError, JobError, PolicyError, UsageError, one_line
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient as Jobs
@@ -41,7 +42,7 @@ STOP_S, POLL_S = 30.0, 0.2
 LINES = 10
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 #: What is no part of a project, or is secret; Ray leaves out what .gitignore and .rayignore name too.
-EXCLUDED = (".mlops", ".git", ".venv", "__pycache__", "local.key", "ray.token", ".env")
+EXCLUDED = (".mlops", ".git", ".venv", "__pycache__", "*.key", "keys.json", "ray.token", ".env")
 #: Variables of which a node has its own.
 OF_THE_NODE = frozenset({"HOME", "PATH", "PWD", "SHELL", "TMPDIR", "USER"})
 #: Where the sealed variables are among a job's metadata, what opens them, and where Ray tells it of these.
@@ -149,10 +150,62 @@ def variables(
     for name in named:
         if name not in environ:
             raise UsageError(f"--env {name}: it is not set here")
-    words = command if Path(command[0]).name == "mlops-ray" else ()
-    files = [base / word for word in words if word.endswith((".yaml", ".yml")) and (base / word).is_file()]
-    asked = {name for file in files for name in config.variables(file)} - OF_THE_NODE
+    asked = {name for file in _project_files(command, base) for name in config.variables(file)} - OF_THE_NODE
     return {name: environ[name] for name in sorted({*named, *asked}) if name in environ}
+
+
+def _project_files(command: Sequence[str], base: Path) -> list[Path]:
+    words = command if Path(command[0]).name == "mlops-ray" else ()
+    return [base / word for word in words if word.endswith((".yaml", ".yml")) and (base / word).is_file()]
+
+
+def require_apart(folder: Path, command: Sequence[str], environ: Mapping[str, str] = os.environ) -> None:
+    """Raises `PolicyError` where a folder that goes along holds a storage, or rows that are bound to regions.
+
+    Ray brings it to every node on which anything of the job starts, unless told otherwise to all, and leaves
+    it there.
+    """
+    files = _project_files(command, folder)
+    apart = {path: why for file in files for path, why in _apart(file, folder, command, environ)}
+    for taken in _taken(folder) if apart else ():
+        real = taken.resolve()
+        why = next((apart[place] for place in (real, *real.parents) if place in apart), None)
+        if why is not None and taken.is_file():
+            raise PolicyError(
+                f"--working-dir {folder}: {taken.relative_to(folder)} {why}, and Ray copies the folder to"
+                " nodes whatever their region: put it outside, where the nodes that need it see it, and have"
+                " the project file name that place"
+            )
+
+
+def _apart(
+    file: Path, folder: Path, command: Sequence[str], environ: Mapping[str, str]
+) -> Iterator[tuple[Path, str]]:
+    storage, bound = config.at_rest(file, environ)
+    yield Path(storage).resolve(), "is of the storage, where keys lie"
+    # What the command names else is rows of theirs too, or made of them.
+    named = [word for word in command if Path(word).suffix not in ("", ".yaml", ".yml")] if bound else []
+    for address in (*bound, *named):
+        path = config.local_path(address, folder)
+        for found in glob.glob(str(path), recursive=True) if path else ():
+            yield Path(found).resolve(), "holds rows that are bound to regions (allowed_regions)"
+
+
+def _taken(folder: Path) -> list[Path]:
+    """What Ray takes along of a folder, as it looks for it."""
+    from ray._private import ray_constants
+    from ray._private.runtime_env import packaging
+
+    excluded = [*ray_constants.get_runtime_env_default_excludes(), *EXCLUDED]
+    found: list[Path] = []
+    packaging._dir_travel(
+        folder,
+        [packaging._get_excludes(folder, excluded)],
+        found.append,
+        include_gitignore=os.environ.get(ray_constants.RAY_RUNTIME_ENV_IGNORE_GITIGNORE) != "1",
+        logger=logging.getLogger(__name__),
+    )
+    return found
 
 
 def submit(
@@ -164,15 +217,22 @@ def submit(
     name: str | None = None,
     folder: Path | None = None,
 ) -> str:
-    """Has a cluster, which asks for this token, run a command, with a folder's content; the id of its job."""
+    """Has a cluster, which asks for this token, run a command, with a folder's content; the id of its job.
+
+    Raises `UsageError`, and `PolicyError` for a folder with what may not go along (`require_apart`).
+    """
     if name is not None and not NAME.fullmatch(name):
         raise UsageError(f"--name {name!r}: letters, digits, dots and dashes make a name")
     if folder is not None and not folder.is_dir():
         raise UsageError(f"--working-dir {folder}: there is no such folder")
+    if folder is not None:
+        require_apart(folder, command)
+    # Where nothing of the job runs the folder is not brought either.
+    runtime = {"working_dir": str(folder), "excludes": list(EXCLUDED), "config": {"eager_install": False}}
     return jobs.submit_job(
         entrypoint=shlex.join([*OPENER, *command] if passed else command),
         submission_id=name,
-        runtime_env={"working_dir": str(folder), "excludes": list(EXCLUDED)} if folder else None,
+        runtime_env=runtime if folder else None,
         metadata={SEALED: seal(passed, token)} if passed else None,
     )
 

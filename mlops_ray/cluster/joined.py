@@ -13,8 +13,8 @@ from typing import Any
 
 from mlops_ray.cluster import head, local
 from mlops_ray.cluster.local import NAMESPACE, LocalCluster
-from mlops_ray.config import Policy, Project
-from mlops_ray.errors import ClusterError, ConfigError, StorageError, one_line
+from mlops_ray.config import File, Policy, Project, local_path
+from mlops_ray.errors import ClusterError, ConfigError, PolicyError, StorageError, one_line
 from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.policy import REGION, allowed_regions, require_stores
 from mlops_ray.storage import Storage
@@ -61,9 +61,18 @@ def found(project: Project, storage: Storage) -> LocalCluster | None:
 
 
 def require_lasting(project: Project) -> None:
-    """Raises `ConfigError` where what is to last lies in the upload of this job, which goes with it."""
+    """Raises `ConfigError` where what is to last lies in the upload of this job, which goes with it; and
+    `PolicyError` where rows do that are bound to regions, before this job has it on any other node.
+    """
     if address() is None:
         return
+    for name, source in project.sources.items():
+        if source.policy.allowed_regions is not None and any(map(_is_uploaded, source.inputs)):
+            raise PolicyError(
+                f"rows of the source {name!r} may be in {', '.join(source.policy.allowed_regions)} only, and"
+                " came with this job, whose upload Ray copies to nodes whatever their region: put them into a"
+                " folder that the nodes see which may have them"
+            )
     if UPLOADS in Path(project.storage).resolve().parts:
         raise ConfigError(
             f"{project.storage} is a copy for this job on one node, and would be lost with it: name a folder"
@@ -78,6 +87,11 @@ def require_lasting(project: Project) -> None:
             file=project.file,
             at=("monitoring", "retrain"),
         )
+
+
+def _is_uploaded(file: File) -> bool:
+    path = local_path(file.path or file.sql.connection, Path())  # type: ignore[union-attr] # one of both is said
+    return path is not None and UPLOADS in path.resolve().parts
 
 
 def require_serving(project: Project, cluster: LocalCluster) -> None:

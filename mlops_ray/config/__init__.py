@@ -31,6 +31,8 @@ from mlops_ray.config.project import View as View
 from mlops_ray.config.project import json_schema as json_schema
 from mlops_ray.config.project import load as load
 from mlops_ray.config.project import warnings as warnings
+from mlops_ray.config.reading import at_rest as at_rest
+from mlops_ray.config.reading import local_path as local_path
 from mlops_ray.config.reading import resolve as resolve
 from mlops_ray.config.reading import variables as variables
 from mlops_ray.config.source import ColumnSpec as ColumnSpec

@@ -3,6 +3,7 @@
 Every place in it is remembered with its file and line, for whoever finds a mistake there.
 """
 
+import contextlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -191,10 +192,60 @@ def unset(value: object, environ: Mapping[str, str]) -> list[str]:
 
 def variables(file: Path) -> list[str]:
     """The environment variables that a file, and those that it includes, ask for by `${VAR}`."""
+    return sorted({name for _, tree in _with_included(file) for name in unset(tree, {})})
+
+
+def _with_included(file: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """A file and those that it includes, and what stands in each, as it stands there."""
     tree, _ = parse(file)
     included: Any = as_list(tree.get("include") or [])
-    trees = [tree, *(parse(file.parent / str(other))[0] for other in included)]
-    return sorted({name for each in trees for name in unset(each, {})})
+    others = [file.parent / str(other) for other in included]
+    return [(file, tree), *((other, parse(other)[0]) for other in others)]
+
+
+def at_rest(file: Path, environ: Mapping[str, str]) -> tuple[str, list[str]]:
+    """The storage of a project file, and the addresses at which it reads rows that are bound to regions.
+
+    Nothing else in the file need be right; what asks for variables that are not set is left as it stands.
+    """
+    files = _with_included(file)
+    bound: list[str] = []
+    for each, tree in files:
+        for source in map(_mapping, _mapping(tree.get("sources")).values()):
+            if _mapping(source.get("policy")).get("allowed_regions") is not None:
+                bound += _addresses(source, each.parent.resolve(), environ)
+    storage = _filled(files[0][1].get("storage", ".mlops"), environ)
+    return resolve(storage, file.parent.resolve()), bound
+
+
+def _addresses(source: Mapping[str, Any], base: Path, environ: Mapping[str, str]) -> Iterator[str]:
+    items: Any = as_list(source.get("path") or [source])
+    for item in items:
+        path = item if isinstance(item, str) else _mapping(item).get("path")
+        if path is None:
+            yield _filled(_mapping(_mapping(item).get("sql")).get("connection"), environ)
+            continue
+        # What a package holds that is not installed here is nothing of here.
+        with contextlib.suppress(ConfigError):
+            yield resolve(_filled(path, environ), base)
+
+
+def local_path(address: str, base: Path) -> Path | None:
+    """The file of this machine at an address, or the pattern of files; `None` for what is elsewhere.
+
+    >>> [str(local_path(at, Path("/p"))) for at in ("rows-*.csv", "sqlite:///a.db", "s3://b/a.csv")]
+    ['/p/rows-*.csv', '/p/a.db', 'None']
+    """
+    path = address.removeprefix("sqlite:///")
+    return None if "://" in path else base / path
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _filled(text: object, environ: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: environ.get(match[1], match[0]), str(text))
 
 
 def resolve(path: str, base: Path) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -10,14 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
+from ray._private.runtime_env.packaging import create_package
+from ray.job_config import JobConfig
 from ray.job_submission import JobStatus
+from ray.runtime_env import RuntimeEnv
 
 from mlops_ray import cli
 from mlops_ray.cluster import interrupt, jobs, local
 from mlops_ray.cluster.jobs import Place
-from mlops_ray.errors import ClusterError, JobError, UsageError
+from mlops_ray.errors import ClusterError, JobError, PolicyError, UsageError
 
 TOKEN = "0123456789abcdef"
 LOG = "one\ntwo\nthree\n"
@@ -134,7 +139,88 @@ def test_a_job_is_what_ray_would_be_told(tmp_path: Path) -> None:
     assert shlex.split(how["entrypoint"]) == ["sh", "-c", "echo 'a  b'"]
     assert (how["submission_id"], how["metadata"]) == ("n-1.x", None)
     assert how["runtime_env"]["working_dir"] == str(tmp_path)
-    assert {".mlops", ".git", "local.key"} <= set(how["runtime_env"]["excludes"])
+    # By what Ray makes of it a folder is not brought to nodes where nothing of the job runs.
+    said = how["runtime_env"] | {"working_dir": "gcs://_ray_pkg_0123456789abcdef.zip"}
+    made = JobConfig.from_json({"runtime_env": RuntimeEnv(**said).to_dict()})._get_proto_job_config()
+    assert not made.runtime_env_info.runtime_env_config.eager_install
+
+
+def test_what_is_secret_does_not_go_along(tmp_path: Path) -> None:
+    for name in ("a.py", "state/signing.key", "state/keys.json", ".env", ".mlops/local.key", "ray.token"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("s3cret")
+    jobs.submit(fake := Fake(), ["true"], {}, None, folder=tmp_path)
+    excluded = fake.submitted[0]["runtime_env"]["excludes"]
+    packed = tmp_path.with_suffix(".zip")
+    create_package(str(tmp_path), packed, include_gitignore=True, excludes=excluded)
+    assert {name for name in ZipFile(packed).namelist() if not name.endswith("/")} == {"a.py"}
+
+
+def bound(said: str, storage: str = "/elsewhere") -> str:
+    """A project file, whose source reads there rows that are bound to regions."""
+    source = f"s: {{{said}, policy: {{allowed_regions: [eu-de]}}}}"
+    return f"project: p\nstorage: {storage}\nsources: {{{source}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("project", "file"),
+    [
+        (bound("path: rows.csv"), "rows.csv"),
+        (bound("path: [a.csv, {path: 'data/*.csv'}]"), "data/b.csv"),
+        (bound("path: '${ROWS}/rows.csv'"), "data/rows.csv"),
+        (bound("path: table"), "table/part.parquet"),
+        (bound("sql: {connection: 'sqlite:///a.db'}"), "a.db"),
+        (bound("path: /a.csv"), "asked.csv"),
+        ("include: other/shared.yaml", "other/rows.csv"),
+        ("storage: state", "state/history"),
+        ("storage: '${ROWS}'", "data/history"),
+    ],
+)
+def test_a_folder_with_rows_that_are_bound_to_regions_or_with_a_storage_stays_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str, file: str
+) -> None:
+    monkeypatch.setenv("ROWS", str(tmp_path / "data"))
+    shared = {"other/shared.yaml": bound("path: rows.csv")} if "include" in project else {}
+    for name, content in {"project.yaml": project, file: "a\n1\n", **shared}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    command = ["mlops-ray", "predict", "project.yaml", "--input", "asked.csv"]
+    with pytest.raises(PolicyError, match=f"{re.escape(file)} (holds rows that are bound|is of the storage)"):
+        jobs.submit(fake := Fake(), command, {}, None, folder=tmp_path)
+    assert fake.submitted == []
+
+
+def test_rows_behind_a_link_stay_here_too(tmp_path: Path) -> None:
+    rows, folder = tmp_path / "rows.csv", tmp_path / "folder"
+    rows.write_text("a\n1\n")
+    folder.mkdir()
+    (folder / "linked.csv").symlink_to(rows)
+    (folder / "project.yaml").write_text(bound(f"path: {rows}"))
+    with pytest.raises(PolicyError, match=r"linked\.csv holds rows"):
+        jobs.submit(Fake(), ["mlops-ray", "train", "project.yaml"], {}, None, folder=folder)
+
+
+@pytest.mark.parametrize(
+    "project",
+    [
+        bound("path: /shared/rows.csv"),
+        bound("path: s3://bucket/rows.csv"),
+        bound("path: package://not_installed_here/rows.csv"),
+        bound("path: '${NOT_SET}/rows.csv'"),
+        bound("path: rows.csv").replace("allowed_regions: [eu-de]", "minimum_count: 7"),
+        # What Ray leaves out stays where it is.
+        bound("path: ignored/rows.csv"),
+        bound("path: /shared/rows.csv", storage=".mlops"),
+    ],
+)
+def test_code_and_a_project_file_go_along(tmp_path: Path, project: str) -> None:
+    for name in ("rows.csv", "ignored/rows.csv", ".mlops/history"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a\n1\n")
+    (tmp_path / ".gitignore").write_text("ignored\n")
+    (tmp_path / "project.yaml").write_text(project)
+    command = ["mlops-ray", "train", "project.yaml"]
+    assert jobs.submit(Fake(), command, {}, None, folder=tmp_path) == "one"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "../x", "-a"])

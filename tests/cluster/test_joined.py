@@ -11,7 +11,7 @@ from mlops_ray import config
 from mlops_ray.cluster import front, head, joined, local, ports
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.config import Policy, Project
-from mlops_ray.errors import ClusterError, ConfigError, StorageError
+from mlops_ray.errors import ClusterError, ConfigError, PolicyError, StorageError
 from mlops_ray.storage import Storage
 
 JOB, OTHER = "10.0.0.5:6379", "127.0.0.1:20001"
@@ -23,9 +23,9 @@ target: {source: s, expr: y, horizon: 0s, task: regression}
 """
 
 
-def project(folder: Path, text: str = "") -> Project:
+def project(folder: Path, text: str = "", begin: str = PROJECT) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "project.yaml").write_text(PROJECT + text)
+    (folder / "project.yaml").write_text(begin + text)
     return config.load(folder / "project.yaml", {})
 
 
@@ -107,6 +107,23 @@ def test_what_would_go_with_the_upload_is_refused_with_what_to_write(in_job: Non
     with pytest.raises(ConfigError, match=r"monitoring\.retrain: a retraining reads this file"):
         joined.require_lasting(project(upload, retrain))
     joined.require_lasting(project(tmp_path / "shared", retrain))
+
+
+@pytest.mark.parametrize("said", ["path: a.csv", "sql: {connection: 'sqlite:///a.db', query: SELECT 1}"])
+def test_rows_of_a_region_that_came_with_the_upload_are_refused(
+    in_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    upload = tmp_path / joined.UPLOADS / "working_dir_files" / "_ray_pkg_1"
+    text = PROJECT.replace("path: a.csv", said).replace(
+        "time: none", "policy: {allowed_regions: eu-de}, time: none"
+    )
+    made = project(upload, f"storage: {tmp_path}\n", text)
+    monkeypatch.chdir(upload)
+    with pytest.raises(PolicyError, match=r"'s' may be in eu-de only, and came with this job"):
+        joined.require_lasting(made)
+    joined.require_lasting(project(upload, f"storage: {tmp_path}\n", text.replace("a.", "s3://b/a.")))
+    monkeypatch.delenv("RAY_ADDRESS")
+    joined.require_lasting(made)
 
 
 def test_outside_a_job_any_folder_lasts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
