@@ -503,9 +503,19 @@ def key_add(
     file: ProjectFile,
     role: Annotated[str, typer.Option(help="predict, label, read or admin.")],
     rate: Annotated[float | None, typer.Option(help="Most requests a second, at each replica.")] = None,
+    into_log: Annotated[
+        bool, typer.Option("--into-log", help="As a job: show it, and its log has it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a key; this is the only time that it is shown."""
+    from mlops_ray.cluster import jobs
+
+    if jobs.JOB in os.environ and not into_log:
+        raise UsageError(
+            "the log of this job would keep the key, for all who may see jobs: make it in a shell of a node"
+            " (ray exec, kubectl exec), or say --into-log"
+        )
     key = keys.add(_open(file)[1], name, role, rate=rate)
     _show({"name": name, "role": role, "key": key}, as_json, lambda _: print(key))
 

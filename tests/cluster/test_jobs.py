@@ -19,12 +19,17 @@ from ray.job_config import JobConfig
 from ray.job_submission import JobStatus
 from ray.runtime_env import RuntimeEnv
 
-from mlops_ray import cli
+from mlops_ray import cli, keys
 from mlops_ray.cluster import interrupt, jobs, local
 from mlops_ray.cluster.jobs import Place
 from mlops_ray.errors import ClusterError, JobError, PolicyError, UsageError
+from mlops_ray.storage import Storage
+
+from ..serving import packages
 
 TOKEN = "0123456789abcdef"
+#: Of 32 bytes.
+KEY_CHARACTERS = 43
 LOG = "one\ntwo\nthree\n"
 
 
@@ -419,3 +424,21 @@ def test_a_job_that_is_not_waited_for_is_told_by_its_id_alone(
 ) -> None:
     assert run(monkeypatch, "submit", "--address", "http://a:1", "--no-wait", "--", "true") == 0
     assert capsys.readouterr().out == "one\n"
+
+
+def test_a_job_makes_no_key_that_its_log_would_keep_unless_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project = packages.project(tmp_path / "state")
+    monkeypatch.setattr(cli, "_open", lambda file: (project, Storage.open(project.storage)))
+    monkeypatch.setenv(jobs.JOB, "{}")
+    add = ("key", "add", "web", "project.yaml", "--role", "predict")
+    assert run(monkeypatch, *add) == 2
+    said = capsys.readouterr()
+    assert (said.out, keys.names(Storage.open(project.storage))) == ("", {})
+    assert "the log of this job would keep the key" in said.err
+    assert run(monkeypatch, *add, "--into-log") == 0
+    assert len(capsys.readouterr().out.strip()) == KEY_CHARACTERS
+    monkeypatch.delenv(jobs.JOB)
+    keys.revoke(Storage.open(project.storage), "web")
+    assert run(monkeypatch, *add) == 0

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -462,3 +463,13 @@ def test_no_secret_stands_in_the_file(name: str) -> None:
     # Whatever is long and has no meaning might be one.
     words = (word for word in text.replace("/", " ").replace(":", " ").split() if len(word) > 30)
     assert all(not word.isalnum() for word in words)
+
+
+def test_the_page_has_callers_get_a_key_on_the_head_before_it_has_them_let_in() -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    shown = re.search(
+        r'^ray exec cluster\.yaml "(\S+) key add \S+ /shared/project\.yaml --role \w+"$', page, re.M
+    )
+    assert shown
+    assert f"-m venv {shown[1].removesuffix('/bin/mlops-ray')}" in FILES["aws"].read_text()
+    assert shown.start() < page.index("-- mlops-ray run /shared/project.yaml")
