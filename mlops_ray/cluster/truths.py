@@ -10,7 +10,7 @@ from mlops_ray import audit
 from mlops_ray.config import Project
 from mlops_ray.data import labels
 from mlops_ray.errors import DataError, ReleaseError
-from mlops_ray.policy import machine_only, quoting_nothing
+from mlops_ray.policy import machine_only, quoting_nothing, require_here, require_stores
 from mlops_ray.registry import package as packages
 from mlops_ray.registry.package import Package
 from mlops_ray.schema import Column
@@ -21,9 +21,11 @@ from mlops_ray.storage import Storage
 def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     """Takes in the labels of a Parquet or CSV file: `{"labels": …, "by": […]}`.
 
-    Raises `DataError` for a file that is none, or that holds what is no label, and `ReleaseError` where no
-    model is live whose requests they could be of.
+    Raises `DataError` for a file that is none, or that holds what is no label, `ReleaseError` where no model
+    is live whose requests they could be of, and `PolicyError` where rows may not be on this machine.
     """
+    require_here(project.policies)
+    require_stores(project)
     champion = record.read(storage, project.project).get("champion")
     if champion is None:
         raise ReleaseError(f"no version of {project.project!r} is live yet; labels are of its predictions")

@@ -8,7 +8,8 @@ import pytest
 from mlops_ray import audit
 from mlops_ray.cluster import truths
 from mlops_ray.data import labels
-from mlops_ray.errors import DataError, ReleaseError, StorageError
+from mlops_ray.errors import DataError, PolicyError, ReleaseError, StorageError
+from mlops_ray.policy import HERE
 from mlops_ray.storage import Storage
 from tests.conftest import unrecordable
 from tests.serving import packages
@@ -96,3 +97,18 @@ def test_no_label_and_no_column_is_quoted_where_there_is_something_that_nobody_m
         with pytest.raises(DataError) as told:
             load(live, "truth.csv", content, sources={"table": source})
         assert str(told.value) == f"{live / 'truth.csv'}: {said}"
+
+
+def test_truth_of_rows_of_a_region_is_taken_in_there_alone(
+    live: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = packages.PROJECT["sources"]["table"] | {"policy": {"allowed_regions": "eu-de"}}  # type: ignore[index]
+    bound = {"sources": {"table": source}}
+    monkeypatch.setenv(HERE, "us-east")
+    with pytest.raises(PolicyError, match=r"may be in eu-de only, and this machine is in us-east"):
+        load(live, "truth.csv", **bound)
+    monkeypatch.setenv(HERE, "eu-de")
+    with pytest.raises(PolicyError, match=r"the store storage stands in us-east"):
+        load(live, "truth.csv", **bound, regions={"storage": "us-east"})
+    assert stored(live) == []
+    assert load(live, "truth.csv", **bound)["labels"] == 2
