@@ -487,10 +487,18 @@ class Trainer:
         predictor = self._predictor(version)
         packed = predictor.package
         recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
-        training_set = dataset.rebuild(recorded.with_suffix(".json"), self.project.functions)
+        policies, about = self.project.policies, {"model": self.project.project, "version": version}
+        with evidence.telling(self.storage, policies, "rows were joined", about) as nodes:
+            training_set = dataset.rebuild(
+                recorded.with_suffix(".json"), self.project.functions, on_node=nodes.add
+            )
         again, cpus = _task_of(packed, training_set, _restricts(self.project))
-        with holdings.training(self.project.project):
+        with (
+            holdings.training(self.project.project),
+            evidence.telling(self.storage, policies, "rows were trained on", about) as nodes,
+        ):
             fitted = sweep.fit(again, packed.family, packed.params, label_selector=self._selector, cpus=cpus)
+            nodes.add(fitted.node)
         held_out = again.test.held_out
         before, now = (by(again.frame[held_out]) for by in (predictor.predict_features, fitted.predict))
         scores = evaluate.scores(again, again.labels[held_out], now, fitted.outcome, np.ones(len(held_out)))

@@ -109,8 +109,12 @@ def get(
     return _write(project, frame, features, held, {"spine": kept.name}, storage)
 
 
-def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
-    """The training set of a manifest again, from the histories beside it.
+def rebuild(
+    file: Path,
+    functions: frozenset[str] = frozenset(),
+    on_node: Callable[[str], object] = lambda node: None,
+) -> TrainingSet:
+    """The training set of a manifest again, from the histories beside it; `on_node` as for `build`.
 
     `functions` are those that the operator's project file names: a manifest may call no other. Raises
     `DataError` where the file is no whole manifest, or where the values are not those that it was made for.
@@ -120,11 +124,13 @@ def rebuild(file: Path, functions: frozenset[str] = frozenset()) -> TrainingSet:
     require_computable(asked, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
     with storage.steady(), quoting_nothing(asked.policies.values()):
-        return _rebuilt(file, asked, recorded, storage)
+        return _rebuilt(file, asked, recorded, storage, on_node)
 
 
-def _rebuilt(file: Path, asked: Manifest, recorded: Any, storage: Storage) -> TrainingSet:
-    frame = _made_again(asked, storage, file)
+def _rebuilt(
+    file: Path, asked: Manifest, recorded: Any, storage: Storage, on_node: Callable[[str], object]
+) -> TrainingSet:
+    frame = _made_again(asked, storage, file, on_node)
     digest = values_digest(frame)
     wanted = asked.newest_digest
     if digest != wanted:
@@ -162,10 +168,12 @@ def require_computable(asked: Manifest, functions: frozenset[str]) -> None:
     _require_own(asked.features, functions)
 
 
-def _made_again(asked: Manifest, storage: Storage, file: Path) -> pl.DataFrame:
+def _made_again(
+    asked: Manifest, storage: Storage, file: Path, on_node: Callable[[str], object]
+) -> pl.DataFrame:
     """As `made_again`; whatever breaks is told of the manifest's file."""
     try:
-        return made_again(asked, storage)
+        return made_again(asked, storage, on_node)
     except (DataError, PolicyError, StorageError):
         raise
     except Exception as error:
@@ -174,7 +182,9 @@ def _made_again(asked: Manifest, storage: Storage, file: Path) -> pl.DataFrame:
         raise DataError(why, file=str(file), said=said) from error
 
 
-def made_again(asked: Manifest, storage: Storage) -> pl.DataFrame:
+def made_again(
+    asked: Manifest, storage: Storage, on_node: Callable[[str], object] = lambda node: None
+) -> pl.DataFrame:
     """The values of a set, computed from the histories of a storage as they are now."""
     held = {
         name: History.of(storage.path("features", "x").parent, question.table).snapshot(question.as_of)
@@ -182,12 +192,12 @@ def made_again(asked: Manifest, storage: Storage) -> pl.DataFrame:
     }
     if asked.target is not None and asked.warm is not None:
         rows = spine(asked.target.model_dump(), held[asked.target.source], asked.features)
-        return _joined(rows, asked.warm, held, asked.features, asked.policies)
+        return _joined(rows, asked.warm, held, asked.features, asked.policies, on_node)
     path = storage.path(FOLDER, str(asked.newest_spine))
     rows = read_parquet(path)
     if path.name != spine_name(rows):
         raise DataError("the spine was changed since the set was made", file=path.name)
-    return _answered(rows, held, asked.features, asked.policies)
+    return _answered(rows, held, asked.features, asked.policies, on_node)
 
 
 def spine_name(rows: pl.DataFrame) -> str:
@@ -300,7 +310,11 @@ def _joined(
 
 
 def _answered(
-    rows: pl.DataFrame, held: Mapping[str, Snapshot], features: FeatureSet, policies: Mapping[str, Policy]
+    rows: pl.DataFrame,
+    held: Mapping[str, Snapshot],
+    features: FeatureSet,
+    policies: Mapping[str, Policy],
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
     """A user's rows with their features, in their order."""
     taken = [name for name in features.names if name in rows.columns and name not in features.own_columns]
@@ -329,7 +343,8 @@ def _answered(
             row=first["row"] + 1,
             column=first["column"],
         )
-    joined = join(typed, held, features, selector=label_selector(policies.values()))
+    selector = label_selector(policies.values())
+    joined = join(typed, held, features, selector=selector, on_node=on_node)
     return rows.with_columns(typed.iter_columns()).hstack(
         [joined[name] for name in joined.columns if name not in features.own_columns]
     )

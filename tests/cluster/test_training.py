@@ -21,6 +21,7 @@ from mlops_ray.cost.model import Places
 from mlops_ray.cost.prices import money
 from mlops_ray.cost.profit import Compared, Worth
 from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
+from mlops_ray.features import join
 from mlops_ray.monitoring import known
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.registry.predictor import Predictor
@@ -157,6 +158,21 @@ def test_it_is_the_same_when_it_is_trained_again_from_its_record(trained: Traine
     assert found["largest_difference"] == 0.0
     assert found["changed_libraries"] == {}
     assert set(found["metrics"]) == set(trained.result["metrics"])
+
+
+def test_reproducing_tells_where_rows_were_joined_and_trained_on(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[str, tuple[object, set[str]]] = {}
+
+    def tell(_: object, policies: object, what: str, about: object, ids: Iterable[str]) -> None:
+        heard[what] = about, set(ids)
+
+    monkeypatch.setattr(evidence, "tell", tell)
+    monkeypatch.setattr(join, "ROWS_IN_PROCESS", 0)
+    trained.pipeline().trainer.reproduce(1)
+    here = {"model": "churn", "version": 1}, {node["NodeID"] for node in ray.nodes()}
+    assert heard == {"rows were joined": here, "rows were trained on": here}
 
 
 def test_a_change_of_the_project_does_not_change_what_is_reproduced(trained: Trained) -> None:
