@@ -631,15 +631,16 @@ def features_export_feast(folder: Path, file: ProjectFile, as_json: Json = False
 def dataset_rebuild(
     manifest: Annotated[Path, typer.Argument(metavar="MANIFEST", help="The JSON file beside the set.")],
     project: Annotated[
-        Path | None, typer.Option(help="The project file, where its features call functions of its own.")
+        Path | None,
+        typer.Option(help="The project file: whose functions features call, whose policies hold today."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Make a training set again from its manifest, and check that it is the same."""
     from mlops_ray.features.dataset import rebuild
 
-    functions = _open(project)[0].functions if project else frozenset()
-    _show_set(rebuild(manifest, functions), as_json)
+    known = _open(project)[0] if project else None
+    _show_set(rebuild(manifest, known.functions, known.policies) if known else rebuild(manifest), as_json)
 
 
 @monitor_app.command("report", epilog="Example: mlops-ray monitor report configs/factory_load.yaml")

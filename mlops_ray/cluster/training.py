@@ -3,7 +3,7 @@
 import io
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import polars as pl
 from mlops_ray import audit
 from mlops_ray.cluster import evidence, holdings, meter, profitable
 from mlops_ray.cluster.stages import Progress, Silent
-from mlops_ray.config import Postprocess, Project, Training
+from mlops_ray.config import Policy, Postprocess, Project, Training
 from mlops_ray.cost.actual import price_of
 from mlops_ray.cost.model import Places, replica_price
 from mlops_ray.cost.prices import Price, money
@@ -25,7 +25,7 @@ from mlops_ray.expressions import SEARCH_PATH
 from mlops_ray.features import dataset
 from mlops_ray.features.dataset import TrainingSet
 from mlops_ray.features.definitions import LABEL, FeatureSet
-from mlops_ray.monitoring import known, performance, seasons, segments
+from mlops_ray.monitoring import known, performance, seasons, segments, skew
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.performance import Expected
 from mlops_ray.policy import label_selector
@@ -83,13 +83,13 @@ def task(
         season_us=source.season,
         transform=project.target.transform,
         postprocess=project.serving.postprocess,
-        restricts=_restricts(project),
+        restricts=_restricts(project.policies),
     )
 
 
-def _restricts(project: Project) -> bool:
+def _restricts(policies: Iterable[Policy]) -> bool:
     """Whether there are values that not everybody may see."""
-    return any(policy.restricts for policy in project.policies)
+    return any(policy.restricts for policy in policies)
 
 
 class _Champion(NamedTuple):
@@ -487,17 +487,20 @@ class Trainer:
         predictor = self._predictor(version)
         packed = predictor.package
         recorded = self.storage.path(dataset.FOLDER, packed.manifest["training_set"]["file"])
-        policies, about = self.project.policies, {"model": self.project.project, "version": version}
+        # Those that it was made under, and today's.
+        policies = [*skew.policies(packed), *self.project.policies]
+        about = {"model": self.project.project, "version": version}
         with evidence.telling(self.storage, policies, "rows were joined", about) as nodes:
             training_set = dataset.rebuild(
-                recorded.with_suffix(".json"), self.project.functions, on_node=nodes.add
+                recorded.with_suffix(".json"), self.project.functions, self.project.policies, nodes.add
             )
-        again, cpus = _task_of(packed, training_set, _restricts(self.project))
+        again, cpus = _task_of(packed, training_set, _restricts(policies))
+        selector = {**self._selector, **label_selector(policies)}
         with (
             holdings.training(self.project.project),
             evidence.telling(self.storage, policies, "rows were trained on", about) as nodes,
         ):
-            fitted = sweep.fit(again, packed.family, packed.params, label_selector=self._selector, cpus=cpus)
+            fitted = sweep.fit(again, packed.family, packed.params, label_selector=selector, cpus=cpus)
             nodes.add(fitted.node)
         held_out = again.test.held_out
         before, now = (by(again.frame[held_out]) for by in (predictor.predict_features, fitted.predict))

@@ -5,7 +5,7 @@ what computed them. `rebuild` makes the same set from it a year later, whatever 
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -83,7 +83,7 @@ def labelled(
     begin, policies = _warm(held, features), _policies(project)
     with quoting_nothing(policies.values()):
         rows = spine(target, held[project.target.source], features)
-        frame = _joined(rows, begin, held, features, policies, on_node)
+        frame = _joined(rows, begin, held, features, policies.values(), on_node)
     if not frame.height:
         raise DataError(
             f"no row of {project.target.source!r} has a full look-back; the longest window or lag "
@@ -103,7 +103,7 @@ def get(
     kept = storage.path(FOLDER, spine_name(rows))
     policies = _policies(project)
     with quoting_nothing(policies.values()):
-        frame = _answered(rows, held, features, policies)
+        frame = _answered(rows, held, features, policies.values())
     with replacing(kept) as new:
         rows.write_parquet(new)
     return _write(project, frame, features, held, {"spine": kept.name}, storage)
@@ -112,25 +112,34 @@ def get(
 def rebuild(
     file: Path,
     functions: frozenset[str] = frozenset(),
+    policies: Sequence[Policy] = (),
     on_node: Callable[[str], object] = lambda node: None,
 ) -> TrainingSet:
     """The training set of a manifest again, from the histories beside it; `on_node` as for `build`.
 
-    `functions` are those that the operator's project file names: a manifest may call no other. Raises
-    `DataError` where the file is no whole manifest, or where the values are not those that it was made for.
+    `functions` are those that the operator's project file names: a manifest may call no other; `policies` are
+    those of its sources today, which hold beside those that the set was made under. Raises `PolicyError`
+    where this machine may not touch the rows, and `DataError` where the file is no whole manifest, or where
+    the values are not those that it was made for.
     """
     recorded = _read_manifest(file)
     asked = manifest.parse(recorded, str(file))
+    require_here(policies)
     require_computable(asked, functions)
     storage = Storage.open(str(file.absolute().parent.parent))
-    with storage.steady(), quoting_nothing(asked.policies.values()):
-        return _rebuilt(file, asked, recorded, storage, on_node)
+    with storage.steady(), quoting_nothing([*asked.policies.values(), *policies]):
+        return _rebuilt(file, asked, recorded, storage, policies, on_node)
 
 
 def _rebuilt(
-    file: Path, asked: Manifest, recorded: Any, storage: Storage, on_node: Callable[[str], object]
+    file: Path,
+    asked: Manifest,
+    recorded: Any,
+    storage: Storage,
+    policies: Sequence[Policy],
+    on_node: Callable[[str], object],
 ) -> TrainingSet:
-    frame = _made_again(asked, storage, file, on_node)
+    frame = _made_again(asked, storage, file, policies, on_node)
     digest = values_digest(frame)
     wanted = asked.newest_digest
     if digest != wanted:
@@ -169,11 +178,15 @@ def require_computable(asked: Manifest, functions: frozenset[str]) -> None:
 
 
 def _made_again(
-    asked: Manifest, storage: Storage, file: Path, on_node: Callable[[str], object]
+    asked: Manifest,
+    storage: Storage,
+    file: Path,
+    policies: Sequence[Policy],
+    on_node: Callable[[str], object],
 ) -> pl.DataFrame:
     """As `made_again`; whatever breaks is told of the manifest's file."""
     try:
-        return made_again(asked, storage, on_node)
+        return made_again(asked, storage, policies, on_node)
     except (DataError, PolicyError, StorageError):
         raise
     except Exception as error:
@@ -183,21 +196,25 @@ def _made_again(
 
 
 def made_again(
-    asked: Manifest, storage: Storage, on_node: Callable[[str], object] = lambda node: None
+    asked: Manifest,
+    storage: Storage,
+    policies: Sequence[Policy] = (),
+    on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
-    """The values of a set, computed from the histories of a storage as they are now."""
+    """The values of a set, computed from the histories of a storage as they are now; `policies` hold too."""
+    bound = [*asked.policies.values(), *policies]
     held = {
         name: History.of(storage.path("features", "x").parent, question.table).snapshot(question.as_of)
         for name, question in asked.as_of.items()
     }
     if asked.target is not None and asked.warm is not None:
         rows = spine(asked.target.model_dump(), held[asked.target.source], asked.features)
-        return _joined(rows, asked.warm, held, asked.features, asked.policies, on_node)
+        return _joined(rows, asked.warm, held, asked.features, bound, on_node)
     path = storage.path(FOLDER, str(asked.newest_spine))
     rows = read_parquet(path)
     if path.name != spine_name(rows):
         raise DataError("the spine was changed since the set was made", file=path.name)
-    return _answered(rows, held, asked.features, asked.policies, on_node)
+    return _answered(rows, held, asked.features, bound, on_node)
 
 
 def spine_name(rows: pl.DataFrame) -> str:
@@ -299,12 +316,12 @@ def _joined(
     begin: datetime,
     held: Mapping[str, Snapshot],
     features: FeatureSet,
-    policies: Mapping[str, Policy],
+    policies: Iterable[Policy],
     on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
     """The spine's rows from an instant on, with their features and label."""
     rows = rows.filter(pl.col(features.time) >= begin)
-    selector = label_selector(policies.values())
+    selector = label_selector(policies)
     joined = join(rows.drop(LABEL), held, features, selector=selector, on_node=on_node)
     return rows.hstack([joined[name] for name in joined.columns if name not in features.own_columns])
 
@@ -313,7 +330,7 @@ def _answered(
     rows: pl.DataFrame,
     held: Mapping[str, Snapshot],
     features: FeatureSet,
-    policies: Mapping[str, Policy],
+    policies: Iterable[Policy],
     on_node: Callable[[str], object] = lambda node: None,
 ) -> pl.DataFrame:
     """A user's rows with their features, in their order."""
@@ -343,7 +360,7 @@ def _answered(
             row=first["row"] + 1,
             column=first["column"],
         )
-    selector = label_selector(policies.values())
+    selector = label_selector(policies)
     joined = join(typed, held, features, selector=selector, on_node=on_node)
     return rows.with_columns(typed.iter_columns()).hstack(
         [joined[name] for name in joined.columns if name not in features.own_columns]

@@ -17,13 +17,15 @@ from mlops_ray import audit, cli, config
 from mlops_ray.cluster import costs, evidence, holdings, local, profitable, service, stages, training
 from mlops_ray.cluster.pipeline import Pipeline, registered
 from mlops_ray.cluster.stages import Progress, Silent
+from mlops_ray.config import Policy
 from mlops_ray.cost.model import Places
 from mlops_ray.cost.prices import money
 from mlops_ray.cost.profit import Compared, Worth
 from mlops_ray.errors import ConfigError, PackageError, TrainingError, UsageError
-from mlops_ray.features import join
-from mlops_ray.monitoring import known
+from mlops_ray.features import dataset, join
+from mlops_ray.monitoring import known, skew
 from mlops_ray.monitoring.performance import Expected
+from mlops_ray.policy import HERE
 from mlops_ray.registry.predictor import Predictor
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
@@ -173,6 +175,30 @@ def test_reproducing_tells_where_rows_were_joined_and_trained_on(
     trained.pipeline().trainer.reproduce(1)
     here = {"model": "churn", "version": 1}, {node["NodeID"] for node in ray.nodes()}
     assert heard == {"rows were joined": here, "rows were trained on": here}
+
+
+def test_reproducing_keeps_to_the_policies_of_then_and_of_today(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def heard(*_: Any, label_selector: Any, **how: Any) -> None:
+        asked.append(label_selector)
+        raise ZeroDivisionError
+
+    monkeypatch.setenv(HERE, "eu-de")
+    monkeypatch.setattr(skew, "policies", lambda _: [Policy(allowed_regions=("eu-de", "eu-fr"))])
+    monkeypatch.setattr(training.sweep, "fit", heard)
+    joined = dataset.join
+    monkeypatch.setattr(
+        dataset, "join", lambda *a, selector, **how: asked.append(selector) or joined(*a, **how)
+    )
+    today = PROJECT.replace(
+        "{machine_only: [plan]", "{machine_only: [plan], allowed_regions: [eu-de, us-east]"
+    )
+    with pytest.raises(ZeroDivisionError):
+        trained.pipeline(today).trainer.reproduce(1)
+    assert asked == [{"region": "in(eu-de,us-east)"}, {"region": "in(eu-de)"}]
 
 
 def test_a_change_of_the_project_does_not_change_what_is_reproduced(trained: Trained) -> None:

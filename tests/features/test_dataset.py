@@ -10,11 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mlops_ray import audit, config
-from mlops_ray.errors import DataError, StorageError
-from mlops_ray.features import manifest
+from mlops_ray import audit, cli, config
+from mlops_ray.config import Policy
+from mlops_ray.errors import DataError, PolicyError, StorageError
+from mlops_ray.features import dataset, manifest
 from mlops_ray.features.dataset import TrainingSet, rebuild, values_digest
 from mlops_ray.features.store import FeatureStore, read_spine
+from mlops_ray.policy import HERE
 from mlops_ray.storage import ERASURE, Storage
 
 from ..conftest import unrecordable
@@ -299,6 +301,47 @@ def test_a_manifest_is_read_where_it_was_written_and_the_set_is_not_taken_for_it
         rebuild(copied)
     with pytest.raises(DataError, match=f"its manifest is {file_of(made).name}, beside it"):
         rebuild(made.path)
+
+
+@pytest.mark.parametrize("made", ["by a target", "of a spine"])
+def test_todays_policies_hold_for_older_sets_beside_those_that_they_were_made_under(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: FeatureStore, made: str
+) -> None:
+    monkeypatch.setenv(HERE, "eu-de")
+    then = PROJECT.replace("over: 2d", "over: 2h").replace(
+        "y: {type: float}}", "y: {type: float}}\n    policy: {allowed_regions: [eu-de, eu-fr]}"
+    )
+    before = opened(tmp_path, then)
+    file = file_of(before.get(SPINE) if made == "of a spine" else before.build(before.snapshots()))
+    asked: list[object] = []
+
+    def unjoinable(*_: object, selector: object, on_node: object) -> None:
+        asked.append(selector)
+        raise ValueError("no float: 'Ann'")
+
+    monkeypatch.setattr(dataset, "join", unjoinable)
+    with pytest.raises(DataError, match="ValueError: no float: 'Ann'"):
+        rebuild(file)
+    today = [Policy(allowed_regions=("eu-de", "us-east"), machine_only=("k",))]
+    with pytest.raises(DataError, match=r"ValueError$"):
+        rebuild(file, policies=today)
+    assert asked == [{"region": "in(eu-de,eu-fr)"}, {"region": "in(eu-de)"}]
+    for here in ("eu-fr", "us-east"):
+        monkeypatch.setenv(HERE, here)
+        with pytest.raises(PolicyError, match=f"this machine is in {here}"):
+            rebuild(file, policies=today)
+    assert len(asked) == 2
+
+
+def test_the_command_asks_the_policies_of_the_project_file_that_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: FeatureStore
+) -> None:
+    monkeypatch.setenv(HERE, "us-east")
+    made = store.get(SPINE)
+    bound = PROJECT.replace("y: {type: float}}", "y: {type: float}}\n    policy: {allowed_regions: [eu-de]}")
+    (tmp_path / "p.yaml").write_text(bound)
+    with pytest.raises(PolicyError, match="this machine is in us-east"):
+        cli.dataset_rebuild(file_of(made), tmp_path / "p.yaml")
 
 
 # ---------------------------------------------------------------- times of a spine
