@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import pytest
 import yaml
 
 from mlops_ray import audit
-from mlops_ray.cluster import local
+from mlops_ray.cluster import jobs, local
+from mlops_ray.cluster.jobs import Place
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.policy import HERE
 from mlops_ray.storage import Storage
@@ -282,3 +284,27 @@ def test_a_head_in_another_region_is_refused_although_nodes_would_be_there(
     shared, told = said["where the head is not"]
     assert "regions: rows may be in us-east only, and nobody says where this store stands" in shared
     assert "us-east only, and the head of the cluster is the node 127.0.0.1, in eu-de" in told
+
+
+def test_what_comes_with_a_job_is_brought_to_no_node_where_nothing_of_it_runs(
+    borders: Borders, tmp_path: Path
+) -> None:
+    """Ray, left alone, brings it to every node when the job's driver begins: that is the control."""
+    begin, elsewhere = "import ray; ray.init()", [node.folder for node in borders.others]
+    for name in ("CANARYsite", "CANARYcontrol"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    place = Place.of(borders.cluster.dashboard, clean_environment() | borders.cluster.environment)
+    with place.connected() as client:
+        ours = jobs.submit(
+            client, [sys.executable, "-c", begin], {}, place.token, folder=tmp_path / "CANARYsite"
+        )
+        until(lambda: client.get_job_status(ours).is_terminal(), PATIENCE_S)
+        jobs.require_well(ours, client.get_job_info(ours))
+        client.submit_job(
+            entrypoint=shlex.join([sys.executable, "-c", begin]),
+            runtime_env={"working_dir": str(tmp_path / "CANARYcontrol")},
+        )
+        until(lambda: all(found_in(folder, ["CANARYcontrol"]) for folder in elsewhere), PATIENCE_S)
+    assert found_in(Path(borders.cluster.temp_dir, "r"), CANARIES)
+    assert [found_in(folder, CANARIES) for folder in elsewhere] == [set(), set()]
