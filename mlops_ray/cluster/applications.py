@@ -42,6 +42,9 @@ def application(args: Mapping[str, str]) -> serve.Application:
         return looper.deployment(str(storage.root), selector)
     if name == reconciler.APPLICATION:
         _settle(project, storage)
+    elif name == gateway.APPLICATION:
+        # The config is the whole cluster's, whatever ran there before.
+        deploy.claim(storage)
     elif name == project.project:
         project = _sized(project, storage)
         if name in serve.status().applications:

@@ -15,13 +15,14 @@ from ray.core.generated import common_pb2, gcs_pb2, gcs_service_pb2, gcs_service
 from ray.experimental import internal_kv
 
 from mlops_ray.cluster.works import SUBMITTED, TRAINING, Work, named
+from mlops_ray.serving.deploy import SPACE
 
 #: What Ray's store speaks; its types are made as it is imported.
 GCS, ASKED, STORE, COMMON = (
     cast(Any, each) for each in (gcs_pb2, gcs_service_pb2, gcs_service_pb2_grpc, common_pb2)
 )
 #: Where a driver says of what model the training is that it runs, by the id of its job.
-SPACE, KEY, MODEL = b"mlops_ray", "training/{}", re.compile(rb"[a-z0-9][a-z0-9-]{0,199}")
+KEY, MODEL = "training/{}", re.compile(rb"[a-z0-9][a-z0-9-]{0,199}")
 #: Who runs Serve, and the commands of jobs: replicas are counted by themselves.
 SERVE, SUPERVISORS, SUPERVISOR = "serve", "SUPERVISOR_ACTOR_RAY_NAMESPACE", "_ray_internal_job_actor_"
 #: Tasks that are asked for at most, and how long the answer may take: it comes within hundredths of a second.

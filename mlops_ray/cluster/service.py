@@ -318,6 +318,7 @@ def _bring_up(pipeline: "Pipeline", cluster: LocalCluster, ours: bool, *, train:
 
     project, storage = pipeline.project, pipeline.storage
     joined.require_serving(project, cluster)
+    deploy.require_ours(storage)
     front.require_token(project, cluster)
     pipeline.prepare()
     key_file = keys.ensure_local(storage)
@@ -500,12 +501,18 @@ def listening(project: Project, storage: Storage) -> list[dict[str, str]]:
 
 
 def down(project: Project, storage: Storage) -> bool:
-    """Stops the project's service and its cluster, which a job only leaves; `False` if there was none."""
+    """Stops the project's service and its cluster, which a job only leaves; `False` if there was none.
+
+    Raises `ClusterError` in a job on a cluster that runs the service of another storage, which goes on.
+    """
     cluster = joined.found(project, storage) if joined.address() else None
     if cluster is None or cluster.marker:
         return local.stop(storage.root)
     from ray import serve
 
+    from mlops_ray.serving import deploy
+
+    deploy.require_ours(storage)
     runs = bool(serve.status().applications)
     serve.shutdown()  # type: ignore[no-untyped-call]
     # The cluster stays: what is served on it next is not live before it says so.

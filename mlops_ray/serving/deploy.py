@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.experimental import internal_kv
 from ray.serve.schema import ApplicationStatus
 
 import mlops_ray
@@ -36,6 +37,8 @@ from mlops_ray.storage import Storage, digest
 
 #: What was deployed, by application, with the digest of what it was made of.
 DEPLOYED = "deployed.json"
+#: Where Ray's store says what is ours, and there, the storage whose service the cluster runs.
+SPACE, OWNER = b"mlops_ray", b"service"
 #: A replica loads in seconds; a machine that is busy training may take many times that.
 READY_S = 120.0
 POLL_S = 0.1
@@ -71,8 +74,9 @@ def deploy(
     `host`, and is asked at `reached`. `listener` is where the gateway speaks gRPC; `beside` are applications
     without a route that look after all models, each made from the storage and the labels of where it may run.
     Raises `ClusterError` where something does not come up, no node is large enough, or the first version is
-    refused, `PolicyError` where no place is allowed for all models.
+    refused, or another storage's service runs there, `PolicyError` where no place is allowed for all models.
     """
+    require_ours(storage)
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
     policies = [source.policy for source in project.sources.values()]
@@ -92,6 +96,7 @@ def deploy(
     known = deployed.get("digests", {})
     storage.write_json({"cluster": _cluster(), "digests": known, "regions": regions}, DEPLOYED)
     _require_fronts(label_selector(policies))
+    claim(storage)
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
     digests = known | {name: app.digest for name, app in wanted.items()}
@@ -100,6 +105,31 @@ def deploy(
     for path in (f"{replica.route(project.project)}/ready", READY):
         _wait_until_ready(url + path, lambda: _hopeless(storage, project.project))
     return Deployed(url, tuple(changed))
+
+
+def require_ours(storage: Storage) -> None:
+    """Raises `ClusterError` where the service that runs on the connected cluster is another storage's.
+
+    Two cannot share it: each would have the gateway, the monitor and the reconciler to itself.
+    """
+    if gateway.APPLICATION not in serve.status().applications:
+        return
+    other = (internal_kv._internal_kv_get(OWNER, namespace=SPACE) or b"").decode()
+    if other not in ("", _place(storage)):
+        raise ClusterError(
+            f"the service that runs on this cluster is that of the storage {other}, and a cluster runs one:"
+            " mlops-ray down with a project file of that storage stops it; a project that says"
+            f" storage: {other} too is served beside it, and any other wants a cluster of its own"
+        )
+
+
+def claim(storage: Storage) -> None:
+    """Has the connected cluster know that the service which starts on it is this storage's."""
+    internal_kv._internal_kv_put(OWNER, _place(storage).encode(), namespace=SPACE)
+
+
+def _place(storage: Storage) -> str:
+    return str(storage.root.resolve())
 
 
 def begun(project: Project) -> Project:

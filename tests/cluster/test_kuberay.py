@@ -245,7 +245,11 @@ def test_serves_own_schema_takes_the_config_and_knows_each_of_its_words(tmp_path
     ServeDeploySchema.model_validate(said)
 
 
-def test_it_makes_the_applications_that_serve_starts(tmp_path: Path) -> None:
+def test_it_makes_the_applications_that_serve_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[Storage] = []
+    monkeypatch.setattr(deploy, "claim", claimed.append)
     prices = tmp_path / "prices.yaml"
     prices.write_text((ROOT / "configs" / "prices.yaml").read_text())
     file = project(tmp_path, storage=str(tmp_path / "state"), cost={"prices": str(prices)})
@@ -264,7 +268,8 @@ def test_it_makes_the_applications_that_serve_starts(tmp_path: Path) -> None:
             assert built._bound_deployment.ray_actor_options == wanted._bound_deployment.ray_actor_options
     told = [each["about"] for each in audit.entries(storage) if each["what"] == "a model is served"]
     assert told == [{"model": packages.NAME, "started": ["serve deploy"]}]
-    # And leaves what they read.
+    # And leaves what they read, and whose service it is.
+    assert claimed == [storage]
     assert storage.read_json(record.SETTINGS, f"{packages.NAME}.json")
     assert storage.read_json("cost/settings", f"{packages.NAME}.json")
 

@@ -263,7 +263,7 @@ def live(storage: Storage, ray_cluster: LocalCluster) -> Iterator[tuple[Project,
     releases.push(of, storage, 1)
     keys.ensure_local(storage)
     yield of, deploy.deploy(of, storage, http_port=ray_cluster.http_port).url
-    for application in ("reconciler", of.project):
+    for application in ("gateway", "reconciler", of.project):
         serve.delete(application)
 
 

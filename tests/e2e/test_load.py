@@ -72,7 +72,7 @@ def served(ray_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) 
     for name, factor in MODELS.items():
         deployed = start(name, factor, storage, ray_cluster.http_port)
     yield Served(deployed.url, key, storage, ray_cluster)
-    for name in (*MODELS, "third"):
+    for name in ("gateway", *MODELS, "third"):
         serve.delete(name)
 
 

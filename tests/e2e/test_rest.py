@@ -35,7 +35,8 @@ def client(ray_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.Monkey
     key = Path(keys.ensure_local(storage)).read_text().strip()
     deployed = deploy.deploy(of, storage, http_port=ray_cluster.http_port)
     yield Client(deployed.url, NAME, key, timeout_s=PATIENCE_S, tries=1)
-    serve.delete(NAME)
+    for application in ("gateway", NAME):
+        serve.delete(application)
 
 
 def until(condition: Callable[[], object]) -> float:

@@ -6,8 +6,9 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.client import Client
-from mlops_ray.cluster import local, releases
+from mlops_ray.cluster import joined, local, releases, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Silent
 from mlops_ray.config import Project, Release
-from mlops_ray.errors import MlopsError, ReleaseError, StorageError, UsageError
+from mlops_ray.errors import ClusterError, MlopsError, ReleaseError, StorageError, UsageError
 from mlops_ray.registry.outcome import Called, Outcome
 from mlops_ray.registry.registry import Registry
 from mlops_ray.serving import record
@@ -149,8 +150,52 @@ def live(storage: Storage, http_port: int) -> Iterator[Live]:
     assert set(started.started) == {"monitor", "gateway", "reconciler", packages.NAME}
     assert deploy.deploy(project, storage, http_port=http_port).started == ()
     yield Live(project, storage, registry, started.url, key)
-    for application in ("reconciler", packages.NAME):
+    for application in ("gateway", "reconciler", packages.NAME):
         serve.delete(application)
+
+
+def test_a_cluster_serves_one_storage_and_another_neither_takes_its_service_over_nor_stops_it(
+    live: Live, ray_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlops_ray.serving import deploy
+
+    other = Storage.open(str(tmp_path / "other"))
+    of = packages.project(other.root, project="others")
+    made = packages.write(other.path("artifacts", "v1"), of, 5.0, "others")
+    packages.crown(other, "others", 1, made)
+    whose = f"is that of the storage {live.storage.root.resolve()}, and a cluster runs one: mlops-ray down"
+    with pytest.raises(ClusterError, match=whose):
+        deploy.deploy(of, other, http_port=ray_cluster.http_port)
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
+    monkeypatch.setattr(joined, "found", lambda *_: replace(ray_cluster, marker=""))
+    with pytest.raises(ClusterError, match=whose):
+        service.down(of, other)
+    assert live.answer == ("1", 1.0)
+
+
+def test_a_service_that_is_gone_or_of_the_same_folder_keeps_nobody_out(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlops_ray.serving import deploy
+
+    known: dict[bytes, bytes] = {}
+    running = {"gateway": None}
+    kv = SimpleNamespace(
+        _internal_kv_get=lambda key, namespace: known.get(key),
+        _internal_kv_put=lambda key, value, namespace: known.update({key: value}),
+    )
+    monkeypatch.setattr(deploy, "internal_kv", kv)
+    monkeypatch.setattr(deploy.serve, "status", lambda: SimpleNamespace(applications=running))
+    other = Storage.open(str(tmp_path / "other"))
+    (tmp_path / "link").symlink_to(storage.root)
+    # Of a service that an older version started nobody said whose it is.
+    deploy.require_ours(other)
+    deploy.claim(storage)
+    deploy.require_ours(Storage(tmp_path / "link"))
+    with pytest.raises(ClusterError, match="any other wants a cluster of its own"):
+        deploy.require_ours(other)
+    running.clear()
+    deploy.require_ours(other)
 
 
 def test_what_is_pushed_is_live_without_a_deployment_and_goes_back_at_once(live: Live) -> None:
