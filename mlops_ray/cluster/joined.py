@@ -104,12 +104,7 @@ def require_serving(project: Project, cluster: LocalCluster) -> None:
             f"Serve runs there on port {cluster.http_port}: for port {listen.port}, stop it"
             " (mlops-ray down, as a job), and run again"
         )
-    lacking = [f"{name}={head.SETTINGS[name]!r}" for name in NEEDED if name not in os.environ]
-    if lacking:
-        raise ClusterError(
-            f"the nodes at {cluster.address} were started without {', '.join(lacking)}: Serve reads them when"
-            " it starts, set them before `ray start` on every node (cluster.yaml does)"
-        )
+    _require_settings(cluster)
     if listen.certificate is not None:
         raise ConfigError(
             "on a cluster TLS ends in what stands in front of it, a load balancer or an ingress: leave out"
@@ -124,11 +119,53 @@ def require_serving(project: Project, cluster: LocalCluster) -> None:
             file=project.file,
             at=("serving", "listen"),
         )
+    if (at := _serves_at()) is not None and at.host != listen.host:
+        raise ClusterError(
+            f"Serve listens there on {at.host}: for {listen.host}, stop it (mlops-ray down, as a job), and"
+            " run again"
+        )
+
+
+def require_lending(project: Project, cluster: LocalCluster) -> None:
+    """Raises as `require_serving` where a load test's replicas cannot answer there, or a service would not.
+
+    Where Serve lets all nodes in already it does so for them too, whatever the project file says of callers.
+    """
+    if cluster.marker:
+        return
+    if (at := _serves_at()) is not None and at.host == ANY:
+        _require_settings(cluster)
+    else:
+        require_serving(project, cluster)
+
+
+def _require_settings(cluster: LocalCluster) -> None:
+    lacking = [f"{name}={head.SETTINGS[name]!r}" for name in NEEDED if name not in os.environ]
+    if lacking:
+        raise ClusterError(
+            f"the nodes at {cluster.address} were started without {', '.join(lacking)}: Serve reads them when"
+            " it starts, set them before `ray start` on every node (cluster.yaml does)"
+        )
+
+
+def binds(project: Project, cluster: LocalCluster) -> str:
+    """The address at which Serve listens on a cluster, or will when it starts."""
+    if cluster.marker:
+        return head.LOOPBACK
+    at = _serves_at()
+    return str(at.host) if at is not None else project.serving.listen.host
+
+
+def _serves_at() -> Any:
+    """Host and port of Serve's front end on the connected cluster; `None` where Serve does not run yet."""
+    from ray import serve
+
+    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    return client.http_config if client is not None else None
 
 
 def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
     import ray
-    from ray import serve
 
     from mlops_ray import placement
 
@@ -148,15 +185,14 @@ def _joined(at: str, project: Project, storage: Storage) -> LocalCluster:
     beyond = others(project.policies)
     require_stores(project, is_shared=bool(beyond) or placement.grows())
     require_seen(storage.root, beyond)
-    listen = project.serving.listen
-    client = serve.context._get_global_client(raise_if_no_controller_running=False)
+    listen, serves = project.serving.listen, _serves_at()
     gcs = context.address_info["gcs_address"]
     return LocalCluster(
         marker="",
         pid=0,
         address=gcs,
         dashboard=f"http://{context.dashboard_url}",
-        http_port=client.http_config.port if client else listen.front_port or listen.port or head.HTTP_PORT,
+        http_port=serves.port if serves else listen.front_port or listen.port or head.HTTP_PORT,
         environment={},
         temp_dir="",
         host=gcs.rsplit(":", 1)[0],

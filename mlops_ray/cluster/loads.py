@@ -24,8 +24,9 @@ import psutil
 
 from mlops_ray import keys
 from mlops_ray.client import columns
-from mlops_ray.cluster import scoring, service, sizing
+from mlops_ray.cluster import joined, scoring, service, sizing
 from mlops_ray.cluster.costs import CAPACITY
+from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.meter import MACHINE
 from mlops_ray.cluster.stages import Progress, Stages
 from mlops_ray.config import Project
@@ -111,14 +112,19 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
 
     `{"model", "version", "capacities", "files", "notes"}`; each record is written, and kept in the registry,
     as soon as it is made. On the cluster of this storage, or on one that is started for it and stopped again.
-    Raises `ServiceError` where no rate holds, `ClusterError` where a size does not fit beside what runs,
-    `DataError` where there is nothing to ask for, and `PolicyError` where rows may not be on this machine.
+    Raises `ServiceError` where no rate holds, `ClusterError` where a size does not fit beside what runs or
+    the cluster cannot serve, `DataError` where there is nothing to ask for, and `PolicyError` where rows may
+    not be on this machine.
     """
     require_here(project.policies)
     require_stores(project)
     with _alone(storage):
         entry = scoring.entry(project, storage, progress, wanted.version)
         with scoring.connected(project, storage, Stages(storage, progress)) as cluster:
+            from mlops_ray.serving import deploy
+
+            joined.require_lending(project, cluster)
+            deploy.require_ours(storage)
             named = project.serving.resources.machine
             machine = wanted.machine or (None if named == sizing.AUTO else named)
             if machine is not None:
@@ -126,7 +132,7 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
 
                 project = sizing.on(project, machine, looper.machines(project))
             bodies = asked(project, storage, progress, entry, wanted.rows)
-            return LoadTest(project, storage, progress, cluster.http_port, entry, wanted).run(bodies)
+            return LoadTest(project, storage, progress, cluster, entry, wanted).run(bodies)
 
 
 @contextlib.contextmanager
@@ -223,12 +229,12 @@ def _of_history(
 
 @dataclass(frozen=True)
 class LoadTest:
-    """A load test of a release's `entry` on the connected cluster, where Serve listens at this port."""
+    """A load test of a release's `entry` on the connected cluster."""
 
     project: Project
     storage: Storage
     progress: Progress
-    http_port: int
+    cluster: LocalCluster
     entry: Mapping[str, Any]
     wanted: Wanted
 
@@ -294,7 +300,9 @@ class LoadTest:
                     selector,
                     machine_only(self.project),
                 ),
-                http_port=self.http_port,
+                http_port=self.cluster.http_port,
+                host=joined.binds(self.project, self.cluster),
+                reached=self.cluster.host,
             ) as url:
                 headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
                 yield f"{url}/invocations", headers

@@ -14,8 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from mlops_ray import audit
-from mlops_ray.cluster import evidence, loop, looper, meter, profitable, releases, training
-from mlops_ray.cluster.head import LOOPBACK
+from mlops_ray.cluster import evidence, joined, loop, looper, meter, profitable, releases, training
 from mlops_ray.cluster.intake import Intake, require_readable
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Silent, Stages
@@ -330,7 +329,7 @@ class Pipeline:
                 project,
                 self.storage,
                 http_port=cluster.http_port,
-                host=LOOPBACK if cluster.marker else listen.host,
+                host=joined.binds(project, cluster),
                 reached=cluster.host,
                 listener=listener,
                 beside={looper.APPLICATION: looper.deployment} if loops or meters else {},

@@ -145,15 +145,17 @@ def where(project: Project, storage: Storage) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def lent(name: str, route: str, build: Callable[[], serve.Application], *, http_port: int) -> Iterator[str]:
+def lent(
+    name: str, route: str, build: Callable[[], serve.Application], *, http_port: int, host: str, reached: str
+) -> Iterator[str]:
     """Runs an application for the block beside what runs on the connected cluster; yields its address.
 
-    Raises `ClusterError` where it does not come up.
+    Serve stays, and listens on `host`, as for whatever is deployed next; it is asked at `reached`. Raises
+    `ClusterError` where the application does not come up.
     """
-    host = "127.0.0.1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
-    url = f"http://{host}:{http_port}{route}"
+    url = f"http://{reached}:{http_port}{route}"
     try:
         _run({name: Application(route, "", build)})
         _wait_until_ready(f"{url}/ready", lambda: None)

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,6 +40,7 @@ def in_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", JOB)
     for name in joined.NEEDED:
         monkeypatch.setenv(name, head.SETTINGS[name])
+    monkeypatch.setattr(joined, "_serves_at", lambda: None)
 
 
 def cluster(address: str = JOB, marker: str = "") -> LocalCluster:
@@ -147,6 +149,37 @@ def test_a_cluster_serves_callers_from_beyond_its_nodes_or_says_what_it_lacks(
     with pytest.raises(ClusterError, match=r"were started without RAY_SERVE_ENABLE_HA_PROXY='1': Serve"):
         joined.require_serving(listening(tmp_path, **beyond), cluster())
     joined.require_serving(project(tmp_path), cluster(OTHER, "0123"))
+
+
+def test_a_serve_that_listens_elsewhere_than_is_wished_is_refused_and_left_as_it_is(
+    in_job: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = SimpleNamespace(host="127.0.0.1", port=8000)
+    monkeypatch.setattr(joined, "_serves_at", lambda: at)
+    beyond, local_only = listening(tmp_path / "a", host="0.0.0.0", tls="elsewhere"), project(tmp_path / "b")
+    for require in (joined.require_serving, joined.require_lending):
+        with pytest.raises(ClusterError, match=r"listens there on 127\.0\.0\.1: for 0\.0\.0\.0, stop it"):
+            require(beyond, cluster())
+    assert joined.binds(beyond, cluster()) == "127.0.0.1"
+    at.host = "0.0.0.0"
+    joined.require_serving(beyond, cluster())
+    # Who said loopback is not to be open to others because somebody else was.
+    with pytest.raises(ClusterError, match=r"listens there on 0\.0\.0\.0: for 127\.0\.0\.1, stop it"):
+        joined.require_serving(local_only, cluster(OTHER))
+    # A load test's replicas answer nobody but itself.
+    joined.require_lending(local_only, cluster())
+    monkeypatch.delenv("RAY_SERVE_ENABLE_HA_PROXY")
+    with pytest.raises(ClusterError, match="were started without RAY_SERVE_ENABLE_HA_PROXY"):
+        joined.require_lending(local_only, cluster())
+
+
+def test_what_is_lent_before_anything_is_served_lets_all_nodes_in(in_job: None, tmp_path: Path) -> None:
+    beyond = listening(tmp_path, host="0.0.0.0", tls="elsewhere")
+    joined.require_lending(beyond, cluster())
+    assert joined.binds(beyond, cluster()) == "0.0.0.0"
+    assert joined.binds(beyond, cluster(OTHER, "0123")) == "127.0.0.1"
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1 lets no other node"):
+        joined.require_lending(project(tmp_path), cluster())
 
 
 def test_on_a_cluster_of_one_machine_loopback_will_do(in_job: None, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.client import Client
-from mlops_ray.cluster import loads, looper, meter, releases
+from mlops_ray.cluster import joined, loads, looper, meter, releases
 from mlops_ray.cluster.loads import Size, Wanted
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Silent
@@ -47,6 +47,7 @@ REQUEST = orjson.dumps({"inputs": {name: [value] for name, value in ROW.items()}
 HISTORY = "".join(f"{'ab'[n % 2]},2016-11-02T{n:02d}:00:00Z,{n},1\n" for n in range(10))
 #: A slow machine is no service that is too slow.
 SLO = {"p99_ms": 400, "error_rate": 0.01}
+OURS = LocalCluster("0123", 1, "127.0.0.1:6379", "", 8000, {}, "")
 
 
 def project(storage: Storage) -> Project:
@@ -192,7 +193,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Probe]:
     started: list[Probe] = []
 
     @contextlib.contextmanager
-    def lent(name: str, route: str, build: Callable[[], Any], *, http_port: int) -> Iterator[str]:
+    def lent(name: str, route: str, build: Callable[[], Any], **at: Any) -> Iterator[str]:
         started.append(Probe(*build()._bound_deployment.init_args))
         with listening(started[-1]._endpoint) as url:
             yield f"{url}{route}"
@@ -216,7 +217,7 @@ def test_what_is_found_is_kept_and_what_was_asked_is_in_nobodys_log(
     of = project(storage)
     registered(of, storage)
     entry = crowned(of, storage)
-    found = loads.LoadTest(of, storage, Silent(), 0, entry, Wanted(max_rows=(16,))).run([REQUEST])
+    found = loads.LoadTest(of, storage, Silent(), OURS, entry, Wanted(max_rows=(16,))).run([REQUEST])
     (document,), (file,) = found["capacities"], found["files"]
     capacity = Capacity.from_json(document)
     assert 0 < capacity.rate < capacity.high
@@ -232,7 +233,7 @@ def test_what_is_found_is_kept_and_what_was_asked_is_in_nobodys_log(
 
 def test_what_a_replica_under_load_counts_is_let_go(storage: Storage, here: list[Probe]) -> None:
     of = project(storage)
-    test = loads.LoadTest(of, storage, Silent(), 0, crowned(of, storage), Wanted())
+    test = loads.LoadTest(of, storage, Silent(), OURS, crowned(of, storage), Wanted())
     with test._replicas(Size(0.5, 0, 16)) as (url, headers):
         loads.answered(url, headers, [REQUEST])
         assert here[0]._outbox._tallies
@@ -240,12 +241,34 @@ def test_what_a_replica_under_load_counts_is_let_go(storage: Storage, here: list
         assert here[0]._outbox.delta() is None
 
 
+def test_on_a_cluster_of_several_nodes_its_replicas_are_reached_as_those_of_a_service(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Any] = []
+    monkeypatch.setattr(deploy.serve, "start", lambda **how: heard.append(how["http_options"]))
+    monkeypatch.setattr(deploy.serve, "delete", heard.append)
+    monkeypatch.setattr(deploy, "_run", lambda applications: None)
+    monkeypatch.setattr(deploy, "_wait_until_ready", lambda url, hopeless: heard.append(url))
+    monkeypatch.setattr(deploy, "forget", lambda _: None)
+    monkeypatch.setattr(loads, "_require_room", lambda *_: None)
+    monkeypatch.setattr(joined, "_serves_at", lambda: None)
+    of = project(storage)
+    listen = of.serving.listen.model_copy(update={"host": "0.0.0.0", "tls": "elsewhere"})
+    of = of.model_copy(update={"serving": of.serving.model_copy(update={"listen": listen})})
+    at = LocalCluster("", 0, "10.0.0.5:6379", "", 8000, {}, "", host="10.0.0.5")
+    test = loads.LoadTest(of, storage, Silent(), at, crowned(of, storage), Wanted())
+    below = "http://10.0.0.5:8000/v2/models/rows.loadtest"
+    with test._replicas(Size(0.5, 0, 16)) as (url, _):
+        assert url == f"{below}/invocations"
+    assert heard == [{"host": "0.0.0.0", "port": 8000}, f"{below}/ready", "rows.loadtest"]
+
+
 def test_of_replicas_on_machines_of_two_types_nothing_is_told(
     storage: Storage, short: None, here: list[Probe]
 ) -> None:
     looper.RayCluster().replicas().append(meter.Replica("b", "rows.loadtest", 0.5, 0))  # type: ignore[attr-defined]
     of = project(storage)
-    test = loads.LoadTest(of, storage, Silent(), 0, crowned(of, storage), Wanted(max_rows=(16,)))
+    test = loads.LoadTest(of, storage, Silent(), OURS, crowned(of, storage), Wanted(max_rows=(16,)))
     with pytest.raises(ClusterError, match=r"several types \(local, m7\.large\): say --machine"):
         test.run([REQUEST])
 
@@ -277,7 +300,7 @@ def test_what_a_replica_bears_is_found_beside_a_live_service_that_does_not_feel_
     since = serve.status().applications[of.project].last_deployed_time_s
 
     def measured(wanted: Wanted, body: bytes = REQUEST) -> dict[str, Any]:
-        return loads.LoadTest(of, storage, Silent(), ray_cluster.http_port, entry, wanted).run([body])
+        return loads.LoadTest(of, storage, Silent(), ray_cluster, entry, wanted).run([body])
 
     with asking(url, storage) as answers:
         with pytest.raises(ClusterError, match=r"1 x 64 CPU are asked for, and there is room for 0 beside"):
