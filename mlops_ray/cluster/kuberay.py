@@ -1,4 +1,4 @@
-"""What `mlops-ray deploy --emit` writes: manifests for KubeRay 1.6, or the config of applications.py.
+"""What `mlops-ray deploy --emit` writes: manifests for KubeRay, or the config of applications.py.
 
 The state lies on a claim that all pods mount at `HOME`, and the project file is there: what it names relative
 to itself is on the claim too.
@@ -24,6 +24,8 @@ from mlops_ray.policy import HERE, REGION, allowed_regions, require_stores
 
 Document = dict[str, Any]
 
+#: The first KubeRay that knows all that manifests say: a worker group's priority came with it.
+VERSION = "1.7"
 #: Where pods see the claim, and on it the project file.
 HOME, FILE = "/mlops", "project.yaml"
 #: KubeRay makes names longer by what it hangs on them; its own limit for a service is 47.
@@ -80,15 +82,17 @@ class Place:
 def emitted(emit: str, file: Path, place: Place) -> dict[str, str]:
     """The text of each file that `--emit` asks for, by its name."""
     project, text = config.load(file), file.read_text(encoding="utf-8")
+    how = f"`mlops-ray deploy --emit {emit}`"
     match emit:
         case "kuberay":
+            how += f" for KubeRay {VERSION}"
             documents = manifests(project, text, place)
         case "serve-config":
             require_stores(project, is_shared=True)
             documents = {"serve.yaml": [serve_config(project, text, str(file.absolute()))]}
         case _:
             raise UsageError(f"--emit: {emit!r} is neither kuberay nor serve-config")
-    head = f"# Written by `mlops-ray deploy --emit {emit}`; see docs/cluster.md.\n"
+    head = f"# Written by {how}; see docs/cluster.md.\n"
     return {name: head + _yaml(of) for name, of in documents.items()}
 
 

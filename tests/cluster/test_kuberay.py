@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -74,6 +75,17 @@ def test_the_examples_are_what_the_command_of_the_page_writes(
         assert path.read_text() == (MADE / path.name).read_text(), f"{path.name}: run the command again"
     page = (ROOT / "docs" / "cluster.md").read_text().replace("\\\n", " ")
     assert f"mlops-ray {' '.join(COMMAND)}" in " ".join(page.split())
+
+
+def test_the_page_the_manifests_and_the_schema_name_the_first_kuberay_that_knows_all_they_say() -> None:
+    """The schema notes with which version a field came that is new."""
+    schema = (ROOT / "tests" / "fixtures" / "kuberay.yaml").read_text()
+    new = re.findall(r"# new in (\d+)\.(\d+)$", schema, re.MULTILINE)
+    newest = max(tuple(map(int, version)) for version in new)
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    texts = schema, page, *((MADE / name).read_text() for name in RAY)
+    named = [re.search(r"KubeRay(?:\]\(\S+\))? (\d+)\.(\d+)", text) for text in texts]
+    assert [found and tuple(map(int, found.groups())) for found in named] == [newest] * len(texts)
 
 
 @pytest.mark.parametrize("name", RAY)
@@ -245,9 +257,7 @@ def test_serves_own_schema_takes_the_config_and_knows_each_of_its_words(tmp_path
     ServeDeploySchema.model_validate(said)
 
 
-def test_it_makes_the_applications_that_serve_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_makes_the_applications_that_serve_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claimed: list[Storage] = []
     monkeypatch.setattr(deploy, "claim", claimed.append)
     prices = tmp_path / "prices.yaml"
