@@ -425,6 +425,34 @@ def test_what_is_copied_makes_the_whole_package_without_a_way_out(tmp_path: Path
     assert {str(path.relative_to(ROOT)) for path in needed} <= installed
 
 
+@pytest.mark.parametrize("name", FILES)
+def test_the_folder_of_the_state_is_mounted_once_however_often_nodes_are_set_up(
+    name: str, tmp_path: Path
+) -> None:
+    for program, does in {"mountpoint": 'exit "$STATUS"', "sudo": 'echo "$1" >> "$CALLS"'}.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o700)
+
+    def called(status: int) -> set[str]:
+        """What is asked of root where `mountpoint` ends so."""
+        (calls := tmp_path / "calls").write_text("")
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        env = os.environ | {"PATH": path, "STATUS": str(status), "CALLS": str(calls)}
+        subprocess.run(["bash", "-c", _mounts(name)], env=env, check=True)
+        return set(calls.read_text().split())
+
+    assert called(0) == set()
+    assert called(1) >= {"mount"}
+
+
+def _mounts(name: str) -> str:
+    """The command that is to be filled in, and is commented out."""
+    _, _, commands = FILES[name].read_text().partition("\nsetup_commands:\n")
+    lines = (line.replace("# ", "", 1) for line in commands.splitlines() if re.match("  # (- |  )", line))
+    (command,) = yaml.safe_load("\n".join(lines))
+    return str(command)
+
+
 # ---------------------------------------------------------------- what may not drift
 
 
