@@ -1,17 +1,18 @@
 """Where rows may be, by this machine, stores and the nodes of a cluster; and what of them people see."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mlops_ray import placement
-from mlops_ray.cluster import evidence
+from mlops_ray.cluster import evidence, looper
 from mlops_ray.config import Policy, Project, Source
 from mlops_ray.errors import ClusterError, ConfigError, PolicyError
 from mlops_ray.policy import machine_only, require_stores, withheld
 from mlops_ray.schema import WITHHELD
-from mlops_ray.serving import deploy
+from mlops_ray.serving import deploy, record
 from mlops_ray.storage import Storage
 
 SOURCE = {"path": "a.csv", "time": "none", "columns": {"x": {"type": "float"}, "y": {"type": "float"}}}
@@ -149,6 +150,27 @@ def test_a_model_keeps_to_the_regions_of_all_that_are_served_beside_it(
     storage.write_json({"cluster": "a", "regions": {"m": ["eu-de"]}}, deploy.DEPLOYED)
     assert deploy.where(free, storage) == {"region": "in(eu-de)"}
     assert deploy.where(project(project="k"), storage) == {"region": "in(eu-de)"}
+
+
+def test_all_that_serves_and_looks_after_a_model_is_asked_for_where_its_rows_may_be(
+    cluster: list[placement.Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: dict[str, Any] = {}
+    monkeypatch.setattr(deploy, "serve", SimpleNamespace(start=lambda **_: None))
+    for ready in ("require_ours", "claim", "_wait_until_ready"):
+        monkeypatch.setattr(deploy, ready, lambda *_: None)
+    monkeypatch.setattr(deploy, "_running", set)
+    monkeypatch.setattr(deploy, "nodes", list)
+    monkeypatch.setattr(placement, "require_room", lambda *_: None)
+    monkeypatch.setattr(deploy, "_run", started.update)
+    monkeypatch.setattr(record, "names", lambda _: ["m"])
+    of, storage = project(), Storage.open(str(tmp_path))
+    storage.write_json({"cluster": "a", "regions": {"n": ["eu-fr"]}}, deploy.DEPLOYED)
+    deploy.deploy(of, storage, http_port=0, beside={looper.APPLICATION: looper.deployment})
+    assert started.keys() == {"reconciler", "monitor", "gateway", "loop", "m"}
+    for name, application in started.items():
+        asked = application.build()._bound_deployment.ray_actor_options
+        assert asked["label_selector"] == {"region": "in(eu-fr)"}, name
 
 
 def test_a_service_that_runs_keeps_its_replicas_and_does_not_begin_anew() -> None:

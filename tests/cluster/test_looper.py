@@ -5,11 +5,13 @@ import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
+from mlops_ray import config
 from mlops_ray.cluster import loop, looper, retraining, service
 from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.loop import Retraining, Settings
@@ -50,6 +52,22 @@ def test_a_job_is_found_by_its_id_and_says_why_it_fails(
     assert said["outcome"] == "failed"
     assert "a project.yaml" in said["said"]
     assert loop.begun(storage, "retrain-m-1").exists()
+
+
+def test_a_retraining_s_job_runs_on_a_node_that_may_see_the_rows(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = yaml.safe_load(PROJECT)
+    document["sources"]["s"]["policy"] = {"allowed_regions": ["eu-de", "eu-fr"]}
+    document["monitoring"] = {"retrain": {"when": ["drift"], "at_most": "1/7d"}}
+    (tmp_path / "project.yaml").write_text(yaml.safe_dump(document))
+    how = Settings.of(config.load(tmp_path / "project.yaml", {}))
+    assert how is not None
+    heard: list[Any] = []
+    client = SimpleNamespace(submit_job=lambda **job: heard.append(job["entrypoint_label_selector"]))
+    monkeypatch.setattr(RayJobs, "_client", client)
+    RayJobs(str(storage.root)).submit("retrain-m-1", how)
+    assert heard == [{"region": "in(eu-de,eu-fr)"}]
 
 
 def test_what_keeps_a_trial_from_running_is_said(ray_cluster: LocalCluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,29 @@ def test_two_workers_are_as_good_as_one_and_count_every_row(ray_cluster: object,
     assert errors[1] == pytest.approx(errors[0], rel=0.02)
     assert errors[0] != errors[1]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Asked(Exception):  # noqa: N818 - it ends what Ray would begin
+    """What Ray Train is asked for."""
+
+
+def test_workers_are_asked_for_on_nodes_where_the_rows_may_be_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.train.v2.xgboost import xgboost_trainer
+
+    def trainer(*_: object, scaling_config: Any, **more: object) -> None:
+        raise Asked(scaling_config.num_workers, scaling_config.label_selector)
+
+    labels = {"region": "eu-de"}
+    nodes = [{"Alive": True, "Labels": labels, "Resources": {"CPU": 4.0, "memory": 1e12}}]
+    monkeypatch.setattr(xgboost_trainer, "XGBoostTrainer", trainer)
+    monkeypatch.setattr(distributed.ray, "put", lambda part: part)
+    monkeypatch.setattr(sweep.ray, "nodes", lambda: nodes)
+    shared = task({**TRAINING, "search": {"workers": 2}})
+    with pytest.raises(Asked) as asked:
+        sweep.fit(shared, BEST.family, BEST.params, label_selector={"region": "in(eu-de)"})
+    assert asked.value.args == (2, {"region": "in(eu-de)"})
 
 
 def test_no_row_is_dealt_out_twice_or_lost_and_each_part_has_every_label() -> None:
