@@ -194,9 +194,8 @@ class Pipeline:
         return f"{name} {self.project.project}"
 
     def _build(self) -> dict[str, Any]:
-        policies = [source.policy for source in self.project.sources.values()]
         about = {"model": self.project.project, "sources": [*self.store.views]}
-        with evidence.telling(self.storage, policies, "rows were joined", about) as nodes:
+        with evidence.telling(self.storage, self.project.policies, "rows were joined", about) as nodes:
             made = self.store.build(self.snapshots, nodes.add)
         watermarks = {
             source: until.isoformat() for source, until in self.store.materialize(self.snapshots).items()

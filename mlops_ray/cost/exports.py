@@ -72,7 +72,7 @@ def imported(format: str, text: str, asked: Asked) -> Imported:
 
 def _newest(found: Iterable[Price]) -> list[Price]:
     """Of several prices of one machine the last."""
-    return list({(price.type, price.region, price.spot): price for price in found}.values())
+    return list({prices.key(price): price for price in found}.values())
 
 
 # ---------------------------------------------------------------- tables
@@ -99,7 +99,7 @@ def table(text: str, asked: Asked) -> Imported:
             each = prices.price(defaults | {n: v for n, v in own.items() if n in COLUMNS and v})
         except ValueError as error:
             raise DataError(str(error), file=asked.source, row=row) from None
-        if found.setdefault((each.type, each.region, each.spot), each) != each:
+        if found.setdefault(prices.key(each), each) != each:
             raise DataError(f"{prices.named(each)} has two prices", file=asked.source, row=row)
     return Imported([price for price in found.values() if asked.region in (None, price.region)], [])
 

@@ -212,13 +212,14 @@ def load(path: str | Path) -> PriceList:
                 f"{price.currency} beside {first.currency}: a list is of one currency, at your own rate",
                 place,
             )
-        if _key(price) in prices:
+        if key(price) in prices:
             raise origin.error(f"a second price of {named(price)}; leave one out", place)
-        prices[_key(price)] = price
+        prices[key(price)] = price
     return PriceList(tuple(prices.values()))
 
 
-def _key(price: Price) -> tuple[str, str, bool]:
+def key(price: Price) -> tuple[str, str, bool]:
+    """What a list may hold one price of."""
     return price.type, price.region, price.spot
 
 

@@ -43,7 +43,7 @@ class FeatureStore:
 
     def __post_init__(self) -> None:
         """Raises `PolicyError` where this machine may not touch the rows."""
-        require_here(source.policy for source in self.project.sources.values())
+        require_here(self.project.policies)
         require_stores(self.project)
 
     @cached_property

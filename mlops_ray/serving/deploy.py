@@ -79,7 +79,6 @@ def deploy(
     require_ours(storage)
     if project.project not in record.names(storage):
         raise StorageError(f"{project.project!r} has no version to serve; mlops-ray run trains one")
-    policies = [source.policy for source in project.sources.values()]
     settle(project, storage)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(http_options={"host": host, "port": http_port}, logging_config=replica.LOGGING)
@@ -95,7 +94,7 @@ def deploy(
         wanted[name] = Application(None, _digest(root, of_all), partial(build, root, of_all))
     known = deployed.get("digests", {})
     storage.write_json({"cluster": _cluster(), "digests": known, "regions": regions}, DEPLOYED)
-    _require_fronts(label_selector(policies))
+    _require_fronts(label_selector(project.policies))
     claim(storage)
     changed = [name for name, app in wanted.items() if name not in running or known.get(name) != app.digest]
     _run({name: wanted[name] for name in changed})
@@ -213,7 +212,7 @@ class Application:
 
 def _regions(project: Project, storage: Storage) -> dict[str, list[str] | None]:
     """The regions of each model that was deployed, and of this one."""
-    own = {project.project: allowed_regions(source.policy for source in project.sources.values())}
+    own = {project.project: allowed_regions(project.policies)}
     return dict(_deployed(storage).get("regions", {})) | own
 
 

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import polars as pl
-
 from mlops_ray import audit
 from mlops_ray.config import Release
 from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line, safe
@@ -25,7 +23,7 @@ from mlops_ray.monitoring.sides import Side, Verdict, judge
 from mlops_ray.monitoring.state import counted
 from mlops_ray.schema import Schema
 from mlops_ray.serving import heartbeats, hooks, record, release, steps
-from mlops_ray.serving.asgi import shown
+from mlops_ray.serving.asgi import DEFECTS, shown
 from mlops_ray.serving.heartbeats import Follower
 from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.steps import Seen, Standing
@@ -308,7 +306,7 @@ class Reconciler:
         began = time.monotonic()
         try:
             found: Known | BaseException = outcomes.read(self.storage, of, before)
-        except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - polars' is no Exception
+        except DEFECTS as error:
             found = error
         return found, time.monotonic() - began
 

@@ -30,6 +30,7 @@ from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError, di
 from mlops_ray.schema import Schema
 from mlops_ray.serving import parts
 from mlops_ray.serving.answers import ERROR, Answers
+from mlops_ray.serving.asgi import DEFECTS
 from mlops_ray.serving.parts import PARQUET, Part, Run
 from mlops_ray.serving.versions import Load, Served
 from mlops_ray.storage import PRIVATE, replacing
@@ -323,7 +324,7 @@ def _told(scoring: Scoring, done: Iterable[Any]) -> Iterator[Any]:
         yield {"error": str(error.without_data() if scoring.restricts else error)}
     except MlopsError as error:
         yield {"error": str(error)}
-    except (Exception, pl.exceptions.PanicException) as error:  # noqa: BLE001 - whatever data can do to a library
+    except DEFECTS as error:  # whatever data can do to a library
         said = "" if scoring.restricts else f": {one_line(error)[:200]}"
         yield {"error": f"scoring failed: {type(error).__name__}{said}"}
 
