@@ -213,19 +213,29 @@ def others(policies: Iterable[Policy]) -> dict[str, str]:
 
 
 def require_seen(folder: Path, nodes: Mapping[str, str]) -> None:
-    """Raises `StorageError` where one of these nodes, addresses by ids, does not see what lies there."""
+    """Raises `StorageError` where one of these nodes, addresses by ids, does not see what lies there.
+
+    Of a node that is gone by then nothing is asked: no work comes to it.
+    """
     if not nodes:
         return
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
+    def sees(id: str, answer: Any) -> bool:
+        try:
+            return bool(ray.get(answer, timeout=LOOK_S))
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            if not any(node["Alive"] and node["NodeID"] == id for node in ray.nodes()):  # type: ignore[no-untyped-call]
+                return True
+            raise ClusterError(
+                f"{nodes[id]} does not say whether it sees {folder}: {one_line(error)}"
+            ) from error
+
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".seen-") as file:
         look: Any = ray.remote(num_cpus=0)(lambda path: os.path.exists(path))
-        asked = {look.options(scheduling_strategy=On(id, soft=False)).remote(file.name): id for id in nodes}
-        try:
-            blind = [nodes[id] for answer, id in asked.items() if not ray.get(answer, timeout=LOOK_S)]
-        except (TimeoutError, ray.exceptions.RayError) as error:
-            raise ClusterError(f"a node does not say whether it sees {folder}: {one_line(error)}") from error
+        asked = {id: look.options(scheduling_strategy=On(id, soft=False)).remote(file.name) for id in nodes}
+        blind = [nodes[id] for id, answer in asked.items() if not sees(id, answer)]
     if blind:
         raise StorageError(
             f"{', '.join(sorted(blind))} do not see the storage {folder}: mount it on every node, under the"

@@ -212,8 +212,18 @@ def test_a_storage_that_a_node_does_not_see_is_told(
     with pytest.raises(StorageError, match=r"10\.0\.0\.7 do not see the storage .* mount it on every node"):
         joined.require_seen(Path("/proc/self/cwd"), {here: "10.0.0.7"})
     assert list(Path.cwd().glob(".seen-*")) == []
-    with pytest.raises(ClusterError, match="a node does not say whether it sees"):
-        joined.require_seen(tmp_path, {"a" * 56: "10.0.0.8"})
+
+
+def test_a_node_that_cannot_answer_is_told_unless_it_is_gone(
+    ray_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    silent = {"a" * 56: "10.0.0.8"}
+    joined.require_seen(tmp_path, silent)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": id, "Alive": True} for id in silent])
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.8 does not say whether it sees"):
+        joined.require_seen(tmp_path, silent)
 
 
 def test_only_nodes_that_may_see_the_rows_are_asked(ray_cluster: LocalCluster) -> None:
