@@ -337,7 +337,12 @@ def main() -> None:
     told = parser.parse_args()
     if told.live:
         live()
-    seconds = QUICK_S if told.quick else DAY_S
+    else:
+        simulated(QUICK_S if told.quick else DAY_S)
+
+
+def simulated(seconds: int) -> None:
+    """The days in simulated time, and what they came to."""
     rows, claims = [], []
     for name, rates in DAYS.items():
         asked = {"ours": ours(), "Serve": theirs(), "Serve, as quick": theirs(**QUICK)}

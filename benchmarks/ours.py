@@ -3,7 +3,6 @@
 import importlib
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,7 +186,8 @@ def deploy(service: Service, module: str) -> str:
 
     In a process of its own: it is a driver of the cluster no longer than it takes.
     """
-    return str(in_new_process(_deploy, service, module))
+    # Ray reads these once, when it is first imported, as by the benchmark itself it may be.
+    return str(in_new_process(_deploy, service, module, **head.SETTINGS))
 
 
 def beside(service: Service, name: str, kind: Any) -> Any:
@@ -202,8 +202,6 @@ def beside(service: Service, name: str, kind: Any) -> Any:
 
 
 def _deploy(service: Service, module: str) -> str:
-    # Ray reads these once, when it is first imported.
-    os.environ.update(head.SETTINGS)
     cluster = local.find(service.storage.root)
     assert cluster is not None
     local.connect(cluster)
