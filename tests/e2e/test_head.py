@@ -53,15 +53,19 @@ class Service:
 
     def run(self, *command: str) -> Any:
         """What a command answers."""
+        return json.loads(self.done(*command, str(self.file), "--json").splitlines()[-1])
+
+    def done(self, *command: str) -> str:
+        """What a command writes."""
         done = subprocess.run(
-            [COMMAND, *command, str(self.file), "--json"],
+            [COMMAND, *command],
             env=self.cluster.joined,
             capture_output=True,
             text=True,
             timeout=PATIENCE_S,
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return done.stdout
 
     def ask(self) -> list[float]:
         """What our client is answered."""
@@ -162,3 +166,16 @@ def test_no_request_is_lost_when_a_node_is_told_to_end(service: Service) -> None
         joined()
     assert seen.wrong == []
     assert set(seen.statuses) == {("plain", 200), ("client", 200)}
+
+
+def test_replicas_are_spread_over_the_nodes(service: Service) -> None:
+    cluster = service.cluster
+    service.done("down", str(service.file))
+    cluster.add(1)
+    until(lambda: len(cluster.nodes()) == 2)
+    said = yaml.safe_load(service.file.read_text())
+    said["serving"]["replicas"] = {"min": 2, "max": 2}
+    service.file.write_text(yaml.safe_dump(said))
+    service.run("deploy")
+    until(lambda: sum(len(service.replicas(node)) for node in cluster.nodes()) == 2)
+    assert [len(service.replicas(node)) for node in cluster.nodes()] == [1, 1]
