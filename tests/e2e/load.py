@@ -104,9 +104,14 @@ class Caller:
         return reply.status
 
     def is_well(self) -> bool:
-        """Whether the front end at the other end of the connection says so."""
+        """Whether the front end at the other end of the connection says so, and keeps it.
+
+        One that is replaced by its next self closes it with its answer; what comes then over another
+        connection may reach another front end, which nobody has asked.
+        """
         try:
-            return self.get("/-/healthz") == 200
+            says_so = self.get("/-/healthz") == 200
+            return says_so and self._connection is not None and self._connection.sock is not None
         except (OSError, http.client.HTTPException):
             return False
 
