@@ -203,11 +203,13 @@ def others(policies: Iterable[Policy]) -> dict[str, str]:
     """The ids of the connected cluster's nodes that may work on such data, but for this one, by address."""
     import ray
 
+    from mlops_ray import placement
+
     regions, here = allowed_regions(policies), ray.get_runtime_context().get_node_id()
     return {
         node["NodeID"]: node["NodeManagerAddress"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and node["NodeID"] != here
+        for node in placement.living({})
+        if node["NodeID"] != here
         if regions is None or node["Labels"].get(REGION) in regions
     }
 
@@ -222,11 +224,13 @@ def require_seen(folder: Path, nodes: Mapping[str, str]) -> None:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
+    from mlops_ray import placement
+
     def sees(id: str, answer: Any) -> bool:
         try:
             return bool(ray.get(answer, timeout=LOOK_S))
         except (TimeoutError, ray.exceptions.RayError) as error:
-            if not any(node["Alive"] and node["NodeID"] == id for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            if all(node["NodeID"] != id for node in placement.living({})):
                 return True
             raise ClusterError(
                 f"{nodes[id]} does not say whether it sees {folder}: {one_line(error)}"

@@ -10,6 +10,8 @@ import gc
 import logging
 import sys
 import warnings
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -27,7 +29,7 @@ from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.policy import placed
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import autoscaling, direct
-from mlops_ray.serving.asgi import Answered, App
+from mlops_ray.serving.asgi import DEFECTS, Answered, App
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
@@ -53,6 +55,8 @@ MAX_ONGOING_REQUESTS = 10_000
 HEALTH_CHECK_S = 1.0
 #: Serve keeps what replicas tell for so many looks: those of a moment may be missed.
 LOOK_BACK = 5
+UNCOUNTED = "the monitor took no counts (%s); they are sent again"
+UNWRITTEN = "the prediction log cannot be written (%s); its rows wait"
 LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 logger = logging.getLogger(__name__)
@@ -115,7 +119,12 @@ class Replica:
         _favour_requests()
         _give_large_back()
         loop = asyncio.get_running_loop()
-        work = (self._versions.poll(), self._versions.beat(), self._report(), self._write())
+        work = (
+            self._versions.poll(),
+            self._versions.beat(),
+            repeated(self._flush, REPORT_S, partial(logger.warning, UNCOUNTED)),
+            repeated(self._write, FLUSH_S, partial(logger.error, UNWRITTEN)),
+        )
         self._tasks = [loop.create_task(each) for each in work]
 
     async def _stop(self) -> None:
@@ -130,22 +139,7 @@ class Replica:
                 await self._flush()
 
     async def _write(self) -> None:
-        """Writes the prediction log, off the path of requests; what the disk does not take is tried again."""
-        while True:
-            await asyncio.sleep(FLUSH_S)
-            try:
-                await asyncio.to_thread(self._log.flush, PAUSE_S)
-            except Exception as error:  # noqa: BLE001 - whatever it is, requests and later rows go on
-                logger.error("the prediction log cannot be written (%s); its rows wait", safe(error))
-
-    async def _report(self) -> None:
-        """Sends counts to the monitor, off the path of requests; what is not acknowledged is sent again."""
-        while True:
-            await asyncio.sleep(REPORT_S)
-            try:
-                await self._flush()
-            except Exception as error:  # noqa: BLE001 - requests are answered also where nobody counts them
-                logger.warning("the monitor took no counts (%s); they are sent again", safe(error))
+        await asyncio.to_thread(self._log.flush, PAUSE_S)
 
     async def _flush(self) -> None:
         delta = self._outbox.delta()
@@ -155,6 +149,16 @@ class Replica:
             )
             async with asyncio.timeout(ACKNOWLEDGE_S):
                 self._outbox.acknowledge(await self._monitor.record.remote(delta))
+
+
+async def repeated(act: Callable[[], Awaitable[None]], every_s: float, tell: Callable[[str], None]) -> None:
+    """Does something every so often, off the path of requests, which go on whatever becomes of it."""
+    while True:
+        await asyncio.sleep(every_s)
+        try:
+            await act()
+        except DEFECTS as error:
+            tell(safe(error))
 
 
 def _favour_requests() -> None:
@@ -180,6 +184,9 @@ def _give_large_back() -> None:
 
 class Probe(Replica):
     """A replica under a load test: it does all that any other does, and no monitor hears of it."""
+
+    async def _write(self) -> None:
+        await asyncio.to_thread(self._log.flush, PAUSE_S)
 
     async def _flush(self) -> None:
         delta = self._outbox.delta()

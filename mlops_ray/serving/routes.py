@@ -29,7 +29,7 @@ from mlops_ray.monitoring.dashboard.sessions import Sessions
 from mlops_ray.monitoring.dashboard.views import Views
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
-from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
+from mlops_ray.serving.asgi import DEFECTS, Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.endpoint import PLATFORM, PREFIX, SHOWN_PATH, authorize
 from mlops_ray.serving.openapi import openapi
 from mlops_ray.storage import Storage
@@ -75,7 +75,7 @@ class Routes(Application):
         """The reply to one HTTP request."""
         try:
             return await self._answer(call)
-        except Exception as error:  # noqa: BLE001 - whatever happens, the caller gets an answer
+        except DEFECTS as error:  # whatever happens, the caller gets an answer
             return error_reply(error, call)
 
     async def _answer(self, call: Call) -> Reply:

@@ -221,7 +221,7 @@ def test_a_node_that_cannot_answer_is_told_unless_it_is_gone(
 
     silent = {"a" * 56: "10.0.0.8"}
     joined.require_seen(tmp_path, silent)
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": id, "Alive": True} for id in silent])
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": id, "Alive": True, "Labels": {}} for id in silent])
     with pytest.raises(ClusterError, match=r"10\.0\.0\.8 does not say whether it sees"):
         joined.require_seen(tmp_path, silent)
 

@@ -53,12 +53,12 @@ class Service:
 
     def run(self, *command: str) -> Any:
         """What a command answers."""
-        return json.loads(self.done(*command, str(self.file), "--json").splitlines()[-1])
+        return json.loads(self.done(*command, "--json").splitlines()[-1])
 
     def done(self, *command: str) -> str:
         """What a command writes."""
         done = subprocess.run(
-            [COMMAND, *command],
+            [COMMAND, *command, str(self.file)],
             env=self.cluster.joined,
             capture_output=True,
             text=True,
@@ -170,7 +170,7 @@ def test_no_request_is_lost_when_a_node_is_told_to_end(service: Service) -> None
 
 def test_replicas_are_spread_over_the_nodes(service: Service) -> None:
     cluster = service.cluster
-    service.done("down", str(service.file))
+    service.done("down")
     cluster.add(1)
     until(lambda: len(cluster.nodes()) == 2)
     said = yaml.safe_load(service.file.read_text())

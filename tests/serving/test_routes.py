@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from typing import Any
 
+import polars as pl
 import pytest
 
 from mlops_ray import keys
@@ -235,6 +236,15 @@ def test_metrics_are_not_there_while_the_monitor_is_away(gateway: Gateway) -> No
     gateway.fails = True
     reply = gateway.call("GET", "/metrics", "read")
     assert (reply.status, reply.json["error"]) == (503, "the monitor does not answer; ask again")
+
+
+def test_a_panic_is_answered_like_any_other_fault(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(_documents: object) -> object:
+        raise pl.exceptions.PanicException("at the disco")
+
+    monkeypatch.setattr("mlops_ray.serving.routes.openapi", panic)
+    reply = gateway.call("GET", "/openapi.json", "read")
+    assert (reply.status, b"disco" in reply.body) == (500, False)
 
 
 def test_more_parameters_than_are_read_are_refused(gateway: Gateway) -> None:
