@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -26,6 +27,8 @@ os.environ.update(head.SETTINGS)
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "configs" / "factory_load.yaml"
+#: The states of the test modules' sources of random numbers once the modules were imported, by `id`.
+BEGINNINGS: dict[int, Any] = {}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -39,6 +42,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "ray" if _starts_ray(file) else file
 
     return ByFile(config, log)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A module's source of random numbers gives each test the same ones, whichever ran before it."""
+    module = getattr(item, "module", None)
+    for source in vars(module).values() if module is not None else ():
+        if isinstance(source, np.random.Generator):
+            state = BEGINNINGS.setdefault(id(source), source.bit_generator.state)
+            source.bit_generator.state = state
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

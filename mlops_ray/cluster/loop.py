@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 from mlops_ray import audit
 from mlops_ray.cluster import meter, releases
 from mlops_ray.config import MICROSECONDS, Project, parse_duration
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import ClusterError, ConfigError, Once, safe
 from mlops_ray.monitoring import journal
 from mlops_ray.monitoring.alarms import QUIET, Alarms, Episode, Finding
@@ -328,7 +329,7 @@ class Loop:
                 if found is not None:
                     self._turn(path.stem, Settings(**found | {"when": tuple(found["when"])}))
                 self._wrong.over(path.stem)
-            except Exception as error:  # noqa: BLE001 - the next turn tries again
+            except DEFECTS as error:  # the next turn tries again
                 if self._wrong.is_news(path.stem, said := safe(error)):
                     logger.error("the loop of %s does not go on (%s)", path.stem, said)
 

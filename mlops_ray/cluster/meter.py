@@ -29,6 +29,7 @@ from mlops_ray.cost.holds import FOLDER, HOLDS, SETTINGS, why
 from mlops_ray.cost.model import replica_price
 from mlops_ray.cost.prices import Price, PriceList, money, named
 from mlops_ray.data import prediction_log
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import ConfigError, DataError, Once, StorageError, safe
 from mlops_ray.instants import DAY_S
 from mlops_ray.storage import Storage
@@ -495,7 +496,7 @@ class Meter:
         try:
             self._look()
             self._wrong.over("look")
-        except Exception as error:  # noqa: BLE001 - the next look tries again
+        except DEFECTS as error:  # the next look tries again
             if self._wrong.is_news("look", said := safe(error)):
                 logger.error("what runs is not metered (%s)", said)
 
@@ -522,7 +523,7 @@ class Meter:
             try:
                 today = self._sum_up(model, said, now)
                 self._hold(model, said, today, now)
-            except Exception as error:  # noqa: BLE001 - the other models are summed up all the same
+            except DEFECTS as error:  # the other models are summed up all the same
                 wrong.append(error)
         if wrong:
             raise wrong[0]

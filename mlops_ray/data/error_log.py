@@ -26,11 +26,14 @@ from types import TracebackType
 from typing import Any
 
 import orjson
+import polars as pl
 
 from mlops_ray.errors import Said, safe
 from mlops_ray.storage import PRIVATE, Storage
 
 FOLDER = "errors"
+#: Whatever may go wrong with one of many, which others must not feel: a panic of Polars is no `Exception`.
+DEFECTS: tuple[type[BaseException], ...] = (Exception, pl.exceptions.PanicException)
 #: How often is written, and how many lines at most each time; what is more of a kind counts in its last line.
 FLUSH_S, MOST_LINES = 1.0, 50
 #: How long callers' errors that are alike are gathered, and how many kinds of them.

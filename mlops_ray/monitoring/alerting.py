@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from mlops_ray.cost import holds
 from mlops_ray.data import prediction_log
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import Once, StorageError, safe
 from mlops_ray.monitoring import alerts
 from mlops_ray.monitoring.alerts import Seen, Told, Trouble
@@ -105,7 +106,7 @@ class Alerting:
             try:
                 troubles += self._troubles(known.get(model, Seen(model)), allowed, now)
                 self._unknown.over(model)
-            except Exception as error:  # noqa: BLE001 - what is wrong with one document hides no other model
+            except DEFECTS as error:  # what is wrong with one document hides no other model
                 if self._unknown.is_news(model, why := safe(error)):
                     logger.error("what is wrong with %s is not known (%s)", model, why)
         for line in self._lines.values():

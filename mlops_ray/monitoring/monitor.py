@@ -12,6 +12,7 @@ import polars as pl
 from ray import serve
 
 from mlops_ray.data import error_log, labels, prediction_log
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import MlopsError, Once, safe
 from mlops_ray.monitoring import alerts, journal, looks
 from mlops_ray.monitoring.alerting import Alerting
@@ -86,7 +87,7 @@ class Monitor:
                 try:
                     await self._keep(state)
                     await self._look(state)
-                except Exception as error:  # noqa: BLE001 - the next turn tries again
+                except DEFECTS as error:  # the next turn tries again
                     logger.error("the windows of %s are not looked at (%s)", state.model, safe(error))
 
     async def _keep(self, state: ModelState) -> None:
@@ -110,7 +111,7 @@ class Monitor:
             try:
                 await self._alert()
                 wrong.over("alerts")
-            except Exception as error:  # noqa: BLE001 - the next turn tries again
+            except DEFECTS as error:  # the next turn tries again
                 if wrong.is_news("alerts", said := safe(error)):
                     logger.error("alerts do not go out (%s)", said)
 
@@ -130,7 +131,7 @@ class Monitor:
         for window in due:
             try:
                 seen = await asyncio.to_thread(looks.see, self._storage, state.outlook, window)
-            except Exception as error:  # noqa: BLE001 - one window that cannot be looked at holds up no other
+            except DEFECTS as error:  # one window that cannot be looked at holds up no other
                 logger.error("a window of %s cannot be looked at (%s)", state.model, safe(error))
                 window.tries += 1
                 if window.tries < MOST_TRIES:

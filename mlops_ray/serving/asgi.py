@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 import orjson
-import polars as pl
 
 from mlops_ray.data import error_log
 from mlops_ray.errors import (
@@ -41,8 +40,6 @@ NO_WEBSOCKET: Message = {"type": "websocket.close", "code": 1008}
 REQUEST_ID = "x-request-id"
 #: Characters of a caller's request id; a longer one is not kept. Digits of a body's length that are read.
 MOST_ID, MOST_LENGTH = 128, 18
-#: Whatever may go wrong with a request, which others must not feel: a panic of Polars is no `Exception`.
-DEFECTS: tuple[type[BaseException], ...] = (Exception, pl.exceptions.PanicException)
 #: Names of problems that monitoring counts: UnauthorizedError → unauthorized.
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 

@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import polars as pl
 
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.rows import Rows
 from mlops_ray.errors import CallerGoneError, DeadlineError, StorageError
 from mlops_ray.registry.models import Values
 from mlops_ray.registry.predictor import Answer
-from mlops_ray.serving.asgi import DEFECTS, shown
+from mlops_ray.serving.asgi import shown
 from mlops_ray.serving.costs import Line
 
 logger = logging.getLogger(__name__)
@@ -272,5 +273,5 @@ class Batcher:
                 waiting.answer.set_result(Part(answer, stop - waiting.height, stop))
         try:
             self.done(answer)
-        except Exception as error:  # what is made of answers afterwards is no matter of who waits for them
+        except DEFECTS as error:  # what is made of answers afterwards is no matter of who waits for them
             logger.error("a batch was answered and not counted", exc_info=shown(error))

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mlops_ray.data.counts import Counts
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.rows import Rows, Values
 from mlops_ray.errors import RequestError
 from mlops_ray.monitoring.deltas import PREDICTION
 from mlops_ray.monitoring.sides import ERRORS, OUTPUT, SLOW, Side
-from mlops_ray.serving.asgi import DEFECTS, shown
+from mlops_ray.serving.asgi import shown
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.routing import Split
 

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from mlops_ray.data import labels
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.prediction_log import CHALLENGER, CHAMPION
 from mlops_ray.data.rows import Rows
 from mlops_ray.errors import (
@@ -29,7 +30,7 @@ from mlops_ray.registry.explain import Contributions
 from mlops_ray.registry.models import Values
 from mlops_ray.serving import protocol, truth
 from mlops_ray.serving.admission import PATIENCE, TIMEOUT, Admission, Place, Rates, deadline
-from mlops_ray.serving.asgi import DEFECTS, Application, Call, Reply, error_reply, json_reply
+from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.autoscaling import Load
 from mlops_ray.serving.batcher import Part
 from mlops_ray.serving.bulkhead import Bulkhead
@@ -158,7 +159,7 @@ class Endpoint(Application):
         try:
             try:
                 body = await self._body(call, asked)
-            except Exception as error:  # noqa: BLE001 - no version is to blame
+            except DEFECTS as error:  # no version is to blame
                 return _counted(live, error_reply(error, call, live.version), asked.came_ns)
             at = bucket(key)
             asked = asked._replace(compared=(contest.turn, at))

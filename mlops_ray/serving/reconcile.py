@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from mlops_ray import audit
 from mlops_ray.config import Release
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import MlopsError, NotFoundError, PackageError, StorageError, one_line, safe
 from mlops_ray.monitoring import outcomes
 from mlops_ray.monitoring.outcomes import Compared, Known
@@ -23,7 +24,7 @@ from mlops_ray.monitoring.sides import Side, Verdict, judge
 from mlops_ray.monitoring.state import counted
 from mlops_ray.schema import Schema
 from mlops_ray.serving import heartbeats, hooks, record, release, steps
-from mlops_ray.serving.asgi import DEFECTS, shown
+from mlops_ray.serving.asgi import shown
 from mlops_ray.serving.heartbeats import Follower
 from mlops_ray.serving.record import Document, Settings
 from mlops_ray.serving.steps import Seen, Standing
@@ -131,7 +132,7 @@ class Reconciler:
         for name in record.names(self.storage):
             try:
                 self._reconcile(name, self._work.setdefault(name, _Work()))
-            except Exception as error:
+            except DEFECTS as error:
                 logger.error("the release of %s does not go on", name, exc_info=shown(error))
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from mlops_ray.config import MICROSECONDS, Project, Serving
 from mlops_ray.data import error_log
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.prediction_log import FLUSH_S, PredictionLog
 from mlops_ray.errors import safe
 from mlops_ray.features.shelves import online_location
@@ -29,7 +30,7 @@ from mlops_ray.monitoring.deltas import Outbox
 from mlops_ray.policy import placed
 from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import autoscaling, direct
-from mlops_ray.serving.asgi import DEFECTS, Answered, App
+from mlops_ray.serving.asgi import Answered, App
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote
 
 import mlops_ray
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import (
     ForbiddenError,
     NotFoundError,
@@ -29,7 +30,7 @@ from mlops_ray.monitoring.dashboard.sessions import Sessions
 from mlops_ray.monitoring.dashboard.views import Views
 from mlops_ray.monitoring.metrics import CONTENT_TYPE, metrics_text
 from mlops_ray.serving import record
-from mlops_ray.serving.asgi import DEFECTS, Application, Call, Reply, error_reply, json_reply
+from mlops_ray.serving.asgi import Application, Call, Reply, error_reply, json_reply
 from mlops_ray.serving.endpoint import PLATFORM, PREFIX, SHOWN_PATH, authorize
 from mlops_ray.serving.openapi import openapi
 from mlops_ray.storage import Storage

@@ -26,11 +26,11 @@ from pyarrow import parquet
 
 from mlops_ray.config import File
 from mlops_ray.data import inputs
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError, did_you_mean, one_line
 from mlops_ray.schema import Schema
 from mlops_ray.serving import parts
 from mlops_ray.serving.answers import ERROR, Answers
-from mlops_ray.serving.asgi import DEFECTS
 from mlops_ray.serving.parts import PARQUET, Part, Run
 from mlops_ray.serving.versions import Load, Served
 from mlops_ray.storage import PRIVATE, replacing

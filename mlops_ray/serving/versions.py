@@ -19,6 +19,7 @@ import polars as pl
 
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.prediction_log import CHAMPION, SHADOW, Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
 from mlops_ray.errors import StorageError, one_line
@@ -30,7 +31,6 @@ from mlops_ray.registry.package import Package
 from mlops_ray.registry.predictor import Answer, Predictor
 from mlops_ray.schema import Schema
 from mlops_ray.serving import record
-from mlops_ray.serving.asgi import DEFECTS
 from mlops_ray.serving.batcher import Batcher, Part
 from mlops_ray.serving.columns import Reader
 from mlops_ray.serving.contest import Contest, Pace

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -543,6 +544,23 @@ def test_a_damaged_document_of_one_model_hinders_no_other_and_is_told_once(
     asked_for(world)
     assert len(world.began) == 1
     assert len([line for line in caplog.messages if "the loop of a does not go on" in line]) == 1
+
+
+def test_a_panic_over_one_model_hinders_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.storage.write_json(world.storage.read_json(loop.SETTINGS, f"{MODEL}.json"), loop.SETTINGS, "a.json")
+    turn = Loop._turn
+
+    def panics(self: Loop, name: str, settings: Settings) -> None:
+        if name == "a":
+            raise pl.exceptions.PanicException("at the disco")
+        turn(self, name, settings)
+
+    monkeypatch.setattr(Loop, "_turn", panics)
+    asked_for(world)
+    assert len(world.began) == 1
+    assert "the loop of a does not go on (PanicException)" in caplog.text
 
 
 EVENTS = st.one_of(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from mlops_ray.cost import actual, prices
 from mlops_ray.cost.holds import HOLDS
 from mlops_ray.data import prediction_log
 from mlops_ray.data.prediction_log import COUNTERS, COUNTS, Entry, Shape
-from mlops_ray.errors import ConfigError
+from mlops_ray.errors import ClusterError, ConfigError
 from mlops_ray.instants import DAY_S
 from mlops_ray.serving.autoscaling import Policy
 from mlops_ray.storage import Storage
@@ -684,11 +685,15 @@ def test_the_day_s_budget_reached_holds_scaling_and_training_and_the_alert_says_
     assert (replicas(), decision().what) == (9, "retrain")
 
 
+@pytest.mark.parametrize("raised", [ClusterError("gone"), pl.exceptions.PanicException("gone")])
 def test_what_cannot_be_asked_is_told_once_and_asked_again(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, raised: BaseException
 ) -> None:
+    def fails() -> Any:
+        raise raised
+
     world.tick(1)
-    nodes, world.running.nodes = world.running.nodes, None  # type: ignore[method-assign, assignment]
+    nodes, world.running.nodes = world.running.nodes, fails  # type: ignore[method-assign]
     world.answered(30)
     world.tick(2)
     assert caplog.text.count("what runs is not metered") == 1

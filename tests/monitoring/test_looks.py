@@ -235,8 +235,9 @@ def observed(live: Live, at: float, sequence: int, rows: int = 60) -> dict[str, 
     }
 
 
+@pytest.mark.parametrize("raised", [OSError("no space left"), pl.exceptions.PanicException("no space left")])
 def test_a_window_that_cannot_be_looked_at_holds_up_no_counts_and_is_given_up_in_the_end(
-    live: Live, monkeypatch: pytest.MonkeyPatch
+    live: Live, monkeypatch: pytest.MonkeyPatch, raised: BaseException
 ) -> None:
     """What is still to be looked at lies on disk, also for another process."""
     clock = [NOW]
@@ -245,7 +246,7 @@ def test_a_window_that_cannot_be_looked_at_holds_up_no_counts_and_is_given_up_in
 
     def see(storage: Storage, of: Outlook, window: Closed) -> None:
         tries.append(window.since)
-        raise OSError("no space left")
+        raise raised
 
     monkeypatch.setattr(looks, "see", see)
 

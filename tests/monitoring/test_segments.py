@@ -217,9 +217,9 @@ def classified(rows: int, at: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("decides", ["roc_auc", "average_precision", "log_loss", "brier"])
 def test_a_classification_is_cut_by_estimate_and_by_labels(decides: str) -> None:
-    labels, answers = classified(2_000)
+    labels, learned = classified(2_000)
     by = segments.asked(pl.DataFrame({"site": site_rows(250)}), ["site"], [])
-    of, _ = performance.expect("classification", decides, labels, answers, np.arange(2_000), by=by)
+    of, _ = performance.expect("classification", decides, labels, learned, np.arange(2_000), by=by)
     figure = of.cuts["site"].estimated[0]
     assert figure.value == pytest.approx(of.estimated[decides].value, abs=0.1)
     columns = {"site": pl.Series(site_rows(100))}
@@ -228,10 +228,11 @@ def test_a_classification_is_cut_by_estimate_and_by_labels(decides: str) -> None
     (found,) = segments.findings(decides, of.labelled_segments(columns, flipped, answers))
     assert found.p < 1e-4
     assert "where site is f is" in found.evidence
-    # What the same answers mean is seen by labels alone.
-    (estimated,) = segments.findings(decides, of.segments(columns, answers, {}))
+    # An estimate knows answers alone, and those of the reference mean there what they mean here.
+    columns = {"site": pl.Series(site_rows(250))}
+    (estimated,) = segments.findings(decides, of.segments(columns, learned, {}))
     assert estimated.about == f"estimated {decides} by site"
-    assert estimated.p > 0.001
+    assert estimated.p > 0.3
 
 
 def test_an_order_of_hardly_any_positives_is_not_asked_and_calibration_of_parts_never() -> None:

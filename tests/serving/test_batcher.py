@@ -328,12 +328,13 @@ def test_an_error_of_a_store_is_everybodys_and_is_met_once() -> None:
     assert calls == [8]
 
 
-def test_what_fails_in_counting_fails_no_answer_and_is_not_tried_again() -> None:
+@pytest.mark.parametrize("raised", [ZeroDivisionError, pl.exceptions.PanicException])
+def test_what_fails_in_counting_fails_no_answer_and_is_not_tried_again(raised: type[BaseException]) -> None:
     counted: list[int] = []
 
     def broken(answer: Answer) -> None:
         counted.append(len(answer.values))
-        raise ZeroDivisionError
+        raise raised
 
     async def run() -> list[Part]:
         batches = batcher(answered(StandIn()))
