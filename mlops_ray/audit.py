@@ -39,6 +39,11 @@ WAIT_S, POLL_S = 10.0, 0.01
 #: What the line says by which a place outside begins to hear of lines, or no longer does.
 SETTLED = "another place hears of this record"
 
+#: What is said of a file that we cannot have written.
+RESTORE = "somebody has changed it: put a copy back"
+#: What is refused to who may read alone.
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+
 #: What every line has.
 PARTS = frozenset({"number", "at", "by", "what", "about", "before", "digest"})
 
@@ -68,7 +73,7 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any], *, is
     """
     try:
         with _writing(storage):
-            return _added(storage, what, by, about, _places(storage))
+            return _added(storage, what, by, about)
     except StorageError as error:
         raise (StorageError(f"{what}, but {error}") if is_done else _undone(error)) from error
 
@@ -76,7 +81,7 @@ def append(storage: Storage, what: str, by: str, about: Mapping[str, Any], *, is
 def require(storage: Storage) -> None:
     """Raises `StorageError` where no line could be added."""
     try:
-        with _writing(storage), _reached(_places(storage)):
+        with _writing(storage), _reached(set(_places(storage).values())):
             _last(storage)
     except StorageError as error:
         raise _undone(error) from error
@@ -87,17 +92,16 @@ def _undone(error: StorageError) -> StorageError:
 
 
 def settle(storage: Storage, project: str, heads: str | None) -> None:
-    """Has every line heard of at this place outside from now on; that it is another one is a line itself."""
+    """Has every line heard of at this place outside from now on; that it is another one is a line itself.
+
+    Of that line both hear, the place that is left as far as it is there.
+    """
     if _places(storage).get(project) == heads:
         return
-    # Nobody adds a line meanwhile, of which the wrong place would hear.
     with _writing(storage):
-        known = _places(storage)
-        after = {name: place for name, place in (known | {project: heads}).items() if place is not None}
-        if after != known:
-            about = {"project": project, "before": known.get(project), "after": heads}
-            _added(storage, SETTLED, who(), about, after)
-            storage.write_json(after, FOLDER, PLACES)
+        before = _places(storage).get(project)
+        if before != heads:
+            _added(storage, SETTLED, who(), {"project": project, "before": before, "after": heads})
 
 
 def entries(storage: Storage) -> Iterator[Entry]:
@@ -117,18 +121,18 @@ def verify(storage: Storage, heads: str | None = None) -> int:
 def verified(storage: Storage, heads: str | None = None) -> Entry:
     """Number and digest of the last line of a record that is whole; as `verify`."""
     # Nobody is between the record and the place outside meanwhile.
-    with _writing(storage):
+    with _reading(storage):
         head: Entry = _head(storage)
         found: Entry = {"number": 0, "digest": ""}
-        settled = set[int]()
+        left = set[int]()
         told = {"": {head["number"]: {head["digest"]}}}
         if heads is not None:
             told[f", as {heads} tells"] = _heard(heads)
         for path, line in _lines(storage):
             entry = _entry(path, line)
             found = _linked(entry, line, found)
-            if entry["what"] == SETTLED and entry["about"].get("after") == heads:
-                settled.add(found["number"])
+            if entry["what"] == SETTLED and entry["about"].get("before") == heads:
+                left.add(found["number"])
             for where, known in told.items():
                 if not known.get(found["number"], set()) <= {found["digest"]}:
                     said = f"entry {found['number']} of the audit record is another than it was"
@@ -143,19 +147,20 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
         if where and found["number"] - most > 1:
             said = f"{heads} (audit.heads) was not told of the entries from {most + 1} on"
             raise StorageError(f"{said}: of those nobody knows whether they are the first ones")
-        if where and (unheard := _unheard(known, settled)):
+        if where and (unheard := _unheard(known, left)):
             said = f"{heads} (audit.heads) was not told of entry {unheard}, and was of later ones"
             raise StorageError(f"{said}: nobody knows whether it is the first one")
     return found
 
 
-def _unheard(heard: Iterable[int], settled: set[int]) -> int | None:
+def _unheard(heard: Iterable[int], left: set[int]) -> int | None:
     """The first line of which a place outside did not hear though it heard of others before and behind it.
 
-    One that is named anew hears first of the line that says so, and of none before it.
+    Where it was left, the last one before is that which says so: who but writes the storage cannot have had
+    the place hear of it.
     """
     for before, after in pairwise(sorted(heard)):
-        if after > before + 1 and after not in settled:
+        if after > before + 1 and before not in left:
             return before + 1
     return None
 
@@ -172,20 +177,15 @@ def _linked(entry: Entry, line: bytes, before: Entry) -> Entry:
     return {"number": number, "digest": entry["digest"]}
 
 
-def _added(
-    storage: Storage, what: str, by: str, about: Mapping[str, Any], places: Mapping[str, str]
-) -> Entry:
-    with _reached(places) as outside:
-        head, last = _head(storage), _last(storage)
-        # Where lines are gone, or others than there were, the chain goes on from what was: the gap shows.
-        before = last if last["number"] > head["number"] else head
-        if last["number"] > head["number"]:
-            # Who wrote it was killed before he told of it: at most one line is ever untold. Of a place that
-            # hears from now on, the first line to be heard is the one that says so.
-            known = _places(storage).values()
-            told = [file for file in outside if file.name in known]
-            with _all_or_none(told):
-                _tell(storage, last, told)
+def _added(storage: Storage, what: str, by: str, about: Mapping[str, Any]) -> Entry:
+    head, last = _head(storage), _last(storage)
+    # Where lines are gone, or others than there were, the chain goes on from what was: the gap shows.
+    before = last if last["number"] > head["number"] else head
+    if last["number"] > head["number"]:
+        # Who wrote it was killed before he told of it: at most one line is ever untold.
+        with _reached(_hearing(storage, last["what"], last["about"])) as outside, _all_or_none(outside):
+            _tell(storage, last, outside)
+    with _reached(_hearing(storage, what, about)) as outside:
         entry = {
             "number": before["number"] + 1,
             "at": datetime.now(UTC).isoformat(),
@@ -201,11 +201,33 @@ def _added(
         return entry
 
 
+def _hearing(storage: Storage, what: str, about: Mapping[str, Any]) -> set[str]:
+    """The places outside that hear of such a line."""
+    if what != SETTLED:
+        return set(_places(storage).values())
+    hearing, left = set(_settled(storage, about).values()), about["before"]
+    if left is not None:
+        # It may be gone, which is then why it is left.
+        with contextlib.suppress(OSError), _reached({left}):
+            hearing.add(left)
+    return hearing
+
+
+def _settled(storage: Storage, about: Mapping[str, Any]) -> dict[str, str]:
+    """The places as such a line has them."""
+    places = _places(storage) | {about["project"]: about["after"]}
+    return {project: place for project, place in places.items() if place is not None}
+
+
 def _tell(storage: Storage, entry: Entry, outside: Iterable[IO[bytes]]) -> None:
-    """Writes down, beside the record and outside, which line is its last."""
-    with replacing(storage.path(FOLDER, HEAD)) as head:
+    """Writes down, beside the record and outside, which line is its last, and where the next is heard of."""
+    with contextlib.ExitStack() as replaced:
         # What needs room here comes first: a place outside may take nothing back.
+        head = replaced.enter_context(replacing(storage.path(FOLDER, HEAD)))
         head.write_bytes(orjson.dumps({name: entry[name] for name in ("number", "digest")}))
+        if entry["what"] == SETTLED:
+            places = replaced.enter_context(replacing(storage.path(FOLDER, PLACES)))
+            places.write_bytes(orjson.dumps(_settled(storage, entry["about"])))
         for file in outside:
             _write(file, {name: entry[name] for name in ("number", "digest", "at")})
 
@@ -246,10 +268,23 @@ def _writing(storage: Storage) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reached(places: Mapping[str, str]) -> Iterator[list[IO[bytes]]]:
+def _reading(storage: Storage) -> Iterator[None]:
+    """Nobody writes meanwhile; who may not keep others from it, of a copy that only he reads, reads it so."""
+    try:
+        lock: contextlib.AbstractContextManager[Any] = _locked(storage.root / FOLDER / LOCK)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise StorageError(f"the audit record cannot be read: {error.strerror} ({LOCK})") from error
+        lock = contextlib.nullcontext()
+    with lock:
+        yield
+
+
+@contextlib.contextmanager
+def _reached(places: Iterable[str]) -> Iterator[list[IO[bytes]]]:
     """The places outside, open: where one cannot be reached nothing is written."""
     with contextlib.ExitStack() as opened:
-        yield [opened.enter_context(_outside(place)) for place in sorted(set(places.values()))]
+        yield [opened.enter_context(_outside(place)) for place in sorted(places)]
 
 
 def _locked(path: Path) -> IO[str]:
@@ -289,11 +324,21 @@ def _heard(place: str) -> dict[int, set[str]]:
 
 
 def _places(storage: Storage) -> dict[str, str]:
-    return dict(storage.read_json(FOLDER, PLACES) or {})
+    places = storage.read_json(FOLDER, PLACES)
+    if places is None:
+        return {}
+    if not isinstance(places, dict) or not all(type(place) is str for place in places.values()):
+        raise StorageError(f"{FOLDER}/{PLACES} is damaged: it names no files; {RESTORE}")
+    return places
 
 
 def _head(storage: Storage) -> Entry:
-    return dict(storage.read_json(FOLDER, HEAD) or {"number": 0, "digest": ""})
+    head = storage.read_json(FOLDER, HEAD)
+    if head is None:
+        return {"number": 0, "digest": ""}
+    if not isinstance(head, dict) or [type(head.get(name)) for name in ("number", "digest")] != [int, str]:
+        raise StorageError(f"{FOLDER}/{HEAD} is damaged: it says no number and digest of a line; {RESTORE}")
+    return head
 
 
 def _last(storage: Storage) -> Entry:

@@ -836,7 +836,7 @@ def _open(file: Path, *, settle: bool = True) -> tuple[Project, Storage]:
     os.environ[SEARCH_PATH] = str(file.absolute().parent)
     project = config.load(file)
     joined.require_lasting(project)
-    storage = Storage.open(project.storage)
+    storage = Storage.open(project.storage, reads=not settle)
     if settle:
         audit.settle(storage, project.project, project.audit.heads)
     _opened[:] = [(project.project, storage)]

@@ -38,8 +38,8 @@ class Storage:
     root: Path
 
     @classmethod
-    def open(cls, location: str) -> "Storage":
-        """The storage at a location, its folder made where it is missing.
+    def open(cls, location: str, *, reads: bool = False) -> "Storage":
+        """The storage at a location, its folder made where it is missing; who but `reads` need not write.
 
         Its format stands in it (`MARK`). One of an older format is read, and from then on of ours: what wrote
         it reads it no more. Raises `StorageError` where it cannot be written, and for one of a newer format.
@@ -57,7 +57,7 @@ class Storage:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(f"cannot make the storage folder {root}: {error.strerror}") from error
-        if not os.access(root, os.W_OK):
+        if not reads and not os.access(root, os.W_OK):
             raise StorageError(f"the storage folder {root} is not writable")
         opened = cls(root)
         opened._mark()

@@ -306,9 +306,11 @@ def test_a_line_that_a_place_heard_of_and_does_not_take_back_stays_and_the_other
     assert [audit.verify(storage, place) for place in heads] == [4, 4]
 
 
+@pytest.mark.parametrize("covers_up", [True, False])
 def test_lines_that_were_exchanged_while_a_place_was_told_of_none_are_seen(
-    storage: Storage, heads: Path
+    storage: Storage, heads: Path, covers_up: bool
 ) -> None:
+    """Also where the next command finds that the place has to be named."""
     written(storage, 3)
     places, folder = storage.read_json("audit", "places.json"), storage.root / "audit"
     storage.write_json({}, "audit", "places.json")
@@ -318,14 +320,17 @@ def test_lines_that_were_exchanged_while_a_place_was_told_of_none_are_seen(
             path.write_bytes(content)
         for _ in range(count):
             audit.append(storage, "tested", by, {})
-    storage.write_json(places, "audit", "places.json")
-    audit.append(storage, "tested", "a test", {})
+    if covers_up:
+        storage.write_json(places, "audit", "places.json")
+        audit.append(storage, "tested", "a test", {})
+    else:
+        audit.settle(storage, "small", str(heads))
     assert audit.verify(storage) == 7
     with pytest.raises(StorageError, match=r"\(audit.heads\) was not told of entry 5, and was of later ones"):
         audit.verify(storage, str(heads))
 
 
-def test_a_place_that_is_named_again_hears_first_of_the_line_that_says_so(
+def test_a_place_that_is_left_hears_of_that_and_one_that_is_named_again_hears_first_of_the_line_that_says_so(
     storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     audit.settle(storage, "small", None)
@@ -336,8 +341,38 @@ def test_a_place_that_is_named_again_hears_first_of_the_line_that_says_so(
         audit.append(storage, "tested", "a test", {})
     audit.settle(storage, "small", str(heads))
     audit.append(storage, "tested", "a test", {})
-    assert [orjson.loads(line)["number"] for line in heads.read_bytes().splitlines()] == [1, 6, 7]
+    assert [orjson.loads(line)["number"] for line in heads.read_bytes().splitlines()] == [1, 2, 6, 7]
     assert audit.verify(storage, str(heads)) == 7
+
+
+def test_who_is_killed_as_a_place_is_named_or_left_leaves_no_line_unheard(
+    storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in (None, str(heads)):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(audit, "_tell", _killed)
+            audit.settle(storage, "small", place)
+        audit.append(storage, "tested", "a test", {})
+        audit.settle(storage, "small", place)
+    # The second of each pair says nothing: what was begun was ended by who came next.
+    assert [entry["about"].get("after", 0) for entry in audit.entries(storage)] == [
+        *(str(heads), None, 0),
+        *(str(heads), 0),
+    ]
+    assert audit.verify(storage, str(heads)) == 5
+
+
+def test_a_place_that_is_gone_can_be_left_and_named_again_shows_that_it_missed_lines(
+    storage: Storage, heads: Path, tmp_path: Path
+) -> None:
+    away = heads.parent.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match="cannot be written: No such file"):
+        audit.append(storage, "tested", "a test", {})
+    audit.settle(storage, "small", None)
+    away.rename(heads.parent)
+    audit.settle(storage, "small", str(heads))
+    with pytest.raises(StorageError, match="was not told of entry 2, and was of later ones"):
+        audit.verify(storage, str(heads))
 
 
 def _killed(*_: object) -> NoReturn:
@@ -348,7 +383,7 @@ def test_nobody_adds_a_line_of_which_the_wrong_place_hears(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = str(tmp_path / "first.jsonl"), str(tmp_path / "second.jsonl")
-    lock, write = audit._locked, Storage.write_json
+    lock, tell = audit._locked, audit._tell
 
     def another_before(path: Path) -> IO[str]:
         monkeypatch.setattr(audit, "_locked", lock)
@@ -359,14 +394,13 @@ def test_nobody_adds_a_line_of_which_the_wrong_place_hears(
     audit.append(storage, "tested", "a test", {})
     assert len(Path(first).read_bytes().splitlines()) == 2
 
-    def another_within(self: Storage, document: Any, *parts: str) -> None:
-        if parts[-1] == "places.json":
-            with pytest.raises(StorageError, match="another process has held it"):
-                audit.append(storage, "tested", "a test", {})
-        write(self, document, *parts)
+    def another_within(*told: Any) -> None:
+        with pytest.raises(StorageError, match="another process has held it"):
+            audit.append(storage, "tested", "a test", {})
+        tell(*told)
 
     monkeypatch.setattr(audit, "WAIT_S", 0.0)
-    monkeypatch.setattr(Storage, "write_json", another_within)
+    monkeypatch.setattr(audit, "_tell", another_within)
     audit.settle(storage, "small", second)
     assert audit.verify(storage, second) == 3
 
@@ -403,6 +437,40 @@ def test_that_the_note_of_its_length_is_gone_is_seen(storage: Storage) -> None:
     storage.path("audit", "head.json").unlink()
     with pytest.raises(StorageError, match=r"audit/head.json is gone, which says how long"):
         audit.verify(storage)
+
+
+HEADS = [{"number": 3}, {"number": "3", "digest": "a"}, [1], 7]
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [*(("head.json", said) for said in HEADS), *(("places.json", said) for said in ({"small": 3}, [1], 7))],
+)
+def test_a_note_that_nobody_of_ours_can_have_written_is_named(
+    storage: Storage, file: str, said: object
+) -> None:
+    written(storage)
+    storage.write_json(said, "audit", file)
+    does = audit.verify if file == "head.json" else audit.require
+    with pytest.raises(StorageError, match=f"audit/{file} is damaged: .* put a copy back"):
+        does(storage)
+
+
+def test_who_may_but_read_the_record_can_verify_it(
+    storage: Storage, heads: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(storage)
+
+    def refused(*_: object, **__: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(audit, "locked", refused)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StorageError, match="is not writable"):
+        Storage.open(str(storage.root))
+    assert audit.verify(Storage.open(str(storage.root), reads=True), str(heads)) == 6
+    with pytest.raises(StorageError, match="cannot be written: Permission denied"):
+        audit.append(storage, "tested", "a test", {})
 
 
 def test_a_writer_that_was_killed_may_owe_the_place_outside_its_own_line_and_no_more(
@@ -456,8 +524,7 @@ def test_projects_of_one_storage_name_a_place_each_and_that_one_has_none_any_mor
     *_, last = audit.entries(storage)
     assert (last["number"], last["by"]) == (4, audit.who())
     assert last["about"] == {"project": "small", "before": str(heads), "after": None}
-    assert len(heads.read_bytes().splitlines()) == 3
-    assert audit.verify(storage, str(other)) == 4
+    assert audit.verify(storage, str(heads)) == audit.verify(storage, str(other)) == 4
 
 
 # ------------------------------------------------------------ the commands
