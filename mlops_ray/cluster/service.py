@@ -18,6 +18,7 @@ from mlops_ray.cluster.local import LocalCluster
 from mlops_ray.cluster.stages import Progress, Stages, alone
 from mlops_ray.config import Project
 from mlops_ray.cost import holds
+from mlops_ray.data import error_log
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
 from mlops_ray.policy import allowed_regions, withheld
 from mlops_ray.serving import heartbeats
@@ -26,7 +27,6 @@ from mlops_ray.storage import Storage
 if TYPE_CHECKING:
     from mlops_ray.cluster.intake import Intake
     from mlops_ray.cluster.pipeline import Pipeline
-    from mlops_ray.features.store import FeatureStore
 
 #: A first request may meet a replica that is still warming up.
 REQUEST_TIMEOUT_S = 30.0
@@ -37,6 +37,8 @@ SEEN = "release/seen"
 ADDRESS = "address.json"
 #: Where the loop says what it decided (cluster.loop, as above).
 LOOP = "loop"
+#: How what reads new data calls the place where the service reads it.
+ONLINE = "online store"
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -202,24 +204,19 @@ def follow(
         is_behind = True
         while True:
             with alone(storage, wait=True):
-                found = list(_news(first.intake.afresh(), said))
+                intake = first.intake.afresh()
+                found = list(_news(intake, said))
                 is_behind = is_behind or any("error" not in report for report in found)
-                if is_behind and (error := _materialized(first.store)) is None:
-                    is_behind = False
-                elif is_behind and said.get("") != error:
-                    said[""] = str(error)
-                    found.append({"source": "online store", "error": str(error)})
+                if is_behind:
+                    try:
+                        first.store.materialize()
+                    except MlopsError as error:
+                        found += _told(intake, ONLINE, error, said)
+                    else:
+                        is_behind = False
+                        said.pop(ONLINE, None)
             yield from found
             time.sleep(every_s)
-
-
-def _materialized(store: "FeatureStore") -> str | None:
-    """Brings the online store up to date; what is wrong where that cannot be."""
-    try:
-        store.materialize()
-    except MlopsError as error:
-        return str(error)
-    return None
 
 
 def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
@@ -227,13 +224,19 @@ def _news(intake: "Intake", said: dict[str, str]) -> Iterator[dict[str, Any]]:
         try:
             intake.ingest(name)
         except MlopsError as error:
-            if said.get(name) != str(error):
-                said[name] = str(error)
-                yield {"source": name, "error": str(error)}
+            yield from _told(intake, name, error, said)
             continue
         if f"ingest {name}" not in intake.stages.unchanged:
             said.pop(name, None)
             yield intake.storage.read_json("reports", f"validation-{name}.json")
+
+
+def _told(intake: "Intake", name: str, error: MlopsError, said: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """What is wrong, unless it was said; it is an error of the log too, which others see."""
+    if said.get(name) != str(error):
+        said[name] = str(error)
+        error_log.tell(intake.storage, intake.store.project.project, "ingest", error)
+        yield {"source": name, "error": str(error)}
 
 
 @contextlib.contextmanager

@@ -54,6 +54,8 @@ REPRODUCED_WITHIN = 0.01
 UNKNOWN = "what a trial costs is not known"
 #: And what where the champion's answers cannot be had.
 UNCOMPARED = "is not compared: "
+#: Lines of the audit record.
+BEGUN, REGISTERED = "a training was begun", "a version was registered"
 #: What a package says of its training set.
 KEPT = ("file", "digest", "rows", "as_of", "policies")
 
@@ -142,7 +144,8 @@ class Trainer:
         with begun as run, holdings.training(name):
             about = {"model": name, "run": run.id, "dataset": training_set.manifest["digest"]}
             begins = about | {"resumed": run_id is not None}
-            audit.append(self.storage, "a training was begun", audit.who(), begins)
+            self._tell_untold(name)
+            audit.append(self.storage, BEGUN, audit.who(), begins)
             if run_id is None:
                 sweep.forget(folder)
                 self.storage.write_json({"run": run.id}, *self._running)
@@ -191,6 +194,7 @@ class Trainer:
             audit.require(self.storage)
             version = self.registry.register(packed, run_id=run.id, metric=metric, cost=cost)
             registered = about | {"version": version, "digest": packed.digest, "refused": refused}
+            audit.append(self.storage, REGISTERED, audit.who(), registered, is_done=True)
             self._keep_worth(tested, champion, version)
             sweep.forget(folder)
             told_of = replace(subject, version=version, trials=swept.leaderboard, cost=cost)
@@ -199,7 +203,6 @@ class Trainer:
             page = self.storage.path("reports", f"model-{name}-{version}.html")
             with replacing(page) as new:
                 new.write_text(files["card.html"], "utf-8")
-            audit.append(self.storage, "a version was registered", audit.who(), registered, is_done=True)
         try:
             runs.keep(self.storage, name, self.tracking_uri)
         except StorageError as error:
@@ -220,6 +223,20 @@ class Trainer:
             "cost": cost,
             "card": str(page),
         }
+
+    def _tell_untold(self, name: str) -> None:
+        """Has the audit record hear of versions where a training that was cut off did not tell it."""
+        runs, told = {}, set()
+        for each in audit.entries(self.storage):
+            if each["about"].get("model") == name and each["what"] == BEGUN:
+                runs[each["about"]["run"]] = each["by"]
+            elif each["about"].get("model") == name and each["what"] == REGISTERED:
+                told.add((each["about"]["run"], each["about"]["version"]))
+        for found in reversed(self.registry.versions(name)):
+            if found["run_id"] in runs and (found["run_id"], found["version"]) not in told:
+                about = {"model": name, "run": found["run_id"]}
+                about |= {key: found[key] for key in ("version", "digest")}
+                audit.append(self.storage, REGISTERED, runs[found["run_id"]], about, is_done=True)
 
     @property
     def _folder(self) -> Path:

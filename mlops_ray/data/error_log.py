@@ -9,7 +9,7 @@ its own; whatever a logger of ours is told from a warning on is a line there. A 
 those that are alike one line a minute says how many there were, with the sentence of the first. No line
 has a value of a row: of sentences that quote a request the quotes are left out, of errors that are not
 ours all but their type and where they were raised. It is bounded: lines a second, bytes a file and bytes
-of all files; what is left out is counted.
+of all files; what is left out is counted, but for commands that fail beyond as much a day as a file holds.
 """
 
 import contextlib
@@ -190,9 +190,11 @@ class ErrorLog(logging.Handler):
         with self._guard:
             if len(self._lines) < MOST_LINES:
                 self._lines.append(line)
-            elif len(self._over) < MOST_KINDS:
-                key = line["level"], line["stage"], line["type"]
-                self._over[key] = self._over.get(key, 0) + line["count"]
+                return
+            key = line["level"], line["stage"], line["type"]
+            if key not in self._over and len(self._over) >= MOST_KINDS:
+                key = line["level"], "others", "others"
+            self._over[key] = self._over.get(key, 0) + line["count"]
 
     def _line(self, record: logging.LogRecord) -> Line:
         error = record.exc_info[1] if record.exc_info else None

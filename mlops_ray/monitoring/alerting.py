@@ -191,7 +191,7 @@ class Alerting:
         if error is not None:
             if not line.pause_s:
                 said = reason(error) if isinstance(error, Exception) else type(error).__name__
-                logger.warning(
+                logger.error(
                     "alerts by %s are not taken (%s); tried again until they are", line.route.kind, said
                 )
             line.pause_s = min(max(2 * line.pause_s, LEAST_PAUSE_S), MOST_PAUSE_S)

@@ -356,7 +356,7 @@ class Reconciler:
                 telling.pause_s = LEAST_PAUSE_S
             except Exception as error:  # noqa: BLE001 - who is told waits, the release does not
                 who = {"recorded": "the audit record", "told": "the registry"}.get(place, "a hook")
-                logger.warning("%s is not told of %s yet: %s", who, document["model"], one_line(error))
+                logger.error("%s is not told of %s yet: %s", who, document["model"], one_line(error))
                 telling.failed(now)
         news = [turn for turn in document["history"] if turn["turn"] > document[place]]
         if news and telling.going is None and now >= telling.again_at:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlflow
 import numpy as np
@@ -403,6 +403,41 @@ def test_a_training_that_fails_says_all_the_same_on_which_nodes_rows_were(
     with pytest.raises(TrainingError, match="no memory"):
         trained.train(PROJECT.replace("seed: 7", "seed: 9"))
     assert told["rows were trained on"] == {node["NodeID"] for node in ray.nodes()}
+
+
+def test_a_version_that_is_registered_is_recorded_whatever_ends_its_training(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def recorded() -> set[tuple[str, int]]:
+        told = [
+            each["about"] for each in audit.entries(trained.storage) if each["what"] == training.REGISTERED
+        ]
+        return {(about["run"], about["version"]) for about in told}
+
+    def unrecorded() -> list[int]:
+        found = registered(trained.pipeline().project, trained.storage)
+        return [each["version"] for each in found if (each["run_id"], each["version"]) not in recorded()]
+
+    append = audit.append
+
+    def killed(storage: Storage, what: str, *told: Any, **how: Any) -> Any:
+        if what == training.REGISTERED:
+            raise KeyboardInterrupt
+        return append(storage, what, *told, **how)
+
+    def full(*_: object, **__: object) -> NoReturn:
+        raise OSError("no space left")
+
+    seed = PROJECT.replace("seed: 7", "seed: 11")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(training.audit, "append", killed)
+        trained.train(seed)
+    assert len(unrecorded()) == 1
+    # The next one makes up for it.
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(training.card, "files", full)
+        trained.train(seed)
+    assert unrecorded() == []
 
 
 PRICED = """

@@ -101,6 +101,13 @@ def test_a_flood_costs_few_lines_and_loses_no_count(log: ErrorLog, storage: Stor
     assert sum(line["count"] for line in lines(storage)) == 10_000
 
 
+def test_a_flood_of_many_kinds_loses_no_count(log: ErrorLog, storage: Storage) -> None:
+    for number in range(1_000):
+        logging.getLogger(f"mlops_ray.monitoring.of_{number % (2 * error_log.MOST_KINDS)}").error("failed")
+    log.close()
+    assert sum(line["count"] for line in lines(storage)) == 1_000
+
+
 def test_files_are_turned_over_and_the_oldest_go(
     log: ErrorLog, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,10 @@ def test_what_arrives_is_stored_and_readable_online_a_bad_file_is_told_once_and_
     arrive(folder, "3.csv", "nothing,of,it\n")
     error = said(following)
     assert "3.csv" in error["error"]
+    # Who does not watch this terminal sees it too.
+    (log,) = (folder / ".mlops" / "errors").glob("command-*.jsonl")
+    (line,) = map(json.loads, log.read_text().splitlines())
+    assert (line["stage"], line["process"], line["level"]) == ("ingest", "command", "error")
     arrive(folder, "4.csv", f"{HEADER}2020-01-04,b,4\n")
     (folder / "feed" / "3.csv").unlink()
     # Between two looks the bad file may have been told beside the new one; it is never told twice.

@@ -696,7 +696,9 @@ def at(state: str | None, champion: str) -> dict[str, str | None]:
     return {"state": state, "champion": champion}
 
 
-def test_where_nothing_can_be_recorded_releases_go_on_and_it_hears_of_them_later(live: World) -> None:
+def test_where_nothing_can_be_recorded_releases_go_on_and_it_hears_of_them_later(
+    live: World, caplog: pytest.LogCaptureFixture
+) -> None:
     live.tick(9)
     place = unrecordable(live.storage)
     live.push(2)
@@ -704,6 +706,8 @@ def test_where_nothing_can_be_recorded_releases_go_on_and_it_hears_of_them_later
     record.ask(live.storage, NAME, "rollback", by="ann")
     assert live.tick()["champion"]["version"] == "1"
     assert len(turns(live.storage)) == 3
+    # Which `status` tells, as it does all errors.
+    assert ("ERROR", "the audit record") in {(each.levelname, each.message[:16]) for each in caplog.records}
     place.parent.mkdir()
     live.tick(20, seconds=120.0)
     recorded = [(each["version"], each["after"]["state"]) for each in turns(live.storage)]
