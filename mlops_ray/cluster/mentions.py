@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -35,6 +36,9 @@ LEAST_CHARACTERS = 4
 #: So much of a file is looked through at once.
 PIECE_BYTES = 64 * 2**20
 
+#: How a SQLite database begins, and how many of its rows are looked through at once.
+SQLITE, MOST_ROWS = b"SQLite format 3\0", 10_000
+
 #: Of what stands beside a value it is seen that it ends there.
 AROUND_BYTES = 8
 NOT_LOOKED_AT = "{} could not be looked at ({}): whether it names the key is not known"
@@ -57,7 +61,7 @@ def named(root: Path, files: Iterable[Path], key: Iterable[str]) -> tuple[list[s
                 is_named = all(any(each.search(text) for text in _texts(path, reach)) for each in wanted)
             except FileNotFoundError:
                 raise
-            except (OSError, pl.exceptions.PolarsError) as error:
+            except (OSError, sqlite3.Error, pl.exceptions.PolarsError) as error:
                 unread.append(NOT_LOOKED_AT.format(name, safe(error)))
             else:
                 found += [name] if is_named else []
@@ -106,11 +110,14 @@ def files_of(folder: Path) -> list[Path]:
 def _texts(path: Path, reach: int) -> Iterator[str]:
     """What a file says, by pieces; what is cut, and is no longer than `reach`, is whole in one of them."""
     with path.open("rb") as file:
-        before = b""
+        before, is_database = b"", file.read(len(SQLITE)) == SQLITE
+        file.seek(0)
         while piece := file.read(PIECE_BYTES):
             read = before + piece
             yield read.decode("utf-8", errors="replace")
             before = read[-reach:]
+    if is_database:
+        yield from _cells(path)
     if path.suffix == ".parquet":
         for name, dtype in pl.read_parquet_schema(path).items():
             column = pl.read_parquet(path, columns=[name], glob=False, hive_partitioning=False)[name]
@@ -118,3 +125,18 @@ def _texts(path: Path, reach: int) -> Iterator[str]:
                 yield "\n".join(map(str, column.to_list()))
             else:
                 yield "\n".join(column.cast(pl.String, strict=False).drop_nulls().unique().to_list())
+
+
+def _cells(path: Path) -> Iterator[str]:
+    """What the tables of a database say: its file has nothing between the columns of a row."""
+    with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        database.text_factory = _decoded
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            quoted = name.replace('"', '""')
+            rows = database.execute(f'SELECT * FROM "{quoted}"')  # noqa: S608 - a table's own name, quoted
+            while some := rows.fetchmany(MOST_ROWS):
+                yield "\n".join(_decoded(x) if isinstance(x, bytes) else str(x) for row in some for x in row)
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("utf-8", errors="replace")

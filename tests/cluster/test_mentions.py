@@ -1,6 +1,8 @@
 """A file that names somebody is found, in whatever way it writes the name."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import orjson
@@ -61,3 +63,36 @@ def test_of_tables_columns_of_any_type_are_looked_through(tmp_path: Path) -> Non
     for key in ("12345", "12345.0"):
         found, unread = mentions.named(tmp_path, files, [key])
         assert (found, unread) == ([f"{name}.parquet" for name in columns if name != "date"], [])
+
+
+def database(path: Path, rows: list[tuple[object, ...]]) -> None:
+    with closing(sqlite3.connect(path)) as made, made:
+        made.execute('CREATE TABLE "the ""tags""" (key, value, run)')
+        made.executemany('INSERT INTO "the ""tags""" VALUES (?, ?, ?)', rows)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_found_in_a_database_of_which_a_row_stands_without_anything_between_its_columns(
+    key: str, tmp_path: Path
+) -> None:
+    for name, value in {"whole": key, "sentence": f"rows of {key}", "within": f"x{key}x"}.items():
+        database(tmp_path / f"{name}.db", [("segment", value, "a1b2c3")])
+    expected = ["sentence.db", "whole.db"]
+    assert mentions.named(tmp_path, sorted(tmp_path.iterdir()), [key]) == (expected, [])
+
+
+def test_all_rows_of_a_database_are_looked_through_whatever_they_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mentions, "MOST_ROWS", 2)
+    for number, value in enumerate([1234567, 1234567.0, b"of 1234567"]):
+        database(tmp_path / f"{number}.db", [("a", None, "b")] * 4 + [("segment", value, "a1b2c3")])
+    files = sorted(tmp_path.iterdir())
+    assert mentions.named(tmp_path, files, ["1234567"]) == ([path.name for path in files], [])
+
+
+def test_a_database_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_bytes(mentions.SQLITE + b"none")
+    found, (note,) = mentions.named(tmp_path, [tmp_path / "a.db"], ["plain"])
+    assert found == []
+    assert note.startswith("a.db could not be looked at (DatabaseError)")
