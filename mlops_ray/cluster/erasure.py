@@ -25,7 +25,7 @@ from mlops_ray.data.inputs import shown
 from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean, safe
 from mlops_ray.features import erasure as features
 from mlops_ray.features.erasure import HeldSet, Whose
-from mlops_ray.features.history import History
+from mlops_ray.features.history import ERASED, History
 from mlops_ray.features.online import OnlineStore
 from mlops_ray.features.shelves import ONLINE, kept_at_servers
 from mlops_ray.features.store import FeatureStore
@@ -404,7 +404,7 @@ class Erasure:
 def _commit_id(history: History) -> str:
     """Of another erasure another: what was made of the newest commit is made anew."""
     newest = history.newest
-    return f"erased-{newest.version if newest else 0}"
+    return f"{ERASED}{newest.version if newest else 0}"
 
 
 def _counted(document: Mapping[str, Any]) -> dict[str, Any]:

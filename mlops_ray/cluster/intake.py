@@ -30,7 +30,7 @@ from mlops_ray.data.validate import Report
 from mlops_ray.errors import DataError
 from mlops_ray.expressions import compile_sql, function_digest
 from mlops_ray.features.commits import Batch, buckets_of
-from mlops_ray.features.history import Commit
+from mlops_ray.features.history import ERASED, Commit
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.policy import curated
 from mlops_ray.schema import DTYPES
@@ -243,8 +243,10 @@ class Intake:
     def _tell_untold(self, name: str) -> None:
         """Has the audit record hear of the newest commit where a run that was cut off did not tell it."""
         commit = self.store.history(name).newest
+        if commit is None or commit.id.startswith(ERASED):
+            return
         told = (each["about"] for each in audit.entries(self.storage) if each["what"] == STORED)
-        if commit is not None and (name, commit.id) not in ((each["source"], each["after"]) for each in told):
+        if (name, commit.id) not in ((each["source"], each["after"]) for each in told):
             self._tell_stored(name, commit, {})
 
     def _tell_stored(self, name: str, commit: Commit, about: dict[str, Any]) -> None:

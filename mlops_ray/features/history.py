@@ -53,6 +53,8 @@ TableT = TypeVar("TableT", bound=DeltaTable | None)
 CLOCK, COUNTER = "mlops_ray.committed_at", "mlops_ray.sequence"
 #: What a commit says of itself in the log: its id and time.
 ID, TIME = "mlops.commit", "mlops.committed_at"
+#: How the id begins of a commit by which rows were erased.
+ERASED = "erased-"
 #: How often a writer that lost to another tries again; each loss means that somebody else's commit is in.
 TRIES = 50
 #: The folder with what was read until a commit, a file each, and the transaction that says which is in force.

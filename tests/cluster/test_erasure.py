@@ -271,6 +271,18 @@ def test_the_same_input_read_again_brings_nobody_back_and_says_how_many_were_lef
     assert read(newest).height == (DAYS + 1) * len(OTHERS)
 
 
+def test_of_an_erasure_nobody_says_later_that_it_stored_rows(world: World) -> None:
+    (world.folder / "project.yaml").write_text(PROJECT.replace("path: people.csv", "path: people*.csv"))
+    header, *_, last = people(DAYS + 1).splitlines()
+    (world.folder / "people2.csv").write_text(f"{header}\n{last}\n")
+    world.intake.ingest("people")
+    world.erase()
+    (world.folder / "people2.csv").unlink()
+    world.intake.ingest("people")
+    *_, entry = audit.entries(world.storage)
+    assert entry["what"] == "erased"
+
+
 def test_a_source_that_is_defined_anew_does_not_bring_them_back_either(world: World) -> None:
     text = PROJECT.replace("max: 90000", "max: 100000")
     (world.folder / "project.yaml").write_text(text)
