@@ -275,7 +275,7 @@ class Erasure:
         yield self._clear_reports
         yield partial(ingest.clear, self.storage.root)
         yield partial(loads.clear, self.storage)
-        yield partial(self._tell, "erased", found)
+        yield partial(self._tell, "erased", found, is_done=True)
 
     def _supersede(self, held: HeldSet) -> None:
         """Computes a set anew; one with which that cannot be done leaves no other undone."""
@@ -330,7 +330,7 @@ class Erasure:
                 record | {f"ingest {name}": stage | {"result": _counted(stage["result"])}}, FILE
             )
 
-    def _tell(self, what: str, found: Found) -> None:
+    def _tell(self, what: str, found: Found, *, is_done: bool = False) -> None:
         """Has the audit record hear of it, by what stands for the key."""
         versions = [f"{each['model']} {each['version']}" for each in found.versions]
         about: dict[str, Any] = {
@@ -341,7 +341,7 @@ class Erasure:
         about |= {**found.counts, "trained_with": versions}
         if self.left:
             about["sets_left"] = sorted(self.left)
-        audit.append(self.storage, what, audit.who(), about)
+        audit.append(self.storage, what, audit.who(), about, is_done=is_done)
 
     # ------------------------------------------------------------ what is said
 

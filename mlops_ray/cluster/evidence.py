@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import logging
 import os
+import sys
 import urllib.request
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import Any
 
 from mlops_ray import audit
 from mlops_ray.config import Policy, Project
+from mlops_ray.errors import safe
 from mlops_ray.policy import HERE, REGION, allowed_regions
 from mlops_ray.storage import Storage
 
@@ -21,6 +24,8 @@ DEPLOYED = "deployed.json"
 
 Document = dict[str, Any]
 
+logger = logging.getLogger(__name__)
+
 
 def tell(
     storage: Storage, policies: Iterable[Policy], what: str, about: Mapping[str, Any], ids: Iterable[str]
@@ -28,10 +33,17 @@ def tell(
     """Has the audit record hear of work on rows that are bound to regions: to which, and where it was done.
 
     That is `here`, the region of this machine, and on `nodes`; `ids` are of nodes of the connected cluster.
-    Of rows that may be anywhere nothing is told.
+    Of rows that may be anywhere nothing is told. Where an error is on its way already, one of telling is
+    logged, and does not take its place.
     """
-    if found := where(policies, ids):
-        audit.append(storage, what, audit.who(), {**about, **found})
+    under_way = sys.exception()
+    try:
+        if found := where(policies, ids):
+            audit.append(storage, what, audit.who(), {**about, **found}, is_done=True)
+    except Exception as error:
+        if under_way is None:
+            raise
+        logger.error("%r is not in the audit record (%s)", what, safe(error))
 
 
 @contextlib.contextmanager

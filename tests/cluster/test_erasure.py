@@ -1,5 +1,6 @@
 """A person's rows are erased from all that is kept, also where a run was killed; others' stay as they are."""
 
+import errno
 import os
 import shutil
 import struct
@@ -507,7 +508,7 @@ def test_no_key_stands_in_the_audit_record_or_beside_the_history(world: World) -
 def test_what_cannot_be_recorded_is_not_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     before = places(world)
 
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(audit, "append", full)
@@ -515,6 +516,25 @@ def test_what_cannot_be_recorded_is_not_done(world: World, monkeypatch: pytest.M
         world.erase()
     assert places(world) == before
     assert world.store.history("people").erased.find(KEY) is None
+
+
+def test_what_was_done_and_cannot_be_recorded_is_said_to_be_done(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = audit._write
+
+    def full(file: Any, line: dict[str, Any]) -> None:
+        if line.get("what") == "erased":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(file, line)
+
+    monkeypatch.setattr(audit, "_write", full)
+    with pytest.raises(
+        StorageError, match=r"^erased, but the audit record cannot be written: No space"
+    ) as told:
+        world.erase()
+    assert "not done" not in str(told.value)
+    assert places(world) == set()
 
 
 WRONG: dict[str, tuple[dict[str, Any], type[MlopsError], str]] = {

@@ -13,10 +13,12 @@ from mlops_ray.cluster import evidence
 from mlops_ray.cluster.pipeline import Pipeline
 from mlops_ray.config import Policy
 from mlops_ray.data import ingest
-from mlops_ray.errors import ClusterError
+from mlops_ray.errors import ClusterError, StorageError
 from mlops_ray.features import dataset, join
 from mlops_ray.policy import HERE
 from mlops_ray.storage import Storage
+
+from ..conftest import unrecordable
 
 BOUND = Policy(allowed_regions=("eu-de",))
 PROJECT = """
@@ -53,6 +55,32 @@ def test_work_that_ends_badly_is_told_of_too(storage: Storage, monkeypatch: pyte
         "rows were trained on", "load", ["eu-de"],
     )  # fmt: skip
     assert entry["about"]["nodes"] == named({"n1"})
+
+
+def test_work_that_ends_badly_and_cannot_be_told_of_ends_with_what_went_wrong(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(placement, "named", named)
+    unrecordable(storage)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        evidence.telling(storage, [BOUND], "rows were trained on", {"model": "load"}) as nodes,
+    ):
+        nodes.add("n1")
+        raise KeyboardInterrupt
+    assert "'rows were trained on' is not in the audit record" in caplog.text
+    assert "audit record cannot be written: No such file" in caplog.text
+
+
+def test_of_work_that_is_done_and_cannot_be_told_of_nobody_says_that_it_is_not(storage: Storage) -> None:
+    unrecordable(storage)
+    said = "^rows were trained on, but the audit record cannot be written"
+    with (
+        pytest.raises(StorageError, match=said) as told,
+        evidence.telling(storage, [BOUND], "rows were trained on", {"model": "load"}),
+    ):
+        pass
+    assert "not done" not in str(told.value)
 
 
 def test_of_rows_that_may_be_anywhere_nothing_is_told(storage: Storage) -> None:
