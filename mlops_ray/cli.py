@@ -23,6 +23,8 @@ from rich.text import Text
 from mlops_ray import __version__, audit, config, keys
 from mlops_ray.cluster import interrupt, joined, service
 from mlops_ray.config import Project
+from mlops_ray.data import error_log
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import (
     WRONG_USE,
     DataError,
@@ -809,7 +811,7 @@ def main() -> None:
             _tell(error)
         err.print(f"error: {plain(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(error.exit_status)
-    except Exception as error:
+    except DEFECTS as error:
         _tell(error)
         raise
     except KeyboardInterrupt:
@@ -817,10 +819,8 @@ def main() -> None:
         sys.exit(interrupt.INTERRUPTED)
 
 
-def _tell(error: Exception) -> None:
+def _tell(error: BaseException) -> None:
     """What a command failed of stands in the error log of the storage that it works on."""
-    from mlops_ray.data import error_log
-
     for model, storage in _opened:
         error_log.tell(storage, model, sys.argv[1], error)
 

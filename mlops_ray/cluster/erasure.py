@@ -11,8 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from mlops_ray import audit
 from mlops_ray.cluster import loads, mentions
 from mlops_ray.cluster.stages import FILE, alone
@@ -21,8 +19,9 @@ from mlops_ray.data import erasure as log
 from mlops_ray.data import ingest, labels, prediction_log
 from mlops_ray.data.erased import Erased
 from mlops_ray.data.erasure import Key
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.data.inputs import shown
-from mlops_ray.errors import DataError, MlopsError, UsageError, did_you_mean, safe
+from mlops_ray.errors import DataError, UsageError, did_you_mean, safe
 from mlops_ray.features import erasure as features
 from mlops_ray.features.erasure import HeldSet, Whose
 from mlops_ray.features.history import ERASED, History
@@ -281,7 +280,7 @@ class Erasure:
         """Computes a set anew; one with which that cannot be done leaves no other undone."""
         try:
             features.supersede(self.storage, held, self.erased.hash(self.whose.key), self.reason)
-        except (MlopsError, OSError, pl.exceptions.PolarsError) as error:
+        except DEFECTS as error:
             self.left[held.path.name] = safe(error)
 
     def _erase_online(self) -> None:

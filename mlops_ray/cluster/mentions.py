@@ -15,6 +15,7 @@ import polars as pl
 from markupsafe import escape
 
 from mlops_ray.data.erasure import LEFT_S
+from mlops_ray.data.error_log import DEFECTS
 from mlops_ray.errors import safe
 from mlops_ray.features.shelves import ONLINE
 from mlops_ray.pages import LONGEST_VALUE, cut, plain
@@ -61,7 +62,7 @@ def named(root: Path, files: Iterable[Path], key: Iterable[str]) -> tuple[list[s
                 is_named = all(any(each.search(text) for text in _texts(path, reach)) for each in wanted)
             except FileNotFoundError:
                 raise
-            except (OSError, sqlite3.Error, pl.exceptions.PolarsError) as error:
+            except DEFECTS as error:  # whatever a file may do to a library, the others are looked at
                 unread.append(NOT_LOOKED_AT.format(name, safe(error)))
             else:
                 found += [name] if is_named else []

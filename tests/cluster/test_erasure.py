@@ -645,15 +645,26 @@ def test_files_that_come_and_go_or_cannot_be_read_end_nothing(
     assert note.startswith("reports/damaged.parquet")
 
 
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (DataError("it cannot be", said=": 'secret'"), "it cannot be"),
+        (pl.exceptions.PanicException("secret"), "PanicException"),
+    ],
+)
 def test_a_set_that_cannot_be_computed_anew_leaves_no_other_undone_and_is_named(
-    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    raised: BaseException,
+    why: str,
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     left, whole = world.manifests
     supersede = feature_erasure.supersede
 
     def fails(storage: Storage, held: Any, *more: Any) -> None:
         if held.file == left:
-            raise DataError("it cannot be", said=": 'secret'")
+            raise raised
         supersede(storage, held, *more)
 
     monkeypatch.setattr(feature_erasure, "supersede", fails)
@@ -663,7 +674,7 @@ def test_a_set_that_cannot_be_computed_anew_leaves_no_other_undone_and_is_named(
         cli.main()
     assert ended.value.code == 1
     said = " ".join("".join(capsys.readouterr()).split())
-    assert f"{left.stem}.parquet could not be computed anew and still holds the rows (it cannot be)" in said
+    assert f"{left.stem}.parquet could not be computed anew and still holds the rows ({why})" in said
     assert found_in(world.storage.root / "features", CANARIES) == set()
     assert WHO not in pl.read_parquet(whole.with_suffix(".parquet"))["person"].to_list()
     *_, told = audit.entries(world.storage)

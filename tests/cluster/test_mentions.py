@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import orjson
 import polars as pl
@@ -96,3 +97,22 @@ def test_a_database_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     found, (note,) = mentions.named(tmp_path, [tmp_path / "a.db"], ["plain"])
     assert found == []
     assert note.startswith("a.db could not be looked at (DatabaseError)")
+
+
+def test_a_table_that_a_library_panics_at_is_named_and_the_others_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pl.read_parquet_schema
+
+    def panics(path: Path) -> Any:
+        if path.name == "a.parquet":
+            raise pl.exceptions.PanicException("a value: plain")
+        return read(path)
+
+    monkeypatch.setattr(pl, "read_parquet_schema", panics)
+    for name in ("a", "b"):
+        pl.DataFrame({"who": ["plain"] * 9}).write_parquet(tmp_path / f"{name}.parquet")
+    (tmp_path / "a.parquet").write_bytes(b"none")
+    found, unread = mentions.named(tmp_path, sorted(tmp_path.iterdir()), ["plain"])
+    assert found == ["b.parquet"]
+    assert unread == [mentions.NOT_LOOKED_AT.format("a.parquet", "PanicException")]

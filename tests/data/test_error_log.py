@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import polars as pl
 import pytest
 
 from mlops_ray import cli
@@ -187,7 +188,7 @@ def failed(command: str, *more: str) -> None:
     """Runs a command that fails in this process."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("sys.argv", ["mlops-ray", command, *more])
-        with pytest.raises((SystemExit, RuntimeError)):
+        with pytest.raises((SystemExit, RuntimeError, pl.exceptions.PanicException)):
             cli.main()
 
 
@@ -209,16 +210,17 @@ def test_a_command_that_fails_is_a_line_with_the_id_of_its_job(
     assert line["where"].startswith("mlops_ray.")
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, pl.exceptions.PanicException])
 def test_a_defect_of_ours_is_a_line_without_what_it_quotes(
-    project: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[BaseException], project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("of a row: secret")
+        raise kind("of a row: secret")
 
     monkeypatch.setattr("mlops_ray.cluster.service.status", broken)
     failed("status", str(project))
     (line,) = lines(Storage(project.parent / ".mlops"))
-    assert (line["stage"], line["type"], line["said"]) == ("status", "RuntimeError", "RuntimeError")
+    assert (line["stage"], line["type"], line["said"]) == ("status", kind.__name__, kind.__name__)
     assert len(line["run"]) == 12
 
 
