@@ -380,9 +380,9 @@ class Erasure:
 
     def _left_over(self) -> Iterator[str]:
         """What others still use."""
-        if used := loads.aside(self.storage):
+        if loads.is_running(self.storage):
+            used = loads.aside(self.storage) or [self.storage.root / loads.ASIDE]
             yield LOAD_TEST.format(", ".join(str(each.relative_to(self.storage.root)) for each in used))
-
         for model in self._called:
             for top in LOGGED:
                 for path in log.begun(self.storage.root / top / model):

@@ -48,7 +48,7 @@ from mlops_ray.serving.offering import Arrivals, Offering, request
 from mlops_ray.storage import Storage, locked
 
 #: What a load test needs for as long as it runs lies there.
-ASIDE = "loadtest"
+ASIDE, LOCK = "loadtest", ".lock"
 #: What the replicas under load are called besides the project's name, which has no dot.
 SUFFIX = ".loadtest"
 #: The type of a machine that nobody named.
@@ -138,7 +138,7 @@ def loadtest(project: Project, storage: Storage, progress: Progress, wanted: Wan
 @contextlib.contextmanager
 def _alone(storage: Storage) -> Iterator[None]:
     """Keeps other load tests out, and takes away what one left that was killed."""
-    lock = locked(storage.path(ASIDE, ".lock"))
+    lock = locked(storage.path(ASIDE, LOCK))
     if lock is None:
         raise StorageError(
             "another load test runs, and each would measure the other; wait for it, or stop it"
@@ -155,6 +155,15 @@ def _alone(storage: Storage) -> Iterator[None]:
 def aside(storage: Storage) -> list[Path]:
     """What load tests have laid aside: rows that they ask for, and what they are answered."""
     return sorted(storage.root.joinpath(ASIDE).glob("tmp*"))
+
+
+def is_running(storage: Storage) -> bool:
+    """Whether there is a load test, which may hold rows before it lays any aside."""
+    lock = storage.root / ASIDE / LOCK
+    if not lock.exists():
+        return False
+    with locked(lock) or contextlib.nullcontext() as free:
+        return free is None
 
 
 def clear(storage: Storage) -> None:
@@ -310,7 +319,7 @@ class LoadTest:
     @contextlib.contextmanager
     def _aside(self, name: str) -> Iterator[Storage]:
         """A storage for the block in which the version is champion of a model of this name."""
-        near = self.storage.path(ASIDE, ".lock").parent
+        near = self.storage.path(ASIDE, LOCK).parent
         with tempfile.TemporaryDirectory(dir=near, ignore_cleanup_errors=True) as folder:
             aside = Storage.open(folder)
             # Replicas read the storage alone.

@@ -329,6 +329,12 @@ def test_what_a_killed_load_test_left_goes_and_what_one_needs_that_runs_is_named
     assert places(world) == set()
 
 
+def test_a_load_test_that_has_laid_nothing_aside_yet_is_named_too(world: World) -> None:
+    with locked(world.storage.path("loadtest", ".lock")) or pytest.fail("it is held"):
+        notes = world.erase()["notes"]
+    assert any(note.startswith("a load test runs") and "(loadtest)" in note for note in notes)
+
+
 def test_what_killed_writers_had_begun_goes_at_once_or_is_named_until_nobody_can_be_writing_it(
     world: World,
 ) -> None:
