@@ -1,8 +1,11 @@
 """Deny by default: every route, verb and role, at the gateway, at a model and at a replica's own port."""
 
+import ast
 import json
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,6 +13,8 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.monitoring.dashboard import page
+from mlops_ray.serving import endpoint, routes
+from mlops_ray.serving.openapi import openapi
 from tests.serving.calls import Answered, call
 from tests.serving.live import ROLES, Service, listening, service
 
@@ -86,6 +91,22 @@ def test_a_route_answers_its_verb_to_its_roles_and_nothing_else(
         assert reply.status == expected, (verb, reply)
         if expected != 200 and b"<html" not in reply.body:
             assert list(reply.json) == ["error"]
+
+
+def written(module: ModuleType) -> set[str]:
+    """The paths, and parts of paths, that the code of a module writes out or names."""
+    nodes = list(ast.walk(ast.parse(Path(str(module.__file__)).read_text())))
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    texts += [getattr(module, node.id, None) for node in nodes if isinstance(node, ast.Name)]
+    return {text for text in texts if isinstance(text, str) and text.startswith("/")}
+
+
+def test_the_code_knows_no_route_that_is_not_asked_for_here(guarded: Service) -> None:
+    parts = {"/", "/dashboard/", page.ASSETS + "/", "/dashboard/data/", "/dashboard/login"}
+    assert guarded.routes._routes.keys() <= OF_GATEWAY.keys()
+    assert written(routes) - parts <= OF_GATEWAY.keys()
+    assert written(endpoint) - {"/", "/versions/", "/v2/models"} <= OF_MODEL.keys()
+    assert openapi([])["paths"].keys() == {path for path in OF_GATEWAY if not path.startswith("/dashboard")}
 
 
 def test_a_page_asks_for_a_key_and_shows_nothing_before_it_is_there(guarded: Service) -> None:
