@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlops_ray import __version__, audit, config, keys
-from mlops_ray.cluster import interrupt, joined, service
+from mlops_ray.cluster import head, interrupt, joined, service
 from mlops_ray.config import Project
 from mlops_ray.data import error_log
 from mlops_ray.data.error_log import DEFECTS
@@ -804,6 +804,8 @@ def _version(
 def main() -> None:
     """The entry point: errors become a sentence on stderr and an exit status."""
     _opened.clear()
+    # Before anything imports MLflow, also in commands that start no cluster.
+    os.environ.update(head.SILENT)
     try:
         app()
     except MlopsError as error:

@@ -35,12 +35,13 @@ SAMPLED, LOG_PORT = "sample 1:1000", 514
 
 #: A laptop must cope: what does not fit is spilled to disk.
 OBJECT_STORE_SHARE, OBJECT_STORE_MAX_BYTES = 0.25, 2 * 1024**3
+#: What keeps Ray and MLflow from telling their makers what is done with them.
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
 #: What drivers, jobs and every process of a cluster must have set before they import ray.
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": "",  # would go before the file that RAY_AUTH_TOKEN_PATH names
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
+    **SILENT,
     # Whatever its name says: on Linux too, "0" makes Ray take 127.0.0.1 for this machine's address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -42,9 +42,11 @@ def address(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def settle() -> None:
-    """Sets what a process must have set before it imports ray to be a driver of a cluster of ours."""
-    if address() is None:
-        os.environ.update(head.SETTINGS)
+    """Sets what a process must have set before it imports ray to be a driver of a cluster of ours.
+
+    On a cluster that others started, only that nothing is told to the makers of Ray and MLflow.
+    """
+    os.environ.update(head.SETTINGS if address() is None else head.SILENT)
 
 
 def is_missing(storage: Storage) -> bool:
