@@ -59,6 +59,19 @@ def test_a_broken_cookie_admits_nobody(storage: Storage, header: str) -> None:
     assert not Sessions(storage).role(header)
 
 
+@pytest.mark.parametrize("name", [COOKIE, "other"])
+def test_what_quotes_cost_does_not_grow_with_the_square_of_their_number(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    keys.add(storage, "anna", "read")
+    # The function of CVE-2024-7592.
+    monkeypatch.setattr("http.cookies._unquote", lambda text: pytest.fail(f"{len(text)} characters"))
+    sessions = Sessions(storage)
+    quotes = f'{name}="' + '\\"' * 30_000 + '"'
+    assert not sessions.role(quotes)
+    assert sessions.role(f"{quotes}; {cookie(sessions, 'anna')}", now=1)
+
+
 def test_the_document_is_whole_without_traffic_and_without_the_monitor() -> None:
     for snapshot in ({}, None, {"m": {"versions": {}}}):
         document = overview([RELEASE], snapshot)
