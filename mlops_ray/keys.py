@@ -39,8 +39,11 @@ class Caller:
 def add(storage: Storage, name: str, role: str, *, rate: float | None = None) -> str:
     """A new key; it is shown here and never again. `rate` is how often a second it may ask each replica.
 
-    Raises `UsageError` for a name that is taken, a role that does not exist, and a rate that is none.
+    Raises `UsageError` for a name that is taken or cannot be printed, a role that does not exist, and a rate
+    that is none.
     """
+    if not name.isprintable():
+        raise UsageError(f"the name of a key is made of characters that can be printed, unlike {name!r}")
     if rate is not None and not (math.isfinite(rate) and rate > 0):
         raise UsageError(f"a rate is a number of requests a second above 0, not {rate:g}")
     if role not in get_args(Role):

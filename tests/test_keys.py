@@ -59,6 +59,10 @@ def test_names_are_unique_and_roles_exist(storage: Storage) -> None:
         keys.add(storage, "other", "king")
     with pytest.raises(UsageError, match="no key named 'nobody'"):
         keys.revoke(storage, "nobody")
+    # As the bytes of a command that are no UTF-8 come.
+    for name in ("\udcff", "web\x9b2J"):
+        with pytest.raises(UsageError, match="characters that can be printed, unlike"):
+            keys.add(storage, name, "read")
     assert keys.names(storage) == {"web": "predict"}
 
 
