@@ -48,6 +48,8 @@ Document = dict[str, Any]
 ASKING = {"performance": "a loss that labels show", "drift": "a harmful move of inputs"}
 #: How a state is told in the audit record; all others are an end.
 TOLD = {"asked": "retraining asked", "running": "retraining started", "releasing": "retraining pushed"}
+#: Sentences, which may quote rows: they stand in the loop's own documents, and never in the audit record.
+QUOTING = frozenset({"reason", "said", "evidence"})
 
 logger = logging.getLogger(__name__)
 
@@ -455,10 +457,18 @@ def _asked(document: Document, decision: Decision, seen: Seen, now: float, *, mo
     id = f"retrain-{document['model']}-{datetime.fromtimestamp(now, UTC):%Y%m%dT%H%M%S%f}"
     made = asdict(Retraining(id, now, decision.reason))
     kept = [*document["retrainings"], made][-most:]
-    about = made | {"of_version": seen.version, "evidence": list(decision.evidence)}
+    evidence = list(decision.evidence)
+    about = made | {"rule": decision.rule, "of_version": seen.version, "evidence": evidence}
     untold = [*document["untold"], _news(document, TOLD["asked"], about)]
     return document | {"retrainings": kept, "untold": untold}
 
 
 def _news(document: Document, what: str, about: Mapping[str, Any]) -> dict[str, Any]:
-    return {"what": what, "about": {"model": document["model"], **about}}
+    """What the audit record is to hear: by which rule, what was found to differ, how much, and since when."""
+    evidence = [_unquoting(each) for each in about.get("evidence", ())]
+    told = {"model": document["model"], **_unquoting(about)}
+    return {"what": what, "about": told | ({"evidence": evidence} if evidence else {})}
+
+
+def _unquoting(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in about.items() if name not in QUOTING}

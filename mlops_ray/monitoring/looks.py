@@ -225,7 +225,8 @@ def settle(storage: Storage, state: ModelState, window: Closed, seen: Seen | Non
         state.quality = seen.quality and {"version": version, "until": window.until, **seen.quality}
     state.unseen = [other for other in state.unseen if other is not window]
     if opened is not None:
-        said = "; ".join(what["evidence"] for _, what in opened.ranked)
+        # What was found, and no evidence of it, which may quote rows.
+        said = ", ".join(about for about, _ in opened.ranked)
         logger.warning("alarm: %s, version %s: %s", model, version, said)
     if going is not None and going.resolved is not None:
         logger.warning("resolved: the alarm of %s, version %s: %s", model, going.version, going.why)

@@ -31,8 +31,9 @@ REFUSED = (400, 413, 422)
 Kind = Literal["webhook", "email", "log"]
 
 logger = logging.getLogger(__name__)
-#: Its lines are JSON and nothing else.
-lines = logging.getLogger("mlops_ray.alerts")
+#: Its lines are JSON and nothing else. They quote what was found, which the log of errors must not keep: that
+#: hears of all loggers below mlops_ray.
+lines = logging.getLogger("mlops_ray_alerts")
 
 
 class Route(NamedTuple):

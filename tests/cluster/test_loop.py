@@ -18,8 +18,9 @@ from mlops_ray.cluster import loop, service
 from mlops_ray.cluster.loop import Loop, Retraining, Seen, Settings
 from mlops_ray.cost.holds import HOLDS
 from mlops_ray.errors import ClusterError
-from mlops_ray.monitoring import alarms, journal
+from mlops_ray.monitoring import alarms, integrity, journal
 from mlops_ray.monitoring.alarms import Alarms, Finding
+from mlops_ray.monitoring.skew import Skew
 from mlops_ray.serving import record
 from mlops_ray.storage import Storage
 
@@ -358,8 +359,10 @@ def test_a_loss_is_mended_without_a_person_and_the_audit_record_tells_each_step(
         "retraining waits", "retraining asked", "retraining started", "retraining pushed", "retraining ended",
     ]  # fmt: skip
     entries = list(audit.entries(world.storage))
-    assert entries[1]["about"]["reason"] == LOSS.evidence
-    assert entries[1]["about"]["evidence"][0]["about"] == "realised mae"
+    assert entries[1]["about"]["rule"] == "cause"
+    (found,) = entries[1]["about"]["evidence"]
+    how = {"kind": "performance", "since": NOW + 86_400, "harm": LOSS.harm, "p": 2 * LOSS.p}
+    assert found == {"about": LOSS.about, **how}
     assert {entry["about"]["model"] for entry in entries} == {MODEL}
     assert audit.verify(world.storage) == 5
 
@@ -372,11 +375,31 @@ def test_a_refusal_is_told_once_however_often_it_is_looked_at_and_when_it_change
     assert world.began == []
     (entry,) = audit.entries(world.storage)
     assert (entry["what"], entry["about"]["rule"]) == ("retraining refused", "data")
-    assert "it stands still" in entry["about"]["reason"]
+    assert [each["about"] for each in entry["about"]["evidence"]] == ["x", "realised mae"]
     for _ in range(2):
         world.look(LOSS)
         world.tick()
     assert world.told == ["retraining refused", "retraining asked"]
+
+
+def test_the_audit_record_holds_nothing_of_rows_that_an_alarm_quotes(world: World) -> None:
+    # As a feature is found that was served otherwise than the history says.
+    (skew,) = integrity.skewed([Skew("x", 200, 12, "20 instead of 35.5 for annabel at 2026-03-08T09:30")])
+    segment = replace(SEGMENT, evidence="the realised mae of 20 rows where name is annabel is 9")
+    for findings in ([skew, LOSS], [segment], [segment], [segment]):
+        world.look(*findings)
+        world.tick()
+    world.tick()
+    said = {"outcome": "failed", "version": None, "said": "annabel is no number"}
+    Storage.write_json(world.storage, said, loop.JOBS, f"{world.began[0][0]}.json")
+    world.tick()
+    words = {f"retraining {what}" for what in ("refused", "waits", "asked", "started", "ended")}
+    assert set(world.told) == words
+    files = list((world.storage.root / audit.FOLDER).rglob("*.json*"))
+    assert files
+    assert [file for file in files if "annabel" in file.read_text()] == []
+    # People read it where it is erased, or erasing tells of it.
+    assert "annabel" in world.storage.path(loop.FOLDER, f"{MODEL}.json").read_text()
 
 
 @pytest.mark.parametrize("outcome", ["refused", "unchanged", "failed", "killed", "cluster"])

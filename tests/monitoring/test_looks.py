@@ -379,7 +379,8 @@ def test_what_a_look_said_is_told_to_people_and_to_prometheus(
     live: Live, caplog: pytest.LogCaptureFixture
 ) -> None:
     live.look(0, normal(mean=65))
-    assert "alarm: rows, version 1: amount is larger" in caplog.text
+    # The log of errors, which names no evidence, keeps it.
+    assert "alarm: rows, version 1: amount, prediction\n" in caplog.text
     told = report.report(live.storage, live.state)
     assert told["alarms"][0]["found"][0]["about"] in ("amount", "prediction")
     text = metrics_text({packages.NAME: told}, []).decode()

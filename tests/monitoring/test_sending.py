@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from mlops_ray.data import error_log
 from mlops_ray.monitoring import alarms, alerts
 from mlops_ray.monitoring.alarms import Alarms, Finding
 from mlops_ray.monitoring.alerts import News
 from mlops_ray.monitoring.sending import Route, reason, send
+from mlops_ray.storage import Storage
 from tests import receivers
 from tests.cluster import certificates
 
@@ -173,3 +175,12 @@ def test_the_log_gets_a_line_of_json_for_each_alert(caplog: pytest.LogCaptureFix
         (model, "firing", message("a", "b")["id"]) for model in "ab"
     ]
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def test_an_alert_in_the_log_quotes_what_was_found_and_the_log_of_errors_does_not_keep_it(
+    storage: Storage,
+) -> None:
+    log = error_log.install(storage, "monitor")
+    send(Route("log"), message("a", evidence="20 instead of 35.5 for annabel"))
+    log.close()
+    assert not list(storage.root.glob("errors/*"))
