@@ -52,7 +52,7 @@ MISTAKES = {
         "hour_of: time, timezone: Berlin",
         "no time zone 'Berlin'; did you mean 'Europe/Berlin'?",
     ),
-    "known_at: {after_event: 0s}": ("known_at: 6h", "'6h' stands where a mapping is needed"),
+    "known_at: {after_event: 0s}": ("known_at: 6h", "a mapping is needed, e.g. {key: value}"),
     "meter:": ("../meter:", "sources.../meter: String should match pattern"),
     "load: {type": ("_load: {type", "columns._load: is a name of ours; call the column otherwise"),
     "site: {type": ("event_time: {type", "columns.event_time: is a name of ours"),
@@ -299,6 +299,26 @@ def test_an_alert_that_cannot_be_sent_is_an_error_that_shows_no_secret(
     with pytest.raises(ConfigError) as raised:
         config.load(file, {})
     assert said in str(raised.value)
+    assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    {
+        '{webhook: "${ALERT_URL}"}': "'${ALERT_URL}'",
+        "expr: load, ": "'${ALERT_URL}', ",
+        "meter:\n": "meter: '${ALERT_URL}'\n  other:\n",
+    }.items(),
+)
+def test_an_error_shows_no_secret_that_stands_where_a_mapping_is_needed(
+    tmp_path: Path, right: str, wrong: str
+) -> None:
+    file = tmp_path / "project.yaml"
+    text = EXAMPLE.read_text()
+    assert right in text
+    file.write_text(text.replace(right, wrong, 1))
+    with pytest.raises(ConfigError) as raised:
+        config.load(file, {"ALERT_URL": "https://hooks.example.org/s3cret"})
     assert "s3cret" not in str(raised.value)
 
 

@@ -49,7 +49,8 @@ class Origin:
             case "missing":
                 message = f"the key {str(detail['loc'][-1])!r} is missing"
             case "model_type":
-                message = f"{detail['input']!r} stands where a mapping is needed, e.g. {{key: value}}"
+                # What stands there instead may be secret: an address that was meant for one of its keys.
+                message = "a mapping is needed, e.g. {key: value}"
             case _:
                 message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
                 message = message.replace("a valid tuple", "a list")

@@ -107,7 +107,7 @@ def _address(connection: str) -> tuple[str, list[str]]:
     """A connection as the driver takes it, and what of it stands in no message, the longest first."""
     scheme, _, rest = connection.partition("://")
     if scheme not in ("postgresql", "postgres"):
-        raise OSError("a connection is sqlite:///FILE or postgresql://USER@HOST/DATABASE")
+        raise OSError("a connection is sqlite:///FILE or postgresql://HOST/DATABASE, with USER@ before HOST")
     head, _, options = rest.partition("?")
     who, at, place = head.rpartition("@")
     if "@" in options:

@@ -62,6 +62,10 @@ NAME_CHARACTERS = 80
 UNPACK_BYTES = 256 << 20
 #: Of a packed file, what is read at a time.
 PACKED_BYTES = 1 << 16
+#: Who asks, in an address; its password may have a / of its own, where no port could stand.
+_WHO = re.compile(r"(?<!abfss:/)(?<=:/)(/?)(?:[^/?\s]*|[^/\s[]*:(?!\d*(?:[/?#]|$))\S*)@")
+#: What is asked of a web server, or of whatever takes NAME=VALUE; a ? alone may be one of a glob.
+_ASKED = re.compile(r"(https?:/[^?\s]*\?|\?(?=\S*=))\S+", re.IGNORECASE)
 #: The parts of a glob that mean more than themselves.
 WILD = re.compile(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|.", re.DOTALL)
 MEANINGS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
@@ -128,21 +132,29 @@ def shown(file: File) -> str:
 
 
 def escaped(path: str) -> str:
-    """A path for a message: what a terminal would not show as it is, is written out.
+    """A path for a message: what may be secret in an address is left out, and what a terminal would not show
+    as it is, is written out.
 
-    >>> print(escaped("a\\nb.csv"))
-    a\\nb.csv
+    >>> print(escaped("a\\nb.csv"), escaped("https://me:secret@host/a.csv?signature=secret"))
+    a\\nb.csv https://host/a.csv?…
     """
+    path = _without_secrets(path) if ":/" in path else path
     if path.isprintable():
         return path
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in path)
 
 
+def _without_secrets(text: str) -> str:
+    return _ASKED.sub(r"\1…", _WHO.sub(r"\1", text))
+
+
 def database(connection: str) -> str:
     """A connection without user, password and options."""
-    scheme, _, rest = connection.partition("://")
+    scheme, is_address, rest = connection.partition("://")
     if scheme == "sqlite":
         return connection
+    if not (is_address and scheme.isalnum()):
+        return "…"
     place, _, options = rest.partition("?")
     # Where the password has a ? of its own, nobody can tell what is what.
     return f"{scheme}://" + ("…" if "@" in options else place.rpartition("@")[2])
@@ -199,8 +211,8 @@ def delta_table(path: str) -> Any:
 
 
 def why(error: BaseException) -> str:
-    """What one of `UNREADABLE` says, in one line."""
-    return one_line(error)[:200] or "it takes more memory than there is"
+    """What one of `UNREADABLE` says, in one line, without what may be secret in an address."""
+    return _without_secrets(one_line(error))[:200] or "it takes more memory than there is"
 
 
 @contextlib.contextmanager
@@ -293,7 +305,7 @@ def _system(path: str) -> tuple[Any, str]:
     if scheme == "abfss":
         container, _, host = container.partition("@")
         return _azure(host.partition(".")[0]), f"{container}/{key}"
-    if "@" in container:
+    if _WHO.search(path):
         raise OSError("the address says who reads; give that by the environment (AWS_ACCESS_KEY_ID, …)")
     if scheme == "az":
         return _azure(os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")), inner
@@ -339,8 +351,8 @@ def _stream(path: str) -> Any:
 
 
 def _called(url: str) -> Any:
-    if "@" in urlsplit(url).netloc:
-        raise OSError("the address says who reads, which stands in every message; use one without it")
+    if _WHO.search(url):
+        raise OSError("the address says who reads; use one without it")
     return urllib.request.urlopen(url, timeout=SILENCE_S)  # noqa: S310 - http and https alone come here
 
 
@@ -399,8 +411,8 @@ class _Xz(_Over):
 def _headers_of(url: str) -> str | None:
     with _called(url) as answer:
         said = [answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
-    # A length alone stays while the content changes.
-    return " ".join(filter(None, said)) if any(said[:2]) else None
+    # A length alone stays while the content changes. What is asked does not stand in the name of an input.
+    return " ".join([*filter(None, said), urlsplit(url).query]) if any(said[:2]) else None
 
 
 def _object_of(path: str) -> str:

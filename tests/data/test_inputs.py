@@ -6,6 +6,7 @@ import http.server
 import io
 import lzma
 import os
+import re
 import threading
 import time
 import zipfile
@@ -185,6 +186,53 @@ def test_a_store_that_cannot_be_used_is_one_sentence_at_once(
         found("s3://bucket/x.csv")
     assert PASSWORD not in str(error.value)
     assert time.monotonic() - started < 20
+
+
+ADDRESSES = {
+    "http://me:s3cret@127.0.0.1:1/x.csv?sig=t0ken": "http://127.0.0.1:1/x.csv?…",
+    "https://127.0.0.1:1/x.csv?t0ken": "https://127.0.0.1:1/x.csv?…",
+    "http://me:s3/cret@127.0.0.1:1/x.csv": "http://127.0.0.1:1/x.csv",
+    "http://me:s3?cret@127.0.0.1:1/x.csv": "http://127.0.0.1:1/x.csv",
+    "http://127.0.0.1:1/@me/x y.csv?sig=t0ken": "http://127.0.0.1:1/@me/x y.csv?…",
+    "ftp://me:s3cret@host/x.csv": "ftp://host/x.csv",
+    "azure://me:s3cret@host/x.csv": "azure://host/x.csv",
+    "s3://me:s3/cret@bucket/x.csv": "s3://bucket/x.csv",
+    "az://container/x.csv?sig=t0ken": "az://container/x.csv?…",
+    "https:/me:s3cret@host/x.csv?sig=t0ken": "https:/host/x.csv?…",
+    # What is no secret.
+    "abfss://container@account.dfs.core.windows.net/x.csv": None,
+    "s3://bucket/a@2:30/day-?.csv": None,
+    "/data/a?b=c@d.csv": None,
+}
+
+
+@pytest.mark.parametrize("path", ADDRESSES)
+def test_no_name_and_no_error_of_an_input_shows_what_may_be_secret_in_its_address(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    name = shown(File(path=path))
+    assert name == (ADDRESSES[path] or path)
+    # It may be written out twice.
+    assert inputs.escaped(name) == name
+    if ADDRESSES[path] is not None:
+        with pytest.raises(DataError) as error:
+            fingerprint(find(source(path), "s")[0])
+        assert not re.search("s3|cret|t0ken", str(error.value).replace("s3:", "").replace("s3,", ""))
+
+
+@pytest.mark.parametrize("connection", ["host=x password=s3cret", "postgres:/me:s3cret@h", "a=b://s3cret"])
+def test_a_connection_that_is_no_address_is_not_shown(connection: str) -> None:
+    assert (
+        shown(File.model_validate({"sql": {"connection": connection, "query": "SELECT 1"}})) == "…: SELECT 1"
+    )
+
+
+def test_a_page_asked_for_something_else_is_another_one_though_its_name_is_the_same(web: str) -> None:
+    PAGES["/pages.csv"] = b"aa"
+    one, two = (File(path=f"{web}/pages.csv?page={number}") for number in (1, 2))
+    assert shown(one) == shown(two)
+    assert fingerprint(one) != fingerprint(two)
 
 
 def test_a_table_in_a_folder_is_found_as_one_input(tmp_path: Path) -> None:
