@@ -332,6 +332,12 @@ def _require_condition(text: str, rows: pl.DataFrame, *at: object) -> None:
         raise wrong(f"{text!r} is no condition: it is of type {dtype}", *at)
 
 
+def _behind(names: frozenset[str], derive: dict[str, "str | Function"]) -> frozenset[str]:
+    """These columns, and those that they are derived from."""
+    more = frozenset[str]().union(*(columns_of(how) for name, how in derive.items() if name in names))
+    return names if more <= names else _behind(names | more, derive)
+
+
 class Source(Model):
     """A table of rows: where it is read, what its columns are, and what must hold."""
 
@@ -501,11 +507,19 @@ class Source(Model):
         return self.path if self.path is not None else (File(sql=self.sql),)
 
     def of(self, file: File) -> Self:
-        """The source as one of its files is to be read."""
+        """The source as one of its files is to be read.
+
+        Of the file's own columns those are hidden that a hidden one is made of, and so is its event time.
+        """
         own = ("format", "null_values", "true_values", "false_values", "event_time")
         given = {name: getattr(file, name) for name in own if getattr(file, name) is not None}
         merged = {name: getattr(self, name) | getattr(file, name) for name in ("rename", "columns", "derive")}
-        return self.model_copy(update=given | merged)
+        read = self.model_copy(update=given | merged)
+        time = self.hidden & {"event_time"}
+        reads = read.event_time.reads if time and read.event_time else frozenset[str]()
+        behind = _behind(self.hidden | reads, read.derive) & file.columns.keys()
+        only = {"machine_only": (*self.policy.machine_only, *time, *sorted(behind))}
+        return read.model_copy(update={"policy": self.policy.model_copy(update=only)})
 
     @property
     def identity(self) -> tuple[str, ...]:

@@ -258,6 +258,37 @@ def test_columns_that_are_made_of_hidden_names_do_not_name_them(tmp_path: Path) 
     assert verdict.quarantine.select("column", "rule", "value").rows() == [("load", "type", "x")]
 
 
+def test_what_hidden_columns_are_made_of_in_one_file_is_hidden_too(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(
+        "time,stamp,raw,other\n1,CANARY,1,x\n1,2020-01-01,CANARY 99kg,x\n1,2020-01-02,7,x\n"
+    )
+    document = {
+        "path": {
+            "path": str(tmp_path / "x.csv"),
+            "event_time": {"column": "stamp", "timezone": "UTC"},
+            "columns": {
+                "stamp": {"type": "string", "pattern": "2020-01-0[02-9]"},
+                "raw": {"type": "float", "max": 5},
+                "other": {"type": "float"},
+            },
+            "derive": {"grams": "raw * 1", "weight": "grams / 1000"},
+        },
+        "event_time": {"column": "time", "timezone": "UTC"},
+        "columns": {name: {"type": "float"} for name in ("time", "grams", "weight")},
+        "policy": {"machine_only": ["weight", "time"]},
+    }
+    source = config.Source.model_validate(document)
+    (verdict,) = blocks.check_file(source.inputs[0], source)
+    told = verdict.quarantine.select("column", "rule", "value").rows()
+    assert set(told) == {
+        ("stamp", "not_a_time", None),
+        ("stamp", "pattern", None),
+        ("raw", "type", None),
+        ("raw", "max", None),
+        ("other", "type", "x"),
+    }
+
+
 #: Functions of a project that quote what they are given, or give it back.
 TELLING = "def raises(name): raise ValueError(name.to_list())\ndef texts(name): return name\n"
 
