@@ -70,7 +70,8 @@ def see(
     seen = journal.read(storage, of.model, journal.LOOKS, MOST_BYTES)
     compared, newest, why = _recomputed(storage, of.model, package, window, rows)
     found, asked = judge(window, rows, seen, compared, why)
-    return found, skewed(compared) + stale(newest, of.fresh_s, window.until) + asked
+    old = stale(newest, of.fresh_s, window.until, is_told=not _withholds(package))
+    return found, skewed(compared) + old + asked
 
 
 def judge(
@@ -84,6 +85,11 @@ def judge(
     return found, [asked for test in tests for asked in test(found, earlier)]
 
 
+def _withholds(package: Package) -> bool:
+    """Whether there is anything in the sources of a version that people may not see."""
+    return any(policy.restricts for policy in skew.policies(package))
+
+
 def _recomputed(
     storage: Storage, model: str, package: Package, window: Closed, rows: pl.DataFrame
 ) -> tuple[list[Skew], dict[str, float], str]:
@@ -94,7 +100,7 @@ def _recomputed(
         held = skew.snapshots(storage, package)
         hidden = prediction_log.machine_only(storage, model, window.since, window.until)
         compared = skew.compare(package.feature_set, held, rows, hidden)
-        if any(policy.restricts for policy in skew.policies(package)):
+        if _withholds(package):
             # Of what not everybody may see no row is told.
             compared = [each._replace(example="") for each in compared]
         return compared, skew.newest(held), ""
@@ -185,16 +191,22 @@ def skewed(compared: Sequence[Skew]) -> list[Finding]:
     ]
 
 
-def stale(newest: Mapping[str, float], fresh_s: Mapping[str, float], until: float) -> list[Finding]:
-    """The sources whose newest row was older, at a window's end, than the project says that it may be."""
+def stale(
+    newest: Mapping[str, float], fresh_s: Mapping[str, float], until: float, *, is_told: bool = True
+) -> list[Finding]:
+    """The sources whose newest row was older, at a window's end, than the project says that it may be.
+
+    Unless it `is_told`, nothing says when that row happened: it is the value of a single row.
+    """
     found = []
     for source, limit in sorted(fresh_s.items()):
         # A table without time has no age.
         if source not in newest or newest[source] <= BEGINNING.timestamp() or until - newest[source] <= limit:
             continue
+        when = f"of {_when(newest[source])}, {lasting(until - newest[source])} before the window's end"
         said = (
-            f"the newest row of {source} is of {_when(newest[source])}, {lasting(until - newest[source])} "
-            f"before the window's end; {lasting(limit)} are allowed"
+            f"the newest row of {source} is {when if is_told else 'not new enough'}; "
+            f"{lasting(limit)} are allowed"
         )
         found.append(Finding(f"freshness of {source}", "data", 0.0, matters=True, evidence=said, harm=HARM))
     return found
@@ -268,8 +280,8 @@ def age(now: Figures, earlier: Sequence[Entry]) -> list[Finding]:
     p = above(old, ages, AGE_SPREAD)
     matters = not now["moves"] and old - mean > math.log(FACTOR)
     said = (
-        f"the features of the store end at {_when(now['watermark'])}, {lasting(math.exp(old))} before their "
-        f"rows are asked for; earlier windows' {lasting(math.exp(mean))} before"
+        f"the features of the store end {lasting(math.exp(old))} before their rows are asked for; "
+        f"earlier windows' {lasting(math.exp(mean))} before"
     )
     return [Finding("age of the features", "data", p, matters, said, HARM)]
 

@@ -1,7 +1,7 @@
 """Failed checks of a request's rows → the one error its caller gets."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import polars as pl
@@ -11,14 +11,14 @@ from mlops_ray.schema import Schema
 from mlops_ray.serving.documents import show
 
 
-def refuse_rejected(failures: pl.DataFrame, schema: Schema, hidden: Iterable[str] = ()) -> None:
+def refuse_rejected(failures: pl.DataFrame, schema: Schema, hidden: Collection[str] = ()) -> None:
     """Raises `InvalidRowError` for the first failed check that is not merely flagged."""
     if failures.height == 0:
         return
     rejected = failures.filter(pl.col("severity") != "flag")
     if rejected.height:
         failure = rejected.row(0, named=True)
-        message = _sentence(failure, schema, failure["column"] in hidden or failure["column"] is None)
+        message = _sentence(failure, schema, hidden)
         raise InvalidRowError(message, row=failure["row"], column=failure["column"])
 
 
@@ -28,11 +28,13 @@ def invalid(failures: pl.DataFrame) -> Counter[tuple[str, str]]:
     return Counter((column or "", rule) for column, rule in pairs)
 
 
-def _sentence(failure: dict[str, Any], schema: Schema, is_hidden: bool) -> str:
+def _sentence(failure: dict[str, Any], schema: Schema, hidden: Collection[str]) -> str:
     given, known = failure["value"], ""
+    is_hidden = failure["column"] in hidden or failure["column"] is None
     if failure["rule"] == "watermark" and given is not None:
-        # Behind the time stands up to when which source is known; that hides nothing of a row.
+        # Behind the time stands up to when which source is known; that may be the time of its newest row.
         given, _, known = given.partition("; ")
+        known = "" if hidden else known
     value = "the value" if is_hidden or given is None else show(given)
     limits = {column.name: column for column in schema.columns}.get(failure["column"])
     match failure["rule"]:

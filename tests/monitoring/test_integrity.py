@@ -174,7 +174,7 @@ def test_features_that_stand_still_are_found_and_a_history_that_never_moved_is_n
     assert found.matters
     assert found.p < 1e-3
     assert found.evidence == (
-        "the features of the store end at 2026-11-02T12:00, 1.08 days before their rows are asked for; "
+        "the features of the store end 1.08 days before their rows are asked for; "
         "earlier windows' 1.1 hours before"
     )
     assert not only(integrity.age(figures(age_s=26 * HOUR), earlier)).matters
@@ -290,14 +290,16 @@ def test_counts_make_no_smaller_p_values_than_they_say() -> None:
 class Stored:
     """A model whose `amount` is the newest load of a site in the history, and what it has answered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **policies: Any) -> None:
         past = {"source": "table", "features": {"amount": {"latest": "load"}}}
         row = {"on_request": {"hour": {"hour_of": "time"}}}
         self.project = packages.project(folder, features={"past": past, "row": row})
         self.storage = Storage.open(str(folder))
         self.store = FeatureStore(self.project, self.storage)
-        packed = packages.write(self.storage.path("packages", "one"), self.project, 1.0)
+        made_of = {"rows": 400, "policies": policies}
+        packed = packages.write(self.storage.path("packages", "one"), self.project, 1.0, training_set=made_of)
         packages.crown(self.storage, packages.NAME, 1, packed)
+        self.package = packed
         self.specs = looks._known(packed.folder, packed.digest)[1].specs
         begin = datetime.now(UTC) - timedelta(hours=1)
         random = np.random.default_rng(3)
@@ -383,6 +385,23 @@ def test_of_a_feature_for_machines_alone_only_the_number_of_rows_is_told(tmp_pat
     seen = model.look(log.with_columns(pl.col("feature.amount") + 1), hidden)
     (finding,) = [each for each in seen.look.findings if each.about == "skew of amount"]
     assert finding.evidence == "amount served differs from the history in 200 of 200 rows"
+
+
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_when_the_newest_row_happened_is_told_where_people_may_see_all(
+    is_hidden: bool, tmp_path: Path
+) -> None:
+    model = Stored(tmp_path, **{"table": {"machine_only": ["time"]}} if is_hidden else {})
+    log = model.answered()
+    newest: datetime = model.asked["time"].max()  # type: ignore[assignment]
+    window = Closed("1", newest.timestamp(), newest.timestamp() + DAY, Counts.empty(model.specs))
+    asked = Outlook(packages.NAME, Budget(), 0.0, {"table": 2 * HOUR})
+    _, found = integrity.see(model.storage, asked, model.package, window, log)
+    (stale,) = [each.evidence for each in found if each.about == "freshness of table"]
+    when = f"of {newest:%Y-%m-%dT%H:%M}, 1 day before the window's end"
+    assert stale == (
+        f"the newest row of table is {'not new enough' if is_hidden else when}; 2 hours are allowed"
+    )
 
 
 def test_data_that_come_late_open_no_alarm(tmp_path: Path) -> None:

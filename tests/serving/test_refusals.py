@@ -32,14 +32,18 @@ def test_the_limits_of_a_column_are_told_unless_nobody_may_see_it(rule: str, lim
     assert said[("load",)].endswith(limit.partition(",")[0])
 
 
-def test_a_time_past_the_watermark_is_told_which_source_is_known_up_to_when() -> None:
+def test_a_time_past_the_watermark_is_told_up_to_when_a_source_is_known_where_nothing_is_hidden() -> None:
     value = "2017-01-02T00:00:00.000000Z; 'meter' is known up to 2017-01-01T23:00:00.000000Z"
     known = (
         "cannot be predicted yet: 'meter' is known up to 2017-01-01T23:00:00.000000Z only, before the moment "
         "at which it would be predicted (past the watermark)"
     )
     assert refusal(value) == f"row 2, column 't': '2017-01-02T00:00:00.000000Z' {known}"
-    assert refusal(value, ("t",)) == f"row 2, column 't': the value {known}"
+    untold = "cannot be predicted yet: the data known so far ends before the moment at which it would be "
+    untold += "predicted (past the watermark)"
+    assert refusal(value, ("t",)) == f"row 2, column 't': the value {untold}"
+    # What is hidden may be the time of the source.
+    assert refusal(value, ("admitted",)) == f"row 2, column 't': '2017-01-02T00:00:00.000000Z' {untold}"
 
 
 @pytest.mark.parametrize(("value", "seen"), [("x", "'x'"), (None, "the value")])
