@@ -94,6 +94,17 @@ def types_in(data: bytes) -> frozenset[str]:
     return frozenset(skops.io.get_untrusted_types(data=data))
 
 
+def keeps_rows(data: bytes, x: Matrix) -> bool:
+    """Whether a model's file holds a row that it was fitted on, or numbers for each of them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        parts = [np.load(io.BytesIO(archive.read(name))) for name in archive.namelist() if name != SCHEMA]
+    return any(
+        len(part) == len(x) or (part.shape[1:] == x.shape[1:] and bool((part[:, None] == x).all(-1).any()))
+        for part in parts
+        if part.ndim and part.dtype.kind == "f"
+    )
+
+
 def load_class(path: str) -> Any:
     """What stands at a dotted path, which may lie beside the project file; raises `ConfigError`."""
     load_function(path)

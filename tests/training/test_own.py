@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -329,6 +330,31 @@ def test_a_path_that_leads_to_no_family_is_told_in_a_sentence(path: str, says: s
     with pytest.raises(MlopsError, match=says) as error:
         own.find_own(OwnFamily(path=path.format(beside=beside)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "keeps"),
+    [
+        ("sklearn.neighbors.KNeighborsRegressor", True),
+        ("sklearn.svm.SVR", True),
+        ("sklearn.cross_decomposition.PLSRegression", True),
+        ("sklearn.linear_model.HuberRegressor", False),
+        ("sklearn.ensemble.ExtraTreesRegressor", False),
+    ],
+)
+def test_an_estimator_that_keeps_rows_is_refused_where_people_may_not_see_them(
+    path: str, keeps: bool
+) -> None:
+    said = PROJECT | {
+        "training": {"families": [{"path": path}]},
+        "signing": {"trusted_types": sorted(KD_TREE | TREE)},
+    }
+    own.require_allowed(Project.model_validate(said))
+    for policy in ({"machine_only": "load"}, {"curated": {"rows": 5}}):
+        table = PROJECT["sources"]["table"] | {"policy": policy}  # type: ignore[index]
+        hiding = Project.model_validate(said | {"sources": {"table": table}})
+        with pytest.raises(ConfigError, match="keeps rows") if keeps else nullcontext():
+            own.require_allowed(hiding)
 
 
 @pytest.mark.parametrize("path", ALL)
