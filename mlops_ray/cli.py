@@ -1013,7 +1013,9 @@ def _print_rules(found: dict[str, list[dict[str, Any]]]) -> None:
         for rule in rules:
             expected, observed = f"{rule['expected']:,.1f}", f"{rule['observed']:,}"
             print(f"# {rule['support']:,} rows, {expected} expected to break it, {observed} do")
-            print(f"- {json.dumps({key: rule[key] for key in ('name', 'require')}, ensure_ascii=False)}")
+            written = json.dumps({key: rule[key] for key in ("name", "require")}, ensure_ascii=False)
+            # YAML reads the numbers as the characters that they are of.
+            print(f"- {plain(written)}")
 
 
 def _print_to_be_erased(found: dict[str, Any]) -> None:

@@ -104,8 +104,8 @@ def _template() -> jinja2.Template:
 def plain(text: str) -> str:
     """Text with what cannot be seen, or turns the text around it, written as its number.
 
-    >>> plain("a\\x00b\\u202ec\\n")
-    'a\\\\u0000b\\\\u202ec\\\\u000a'
+    >>> plain("a\\x00b\\u202ec\\U000e0001\\n")
+    'a\\\\u0000b\\\\u202ec\\\\U000e0001\\\\u000a'
     """
     return text if text.isprintable() else "".join(map(_seen, text))
 
@@ -113,7 +113,8 @@ def plain(text: str) -> str:
 def _seen(letter: str) -> str:
     # Zl, Zp, Cc, Cf, Cs, Co: separators of lines, and characters without a shape.
     hidden = unicodedata.category(letter) in {"Zl", "Zp", "Cc", "Cf", "Cs", "Co"} and letter not in JOINERS
-    return f"\\u{ord(letter):04x}" if hidden else letter
+    number = ord(letter)
+    return (f"\\u{number:04x}" if number < 1 << 16 else f"\\U{number:08x}") if hidden else letter
 
 
 def cut(text: str, most: int = LONGEST_NAME) -> str:

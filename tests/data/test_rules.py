@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pytest
+import yaml
 from scipy.stats import binom
 
+from mlops_ray import cli
 from mlops_ray.config import RuleSpec
 from mlops_ray.data import rules
 from mlops_ray.data.rules import Proposal, mine
@@ -335,6 +337,23 @@ def test_of_many_rows_a_sample_is_looked_at_and_all_are_counted(monkeypatch: pyt
     assert_sound(found, rows)
     assert {f.kind for f in found} == {"pair", "range", "order"}
     assert all(f.observed == 3 * len(PLANTED[f.kind]) for f in found)
+
+
+def test_what_is_printed_to_be_copied_moves_no_cursor_and_says_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    value = "m\x9b2J\u202e\U000e0001ü"
+    is_first = pl.Series(range(10_000)) % 10 < 2
+    frame = pl.DataFrame({"sex": ["f", value] * 5_000}).with_columns(
+        pregnant=pl.col("sex").eq("f") & is_first
+    )
+    (found,) = (each.to_json() for each in mine(frame, PATIENTS[:2]))
+    assert value in found["require"]
+    cli._print_rules({"people": [found]})
+    printed = capsys.readouterr().out
+    assert printed.replace("\n", "").isprintable()
+    assert "ü" in printed
+    assert yaml.safe_load(printed) == [{name: found[name] for name in ("name", "require")}]
 
 
 def test_a_proposal_is_plain_data() -> None:
