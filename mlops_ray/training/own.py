@@ -154,8 +154,8 @@ def require_allowed(project: Project) -> None:
             continue
         if keeps and any(policy.restricts for policy in project.policies):
             raise ConfigError(
-                f"a fitted {name} keeps rows that it was fitted on, and its package would tell what the policy"
-                " of a source hides; take a family that keeps none",
+                f"a fitted {name} keeps rows that it was fitted on, and its package would tell what the"
+                " policy of a source hides; take a family that keeps none",
                 at=("training", "families"),
             )
         if unknown := ", ".join(sorted(found - allowed)):
