@@ -115,7 +115,7 @@ def prepare(root: Path) -> tuple[Project, Storage, xgboost.Booster]:
         model=XgboostModel(bytes(booster.save_raw("ubj"))),
         encoder=encoder,
         feature_set=features,
-        target={},
+        target=project.target.model_dump(mode="json"),
         outcome=Outcome(),
         metrics={},
         baselines={},

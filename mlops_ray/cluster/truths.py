@@ -21,6 +21,8 @@ from mlops_ray.storage import Storage
 def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     """Takes in the labels of a Parquet or CSV file: `{"labels": …, "by": […]}`.
 
+    Those of keys whose rows were erased are left out, and there is how many as `erased`, where there are any.
+
     Raises `DataError` for a file that is none, or that holds what is no label, `ReleaseError` where no model
     is live whose requests they could be of, and `PolicyError` where rows may not be on this machine.
     """
@@ -34,9 +36,11 @@ def load(project: Project, storage: Storage, file: Path) -> dict[str, Any]:
     shown = [column for column in package.feature_set.request.columns if column.name not in hidden]
     with quoting_nothing(project.policies):
         parsed = _parsed(file, shown, package)
-    found = {"labels": parsed.height, "by": [name for name in parsed.columns if name != labels.LABEL]}
+    kept = labels.without_erased(storage, parsed, package.whose)
+    found = {"labels": kept.height, "by": [name for name in kept.columns if name != labels.LABEL]}
+    found |= {"erased": parsed.height - kept.height} if kept.height < parsed.height else {}
     audit.append(storage, "labels were loaded", audit.who(), {"model": project.project, **found})
-    labels.write(storage, project.project, parsed)
+    labels.write(storage, project.project, kept)
     return found
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import polars as pl
 
+from mlops_ray.data.erased import Erased
 from mlops_ray.data.prediction_log import ASKED, rewriting
 from mlops_ray.errors import DataError, StorageError, safe
 from mlops_ray.instants import LATEST, from_micros
@@ -37,6 +38,8 @@ SHOWN, SHOWN_CHARACTERS = 10, 40
 #: Words for yes and no, beside the names that a project gives them.
 WORDS: dict[str, float] = {"true": 1.0, "yes": 1.0, "1": 1.0, "false": 0.0, "no": 0.0, "0": 0.0}
 
+#: Sources, and which of their keys a column of a request is (`registry.package`).
+Whose = Sequence[tuple[str, Mapping[str, str]]]
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,15 @@ def parse(
         _require(series)
     values = _values(rows[LABEL], task, names)
     return pl.DataFrame([*typed, values])
+
+
+def without_erased(storage: Storage, labels: pl.DataFrame, whose: Whose) -> pl.DataFrame:
+    """Labels that `parse` made but for those of keys whose rows were erased, as far as they name a key."""
+    theirs = pl.repeat(False, labels.height, eager=True)
+    for source, keys in whose:
+        if named := [labels[name].alias(key) for name, key in keys.items() if name in labels.columns]:
+            theirs |= Erased.of(storage.root / "features", source).are_theirs(pl.DataFrame(named))
+    return labels.filter(~theirs)
 
 
 def write(storage: Storage, model: str, labels: pl.DataFrame) -> int:

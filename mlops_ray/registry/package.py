@@ -35,6 +35,7 @@ import orjson
 import polars as pl
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from mlops_ray.data.labels import Whose
 from mlops_ray.errors import PackageError
 from mlops_ray.features.definitions import FeatureSet
 from mlops_ray.registry import examples, models, signing
@@ -115,6 +116,16 @@ class Package:
     @cached_property
     def feature_set(self) -> FeatureSet:
         return FeatureSet.from_json(self.manifest["feature_set"])
+
+    @property
+    def whose(self) -> Whose:
+        """Of whom its requests are: sources, and which of their keys a column of a request is."""
+        features = self.feature_set
+        looked_up = [(view.source, dict(zip(on, view.keys, strict=True))) for view, on, _ in features.reads]
+        return (
+            *looked_up,
+            (self.manifest["target"]["source"], {name: name for name in features.request.names}),
+        )
 
     @property
     def outcome(self) -> Outcome:

@@ -20,6 +20,7 @@ import polars as pl
 from mlops_ray.config import Batching
 from mlops_ray.data.counts import Counts
 from mlops_ray.data.error_log import DEFECTS
+from mlops_ray.data.labels import Whose
 from mlops_ray.data.prediction_log import CHAMPION, SHADOW, Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
 from mlops_ray.errors import StorageError, one_line
@@ -68,6 +69,8 @@ class Served:
     #: Features that are no column of the request as it is, and those made of columns that nobody may see.
     features: tuple[str, ...] = ()
     hidden: frozenset[str] = frozenset()
+    #: Of whom its requests are (`Package.whose`).
+    whose: Whose = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -129,6 +132,7 @@ def loader(
             package.outcome.labels,
             tuple(name for name in features.names if name not in features.own_columns),
             features.made_of(hidden),
+            package.whose,
         )
 
     return load

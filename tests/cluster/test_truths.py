@@ -7,7 +7,9 @@ import pytest
 
 from mlops_ray import audit
 from mlops_ray.cluster import truths
+from mlops_ray.cluster.erasure import Erasure
 from mlops_ray.data import labels
+from mlops_ray.data.erased import Erased
 from mlops_ray.errors import DataError, PolicyError, ReleaseError, StorageError
 from mlops_ray.policy import HERE
 from mlops_ray.storage import Storage
@@ -74,6 +76,43 @@ def test_labels_are_recorded_before_they_are_taken_in_and_are_not_where_that_can
     with pytest.raises(StorageError, match="audit record cannot be written"):
         load(live, "truth.csv")
     assert stored(live) == before
+
+
+def test_labels_of_erased_rows_do_not_come_back_by_their_key_and_are_counted(live: Path) -> None:
+    load(live, "truth.csv")
+    project = packages.project(live / "storage")
+    storage = Storage.open(project.storage)
+    found = Erasure.of(project, storage, "table", {"site": "a"}, "request 17").run(lambda _: True)
+    assert found["labels"] == 1
+    assert load(live, "truth.csv") == {"labels": 1, "by": ["site", "time"], "erased": 1}
+    assert stored(live) == 2 * [("b", 2.0)]
+    *_, told = audit.entries(storage)
+    assert told["about"] == {"model": packages.NAME, "labels": 1, "by": ["site", "time"], "erased": 1}
+
+
+def test_whose_labels_are_is_told_by_what_requests_call_the_keys_of_each_source(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path))
+    table = packages.PROJECT["sources"]["table"]  # type: ignore[index]
+    shops = table | {"entity": "shop", "columns": table["columns"] | {"shop": {"type": "int"}}}
+    sold = table | {"columns": table["columns"] | {"seller": {"type": "int"}}}
+    seen = {"source": "shops", "join_keys": {"seller": "shop"}, "features": {"newest": {"latest": "load"}}}
+    project = packages.project(
+        tmp_path,
+        sources={"table": sold, "shops": shops},
+        features=packages.PROJECT["features"] | {"seen": seen},  # type: ignore[operator]
+    )
+    whose = packages.write(storage.path("packages", "one"), project, 2.0).whose
+    Erased.of(storage.root / "features", "shops").add({"shop": "7"}, "request 17", {"shop": "number"})
+    Erased.of(storage.root / "features", "table").add({"site": "a"}, "request 17", {"site": "text"})
+    for rows, left in {
+        (("seller", (7, 8)),): 1,
+        (("seller", (8, 8)), ("site", ("b", "a"))): 1,
+        # No key of theirs, and of a request that nobody knows any more.
+        (("shop", (7, 8)),): 2,
+        (("request_id", ("7", "a")), ("row", (0, 0))): 2,
+    }.items():
+        given = pl.DataFrame(dict(rows)).with_columns(label=pl.lit(1.0))
+        assert labels.without_erased(storage, given, whose).height == left, rows
 
 
 def test_labels_of_a_model_that_never_answered_are_refused(tmp_path: Path) -> None:

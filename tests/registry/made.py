@@ -81,7 +81,7 @@ def write(folder: Path, **changes: Any) -> Package:
         "model": linear(len(encoder.names)),
         "encoder": encoder,
         "feature_set": FEATURES,
-        "target": {"expr": "load"},
+        "target": {"source": "meter", "expr": "load"},
         "outcome": Outcome(clip=(0.0, 1.5)),
         "metrics": {"mae": 0.1},
         "baselines": {"no_change": {"mae": 0.2}},

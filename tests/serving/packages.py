@@ -67,7 +67,7 @@ def write(
         "task": "regression",
         "family": "linear",
         "params": {},
-        "target": {"expr": "cost"},
+        "target": {"source": "table", "expr": "cost"},
         "intervals": {},
         "origin": {},
         "metrics": {"mae": 0.041, "rmse": 0.06, "relative_mae": 0.118},

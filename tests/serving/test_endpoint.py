@@ -14,6 +14,7 @@ import pytest
 
 from mlops_ray import keys
 from mlops_ray.data import error_log, labels, prediction_log
+from mlops_ray.data.erased import Erased
 from mlops_ray.errors import PackageError, RequestError, StorageError
 from mlops_ray.keys import Keyring
 from mlops_ray.serving import record, release, truth
@@ -649,6 +650,18 @@ def test_labels_are_on_disk_when_they_are_answered(service: Service) -> None:
         {"request_id": "id-1", "row": 0, "label": 12.5},
         {"request_id": "id-2", "row": 1, "label": 3.0},
     ]
+
+
+def test_labels_of_erased_rows_are_not_stored_and_the_answer_does_not_tell_whose_they_are(
+    storage: Storage,
+) -> None:
+    service = Service(storage, lambda entry: replace(load(entry), whose=[("sites", {"site": "place"})]))
+    service.release("1")
+    Erased.of(storage.root / "features", "sites").add({"place": ROW["site"]}, "request 17", {"place": "text"})
+    given = [{"site": site, "time": ROW["time"], "label": 1} for site in (ROW["site"], "another")]
+    reply = service.call("POST", "/labels", "label", json={"labels": given})
+    assert (reply.status, reply.json["labels"]) == (200, 2)
+    assert [row["site"] for row in stored(service)] == ["another"]
 
 
 def test_labels_for_which_the_disk_has_no_room_are_asked_for_again(
