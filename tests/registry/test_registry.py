@@ -1,5 +1,6 @@
 """Versions in MLflow: registered, promoted, read back, and the same to MLflow's own loader and server."""
 
+import signal
 import tempfile
 import urllib.request
 from dataclasses import replace
@@ -27,6 +28,7 @@ from mlops_ray.registry.predictor import Predictor
 from mlops_ray.registry.registry import CAPACITY, COST, STATES, Registry
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
+from tests.features.writers import Writers
 from tests.registry.made import rows, write
 from tests.servers import free_port, mlflow_command
 
@@ -62,6 +64,30 @@ def registry(uri: str, folder: Path, package: Package) -> Registry:
         assert registry.register(package, run_id=run.id, metric="mae", cost=COSTS) == 1
         assert registry.register(package, run_id=run.id) == 2
     return registry
+
+
+def test_a_registration_killed_before_any_step_leaves_no_version_or_a_whole_one(tmp_path: Path) -> None:
+    uri, packed = f"sqlite:///{tmp_path / 'mlflow.db'}", write(tmp_path / "packages" / "demo", sign=KEY)
+    experiment, registry = tracking.prepare(uri, "demo", str(tmp_path / "artifacts")), Registry(uri)
+    steps, status, registered = 0, -signal.SIGKILL, list[int]()
+    with (
+        tracking.open_run(uri, experiment, "demo") as run,
+        Writers.started("tests.registry.registrars") as registrars,
+    ):
+        asked = {"folder": str(tmp_path), "packed": str(packed.folder), "run": run.id}
+        # Each begins beside what those before it have left, and the last one ends.
+        while status == -signal.SIGKILL:
+            steps += 1
+            pid = registrars.start("register", **asked, killed_before=steps)
+            status = registrars.wait(pid)
+            registered += registrars.done.get(pid, [])
+            for found in registry.versions("demo"):
+                folder = registry.package_folder("demo", found["version"])
+                assert (found["state"], found["family"]) == ("registered", packed.family)
+                assert Predictor.load(folder, None, trusted=TRUSTED).package.digest == found["digest"]
+    assert status == 0
+    assert [each["version"] for each in registry.versions("demo")][:1] == registered
+    assert steps > 12
 
 
 def test_promoting_moves_the_champion_and_retires_the_one_before(registry: Registry) -> None:
