@@ -18,6 +18,7 @@ from tritonclient import grpc as triton
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
+from mlops_ray import keys
 from mlops_ray.errors import UsageError
 from mlops_ray.keys import Keyring
 from mlops_ray.serving import messages, protocol, rpc
@@ -302,22 +303,55 @@ def test_what_is_no_header_of_ours_stays_outside(address: str, service: Service,
     assert headers["content-type"] == protocol.BINARY_TYPE
 
 
-@pytest.mark.parametrize(
-    ("method", "role", "expected"),
-    [("ModelInfer", "label", "PERMISSION_DENIED"), ("ModelInfer", "read", "PERMISSION_DENIED"),
-     *((method, None, "UNAUTHENTICATED") for method in ("ModelInfer", "ModelMetadata", "ServerMetadata"))],
-)  # fmt: skip
+#: Of each call the roles beside admin's; of the others, everybody.
+ALLOWED = {
+    "ModelInfer": {"predict"},
+    "ModelMetadata": {"predict", "read"},
+    "ServerMetadata": {"predict", "read"},
+}
+OPEN = {"ServerLive", "ServerReady", "ModelReady"}
+#: Who calls: nobody, somebody with a key that never was or is no more, and one of each role.
+CALLERS = (None, "wrong", "revoked", "predict", "label", "read", "admin")
+DENIED = {
+    (method, who): "PERMISSION_DENIED" if who in CALLERS[3:] else "UNAUTHENTICATED"
+    for method, roles in ALLOWED.items()
+    for who in CALLERS
+    if who not in {*roles, "admin"}
+}
+
+
+def metadata(service: Service, who: str | None) -> tuple[tuple[str, str], ...]:
+    """The key of a caller, as it is sent."""
+    held = {**service.keys, "wrong": "wrong"}
+    if who == "revoked":
+        held["revoked"] = keys.add(service.storage, "revoked", "admin")
+        keys.revoke(service.storage, "revoked")
+    return (("authorization", f"Bearer {held[who]}"),) if who else ()
+
+
+def test_each_call_is_answered_to_its_roles(address: str, service: Service) -> None:
+    assert rpc._PATHS.keys() == ALLOWED.keys() | OPEN
+    answered = {(method, who) for method in rpc._PATHS for who in CALLERS} - DENIED.keys()
+    with grpc.insecure_channel(address) as channel:
+        for method, who in sorted(answered, key=str):
+            ask = channel.unary_unary(f"/{messages.SERVICE}/{method}")
+            # Of an empty message.
+            found = ask.future(b"", metadata=metadata(service, who), timeout=PATIENCE_S)
+            assert code(found) in ("OK", "NOT_FOUND", "INVALID_ARGUMENT"), (method, who)
+
+
+@pytest.mark.parametrize(("method", "who"), DENIED)
 def test_without_the_key_for_it_nothing_is_read_or_asked(
-    address: str, service: Service, method: str, role: str | None, expected: str
+    address: str, service: Service, method: str, who: str | None
 ) -> None:
-    given = (("authorization", f"Bearer {service.keys[role]}"),) if role else ()
+    given = metadata(service, who)
     never, over = queue.SimpleQueue[bytes](), b""
     with grpc.insecure_channel(address) as channel:
         asking = channel.stream_unary(f"/{messages.SERVICE}/{method}")
         with pytest.raises(grpc.RpcError) as caught:
             asking(iter(never.get, over), metadata=given, timeout=PATIENCE_S)
         never.put(over)
-    assert code(caught.value) == expected
+    assert code(caught.value) == DENIED[method, who]
     assert "key" in caught.value.details()
     assert service.asked == []
 
