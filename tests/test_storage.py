@@ -108,6 +108,8 @@ def test_an_older_storage_is_read_and_refused_by_its_own_version_from_then_on(
     monkeypatch.undo()
     with pytest.raises(StorageError, match="of a newer version"):
         Storage.open(str(tmp_path))
+    # Who had opened it before, as a service that runs, is not told.
+    older.write_json({"n": 2}, "a.json")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "1"}', '{"format": true}'])
