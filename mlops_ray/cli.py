@@ -318,6 +318,8 @@ def submit(
     from mlops_ray.cluster import jobs
 
     place = jobs.Place.of(address)
+    if working_dir is None:
+        jobs.require_absolute(command)
     passed = jobs.variables(command, env or (), working_dir or Path())
     with place.connected() as client:
         id = jobs.submit(client, command, passed, place.token, name=name, folder=working_dir)
@@ -494,7 +496,10 @@ def erase(
 
     found = erasure.run(agrees)
     said = "erased" if found["erased"] else "nothing was erased; --yes does it"
-    _show(found, as_json, _print_kept, lambda _: print(said), _print_notes)
+    _show(found, as_json, lambda _: print(said), _print_kept, _print_notes)
+    if not (found["erased"] or as_json or sys.stdin.isatty()):
+        # A script must not take it for done.
+        raise UsageError("nothing was erased: nobody is here to be asked, and --yes is missing")
     if found["left"]:
         raise DataError(f"not all was erased: {', '.join(found['left'])} could not be computed anew")
 
@@ -520,6 +525,8 @@ def key_add(
         )
     key = keys.add(_open(file)[1], name, role, rate=rate)
     _show({"name": name, "role": role, "key": key}, as_json, lambda _: print(key))
+    if not as_json:
+        err.print("this key is shown once; requests send it as  Authorization: Bearer KEY", soft_wrap=True)
 
 
 @key_app.command("revoke", epilog="Example: mlops-ray key revoke web configs/factory_load.yaml")
@@ -985,7 +992,7 @@ def _borne(capacities: list[dict[str, Any]]) -> str:
 
 
 def _print_capacities(found: dict[str, Any]) -> None:
-    columns = ["machine", "cpu", "max_rows", "rows", "rate", "low", "high", "p99_ms", "error_rate"]
+    columns = ["machine", "cpu", "max_rows", "rows", "rate", "high", "p99_ms", "error_rate"]
     _print_table(columns, [[c[column] for column in columns] for c in found["capacities"]])
     for note in found["notes"]:
         print(f"note: {note}")

@@ -188,7 +188,10 @@ def spent(project: Project, storage: Storage, begin: dt.datetime | None, end: dt
     first, last = (edge.timestamp() if edge else other for edge, other in ((begin, 0.0), (end, math.inf)))
     entries = [entry for entry in meter.entries(storage, first, last) if first <= _middle(entry) < last]
     if not entries:
-        raise DataError("nothing was metered then")
+        raise DataError(
+            "nothing was metered then: what runs is noted once a minute while a service is up whose project"
+            " file has cost: {prices: …}; cost --plan says what one would cost"
+        )
     listed, notes = priced(project)
     shares = actual.metered(entries, listed, project.cost.region)
     spans = _spans(entries)

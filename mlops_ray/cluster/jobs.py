@@ -154,6 +154,19 @@ def variables(
     return {name: environ[name] for name in sorted({*named, *asked}) if name in environ}
 
 
+def require_absolute(command: Sequence[str]) -> None:
+    """Raises `UsageError` where a command that takes no folder along names a project file from this one.
+
+    A job begins in a folder of the cluster, which may hold another project's.
+    """
+    for file in _project_files(command, Path()):
+        if not file.is_absolute():
+            raise UsageError(
+                f"{file} is a file of this folder, and the job begins in one of the cluster: write its whole"
+                f" path ({file.resolve()}), or take the folder along (--working-dir .)"
+            )
+
+
 def _project_files(command: Sequence[str], base: Path) -> list[Path]:
     words = command if Path(command[0]).name == "mlops-ray" else ()
     return [base / word for word in words if word.endswith((".yaml", ".yml")) and (base / word).is_file()]

@@ -23,7 +23,7 @@ from mlops_ray.data.erased import Erased
 from mlops_ray.data.prediction_log import ASKED, rewriting
 from mlops_ray.errors import DataError, StorageError, safe
 from mlops_ray.instants import LATEST, from_micros
-from mlops_ray.schema import DTYPES, INSTANT, Column
+from mlops_ray.schema import DTYPES, INSTANT, Column, read_iso
 from mlops_ray.storage import PRIVATE, Storage, replacing
 
 FOLDER = "labels"
@@ -223,8 +223,10 @@ def labelled(
 def _typed(values: pl.Series, column: Column) -> pl.Series:
     if column.type == "datetime":
         if values.dtype == pl.String:
-            return values.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-        return values.cast(INSTANT)
+            return read_iso(values)
+        # A day has many instants, and what has no zone is none.
+        is_one = values.dtype.is_integer() or getattr(values.dtype, "time_zone", None) is not None
+        return values.cast(INSTANT) if is_one else pl.Series(values.name, [None] * len(values), INSTANT)
     if column.type == "bool":
         words = values.cast(pl.String).str.to_lowercase().replace_strict(WORDS, default=None)
         return words.cast(pl.Boolean).alias(values.name)
@@ -242,7 +244,10 @@ def _whole(values: pl.Series, dtype: pl.DataType) -> pl.Series:
 def _require(values: pl.Series) -> None:
     if values.null_count():
         at = int(values.is_null().arg_max() or 0)
-        raise DataError(f"row {at + 1} of the labels has no usable {values.name!r}")
+        hint = (
+            "; a time is written with its offset, e.g. 2026-11-01T00:00Z" if values.dtype == INSTANT else ""
+        )
+        raise DataError(f"row {at + 1} of the labels has no usable {values.name!r}{hint}")
 
 
 def _shown(given: Sequence[object]) -> str:

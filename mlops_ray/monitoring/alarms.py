@@ -152,15 +152,18 @@ class Alarms:
             going = opened = Episode(look.at, version)
             self.episodes = [*self.episodes, going][-MOST_EPISODES:]
         for finding in look.findings:
-            if finding.about in look.found or (finding.about in going.found and finding.matters):
-                before = going.found.get(finding.about, {"since": look.at})
+            before = going.found.get(finding.about)
+            if finding.about in look.found:
                 going.found[finding.about] = {
-                    "since": before["since"],
+                    "since": before["since"] if before is not None else look.at,
                     "kind": finding.kind,
                     "evidence": finding.evidence,
                     "harm": finding.harm,
-                    "p": finding.p_holm if finding.about in look.found else before.get("p"),
+                    "p": finding.p_holm,
                 }
+            elif before is not None and finding.matters:
+                # It goes on; what is said of it stays that of a look which found it.
+                before["harm"] = finding.harm
         if look.is_quiet:
             going.quiet += 1
         elif look.findings and look.is_whole:

@@ -1,6 +1,7 @@
 """A person's rows are erased from all that is kept, also where a run was killed; others' stay as they are."""
 
 import errno
+import io
 import os
 import shutil
 import struct
@@ -27,7 +28,7 @@ from mlops_ray.data import erasure as log_erasure
 from mlops_ray.data import ingest, labels, prediction_log
 from mlops_ray.data.prediction_log import Entry, PredictionLog, Shape
 from mlops_ray.data.rows import Rows, Table, together
-from mlops_ray.errors import DataError, MlopsError, StorageError, UsageError, safe
+from mlops_ray.errors import WRONG_USE, DataError, MlopsError, StorageError, UsageError, safe
 from mlops_ray.features import dataset
 from mlops_ray.features import erasure as feature_erasure
 from mlops_ray.features.history import History, read
@@ -726,15 +727,17 @@ def test_the_command_says_what_there_is_and_erases_by_yes_alone(
     world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
 
-    def command(*more: str) -> str:
+    def command(*more: str, status: int = 0) -> str:
         asked = ["--source", "people", "--key", f"person={WHO}", "--reason", REASON, *more]
         monkeypatch.setattr("sys.argv", ["mlops-ray", "erase", str(world.folder / "project.yaml"), *asked])
         with pytest.raises(SystemExit) as ended:
             cli.main()
-        assert not ended.value.code
+        assert (ended.value.code or 0) == status
         return capsys.readouterr().out
 
-    assert "nothing was erased; --yes does it" in command()
+    # Nobody can be asked: a script must not take it for done.
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    assert "nothing was erased; --yes does it" in command(status=WRONG_USE)
     assert not orjson.loads(command("--json"))["erased"]
     assert "features" in places(world)
     assert command("--yes").splitlines()[-1] == "erased"

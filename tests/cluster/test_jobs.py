@@ -126,6 +126,17 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_a_project_file_of_this_folder_is_no_name_for_one_of_the_cluster(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    for command in (["mlops-ray", "train", "/shared/project.yaml"], ["mlops-ray", "train", "there.yaml"]):
+        jobs.require_absolute(command)
+    jobs.require_absolute(["mlops-ray", "train", str(project / "project.yaml")])
+    with pytest.raises(UsageError, match=rf"write its whole path \({project}/project.yaml\), or take"):
+        jobs.require_absolute(["mlops-ray", "train", "project.yaml"])
+
+
 def test_what_project_files_ask_for_goes_along_by_name(project: Path) -> None:
     environ = {"DB_PASSWORD": "a", "PLACE": "b", "HOME": "/home/me", "MINE": "c", "OTHER": "d"}
     train = ["mlops-ray", "train", "project.yaml", "--json"]

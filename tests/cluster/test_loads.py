@@ -14,7 +14,7 @@ import orjson
 import polars as pl
 import pytest
 
-from mlops_ray import keys
+from mlops_ray import cli, keys
 from mlops_ray.client import Client
 from mlops_ray.cluster import joined, loads, looper, meter, releases
 from mlops_ray.cluster.loads import Size, Wanted
@@ -38,6 +38,7 @@ from mlops_ray.serving.offering import Offering, request
 from mlops_ray.serving.replica import Probe
 from mlops_ray.storage import Storage
 from mlops_ray.training import tracking
+from tests.cost import cases
 from tests.registry import made
 from tests.serving import packages
 from tests.serving.live import listening, service
@@ -359,3 +360,10 @@ def asking(url: str, storage: Storage) -> Iterator[list[float]]:
     finally:
         ended.set()
         thread.join()
+
+
+def test_a_terminal_shows_what_a_replica_bears(capsys: pytest.CaptureFixture[str]) -> None:
+    found = cases.measured(rate=120.0, high=220.0).to_json()
+    cli._print_capacities({"capacities": [found], "notes": ["a note"], "files": ["a.json"]})
+    shown = capsys.readouterr().out
+    assert all(each in shown for each in ("120", "220", "note: a note", "record      a.json"))

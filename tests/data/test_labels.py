@@ -147,7 +147,26 @@ def test_yes_and_no_are_read_as_they_are_called(
             {"load": [1.0], "label": [1.0]},
             "need the column 'request_id', or columns of the request: 'site', 'time'",
         ),
-        ({"site": ["a"], "time": ["soon"], "label": [1.0]}, "row 1 of the labels has no usable 'time'"),
+        *(
+            (
+                {"site": ["a", "a"], "time": [good, bad], "label": [1.0, 1.0]},
+                "row 2 of the labels has no usable 'time'; a time is written with its offset, e.g. 2026",
+            )
+            for good, bad in [
+                ("2026-11-01T00:00Z", "soon"),
+                ("2026-11-01T00:00+01:00", "2026-11-01"),
+                ("2026-11-01 00:00:00+0100", "2026-11-01 00:00:00"),
+                ("2026-11-01T00:00:00.5Z", "03.02.2025"),
+                ("2026-11-01T00:00:00Z", "02/03/2025"),
+            ]
+        ),
+        *(
+            (
+                {"site": ["a"], "time": [no_instant], "label": [1.0]},
+                "row 1 of the labels has no usable 'time'; a time",
+            )
+            for no_instant in (T.date(), T.replace(tzinfo=None))
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_row(rows: dict[str, list], said: str) -> None:  # type: ignore[type-arg]

@@ -1,6 +1,7 @@
 """Alarms cost what the budget allows, open once, and end when nothing differs any more."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -48,6 +49,18 @@ def test_all_that_a_look_asks_shares_what_it_spends() -> None:
 def test_beside_what_was_found_stands_what_is_likely() -> None:
     look = alarms.look(0.0, 1e-4, [asked("x", 1e-9), asked("y", 0.01), asked("z", 0.6)])
     assert (look.found, look.listed) == (("x",), ("y",))
+
+
+def test_what_is_said_of_a_finding_is_of_a_look_that_found_it_and_its_harm_is_the_latest() -> None:
+    state = Alarms(0.0)
+    looked(state, DAY, replace(MOVED, evidence="x is twice as much", harm=1.0))
+    looked(state, 2 * DAY, replace(SAME, evidence="x is half as much again", harm=0.5))
+    assert state.open is not None
+    about = state.open.found["x"]
+    assert (about["evidence"], about["p"], about["harm"]) == ("x is twice as much", 1e-6, 0.5)
+    looked(state, 3 * DAY, replace(MOVED, evidence="x is three times as much", harm=2.0))
+    about = state.open.found["x"]
+    assert (about["evidence"], about["since"], about["harm"]) == ("x is three times as much", DAY, 2.0)
 
 
 def test_one_episode_is_open_at_a_time_and_gathers_what_is_found() -> None:
