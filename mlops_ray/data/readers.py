@@ -31,6 +31,9 @@ __all__ = ["Block", "Reader", "reader"]
 
 #: Of a column of a Parquet file, what is read at a time: whole columns of a row group may be large.
 COLUMN_BYTES = 1 << 20
+#: A few bytes of a Parquet file can repeat a long text in each row: a block of it ends with so many bytes,
+#: and so few rows are decoded at a time that the longest texts of a dictionary in each would not be more.
+BATCH_BYTES = 32 << 20
 #: Lines whose keys are taken for the columns of a JSON lines file.
 SAMPLE_LINES = 1_000
 #: A line that is no JSON object.
@@ -249,20 +252,55 @@ def _objects(path: str, lines: list[bytes], before: int, wanted: Sequence[str], 
 
 
 def _parquet(path: str) -> tuple[list[str], values.Frames]:
+    def frames(wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
+        stream = inputs.seekable(path)
+        with _parquet_file(stream) as file:
+            yield from _frames(file.iter_batches(_rows_at_a_time(stream, wanted), columns=list(wanted)))
+
+    with _parquet_file(inputs.seekable(path)) as file:
+        return file.schema_arrow.names, frames
+
+
+def _parquet_file(stream: Any, **options: Any) -> Any:
     from pyarrow import parquet
 
-    def opened_file() -> Any:
-        return parquet.ParquetFile(
-            inputs.seekable(path), buffer_size=COLUMN_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
+    return parquet.ParquetFile(
+        stream, buffer_size=COLUMN_BYTES, pre_buffer=False, page_checksum_verification=True, **options
+    )
 
-    def frames(wanted: Sequence[str]) -> Iterator[pl.DataFrame]:
-        with opened_file() as file:
-            for batch in file.iter_batches(ROWS, columns=list(wanted)):
-                yield values.frame(batch)
 
-    with opened_file() as file:
-        return file.schema_arrow.names, frames
+def _rows_at_a_time(stream: Any, wanted: Sequence[str]) -> int:
+    """How many rows of a Parquet file are decoded at a time."""
+    from pyarrow import compute
+
+    whole, asked, longest = _parquet_file(stream), set(wanted), 0
+    columns = [whole.schema.column(at) for at in range(len(whole.schema))]
+    texts = [at for at, c in enumerate(columns) if c.path in asked and c.physical_type == "BYTE_ARRAY"]
+    file = _parquet_file(stream, read_dictionary=texts, metadata=whole.metadata)
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        names = [columns[at].path for at in texts if group.column(at).has_dictionary_page]
+        # With its first row comes the whole dictionary of a row group.
+        first = next(file.iter_batches(1, row_groups=[number], columns=names), None) if names else None
+        held = [each.dictionary for each in first or () if hasattr(each, "dictionary")]
+        longest = max(longest, sum(compute.max(compute.binary_length(each)).as_py() or 0 for each in held))
+    return max(1, min(ROWS, BATCH_BYTES // max(1, longest)))
+
+
+def _frames(batches: Iterator[Any]) -> Iterator[pl.DataFrame]:
+    """The rows of Arrow's batches, as many together as a block holds."""
+    from pyarrow import concat_batches
+
+    held: list[Any] = []
+    rows = size = 0
+    for batch in map(values.decoded, batches):
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if held and (rows > ROWS or size > BATCH_BYTES):
+            yield values.frame(concat_batches(held) if held[1:] else held[0])
+            held, rows, size = [], batch.num_rows, batch.nbytes
+        held.append(batch)
+    if held:
+        yield values.frame(concat_batches(held) if held[1:] else held[0])
 
 
 def _delta(path: str) -> tuple[list[str], values.Frames]:
@@ -284,11 +322,11 @@ def _delta(path: str) -> tuple[list[str], values.Frames]:
             batches = file.to_batches(
                 schema=rows.schema,
                 columns=list(wanted),
-                batch_size=ROWS,
+                batch_size=_rows_at_a_time(file.filesystem.open_input_file(file.path), wanted),
                 batch_readahead=1,
                 fragment_scan_options=options,
             )
-            yield from map(values.frame, batches)
+            yield from _frames(batches)
 
     return rows.schema.names, frames
 

@@ -59,6 +59,15 @@ def _text(value: Any) -> str | None:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
+def decoded(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows whose size is that of their values, of which no two share one."""
+    if not any(map(pa.types.is_dictionary, batch.schema.types)):
+        return batch
+    batch.validate(full=True)
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+
+
 def frame(batch: pa.RecordBatch) -> pl.DataFrame:
     """Typed rows, each column of a type that a schema casts without losing what it says."""
     # What is no text would end the process later, or worse.

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from mlops_ray.config import Csv, File, Source
-from mlops_ray.data import delimited, readers
+from mlops_ray.data import delimited, readers, values
 from mlops_ray.data.delimited import Delimited
 from mlops_ray.data.inputs import find, shown
 from mlops_ray.data.readers import NOT_JSON, Reader, reader
@@ -888,6 +888,39 @@ def test_times_without_end_and_durations_cost_no_more_than_their_rows(tmp_path: 
     parquet.write_table(table, tmp_path / "x.parquet")
     spec = source(tmp_path / "x.parquet", types={name: kind for name, (_, kind, _) in columns.items()})
     assert typed(spec) == list(zip(*(values for _, _, values in columns.values()), strict=True))
+
+
+def write_repeated(path: Path, texts: pa.Array) -> None:
+    if path.name == "table":
+        pl.DataFrame({"id": pl.Series(texts)}).write_delta(path)
+    else:
+        parquet.write_table(pa.table({"id": texts}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_category"), [("x.parquet", False), ("x.parquet", True), ("table", False)]
+)
+def test_a_long_text_that_a_dictionary_repeats_is_decoded_for_few_rows_at_a_time(
+    name: str, is_category: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BATCH_BYTES", 1 << 20)
+    decoded, sizes = values.decoded, list[int]()
+    monkeypatch.setattr(
+        values, "decoded", lambda batch: sizes.append(decoded(batch).nbytes) or decoded(batch)
+    )
+    texts = pa.array(["a"] * 100 + ["x" * 10_000] * 5_000 + ["b"] * 100)
+    write_repeated(tmp_path / name, texts.dictionary_encode() if is_category else texts)
+    frames = [block.frame for block in open_(source(tmp_path / name, types={"id": "string"})).blocks(["id"])]
+    assert pl.concat(frames)["id"].to_list() == texts.to_pylist()
+    assert max(sizes) <= 1.01 * (1 << 20)
+    assert len(frames) < 60
+
+
+def test_a_few_long_texts_make_no_small_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "BATCH_BYTES", 1 << 20)
+    write_repeated(tmp_path / "x.parquet", pa.array(["a", "x" * 5_000] + ["b"] * 9_998))
+    (block,) = open_(source(tmp_path / "x.parquet", types={"id": "string"})).blocks(["id"])
+    assert block.frame.height == 10_000
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.db", "x.csv.zip", "x.jsonl.zip", "x.xlsx.zip"])
