@@ -282,8 +282,10 @@ class LoadTest:
             return search(offering.offer, wanted.rate_from or first, allowed, self._say), machine
 
     def _say(self, probe: Probe) -> None:
-        seen = f"p99 {probe.p99_ms:g} ms, {probe.error_rate:.2%} failed"
-        self.progress.update(f"{probe.rate:.4g} requests/s: {seen}, {probe.state}")
+        slo = self.project.serving.slo
+        seen = f"p99 {probe.p99_ms:g} ms of {slo.p99_ms:g} allowed, {probe.error_rate:.2%} failed"
+        state = "too near to tell" if probe.state == "unclear" else probe.state
+        self.progress.update(f"{probe.rate:.4g} requests/s: {seen}: {state}")
 
     @contextlib.contextmanager
     def _replicas(self, size: Size) -> Iterator[tuple[str, dict[str, str]]]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlops_ray.data import error_log
 from mlops_ray.monitoring.dashboard.errors import Errors
 from mlops_ray.monitoring.dashboard.spans import Span
 from mlops_ray.storage import Storage
@@ -21,7 +22,7 @@ def wrong(found: Document, logged: Document) -> list[str]:
     (`lately`).
 
     >>> model = {"name": "m", "alarms": [], "places": {"nodes": []}, "loop": None, "cost": None}
-    >>> wrong({"monitor": False, "said": "", "models": [model]}, {"errors": 0, "last": None})
+    >>> wrong({"monitor": False, "said": "", "models": [model]}, {"service": [], "commands": []})
     ['the monitor does not answer: nothing is counted meanwhile, and no alarm opens']
     """
     return [
@@ -30,11 +31,12 @@ def wrong(found: Document, logged: Document) -> list[str]:
     ]
 
 
-def lately(storage: Storage) -> dict[str, Any]:
-    """`{"errors", "last"}`: how many errors were logged in the last hour, and the last of them."""
+def lately(storage: Storage) -> dict[str, list[Document]]:
+    """The errors that were logged in the last hour, the newest first: of the `service`, and of `commands`."""
     now = time.time()
-    found = Errors(storage).search(Span(now - LATELY_S, now, LATELY_S), {"level": "error"})
-    return {"errors": found["count"], "last": found["lines"][0] if found["lines"] else None}
+    found = Errors(storage).search(Span(now - LATELY_S, now, LATELY_S), {"level": "error"})["lines"]
+    of_commands = [line for line in found if line.get("process") == error_log.COMMAND]
+    return {"service": [line for line in found if line not in of_commands], "commands": of_commands}
 
 
 def _of_the_service(found: Document, logged: Document) -> Iterator[str]:
@@ -42,12 +44,16 @@ def _of_the_service(found: Document, logged: Document) -> Iterator[str]:
         yield found["said"]
     if found.get("monitor") is False:
         yield "the monitor does not answer: nothing is counted meanwhile, and no alarm opens"
-    last = logged["last"]
-    if last is not None:
-        at = time.strftime("%H:%M:%S", time.gmtime(last["at"]))
-        count = f"{logged['errors']:,} errors were" if logged["errors"] > 1 else "an error was"
-        where = f"{last.get('process', '')}, {last['stage']}".strip(", ")
-        yield f"{count} logged in the last hour, the last at {at} UTC ({where}): {last.get('said', '')}"
+    for who, one, many in (
+        ("service", "an error was logged in the last hour", "errors were logged in the last hour, the last"),
+        ("commands", "a command failed in the last hour", "commands failed in the last hour, the last"),
+    ):
+        if lines := logged[who]:
+            last, count = lines[0], sum(line["count"] for line in lines)
+            at = time.strftime("%H:%M:%S", time.gmtime(last["at"]))
+            where = f"{last.get('process', '')}, {last['stage']}".strip(", ")
+            begins = one if count == 1 else f"{count:,} {many}"
+            yield f"{begins}, at {at} UTC ({where}): {last.get('said', '')}"
 
 
 def _of_a_model(model: Document) -> Iterator[str]:

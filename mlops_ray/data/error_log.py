@@ -32,6 +32,8 @@ from mlops_ray.errors import Said, safe
 from mlops_ray.storage import PRIVATE, Storage
 
 FOLDER = "errors"
+#: What is said to be the process of whatever a command failed of.
+COMMAND = "command"
 #: Whatever may go wrong with one of many, which others must not feel: a panic of Polars is no `Exception`.
 DEFECTS: tuple[type[BaseException], ...] = (Exception, pl.exceptions.PanicException)
 #: How often is written, and how many lines at most each time; what is more of a kind counts in its last line.
@@ -255,11 +257,11 @@ def tell(storage: Storage, model: str, command: str, error: BaseException) -> No
     where, _ = _raised(error.__traceback__, "")
     line: Line = {"at": time.time(), "level": "error", "stage": command, "model": model, "version": ""}
     line |= {"request": "", "run": run_id(), "type": type(error).__name__, "status": None}
-    line |= {"said": safe(error)[:LONGEST], "where": where, "count": 1, "process": "command"}
+    line |= {"said": safe(error)[:LONGEST], "where": where, "count": 1, "process": COMMAND}
     day = time.strftime("%Y-%m-%d", time.gmtime(line["at"]))
     # A path that is no UTF-8 is a TypeError of orjson.
     with contextlib.suppress(OSError, TypeError):
-        path = storage.path(FOLDER, f"command-{day}.jsonl")
+        path = storage.path(FOLDER, f"{COMMAND}-{day}.jsonl")
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, PRIVATE)
         with open(descriptor, "ab") as file:
             if os.fstat(descriptor).st_size < MOST_OF_A_FILE:

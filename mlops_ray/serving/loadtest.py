@@ -269,7 +269,8 @@ def search(
         if len(seen.probes) > MOST_PROBES:
             raise ServiceError(
                 f"no rate was held again that held before, in {len(seen.probes)} probes: the service, or "
-                "what else runs on this machine, changes too much meanwhile"
+                "what else runs on this machine, changes too much meanwhile; stop what else runs and try "
+                "again, or allow more (serving.slo)"
             )
         seen.take(tried(rate))
     # Where all was unclear that did not hold, the limit may be above it.

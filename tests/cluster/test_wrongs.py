@@ -1,5 +1,6 @@
 """Status says first what is wrong, in sentences, and nothing where nothing is."""
 
+import logging
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from mlops_ray.data import error_log
 from mlops_ray.errors import StorageError
 from mlops_ray.storage import Storage
 
-QUIET = {"errors": 0, "last": None}
+QUIET: dict[str, Any] = {"service": [], "commands": []}
 MODEL: dict[str, Any] = {"name": "m", "alarms": [], "places": {"nodes": None}, "loop": None, "cost": None}
 
 
@@ -75,8 +76,18 @@ def test_errors_of_the_last_hour_are_told_and_older_ones_are_not(
     assert wrongs.lately(storage) == QUIET
     error_log.tell(storage, "m", "ingest", StorageError("the store is away"))
     (said,) = wrongs.wrong(document(), wrongs.lately(storage))
-    assert said.startswith("an error was logged in the last hour, the last at ")
+    assert said.startswith("a command failed in the last hour, at ")
     assert said.endswith(" UTC (command, ingest): the store is away")
     error_log.tell(storage, "m", "train", StorageError("no room"))
     (said,) = wrongs.wrong(document(), wrongs.lately(storage))
-    assert said.startswith("2 errors were logged in the last hour")
+    assert said.startswith("2 commands failed in the last hour, the last, at ")
+    # What the service failed of is told apart from what somebody has mistyped.
+    log = error_log.install(storage, "monitor")
+    logging.getLogger("mlops_ray.monitoring.looks").error("a window cannot be looked at")
+    logging.getLogger("mlops_ray").removeHandler(log)
+    error_log._installed.clear()
+    log.close()
+    first, second = wrongs.wrong(document(), wrongs.lately(storage))
+    assert first.startswith("an error was logged in the last hour, at ")
+    assert first.endswith(": a window cannot be looked at")
+    assert second == said
