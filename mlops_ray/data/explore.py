@@ -26,6 +26,8 @@ SAMPLE, SAMPLE_VALUES = 50_000, 1_500_000
 MOST_RELATED = 24
 #: Parts of a column beside the target.
 PARTS = 10
+#: Rows in which both of two columns are known, below which nothing is said of them: chance relates those.
+FEWEST_RELATED = 30
 #: Two columns that say nearly the same.
 SAME = 0.98
 #: Rows that are previewed.
@@ -131,7 +133,10 @@ def _preview(rows: pl.DataFrame) -> Document:
 def _correlation(sample: pl.DataFrame, names: Sequence[str]) -> Document:
     """Spearman's rank correlation, of rows where both are known, by ranks among all that are known."""
     names = [name for name in names if sample[name].n_unique() > 1][:MOST_RELATED]
-    return _matrix(names, sample.select(names).select(pl.all().rank()).to_pandas().corr().to_numpy())
+    return _matrix(
+        names,
+        sample.select(names).select(pl.all().rank()).to_pandas().corr(min_periods=FEWEST_RELATED).to_numpy(),
+    )
 
 
 def _association(sample: pl.DataFrame, names: Sequence[str]) -> Document:
@@ -148,6 +153,8 @@ def _cramer(a: Rows, b: Rows) -> float:
     from scipy.stats.contingency import chi2_contingency, crosstab
 
     known = (a >= 0) & (b >= 0)
+    if known.sum() < FEWEST_RELATED:
+        return math.nan
     table = crosstab(a[known], b[known]).count
     (r, k), n = table.shape, table.sum()
     if min(r, k) < 2:
@@ -160,7 +167,7 @@ def _cramer(a: Rows, b: Rows) -> float:
 
 
 def _matrix(names: Sequence[str], values: Numbers) -> Document:
-    if len(names) < 2:
+    if not np.isfinite(values[np.triu_indices(len(names), 1)]).any():
         return {"columns": [], "values": []}
     rows = [[round(v, 4) if math.isfinite(v) else None for v in row] for row in values.tolist()]
     return {"columns": names, "values": rows}
@@ -297,7 +304,8 @@ def _of_target(target: Document) -> Iterator[Document]:
         which = "A class" if label is None else f"The class {value(cut(label))}"
         yield finding("problem", f"{which} has under {learning.TOO_FEW_OF_CLASS} rows: too few to learn it.")
     if target["missing"]:
-        yield finding("note", f"{target['missing']:,} rows have no target; {target['rows']:,} have one.")
+        total = target["rows"] + target["missing"]
+        yield finding("note", f"{target['missing']:,} of {total:,} rows have no target.")
     severities: dict[str, Kind] = {"helps": "note", "flat": "ok", "no better": "warning"}
     verdict = target["learning"]["verdict"]
     yield finding(severities.get(verdict, "problem"), target["learning"]["said"])

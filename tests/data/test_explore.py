@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from scipy.stats import spearmanr
 
-from mlops_ray.data.explore import Aim, explore
+from mlops_ray.data.explore import FEWEST_RELATED, Aim, _association, _correlation, explore
 from mlops_ray.data.explore_page import explore_page
 from mlops_ray.data.profile import View
 from mlops_ray.schema import INSTANT, Column
@@ -167,6 +167,15 @@ def test_correlations_are_those_of_scipy() -> None:
     assert found["columns"] == ["a", "b", "c"]
     assert np.array(found["values"]) == pytest.approx(spearmanr(frame.to_numpy()).statistic, abs=1e-4)
     assert "‘a’ and ‘c’ say nearly the same (rank correlation -1.00)" in said(look(frame))
+
+
+@pytest.mark.parametrize("rows", [FEWEST_RELATED - 1, FEWEST_RELATED])
+def test_nothing_is_said_of_columns_that_few_rows_relate(rows: int) -> None:
+    places = np.arange(rows)
+    sample = pl.DataFrame({"a": places, "b": 2 * places, "c": places % 2, "d": places % 2})
+    sample = sample.with_columns(pl.col("c", "d").cast(pl.String))
+    for found in (_correlation(sample, ["a", "b"]), _association(sample, ["c", "d"])):
+        assert (found["columns"] != []) == (rows >= FEWEST_RELATED)
 
 
 def test_categories_that_have_nothing_to_do_with_each_other_are_not_associated(whole: dict[str, Any]) -> None:
