@@ -206,7 +206,7 @@ def stale(
         when = f"of {_when(newest[source])}, {lasting(until - newest[source])} before the window's end"
         said = (
             f"the newest row of {source} is {when if is_told else 'not new enough'}; "
-            f"{lasting(limit)} are allowed"
+            f"it may be as old as {lasting(limit)}"
         )
         found.append(Finding(f"freshness of {source}", "data", 0.0, matters=True, evidence=said, harm=HARM))
     return found

@@ -92,7 +92,7 @@ def findings(of: Subject) -> Iterator[tuple[Kind, str]]:
     gone = sorted(((part, name) for name, part in of.missing.items() if part > MUCH_MISSING), reverse=True)
     for part, name in gone[:MOST_NAMED]:
         yield "note", f"{name} is missing in {share(part)} of the rows."
-    yield "note", f"It knows nothing but {_period(of.manifest)}."
+    yield "note", f"It was trained on {_period(of.manifest)}, and knows nothing else."
 
 
 def _period(manifest: Mapping[str, Any]) -> str:
@@ -138,7 +138,7 @@ def plots(found: Diagnosis, metric: Metric) -> dict[str, Block]:
         made[key] = Block(title, picture=draw(title, *what))
 
     top = found.importance[:MOST_DRAWN]
-    add("importance", "What it goes by", pictures.whiskers, top, 0, f"{name} worsens by, if shuffled")
+    add("importance", "Which features matter", pictures.whiskers, top, 0, f"{name} worsens by, if shuffled")
     if len(found.over_time) > 1:
         add("over_time", "Over time", pictures.lines, {"": found.over_time}, ("time", name), whole)
     add("learning", "By rows learned from", pictures.lines, learned, ("rows", name))
@@ -153,8 +153,8 @@ def plots(found: Diagnosis, metric: Metric) -> dict[str, Block]:
         add("precision_recall", "Precision by recall", pictures.lines, points, names, chance)
     else:
         edges, rows = zip(*found.curves["residuals"], strict=True)
-        add("residuals", "Label less answer", lambda title: pictures.histogram(edges, rows[:-1], title))
-        add("bias", "Label less answer, by answer", pictures.lines, answers, ("answer", "mean"), ("", 0, 0))
+        add("residuals", "Label minus answer", lambda title: pictures.histogram(edges, rows[:-1], title))
+        add("bias", "Label minus answer, by answer", pictures.lines, answers, ("answer", "mean"), ("", 0, 0))
     return {key: block for key, block in made.items() if block.picture}
 
 

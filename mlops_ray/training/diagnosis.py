@@ -84,7 +84,7 @@ class Diagnosis:
 
     `importance` is by how much the metric worsens where a column is shuffled: the mean, the least and the
     most of the shuffles. `by_answer` is of bins of answers, at their mean: of a classification the share of
-    positives, of a regression the mean residual, label less answer. `curves` are, of a classification, "roc"
+    positives, of a regression the mean residual, label minus answer. `curves` are, of a classification, "roc"
     (false and true positive rate) and "precision_recall" (recall and precision), of a regression "residuals"
     (edge and rows up to the next one).
     """

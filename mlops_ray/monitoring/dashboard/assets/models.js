@@ -22,7 +22,7 @@ export function build({ data }, { link, chosen }) {
       "The monitor does not answer; counts stand still until it is back."),
     el("dl", { class: "tiles" },
       tile("Live", plural(models.length, "model"), plural(sum((m) => (m.challenger ? 1 : 0)), "release") + " going on"),
-      tile("Alarms that go on", String(alarms), plural(sum((m) => m.alarms), "alarm") + " opened " + chosen.words, alarms ? "bad" : "ok"),
+      tile("Open alarms", String(alarms), plural(sum((m) => m.alarms), "alarm") + " opened " + chosen.words, alarms ? "bad" : "ok"),
       tile("Requests", compact(total("requests")), chosen.words),
       tile("Failed (5xx)", shareOf(total("failed"), total("requests")), compact(total("failed")) + " requests", total("failed") ? "" : "ok"),
       el("div", { class: "tile" }, el("dt", {}, "Errors logged"), el("dd", {},
