@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -12,7 +12,7 @@ import typer
 from mlops_ray import __version__, cli, config, storage
 from mlops_ray.cluster import loop, meter
 from mlops_ray.features import definitions, manifest, shelves
-from mlops_ray.monitoring import alerting, state
+from mlops_ray.monitoring import alerting, alerts, state
 from mlops_ray.registry import package
 from mlops_ray.serving import record, score
 
@@ -52,12 +52,29 @@ def test_every_page_of_docs_is_one_that_the_readme_leads_to() -> None:
 
 
 def test_the_example_of_alerts_is_a_part_of_a_project_file(tmp_path: Path) -> None:
-    (alerts,) = [block for block in blocks("docs/monitoring.md", "yaml") if "alerts:" in block]
+    (example,) = [block for block in blocks("docs/monitoring.md", "yaml") if "alerts:" in block]
     file = tmp_path / "project.yaml"
     text = (ROOT / "configs" / "factory_load.yaml").read_text()
-    file.write_text(text.partition("monitoring:\n")[0] + alerts)
+    file.write_text(text.partition("monitoring:\n")[0] + example)
     environ = {"ALERT_URL": "https://hooks.example.org", "SMTP_URL": "smtp://localhost/ops@example.org"}
     assert len(config.load(file, environ).monitoring.alerts) == 4
+
+
+def test_a_webhook_s_fields_and_words_stand_in_the_page_as_they_are_sent() -> None:
+    text = (ROOT / "docs/monitoring.md").read_text()
+    (about,) = re.findall(r"^- A webhook gets `(.*?)`: (.*?)\n- ", text, re.MULTILINE | re.DOTALL)
+    shown, said = (" ".join(each.split()) for each in about)
+    sent = alerts.message([alerts.trial("m", 0.0)], "https://ml.example.org", 0.0)
+
+    def fields(of: Any) -> str:
+        if isinstance(of, list):
+            return f"[{fields(of[0])}]"
+        inner = {name: fields(value) if isinstance(value, list) else "" for name, value in of.items()}
+        return "{" + ", ".join(name + (f": {more}" if more else "") for name, more in inner.items()) + "}"
+
+    assert shown == fields(sent)
+    words = ["firing", "resolved", "event", *get_args(alerts.Why), *get_args(alerts.What)]
+    assert re.findall(r"`(?!status|why|what)(\w+)`", said) == words
 
 
 def test_the_example_of_costs_is_a_part_of_a_project_file(tmp_path: Path) -> None:
