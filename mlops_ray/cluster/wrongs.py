@@ -62,10 +62,10 @@ def _of_a_model(model: Document) -> Iterator[str]:
         if episode["resolved"] is None:
             found = "; ".join(each["evidence"] for each in episode["found"])
             yield f"{name}: an alarm is open: {found}"
-    if lost := model.get("lost"):
+    if lost := model.get("lost_lately"):
         yield (
-            f"{name}: of the rows that were answered so far, {lost:,} are missing from the prediction log (a"
-            " process was killed before it wrote them, or they could not be written)"
+            f"{name}: of the rows that were answered in the last day, {lost:,} are missing from the"
+            " prediction log (a process was killed before it wrote them, or they could not be written)"
         )
     misplaced = [node["address"] for node in model["places"]["nodes"] or () if not node["may"]]
     if misplaced:

@@ -14,6 +14,7 @@ import fcntl
 import io
 import logging
 import mmap
+import os
 import struct
 import threading
 import time
@@ -284,14 +285,19 @@ def answered(storage: Storage, model: str) -> int:
     return total
 
 
-def lost(storage: Storage, model: str) -> int:
-    """Rows that were answered and will not be found in the log: those of the living and of the dead."""
+def lost(storage: Storage, model: str, since: float = 0.0) -> int:
+    """Rows that were answered and will not be found in the log: those of the living and of the dead.
+
+    Not of those that have counted nothing `since` then, in seconds since 1970.
+    """
     folder = storage.root / FOLDER / model / COUNTERS
-    return sum(map(_lost_of, folder.glob("*"))) if folder.is_dir() else 0
+    return sum(_lost_of(path, since) for path in folder.glob("*")) if folder.is_dir() else 0
 
 
-def _lost_of(path: Path) -> int:
+def _lost_of(path: Path, since: float) -> int:
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        if os.fstat(file.fileno()).st_mtime < since:
+            return 0
         is_alive = False
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -46,13 +46,13 @@ def document(**of_model: Any) -> dict[str, Any]:
         ),
         ({"cost": {"held": ""}}, []),
         (
-            {"lost": 1_063},
+            {"lost_lately": 1_063},
             [
-                "m: of the rows that were answered so far, 1,063 are missing from the prediction log (a"
-                " process was killed before it wrote them, or they could not be written)"
+                "m: of the rows that were answered in the last day, 1,063 are missing from the prediction log"
+                " (a process was killed before it wrote them, or they could not be written)"
             ],
         ),
-        ({"lost": 0}, []),
+        ({"lost_lately": 0}, []),
     ],
 )
 def test_what_is_wrong_with_a_model_is_a_sentence(of_model: dict[str, Any], said: list[str]) -> None:

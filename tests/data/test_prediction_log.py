@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +236,7 @@ def test_after_a_hard_kill_the_rows_that_were_not_written_are_counted(storage: S
         assert prediction_log.lost(storage, MODEL) == 0
         os.kill(replica.pid, signal.SIGKILL)
     assert prediction_log.lost(storage, MODEL) == 3
+    assert [prediction_log.lost(storage, MODEL, time.time() + later) for later in (-60, 60)] == [3, 0]
     assert read(storage).height == 5
 
 
