@@ -208,8 +208,17 @@ def _damaged(seen: Seen, server: Server, sample: Sample, random: Random) -> None
         seen.see("damaged", [], "a damaged request hangs", raw)
         return
     statuses = statuses_of(said)
-    wrong = [status for status in statuses if not _may_be(status, TIMEOUT in raw)]
-    seen.see("damaged", statuses, f"status {wrong[0]} for a damaged request" if wrong else "", raw)
+    seen.see("damaged", statuses, wrong_statuses(statuses, raw), raw)
+
+
+def wrong_statuses(statuses: Sequence[int], raw: bytes) -> str:
+    """What is wrong with the statuses that came of a damaged request; empty where nothing is.
+
+    Who expects to be told to go on may be, where the body comes late (RFC 9110, 10.1.1).
+    """
+    asked = {100} if b"100-continue" in raw.lower() else set()
+    wrong = [each for each in statuses if each not in asked and not _may_be(each, TIMEOUT in raw)]
+    return f"status {wrong[0]} for a damaged request" if wrong else ""
 
 
 def statuses_of(said: bytes) -> list[int]:

@@ -40,7 +40,7 @@ from mlops_ray.serving.endpoint import INFER, LABELS
 from mlops_ray.serving.messages import message
 from tests.registry.made import FEATURES, REQUEST
 from tests.security import flood, guided, samples
-from tests.security.flood import Server, alone, statuses_of
+from tests.security.flood import Server, alone, statuses_of, wrong_statuses
 from tests.security.guided import Fuzzed, fuzz, lines_of, minimised, wrong
 from tests.security.samples import GRPC, JSON, MARKS, NAMES, RIGHT_ROW, Sample, forms, kept, seeds
 from tests.serving.live import LONG, listening, service
@@ -299,6 +299,12 @@ def test_no_request_over_http_fails_hangs_or_gets_anothers_answer(
     assert by[2]
     assert by[4]
     assert not found, f"kept, to be mended: {[path.name for path in found]}"
+
+
+def test_to_be_told_to_go_on_is_no_fault_where_it_was_asked_for() -> None:
+    assert wrong_statuses([100, 400], b"POST / HTTP/1.1\r\nExpect: 100-Continue\r\n\r\n") == ""
+    assert "status 100" in wrong_statuses([100, 400], b"POST / HTTP/1.1\r\n\r\n")
+    assert "status 500" in wrong_statuses([100, 500], b"POST / HTTP/1.1\r\nExpect: 100-continue\r\n\r\n")
 
 
 @pytest.mark.parametrize("file", files("*"), ids=lambda file: file.stem)
