@@ -145,8 +145,9 @@ class Replica:
     async def _flush(self) -> None:
         delta = self._outbox.delta()
         if delta is not None:
-            self._monitor = self._monitor or serve.get_deployment_handle(
-                deltas.DEPLOYMENT, deltas.APPLICATION
+            # It asks the controller, and waits for ever where the head is gone, while requests go on.
+            self._monitor = self._monitor or await asyncio.to_thread(
+                serve.get_deployment_handle, deltas.DEPLOYMENT, deltas.APPLICATION
             )
             async with asyncio.timeout(ACKNOWLEDGE_S):
                 self._outbox.acknowledge(await self._monitor.record.remote(delta))
