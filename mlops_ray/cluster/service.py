@@ -20,6 +20,7 @@ from mlops_ray.config import Project
 from mlops_ray.cost import holds
 from mlops_ray.data import error_log, prediction_log
 from mlops_ray.errors import ClusterError, MlopsError, StorageError
+from mlops_ray.instants import DAY_S
 from mlops_ray.policy import allowed_regions, withheld
 from mlops_ray.serving import heartbeats
 from mlops_ray.storage import Storage
@@ -39,8 +40,6 @@ ADDRESS = "address.json"
 LOOP = "loop"
 #: How what reads new data calls the place where the service reads it.
 ONLINE = "online store"
-#: Rows that were lost to the prediction log are wrong for a day.
-LATELY_S = 86_400.0
 #: A status that takes longer is no status.
 STATUS_TIMEOUT_S = 5.0
 
@@ -450,7 +449,7 @@ def status(project: Project, storage: Storage) -> dict[str, Any]:
             model["challenger"]["seen"] = seen if seen.get("turn") == model["challenger"]["turn"] else None
         model["loop"] = storage.read_json(LOOP, f"{model['name']}.json")
         model["cost"] = _cost(storage, model["name"])
-        model["lost_lately"] = prediction_log.lost(storage, model["name"], time.time() - LATELY_S)
+        model["lost_lately"] = prediction_log.lost(storage, model["name"], time.time() - DAY_S)
     is_quiet = heartbeats.silent_s(storage) > heartbeats.SILENT_S
     told = {
         "state": "live",

@@ -32,11 +32,18 @@ def wrong(found: Document, logged: Document) -> list[str]:
 
 
 def lately(storage: Storage) -> dict[str, list[Document]]:
-    """The errors that were logged in the last hour, the newest first: of the `service`, and of `commands`."""
-    now = time.time()
-    found = Errors(storage).search(Span(now - LATELY_S, now, LATELY_S), {"level": "error"})["lines"]
-    of_commands = [line for line in found if line.get("process") == error_log.COMMAND]
-    return {"service": [line for line in found if line not in of_commands], "commands": of_commands}
+    """The last error that each process logged in the last hour, with the `count` of all that it did.
+
+    The newest first: of the `service`, and of `commands`.
+    """
+    now, errors = time.time(), Errors(storage)
+    span, asked = Span(now - LATELY_S, now, LATELY_S), {"level": "error"}
+    found: dict[str, list[Document]] = {"service": [], "commands": []}
+    for process in errors.search(span, asked)["by"]["process"]:
+        logged = errors.search(span, asked | {"process": process})
+        who = "commands" if process == error_log.COMMAND else "service"
+        found[who].append({**logged["lines"][0], "count": logged["count"]})
+    return {who: sorted(lines, key=lambda line: -line["at"]) for who, lines in found.items()}
 
 
 def _of_the_service(found: Document, logged: Document) -> Iterator[str]:

@@ -133,10 +133,8 @@ def _preview(rows: pl.DataFrame) -> Document:
 def _correlation(sample: pl.DataFrame, names: Sequence[str]) -> Document:
     """Spearman's rank correlation, of rows where both are known, by ranks among all that are known."""
     names = [name for name in names if sample[name].n_unique() > 1][:MOST_RELATED]
-    return _matrix(
-        names,
-        sample.select(names).select(pl.all().rank()).to_pandas().corr(min_periods=FEWEST_RELATED).to_numpy(),
-    )
+    ranks = sample.select(names).select(pl.all().rank()).to_pandas()
+    return _matrix(names, ranks.corr(min_periods=FEWEST_RELATED).to_numpy())
 
 
 def _association(sample: pl.DataFrame, names: Sequence[str]) -> Document:

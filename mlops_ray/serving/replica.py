@@ -187,9 +187,6 @@ def _give_large_back() -> None:
 class Probe(Replica):
     """A replica under a load test: it does all that any other does, and no monitor hears of it."""
 
-    async def _write(self) -> None:
-        await asyncio.to_thread(self._log.flush, PAUSE_S)
-
     async def _flush(self) -> None:
         delta = self._outbox.delta()
         if delta is not None:

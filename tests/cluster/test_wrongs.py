@@ -81,6 +81,11 @@ def test_errors_of_the_last_hour_are_told_and_older_ones_are_not(
     error_log.tell(storage, "m", "train", StorageError("no room"))
     (said,) = wrongs.wrong(document(), wrongs.lately(storage))
     assert said.startswith("2 commands failed in the last hour, the last, at ")
+    # Also of more than a page shows all are counted.
+    for _ in range(299):
+        error_log.tell(storage, "m", "train", StorageError("no room"))
+    (said,) = wrongs.wrong(document(), wrongs.lately(storage))
+    assert said.startswith("301 commands failed in the last hour, the last, at ")
     # What the service failed of is told apart from what somebody has mistyped.
     log = error_log.install(storage, "monitor")
     logging.getLogger("mlops_ray.monitoring.looks").error("a window cannot be looked at")
