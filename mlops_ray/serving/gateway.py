@@ -18,6 +18,7 @@ from mlops_ray.policy import placed
 from mlops_ray.serving import direct, record, rpc
 from mlops_ray.serving.asgi import REQUEST_ID, Answered, App
 from mlops_ray.serving.documents import show
+from mlops_ray.serving.handles import Handles
 from mlops_ray.serving.routes import Routes
 from mlops_ray.storage import Storage
 
@@ -45,9 +46,8 @@ class Gateway:
         self._storage, self._listener = Storage.open(storage_root), listener
         error_log.install(self._storage, "gateway")
         self._routes = Routes(self._storage, self._snapshot, self._ping)
-        self._monitor: Any = None
         self._server: Any = None
-        self._handles: dict[str, Any] = {}
+        self._handles = Handles()
 
     def __serve_build_asgi_app__(self) -> App:
         """What Serve asks for the ASGI application."""
@@ -56,16 +56,14 @@ class Gateway:
 
     async def _snapshot(self) -> dict[str, Any]:
         async with asyncio.timeout(SNAPSHOT_S):
-            return cast(dict[str, Any], await self._watcher.snapshot.remote())
+            return cast(dict[str, Any], await (await self._monitor()).snapshot.remote())
 
     async def _ping(self) -> bool:
         async with asyncio.timeout(PING_S):
-            return cast(bool, await self._watcher.ping.remote())
+            return cast(bool, await (await self._monitor()).ping.remote())
 
-    @property
-    def _watcher(self) -> Any:
-        self._monitor = self._monitor or serve.get_deployment_handle(deltas.DEPLOYMENT, deltas.APPLICATION)
-        return self._monitor
+    async def _monitor(self) -> Any:
+        return await self._handles.get(deltas.DEPLOYMENT, deltas.APPLICATION)
 
     async def _start(self) -> None:
         self._routes.warm()
@@ -82,33 +80,39 @@ class Gateway:
         """What a replica of the model answers, or this gateway where the model is empty."""
         if not model:
             return await self._routes.exchange(method, path, headers, body)
-        handle = self._handles.get(model) or await asyncio.to_thread(self._find, model)
-        if handle is None:
-            return _error(404, f"no model {show(model)} is deployed here")
-        self._handles[model] = handle
-        response = handle.call.remote(path, headers, body, method)
         try:
             async with asyncio.timeout(ANSWER_S):
-                return cast(Answered, await response)
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
+                handle = await self._handle(model)
+                if handle is None:
+                    return _error(404, f"no model {show(model)} is deployed here")
+                return await _answer(handle.call.remote(path, headers, body, method))
         except TimeoutError:
-            response.cancel()
             return _away(504, model, f"no replica of {show(model)} answered within {ANSWER_S:.0f} s", headers)
         except (RayActorError, RayServeException, grpc.aio.AioRpcError):
-            self._handles.pop(model, None)
+            self._handles.drop(model, model)
             return _away(503, model, f"no replica of {show(model)} answered; send the request again", headers)
 
-    def _find(self, model: str) -> Any:
+    async def _handle(self, model: str) -> Any:
         """A handle on the model's deployment; None where it has no release, or no application."""
         # Names of other applications, and those that a caller made up, are no models.
-        if not any(document["model"] == model for document in record.read_all(self._storage)):
+        if (model, model) not in self._handles and not await asyncio.to_thread(self._is_released, model):
             return None
         try:
-            return serve.get_deployment_handle(model, model)
+            return await self._handles.get(model, model)
         except RayServeException:
             return None
+
+    def _is_released(self, model: str) -> bool:
+        return any(document["model"] == model for document in record.read_all(self._storage))
+
+
+async def _answer(response: Any) -> Answered:
+    """What a replica says; who waits no longer, or is gone, has it stop."""
+    try:
+        return cast(Answered, await response)
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
 
 
 def _away(status: int, model: str, sentence: str, headers: Mapping[str, str]) -> Answered:

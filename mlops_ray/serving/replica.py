@@ -32,6 +32,7 @@ from mlops_ray.registry import estimator, signing
 from mlops_ray.serving import autoscaling, direct
 from mlops_ray.serving.asgi import Answered, App
 from mlops_ray.serving.endpoint import PREFIX, Endpoint
+from mlops_ray.serving.handles import Handles
 from mlops_ray.serving.versions import Versions, loader
 from mlops_ray.storage import Storage
 
@@ -100,7 +101,7 @@ class Replica:
             explains=settings.explain == "on_request",
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._monitor: Any = None
+        self._handles = Handles()
         self._versions.load()
 
     def __serve_build_asgi_app__(self) -> App:
@@ -145,12 +146,9 @@ class Replica:
     async def _flush(self) -> None:
         delta = self._outbox.delta()
         if delta is not None:
-            # It asks the controller, and waits for ever where the head is gone, while requests go on.
-            self._monitor = self._monitor or await asyncio.to_thread(
-                serve.get_deployment_handle, deltas.DEPLOYMENT, deltas.APPLICATION
-            )
             async with asyncio.timeout(ACKNOWLEDGE_S):
-                self._outbox.acknowledge(await self._monitor.record.remote(delta))
+                monitor = await self._handles.get(deltas.DEPLOYMENT, deltas.APPLICATION)
+                self._outbox.acknowledge(await monitor.record.remote(delta))
 
 
 async def repeated(act: Callable[[], Awaitable[None]], every_s: float, tell: Callable[[str], None]) -> None:
