@@ -130,13 +130,13 @@ def verified(storage: Storage, heads: str | None = None) -> Entry:
             told[f", as {heads} tells"] = _heard(heads)
         for path, line in _lines(storage):
             entry = _entry(path, line)
-            found = _linked(entry, line, found)
+            found = _linked(entry, line, found, path)
             if entry["what"] == SETTLED and entry["about"].get("before") == heads:
                 left.add(found["number"])
             for where, known in told.items():
                 if not known.get(found["number"], set()) <= {found["digest"]}:
                     said = f"entry {found['number']} of the audit record is another than it was"
-                    raise StorageError(said + where)
+                    raise StorageError(f"{said}{where} ({FOLDER}/{path.name})")
     if found["number"] > 1 and not head["number"]:
         raise StorageError(f"{FOLDER}/{HEAD} is gone, which says how long the audit record is")
     for where, known in told.items():
@@ -165,15 +165,17 @@ def _unheard(heard: Iterable[int], left: set[int]) -> int | None:
     return None
 
 
-def _linked(entry: Entry, line: bytes, before: Entry) -> Entry:
+def _linked(entry: Entry, line: bytes, before: Entry, path: Path) -> Entry:
     """Number and digest of the line that follows another; raises `StorageError` where it does not."""
     number = before["number"] + 1
     sealed = {key: value for key, value in entry.items() if key != "digest"}
     if (entry["number"], entry["before"]) != (number, before["digest"]):
-        raise StorageError(f"the audit record has a gap before entry {entry['number']}")
+        raise StorageError(
+            f"the audit record has a gap before entry {entry['number']} ({FOLDER}/{path.name})"
+        )
     # The text is what people read: a name that is there twice would say two things.
     if entry["digest"] != digest(sealed) or orjson.dumps(entry) != line:
-        raise StorageError(f"entry {number} of the audit record was changed")
+        raise StorageError(f"entry {number} of the audit record was changed ({FOLDER}/{path.name})")
     return {"number": number, "digest": entry["digest"]}
 
 

@@ -568,4 +568,8 @@ def test_the_commands_tell_offline_whether_it_is_whole_and_what_it_says(
     (path,) = storage.root.joinpath("audit").glob("*.jsonl")
     path.write_bytes(path.read_bytes().replace(b'"step":2', b'"step":9'))
     status, out, err = command("audit", "verify")
-    assert (status, out, err) == (1, "", "error: entry 5 of the audit record was changed\n")
+    assert (status, out, err) == (
+        1,
+        "",
+        "error: entry 5 of the audit record was changed (audit/000001.jsonl)\n",
+    )

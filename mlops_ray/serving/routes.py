@@ -86,7 +86,9 @@ class Routes(Application):
         if call.path == "/dashboard" or call.path.startswith("/dashboard/"):
             return await self._dashboard(call)
         if call.path not in self._routes:
-            raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}")
+            # Where a person begins who knows the host alone.
+            instead = "; the dashboard is at /dashboard" if call.path == "/" else ""
+            raise NotFoundError(f"there is nothing at {call.path[:SHOWN_PATH]!r}{instead}")
         method, roles, handler = self._routes[call.path]
         authorize(self._keyring, call, *roles)
         call.allow(method)

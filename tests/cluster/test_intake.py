@@ -13,6 +13,7 @@ from mlops_ray.cluster.intake import STORED, Intake
 from mlops_ray.cluster.stages import Stages
 from mlops_ray.data import ingest
 from mlops_ray.errors import DataError, MlopsError, StorageError, safe
+from mlops_ray.features import history
 from mlops_ray.features.history import History, read
 from mlops_ray.features.store import FeatureStore
 from mlops_ray.storage import Storage
@@ -383,6 +384,19 @@ def test_a_commit_that_a_killed_run_did_not_tell_is_told_once_by_the_next(
         made.ingest("meter")
         (made.storage.root / "pipeline.json").unlink()
     assert [about["after"] for about in recorded(made, STORED)][1:] == [made.store.history("meter").commit]
+
+
+def test_a_commit_of_which_delta_has_dropped_the_log_is_told_no_second_time(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = intake(folder)
+    made.ingest("meter")
+    told = recorded(made, STORED)
+    monkeypatch.setattr(history, "_id", lambda *_: "")
+    made.ingest("meter")
+    (made.storage.root / "pipeline.json").unlink()
+    made.ingest("meter")
+    assert recorded(made, STORED) == told
 
 
 def test_a_look_at_rows_is_recorded_with_how_many_were_shown_and_none_of_them(folder: Path) -> None:

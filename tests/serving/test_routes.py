@@ -132,6 +132,12 @@ def test_everything_else_is_a_404_in_json(gateway: Gateway, path: str) -> None:
     assert list(reply.json) == ["error"]
 
 
+def test_who_begins_at_the_root_is_told_where_the_dashboard_is(gateway: Gateway) -> None:
+    assert gateway.call("GET", "/", None).json == {
+        "error": "there is nothing at '/'; the dashboard is at /dashboard"
+    }
+
+
 def test_the_models_are_listed_with_their_live_version(gateway: Gateway) -> None:
     models = gateway.call("GET", "/v2/models", "predict").json["models"]
     assert models == [{"name": "m", "version": "3", "state": "champion"}]
