@@ -1,6 +1,7 @@
 """What README.md and the pages of docs/ show is what comes out."""
 
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,14 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: str) -> N
 def test_every_page_of_docs_is_one_that_the_readme_leads_to() -> None:
     text = (ROOT / "README.md").read_text()
     assert [path.name for path in sorted((ROOT / "docs").iterdir()) if f"docs/{path.name}" not in text] == []
+
+
+def test_the_top_level_holds_nothing_but_what_a_newcomer_expects_there() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert {line.partition("/")[0] for line in tracked.splitlines()} == {
+        ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "Makefile", "README.md", "benchmarks", "cluster.yaml",
+        "configs", "docs", "mlops_ray", "pyproject.toml", "requirements.lock", "tests",
+    }  # fmt: skip
 
 
 def test_the_example_of_alerts_is_a_part_of_a_project_file(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_ray.errors import DataError
-from mlops_ray.features import history, windows
+from mlops_ray.features import commits, history, windows
 from mlops_ray.features.definitions import Stored, ViewTable
 from mlops_ray.features.join import join
 from mlops_ray.features.lookup import point_in_time
@@ -91,7 +91,7 @@ def test_a_history_cut_in_slices_and_buckets_gives_the_oracle_s_features(folder:
         whole = case.found()
         check(whole, case)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(history, "BUCKETS", buckets)
+            patch.setattr(commits, "BUCKETS", buckets)
             snapshots = {"s": case.snapshot(folder, files)}
             cut = join(case.asked, snapshots, case.feature_set, on_ray=False, rows_a_task=rows_a_task)
         assert cut.equals(whole)
